@@ -1,0 +1,46 @@
+"""Cursors: the ids that we give to events, and what of them may be seen by whom.
+
+A cursor is `<secret>-<seq>`, or `<secret>-<seq>.end` behind the end of a stream. Who holds the
+secret may read the stream, so it stands in the stream itself and nowhere else; the stream id,
+its digest, stands in headers, logs and metrics.
+"""
+
+import hashlib
+import re
+import secrets
+from dataclasses import dataclass, field
+
+_SECRET_BYTES = 16  # 128 bits, as a UUID or an RFC 6750 token would at least carry
+_LONGEST = 64
+_CURSOR = re.compile(r"([A-Za-z0-9_-]{22})-(0|[1-9][0-9]{0,14})(\.end)?")
+
+
+def new_secret() -> str:
+    """Return 128 random bits as 22 url-safe characters."""
+    return secrets.token_urlsafe(_SECRET_BYTES)
+
+
+def stream_id(secret: str) -> str:
+    """Return the public name of the stream that `secret` opens: 32 hexadecimal digits."""
+    return hashlib.blake2b(secret.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in a stream: behind the event `seq`, 0 for before the first one."""
+
+    secret: str = field(repr=False)
+    seq: int
+    ended: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.secret}-{self.seq}{'.end' if self.ended else ''}"
+
+
+def parse_cursor(text: str) -> Cursor | None:
+    """Read a cursor of ours out of hostile input, `None` where it is anything else."""
+    found = _CURSOR.fullmatch(text) if len(text) <= _LONGEST else None
+    if found is None:
+        return None
+    secret, seq, ended = found.groups()
+    return Cursor(secret=secret, seq=int(seq), ended=ended is not None)

@@ -1,0 +1,374 @@
+"""The wire format: bytes in, bytes and events out, in linear time, whatever the chunking.
+
+WHATWG HTML 9.2.5 and 9.2.6 (https://html.spec.whatwg.org/#parsing-an-event-stream) to the
+letter. Nothing here does I/O, keeps time, or knows why it is asked.
+
+`Splitter` cuts a byte stream between events and keeps every byte; `EventParser` reads what a
+client would dispatch; `format_sse_event` writes one block.
+"""
+
+import codecs
+import enum
+import re
+from typing import NamedTuple
+
+from sse_middleware.errors import EventFormatError
+from sse_middleware.events import DEFAULT_EVENT, Event
+
+BOM = codecs.BOM_UTF8
+
+# "end-of-line = ( cr lf / cr / lf )". The possessive `?+` never gives the LF of a CRLF back, so
+# a CR at the end of the buffer ends its line now and a LF that comes later is known as its half.
+_EOL = re.compile(rb"\r\n?+|\n")
+_BLANK_LINE = re.compile(rb"(?:\r\n?+|\n)(?:\r\n?+|\n)")
+_DATA_LINE = re.compile(rb"(?:\A|[\r\n])data[:\r\n]")
+_ID_LINE = re.compile(rb"(?:\A|[\r\n])id[:\r\n]")
+_RETRY_DIGITS = 18
+_EVENT_LINE = re.compile(rb"(?:\A|[\r\n])event: ?([^\r\n]*)")
+
+
+class Kind(enum.IntEnum):
+    """What a `Piece` is, and so what may stand behind it."""
+
+    BLOCK = 1
+    """One whole block, up to and with its blank line."""
+    LINE = 2
+    """A comment or an empty line between two blocks, or the LF of a CRLF cut in two."""
+    PART = 3
+    """A part of a block over the limit: more of it follows, nothing else may."""
+    LAST_PART = 4
+    """The end of a block over the limit, with its blank line."""
+    BOM = 5
+    """The byte order mark, which counts only as the first bytes of a stream."""
+
+
+class Piece(NamedTuple):
+    """Some bytes of the stream. All pieces and the tail, joined, are the stream."""
+
+    kind: Kind
+    data: bytes
+
+
+class Splitter:
+    """Cut a byte stream into blocks, with any chunking, and keep every byte.
+
+    A block is passed on when it is whole, a comment or an empty line between two blocks at once.
+    A block longer than `max_block_bytes` is passed on in parts as it comes, so that memory is
+    bounded by the limit and one chunk; the latch opens again at its blank line.
+    """
+
+    __slots__ = (
+        "_at_start",
+        "_buffer",
+        "_in_long_block",
+        "_lf_is_ours",
+        "_limit",
+        "_owed_lf",
+        "_searched",
+    )
+
+    def __init__(self, max_block_bytes: int) -> None:
+        self._limit = max_block_bytes
+        self._buffer = bytearray()
+        self._searched = 0  # no blank line begins before this offset, so no byte is read twice
+        self._owed_lf = False  # the last piece ended in CR: a LF that comes next is its half
+        self._lf_is_ours = False  # ... and we have written that half already
+        self._in_long_block = False
+        self._at_start = True
+
+    @property
+    def between_blocks(self) -> bool:
+        """Whether all that was passed on ends between two blocks."""
+        return not self._in_long_block
+
+    def feed(self, chunk: bytes) -> list[Piece]:
+        """Take the next bytes and return the pieces that are whole with them."""
+        if not self._buffer and self._is_one_block(chunk):
+            return [Piece(Kind.BLOCK, chunk)]
+        if not chunk:
+            return []
+        self._buffer += chunk
+        pieces: list[Piece] = []
+        if self._at_start and not self._pass_bom(pieces):
+            return pieces
+        if self._owed_lf:
+            self._settle_owed_lf(pieces)
+        self._pass_blocks(pieces)
+        return pieces
+
+    def flush(self) -> bytes:
+        """Return the unterminated tail, which no client dispatches, and forget it."""
+        tail = bytes(self._buffer)
+        self._buffer.clear()
+        self._searched = 0
+        return tail
+
+    def take_owed_lf(self) -> bytes:
+        """Return the LF that completes a cut CRLF, or nothing; who writes in between writes it.
+
+        The stream's own LF is then dropped when it comes. Where none comes a CR has become a
+        CRLF, which parses the same.
+        """
+        if not self._owed_lf or self._lf_is_ours:
+            return b""
+        self._lf_is_ours = True
+        return b"\n"
+
+    def _is_one_block(self, chunk: bytes) -> bool:
+        """Tell whether `chunk` is just one block with LF line ends: the usual case, made fast."""
+        return (
+            chunk.find(b"\n\n") == len(chunk) - 2
+            and b"\r" not in chunk
+            and not chunk.startswith(b"\n")
+            and len(chunk) <= self._limit
+            and not (self._in_long_block or self._owed_lf or self._at_start)
+        )
+
+    def _pass_bom(self, pieces: list[Piece]) -> bool:
+        """Pass a leading byte order mark on; return False while it may still become one."""
+        head = bytes(self._buffer[: len(BOM)])
+        if head != BOM and BOM.startswith(head):
+            return False
+        self._at_start = False
+        if head == BOM:
+            self._pass(pieces, Kind.BOM, len(BOM))
+        return True
+
+    def _settle_owed_lf(self, pieces: list[Piece]) -> None:
+        ours, self._owed_lf, self._lf_is_ours = self._lf_is_ours, False, False
+        if not self._buffer.startswith(b"\n"):
+            return
+        if ours:
+            del self._buffer[:1]
+        else:
+            self._pass(pieces, Kind.LINE, 1)
+
+    def _pass_blocks(self, pieces: list[Piece]) -> None:
+        buffer = self._buffer
+        while buffer:
+            if not self._in_long_block and self._pass_line(pieces):
+                continue
+            found = _BLANK_LINE.search(buffer, self._searched)
+            if found is not None:
+                if not self._in_long_block and found.end() > self._limit:
+                    self._in_long_block = True
+                kind = Kind.LAST_PART if self._in_long_block else Kind.BLOCK
+                self._in_long_block = False
+                self._pass(pieces, kind, found.end())
+                continue
+            self._searched = len(buffer) - _trailing_eol_length(buffer)
+            if self._in_long_block or len(buffer) > self._limit:
+                self._in_long_block = True
+                self._pass(pieces, Kind.PART, self._searched)
+            return
+
+    def _pass_line(self, pieces: list[Piece]) -> bool:
+        """Pass an empty or a comment line at the start of a block on, if it is whole."""
+        first = self._buffer[0]
+        if first in b"\r\n":
+            found = _EOL.match(self._buffer)
+        elif first == ord(":"):
+            found = _EOL.search(self._buffer, self._searched)
+        else:
+            return False
+        if found is None:
+            return False
+        end = found.end()
+        if first == ord(":") and _EOL.match(self._buffer, end):
+            return False  # a comment of its own block: `: ping` and its blank line stay one piece
+        self._pass(pieces, Kind.LINE, end)
+        return True
+
+    def _pass(self, pieces: list[Piece], kind: Kind, length: int) -> None:
+        if not length:
+            return
+        data = bytes(self._buffer[:length])
+        del self._buffer[:length]
+        self._searched = 0
+        self._owed_lf = data.endswith(b"\r") and not self._buffer
+        pieces.append(Piece(kind, data))
+
+
+def _trailing_eol_length(buffer: bytes | bytearray) -> int:
+    """Return the length of the line end that `buffer` ends with, 0 where it ends in a line."""
+    if buffer.endswith(b"\r\n"):
+        return 2
+    return 1 if buffer.endswith((b"\r", b"\n")) else 0
+
+
+def has_data(block: bytes) -> bool:
+    """Tell whether a client dispatches an event for this whole `block`."""
+    return block.startswith(b"data:") or _DATA_LINE.search(block) is not None
+
+
+def has_id(block: bytes) -> bool:
+    """Tell whether this whole `block` has an `id` line, of whatever value."""
+    # The substring look-up is there for its speed: most blocks have none.
+    if not block.startswith(b"id") and b"\nid" not in block and b"\rid" not in block:
+        return False
+    return _ID_LINE.search(block) is not None
+
+
+def event_name(block: bytes) -> bytes:
+    """Return the event type that this whole `block` names last, `b""` where it names none."""
+    names = _EVENT_LINE.findall(block)
+    return names[-1] if names else b""
+
+
+def add_line(block: bytes, line: bytes) -> bytes:
+    """Return the whole `block` with `line` behind its own lines, ended as those are."""
+    if block.endswith(b"\n\n"):
+        return block[:-1] + line + b"\n\n"
+    lines = block[: -(_trailing_eol_length(block))]
+    blank = block[len(lines) :]
+    return lines + line + line_end(lines) + blank
+
+
+def line_end(lines: bytes) -> bytes:
+    """Return the line end (CRLF, LF or CR) that `lines` close with, `b""` where they do not."""
+    length = _trailing_eol_length(lines)
+    return lines[-length:] if length else b""
+
+
+class EventParser:
+    """Read a byte stream as a client does, and return what it would dispatch.
+
+    WHATWG HTML 9.2.6. One deviation: a `retry` of more than 18 digits is ignored.
+
+    Attributes:
+        last_event_id: the last event id string, which a client sends when it reconnects.
+        retry: the reconnection time in milliseconds, `None` until the stream sets one.
+    """
+
+    def __init__(self) -> None:
+        self.last_event_id = ""
+        self.retry: int | None = None
+        self._buffer = bytearray()
+        self._searched = 0
+        self._at_start = True
+        self._after_cr = False
+        self._id = ""
+        self._reset_block()
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """Take the next bytes of the stream, cut anywhere, and return the events they complete."""
+        events: list[Event] = []
+        self._buffer += chunk
+        if not self._buffer or (self._at_start and not self._drop_bom()):
+            return events
+        if self._after_cr:
+            self._after_cr = False
+            if self._buffer.startswith(b"\n"):
+                del self._buffer[:1]
+        while (found := _EOL.search(self._buffer, self._searched)) is not None:
+            line = bytes(self._buffer[: found.start()])
+            self._after_cr = found.group() == b"\r" and found.end() == len(self._buffer)
+            del self._buffer[: found.end()]
+            self._searched = 0
+            if line:
+                self._read_line(line)
+            elif (event := self._dispatch()) is not None:
+                events.append(event)
+        self._searched = len(self._buffer)
+        return events
+
+    def _drop_bom(self) -> bool:
+        head = bytes(self._buffer[: len(BOM)])
+        if head != BOM and BOM.startswith(head):
+            return False
+        self._at_start = False
+        if head == BOM:
+            del self._buffer[: len(BOM)]
+        return True
+
+    def _reset_block(self) -> None:
+        self._data: list[str] = []
+        self._event = ""
+        self._block_id: str | None = None
+        self._block_retry: int | None = None
+
+    def _read_line(self, line: bytes) -> None:
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        match field:
+            case b"data":
+                self._data.append(value.decode("utf-8", "replace"))
+            case b"event":
+                self._event = value.decode("utf-8", "replace")
+            case b"id" if b"\0" not in value:
+                self._id = self._block_id = value.decode("utf-8", "replace")
+            case b"retry" if value.isdigit() and len(value) <= _RETRY_DIGITS:
+                self.retry = self._block_retry = int(value)
+
+    def _dispatch(self) -> Event | None:
+        # "Set the last event ID string of the event source to the value of the last event ID
+        # buffer" comes first: a block without data moves it too.
+        self.last_event_id = self._id
+        event = None
+        if self._data:
+            event = Event(
+                data="\n".join(self._data),
+                event=self._event or DEFAULT_EVENT,
+                id=self._block_id,
+                retry=self._block_retry,
+            )
+        self._reset_block()
+        return event
+
+
+def format_sse_event(
+    data: str | None = None,
+    *,
+    event: str | None = None,
+    id: str | None = None,  # noqa: A002 - the name of the field on the wire
+    retry: int | None = None,
+    comment: str | None = None,
+) -> bytes:
+    """Encode one block of an event stream, as UTF-8 and with its blank line.
+
+    Args:
+        data: the payload; each of its lines (LF, CR or CRLF) becomes a `data` line. Without it
+            a client dispatches nothing, but obeys the other fields.
+        event: the event's type; `None`, `""` and `"message"` write no line.
+        id: the last event id from here on; `""` resets it.
+        retry: the reconnection time in milliseconds.
+        comment: text that clients ignore, in one or more lines.
+
+    Raises:
+        EventFormatError: a field holds what would end its line or inject another one, or there
+            is no field at all.
+    """
+    lines = [f": {line}" for line in _lines(comment)] if comment is not None else []
+    if event:
+        _refuse("event", event, "\r\n")
+        if event != DEFAULT_EVENT:
+            lines.append(f"event: {event}")
+    if data is not None:
+        lines += [f"data: {line}" for line in _lines(data)]
+    if id is not None:
+        _refuse("id", id, "\r\n\0")
+        lines.append(f"id: {id}")
+    if retry is not None:
+        if (
+            isinstance(retry, bool)
+            or not isinstance(retry, int)
+            or not 0 <= retry < 10**_RETRY_DIGITS
+        ):
+            raise EventFormatError("retry", retry, "a whole number of milliseconds, 0 or more")
+        lines.append(f"retry: {retry}")
+    if not lines:
+        raise EventFormatError("event", None, "at least one of data, event, id, retry, comment")
+    try:
+        return ("\n".join(lines) + "\n\n").encode()
+    except UnicodeEncodeError as exc:
+        raise EventFormatError("event", exc.object, "text that UTF-8 can encode") from exc
+
+
+def _lines(text: str) -> list[str]:
+    # Not str.splitlines: U+2028 and its like end no line on this wire.
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def _refuse(field: str, value: str, characters: str) -> None:
+    if any(character in value for character in characters):
+        raise EventFormatError(field, value, f"text without any of {characters!a}")
