@@ -1,0 +1,69 @@
+"""Families: what kind of client asks, which decides what it may be sent beside the app's bytes.
+
+Named events and ids are needed by a native `EventSource`, whose page sees nothing else, and
+break other clients, several of which send the same `Accept`. So `EVENTSOURCE` is given only to
+who shows that it is one, and everybody else is `PLAIN`.
+"""
+
+import enum
+from urllib.parse import parse_qsl
+
+from sse_middleware.cursors import parse_cursor
+
+CURSOR_PARAMETERS = frozenset(("last_event_id", "lastEventId", "evs_last_event_id"))
+"""Query parameters that may carry a cursor: ours, and those of two polyfills."""
+
+_EXACT_ACCEPT = b"text/event-stream"
+
+
+class Family(enum.StrEnum):
+    """What kind of client asks."""
+
+    EVENTSOURCE = "eventsource"
+    """Reads named events and resumes by cursor: heartbeats, ids and an end it can see."""
+    PLAIN = "plain"
+    """Anything else: the app's bytes, and a comment when they pause for long."""
+
+
+def family_of(method: str, headers: dict[bytes, bytes], query_string: bytes) -> Family:
+    """Tell the family of a client from its request.
+
+    Args:
+        method: the HTTP method.
+        headers: what `request_headers` has picked.
+        query_string: the raw query, which may carry a cursor.
+    """
+    accept = [part.strip() for part in headers.get(b"accept", b"").lower().split(b";")]
+    if accept == [_EXACT_ACCEPT, b"events=named"] or _has_cursor(headers, query_string):
+        return Family.EVENTSOURCE
+    # "Set request's cache mode to "no-store"" (WHATWG HTML 9.2.2), for which a browser adds
+    # Cache-Control: no-cache (https://fetch.spec.whatwg.org/#http-network-or-cache-fetch). Of all
+    # clients only a native EventSource sends this pair unasked.
+    native = (
+        method == "GET"
+        and accept == [_EXACT_ACCEPT]
+        and headers.get(b"cache-control", b"").strip().lower() == b"no-cache"
+        and b"mcp-" not in headers
+    )
+    return Family.EVENTSOURCE if native else Family.PLAIN
+
+
+def splits_at_blank_lines(headers: dict[bytes, bytes]) -> bool:
+    """Tell whether a plain client is likely a hand-written parser that splits at blank lines.
+
+    Decoders of libraries send exactly this `Accept`; some of them dispatch an empty event at any
+    blank line, so that for them a comment has none.
+    """
+    return headers.get(b"accept", b"").strip().lower() != _EXACT_ACCEPT
+
+
+def _has_cursor(headers: dict[bytes, bytes], query_string: bytes) -> bool:
+    if parse_cursor(headers.get(b"last-event-id", b"").decode("latin-1")) is not None:
+        return True
+    if not any(name.encode() in query_string for name in CURSOR_PARAMETERS):
+        return False
+    try:
+        pairs = parse_qsl(query_string.decode("latin-1"), max_num_fields=100)
+    except ValueError:
+        return False
+    return any(name in CURSOR_PARAMETERS and parse_cursor(value) for name, value in pairs)

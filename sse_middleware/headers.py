@@ -1,0 +1,130 @@
+"""Headers: what a request tells us, which responses are ours, and what we add to them.
+
+Header names and values are bytes as in ASGI, the names in lower case where a server wrote them;
+an app may have written its own in any case.
+"""
+
+import re
+import secrets
+from collections.abc import Iterable
+from http import HTTPStatus
+
+from sse_middleware.options import OFF
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+_REQUEST_HEADERS = frozenset(
+    (
+        b"accept",
+        b"cache-control",
+        b"last-event-id",
+        b"traceparent",
+        b"x-trace-id",
+        b"x-request-id",
+    )
+)
+# https://www.w3.org/TR/trace-context/#traceparent-header: version 00 ends behind the flags, a
+# higher one may go on, ff is forbidden, and so are a trace or parent id of zeros only.
+_TRACEPARENT = re.compile(
+    rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
+)
+_TRACE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+
+def request_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Pick the headers that matter to us; a repeated one is joined as RFC 9110 5.3 says.
+
+    Any `Mcp-*` header is kept under the one name `mcp-`.
+    """
+    picked: dict[bytes, bytes] = {}
+    for name, value in raw:
+        if name in _REQUEST_HEADERS:
+            picked[name] = picked[name] + b", " + value if name in picked else value
+        elif name.startswith(b"mcp-"):
+            picked[b"mcp-"] = value
+    return picked
+
+
+def trace_id(headers: dict[bytes, bytes]) -> str:
+    """Return the request's trace id: from `traceparent`, else its own header, else a fresh one."""
+    found = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
+    if found is not None and (found[1] != b"00" or found[3] is None):
+        return found[2].decode()
+    for name in (b"x-trace-id", b"x-request-id"):
+        value = headers.get(name, b"")
+        if _TRACE_ID.fullmatch(value):
+            return value.decode()
+    return secrets.token_hex(16)
+
+
+def why_untouched(method: str, status: int, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return why a response is none of ours, `None` where it is an event stream to look after."""
+    content_type = b""
+    for name, value in headers:
+        lower = name.lower()
+        if lower == b"content-type":
+            content_type = value.partition(b";")[0].strip().lower()
+        elif lower == b"content-encoding" and value.strip().lower() != b"identity":
+            return "it has a content-encoding"
+    if content_type != b"text/event-stream":
+        return "it is no event stream"
+    if status != HTTPStatus.OK:
+        return "its status is not 200"
+    if method == "HEAD":
+        return "the method is HEAD"
+    return None
+
+
+def stream_headers(
+    app_headers: Iterable[tuple[bytes, bytes]],
+    *,
+    http_version: str,
+    trace_id: str,
+    stream_id: str,
+    max_seconds: float | None,
+    heartbeat_interval: float | None,
+    silence_threshold: float | None,
+) -> RawHeaders:
+    """Return the app's headers with ours behind them.
+
+    A header that the app has set stays, but `content-length` goes, since we add bytes, and of
+    two caching policies the stricter one is kept.
+    """
+    ours = {
+        b"x-trace-id": trace_id.encode(),
+        b"x-stream-id": stream_id.encode(),
+        b"x-stream-max-seconds": seconds(max_seconds),
+        b"x-heartbeat-interval": seconds(heartbeat_interval),
+        b"x-silence-threshold": seconds(silence_threshold),
+        b"x-accel-buffering": b"no",
+    }
+    if http_version == "1.1":
+        # RFC 9113 8.2.2 forbids it from HTTP/2 on, and HTTP/1.0 cannot keep what has no length.
+        ours[b"connection"] = b"keep-alive"
+    result: RawHeaders = []
+    cache_control: list[bytes] = []
+    for name, value in app_headers:
+        lower = name.lower()
+        if lower == b"content-length":
+            continue
+        if lower == b"cache-control":
+            cache_control.append(value)
+            continue
+        ours.pop(lower, None)
+        result.append((name, value))
+    result.append((b"cache-control", _cache_control(b", ".join(cache_control))))
+    result.extend(ours.items())
+    return result
+
+
+def seconds(value: float | None) -> bytes:
+    """Write a number of seconds as a header value, `None` as the settings write it."""
+    return OFF.encode() if value is None else f"{value:.10g}".encode()
+
+
+def _cache_control(of_app: bytes) -> bytes:
+    directives = {part.strip().lower() for part in of_app.split(b",")}
+    if b"no-store" in directives:
+        return of_app
+    private = b"private, " if b"private" in directives else b""
+    return private + b"no-cache, no-transform"

@@ -1,0 +1,129 @@
+"""The state machine of a stream, without a loop: time is an argument."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from sse_middleware import Event, EventParser, Options
+from sse_middleware.families import Family
+from sse_middleware.state import Due, Reason, StreamState
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def opened(family: Family = Family.EVENTSOURCE, **options: Any) -> tuple[StreamState, bytes]:
+    state = StreamState(
+        Options.from_environ({}, **options), family=family, trace_id="t", comment_is_block=True
+    )
+    return state, state.open(100.0, NOON)
+
+
+def last_event(data: bytes) -> Event:
+    return EventParser().feed(data)[-1]
+
+
+def test_time_makes_due_a_heartbeat_and_then_the_cap() -> None:
+    state, _ = opened(heartbeat_interval=4, stream_max_seconds=10)
+    assert state.deadline() == 104
+    assert [state.due(now) for now in (103.9, 104, 109.9, 110)] == [
+        Due.NOTHING,
+        Due.HEARTBEAT,
+        Due.HEARTBEAT,
+        Due.CAP,
+    ]
+
+
+def test_heartbeats_keep_their_rhythm_and_are_never_made_up_for() -> None:
+    state, _ = opened(heartbeat_interval=4, stream_max_seconds=None)
+    state.plan_heartbeat(104.5)
+    assert state.deadline() == 108
+    state.plan_heartbeat(131)
+    assert state.deadline() == 135
+
+
+def test_a_heartbeat_tells_the_time_of_day_of_its_moment() -> None:
+    state, _ = opened()
+    told = json.loads(last_event(state.heartbeat(105.25)).data)
+    assert told["timestamp"] == "2026-01-01T12:00:05.250+00:00"
+
+
+def test_events_put_a_plain_heartbeat_off_and_leave_an_eventsources_alone() -> None:
+    plain, _ = opened(Family.PLAIN, heartbeat_interval=4)
+    named, _ = opened(heartbeat_interval=4)
+    for state in (plain, named):
+        state.feed(b"data: x\n\n", 103)
+    assert (plain.deadline(), named.deadline()) == (107, 104)
+
+
+def test_a_foreign_ping_counts_as_activity() -> None:
+    state, _ = opened(Family.PLAIN, heartbeat_interval=4)
+    state.feed(b": ping\n\n", 103)
+    assert state.deadline() == 107
+    assert state.chunks == 0
+
+
+def test_bytes_that_are_held_back_are_no_activity() -> None:
+    state, _ = opened(Family.PLAIN, heartbeat_interval=4)
+    assert state.feed(b"data: x", 103) == b""
+    assert state.deadline() == 104
+
+
+@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("first", ["finish", "reach_cap", "fail"])
+@pytest.mark.parametrize("second", ["finish", "reach_cap", "fail"])
+def test_a_stream_ends_once_with_one_reason(family: Family, first: str, second: str) -> None:
+    state, _ = opened(family)
+    getattr(state, first)(110.0)
+    reason = state.reason
+    assert reason is not None
+    assert getattr(state, second)(111.0) == (b"", False)
+    assert state.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("family", "way", "name", "clean"),
+    [
+        (Family.EVENTSOURCE, "finish", "complete", True),
+        (Family.EVENTSOURCE, "reach_cap", "complete", True),
+        (Family.EVENTSOURCE, "fail", "error", True),
+        (Family.PLAIN, "finish", None, True),
+        (Family.PLAIN, "reach_cap", None, False),
+        (Family.PLAIN, "fail", None, False),
+    ],
+)
+def test_each_family_is_told_the_end_in_its_way(
+    family: Family, way: str, name: str | None, *, clean: bool
+) -> None:
+    state, _ = opened(family)
+    state.feed(b"data: a\n\n", 101)
+    end = getattr(state, way)(110.0)
+    assert end.clean is clean
+    assert [event.event for event in EventParser().feed(end.data)] == ([name] if name else [])
+
+
+def test_the_reasons_are_the_words_of_the_contract() -> None:
+    state, _ = opened()
+    told = json.loads(last_event(state.reach_cap(160.0).data).data)
+    assert told == {
+        "reason": "duration_cap",
+        "duration": 60.0,
+        "total_chunks": 0,
+        "total_tokens": 0,
+        "stream_id": state.stream_id,
+        "trace_id": "t",
+    }
+    assert {reason.value for reason in Reason} == {"finished", "duration_cap", "error"}
+
+
+def test_an_ended_stream_makes_no_heartbeat_due_but_can_still_reach_its_cap() -> None:
+    state, _ = opened(heartbeat_interval=4, stream_max_seconds=10)
+    state.finish(102.0)
+    assert state.deadline() == 110
+
+
+def test_the_cap_of_a_plain_stream_holds_only_where_someone_has_set_it() -> None:
+    assert opened(Family.PLAIN)[0].max_seconds is None
+    assert opened(Family.PLAIN, stream_max_seconds=60.0)[0].max_seconds == 60
+    assert opened(Family.EVENTSOURCE)[0].max_seconds == 60
