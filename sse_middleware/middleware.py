@@ -10,23 +10,21 @@ The object that lives as long as the app holds options only; all state of a requ
 import asyncio
 import logging
 import os
+from typing import Unpack
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_middleware.cursors import new_secret, stream_id
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.headers import request_headers, stream_headers, trace_id, why_untouched
-from sse_middleware.options import Options
+from sse_middleware.options import OptionArguments, Options
 from sse_middleware.responder import Responder
 from sse_middleware.tracing import TRACE_ID
 
 logger = logging.getLogger("sse_middleware")
 
-_IN_SCOPE = "sse_middleware"
-"""The scope's key while a request is ours, so that a second layer of us stands back."""
-
-TRACE_ID_IN_SCOPE = "trace_id"
-"""The scope's key of the trace id, for code that sees the scope alone."""
+IN_SCOPE = "sse_middleware"
+"""The scope's key while a request is ours: `{"trace_id": ...}`; a second layer stands back."""
 
 
 class SSEMiddleware:
@@ -42,7 +40,7 @@ class SSEMiddleware:
         TypeError: there is no such option.
     """
 
-    def __init__(self, app: ASGIApp, **options: object) -> None:
+    def __init__(self, app: ASGIApp, **options: Unpack[OptionArguments]) -> None:
         self.app = app
         self._misconfigured: ConfigurationError | None = None
         self._options = Options.from_environ({}, **options)
@@ -57,7 +55,7 @@ class SSEMiddleware:
         """Handle one connection as ASGI 3 says."""
         if self._misconfigured is not None:
             await self._refuse_start(self._misconfigured, scope, receive, send)
-        elif scope["type"] != "http" or not self._options.enabled or _IN_SCOPE in scope:
+        elif scope["type"] != "http" or not self._options.enabled or IN_SCOPE in scope:
             await self.app(scope, receive, send)
         else:
             await self._handle(scope, receive, send)
@@ -67,14 +65,13 @@ class SSEMiddleware:
             await self.app(scope, receive, self._with_headers_only(scope, send))
             return
         responder = Responder(self._options, self._capped_routes, scope, receive, send)
-        scope[_IN_SCOPE] = True
-        scope[TRACE_ID_IN_SCOPE] = responder.trace_id
+        scope[IN_SCOPE] = {"trace_id": responder.trace_id}
         token = TRACE_ID.set(responder.trace_id)
         try:
             await responder.run(self.app)
         finally:
             TRACE_ID.reset(token)
-            scope.pop(_IN_SCOPE, None)
+            scope.pop(IN_SCOPE, None)
 
     def _with_headers_only(self, scope: Scope, send: Send) -> Send:
         """Return a `send` for event loops that have no asyncio task, such as trio's."""

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from sse_middleware.errors import ConfigurationError
 
@@ -163,6 +163,17 @@ class Options:
             unknown = ", ".join(sorted(arguments))
             raise TypeError(f"no such option: {unknown}; there are: {', '.join(SETTINGS)}")
         return cls(**values, explicit=frozenset(values))
+
+
+class OptionArguments(TypedDict, total=False):
+    """The fields of `Options` as keyword arguments, for type checkers and editors."""
+
+    enabled: bool
+    stream_max_seconds: float | None
+    heartbeat_interval: float | None
+    silence_threshold: float | None
+    retry_ms: int
+    max_event_bytes: int
 
 
 SETTINGS: Mapping[str, Setting] = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sse_middleware.options import SETTINGS
+from sse_middleware.options import SETTINGS, OptionArguments
 
 ROOT = Path(__file__).parent.parent
 SNIPPETS = [
@@ -22,7 +22,7 @@ SNIPPETS = [
 def test_a_snippet_runs(snippet: str) -> None:
     if "fastapi" in snippet:
         pytest.importorskip("fastapi", reason="the minimal environment has no FastAPI")
-    exec(compile(snippet, "snippet", "exec"), {"__name__": "snippet"})  # noqa: S102
+    exec(compile(snippet, "snippet", "exec"), {"__name__": "snippet"})
 
 
 def test_ci_calls_the_test_command_of_the_readme() -> None:
@@ -37,6 +37,10 @@ def test_every_setting_stands_in_the_settings_page_with_its_names() -> None:
     for name, setting in SETTINGS.items():
         bare = f"`{setting.bare}`" if setting.bare else ""
         assert re.search(rf"^\| `{name}` \| `{setting.env}` \| {bare} ?\|", page, re.MULTILINE)
+
+
+def test_every_setting_is_an_argument_that_type_checkers_know() -> None:
+    assert OptionArguments.__annotations__.keys() == SETTINGS.keys()
 
 
 def test_every_link_of_the_documents_leads_somewhere() -> None:

@@ -421,15 +421,11 @@ async def test_a_loop_that_was_blocked_owes_one_heartbeat_not_many() -> None:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualClockLoop)
         loop.pass_time(9.5)
-        await asyncio.sleep(1)
+        await asyncio.sleep(0.5)
         await send(body(b"", more=False))
 
     exchange = await eventsource(app, heartbeat_interval=1)
-    assert exchange.names == ["start", "heartbeat", "heartbeat", "complete"] or exchange.names == [
-        "start",
-        "heartbeat",
-        "complete",
-    ]
+    assert exchange.names == ["start", "heartbeat", "complete"]
 
 
 async def test_writes_of_several_tasks_never_overlap() -> None:
@@ -788,7 +784,7 @@ async def test_the_trace_id_is_in_the_scope_the_context_and_every_control_event(
     seen: list[str | None] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.extend((scope["trace_id"], current_trace_id()))
+        seen.extend((scope["sse_middleware"]["trace_id"], current_trace_id()))
         await stream_of(b"data: 1\n\n", pause=6)(scope, receive, send)
 
     exchange = await handle(

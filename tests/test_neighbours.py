@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -64,7 +65,9 @@ async def test_fastapis_own_event_streams_pass_with_dependencies_cleaned_up() ->
         finally:
             log.append("closed")
 
-    async def events(pause: float, held: Any = fastapi.Depends(resource)) -> Any:
+    depends = fastapi.Depends(resource)
+
+    async def events(pause: float, held: Any = depends) -> Any:
         try:
             for number in range(3):
                 yield ServerSentEvent(data=number)
@@ -172,6 +175,34 @@ async def test_a_disconnect_reaches_the_app_through_other_middlewares(
     assert left == ["finally"]
 
 
+@pytest.mark.parametrize("stack", [pytest.param(stack, id=name) for name, stack in _stacks()])
+async def test_the_cap_reaches_the_app_through_other_middlewares(
+    stack: list[Middleware], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSE_STREAM_MAX_SECONDS", "3")
+    left: list[str] = []
+
+    async def endpoint(request: Request) -> Response:
+        async def events() -> AsyncIterator[bytes]:
+            try:
+                while True:
+                    yield b"data: x\n\n"
+                    await asyncio.sleep(1)
+            finally:
+                left.append("finally")
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    app = Starlette(routes=[Route("/", endpoint)], middleware=stack)
+    exchange = await handle(app, headers=EVENTSOURCE)
+    assert json.loads(exchange.events[-1].data)["reason"] == "duration_cap"
+    assert exchange.ended
+    assert left == ["finally"]
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+
+
 async def test_heartbeats_are_written_in_the_context_of_their_request() -> None:
     app = _SetsVariable(SSEMiddleware(stream_of(b"data: x\n\n", pause=12)))
     exchange = await handle(app, headers=EVENTSOURCE)
@@ -213,7 +244,7 @@ def test_under_trio_a_stream_gets_headers_only_and_one_warning(
                 "headers": [(b"content-type", b"text/event-stream")],
             }
         )
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         await send({"type": "http.response.body", "body": b"data: 1\n\n"})
 
     async def receive() -> Message:
