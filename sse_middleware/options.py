@@ -7,7 +7,6 @@ warning and is passed over.
 
 import dataclasses
 import logging
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
@@ -41,7 +40,7 @@ class Setting:
 def _number(value: object, lowest: float, highest: float) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value) and lowest <= value <= highest
+    return lowest <= value <= highest
 
 
 def _seconds(env: str, default: float, *, lowest: float, bare: str = "") -> Any:
@@ -154,7 +153,7 @@ class Options:
                 values[name] = _checked(name, arguments.pop(name), setting)
             elif (text := environ.get(setting.env, "").strip()) != "":
                 values[name] = _parsed(setting.env, text, setting)
-            elif (text := environ.get(setting.bare, "").strip()) != "":
+            elif setting.bare and (text := environ.get(setting.bare, "").strip()) != "":
                 try:
                     values[name] = _parsed(setting.bare, text, setting)
                 except ConfigurationError as exc:

@@ -38,6 +38,7 @@ class Outbox:
         "_closed",
         "_context",
         "_failure",
+        "_late_writes",
         "_lock",
         "_loop",
         "_on_cap",
@@ -70,6 +71,7 @@ class Outbox:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: Exception | None = None
         self._closed = False
+        self._late_writes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._arm_timer()
 
@@ -84,10 +86,10 @@ class Outbox:
             # An app that never lets the loop turn keeps timers from firing, so it looks itself,
             # and gives way for what is due.
             self._look_at_time(now)
-            await asyncio.sleep(0)
+            if not self._closed:
+                await asyncio.sleep(0)
         if self._closed:
-            self._on_late_write()
-            await asyncio.sleep(0)
+            await self._drop_late_write()
             return
         self.app_writes += 1
         try:
@@ -148,6 +150,15 @@ class Outbox:
         await self._send_or_break(message)
         if self._state.reason is not None:
             self.stop()
+
+    async def _drop_late_write(self) -> None:
+        # The first one returns at once, so that an app which is told of its end meanwhile meets
+        # it where it waits itself, and not in here: a generator that is cancelled at its `yield`
+        # cleans up only when it is collected. Further ones let the loop turn.
+        self._late_writes += 1
+        if self._late_writes > 1:
+            self._on_late_write()
+            await asyncio.sleep(0)
 
     async def _send_or_break(self, message: Message) -> None:
         try:

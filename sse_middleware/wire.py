@@ -24,7 +24,7 @@ _BLANK_LINE = re.compile(rb"(?:\r\n?+|\n)(?:\r\n?+|\n)")
 _DATA_LINE = re.compile(rb"(?:\A|[\r\n])data[:\r\n]")
 _ID_LINE = re.compile(rb"(?:\A|[\r\n])id[:\r\n]")
 _RETRY_DIGITS = 18
-_EVENT_LINE = re.compile(rb"(?:\A|[\r\n])event: ?([^\r\n]*)")
+_EVENT_LINE = re.compile(rb"(?:\A|[\r\n])event(?:: ?|(?=[\r\n]))([^\r\n]*)")
 
 
 class Kind(enum.IntEnum):
@@ -117,9 +117,9 @@ class Splitter:
     def _is_one_block(self, chunk: bytes) -> bool:
         """Tell whether `chunk` is just one block with LF line ends: the usual case, made fast."""
         return (
-            chunk.find(b"\n\n") == len(chunk) - 2
+            chunk.find(b"\n\n") == len(chunk) - 2 > 0
             and b"\r" not in chunk
-            and not chunk.startswith(b"\n")
+            and not chunk.startswith((b":", b"\n"))
             and len(chunk) <= self._limit
             and not (self._in_long_block or self._owed_lf or self._at_start)
         )
@@ -338,16 +338,15 @@ def format_sse_event(
         EventFormatError: a field holds what would end its line or inject another one, or there
             is no field at all.
     """
-    lines = [f": {line}" for line in _lines(comment)] if comment is not None else []
-    if event:
-        _refuse("event", event, "\r\n")
-        if event != DEFAULT_EVENT:
-            lines.append(f"event: {event}")
+    lines: list[bytes] = []
+    if comment is not None:
+        lines += [b": " + line for line in _encoded_lines("comment", comment)]
+    if event and event != DEFAULT_EVENT:
+        lines.append(b"event: " + _encoded("event", event, forbidden="\r\n"))
     if data is not None:
-        lines += [f"data: {line}" for line in _lines(data)]
+        lines += [b"data: " + line for line in _encoded_lines("data", data)]
     if id is not None:
-        _refuse("id", id, "\r\n\0")
-        lines.append(f"id: {id}")
+        lines.append(b"id: " + _encoded("id", id, forbidden="\r\n\0"))
     if retry is not None:
         if (
             isinstance(retry, bool)
@@ -355,20 +354,21 @@ def format_sse_event(
             or not 0 <= retry < 10**_RETRY_DIGITS
         ):
             raise EventFormatError("retry", retry, "a whole number of milliseconds, 0 or more")
-        lines.append(f"retry: {retry}")
+        lines.append(b"retry: %d" % retry)
     if not lines:
-        raise EventFormatError("event", None, "at least one of data, event, id, retry, comment")
+        raise EventFormatError("block", "", "at least one of data, event, id, retry, comment")
+    return b"\n".join(lines) + b"\n\n"
+
+
+def _encoded(field: str, value: str, *, forbidden: str = "") -> bytes:
+    if any(character in value for character in forbidden):
+        raise EventFormatError(field, value, f"text without any of {forbidden!a}")
     try:
-        return ("\n".join(lines) + "\n\n").encode()
+        return value.encode()
     except UnicodeEncodeError as exc:
-        raise EventFormatError("event", exc.object, "text that UTF-8 can encode") from exc
+        raise EventFormatError(field, value, "text that UTF-8 can encode") from exc
 
 
-def _lines(text: str) -> list[str]:
+def _encoded_lines(field: str, text: str) -> list[bytes]:
     # Not str.splitlines: U+2028 and its like end no line on this wire.
-    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-
-
-def _refuse(field: str, value: str, characters: str) -> None:
-    if any(character in value for character in characters):
-        raise EventFormatError(field, value, f"text without any of {characters!a}")
+    return _encoded(field, text.replace("\r\n", "\n").replace("\r", "\n")).split(b"\n")

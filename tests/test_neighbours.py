@@ -197,6 +197,7 @@ async def test_the_cap_reaches_the_app_through_other_middlewares(
     exchange = await handle(app, headers=EVENTSOURCE)
     assert json.loads(exchange.events[-1].data)["reason"] == "duration_cap"
     assert exchange.ended
+    await asyncio.sleep(0.1)
     assert left == ["finally"]
     task = asyncio.current_task()
     assert task is not None

@@ -1,0 +1,92 @@
+"""Real servers in processes of their own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+SERVERS = {
+    "uvicorn-httptools": ("uvicorn", "--http", "httptools", "--port", "{port}"),
+    "uvicorn-h11": ("uvicorn", "--http", "h11", "--port", "{port}"),
+    "hypercorn": ("hypercorn", "--bind", "127.0.0.1:{port}"),
+    "granian": ("granian", "--interface", "asgi", "--port", "{port}"),
+}
+"""Each server's command line without the app."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that listens."""
+
+    url: str
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def log_text(self) -> str:
+        return self.log.read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serving(
+    name: str, app: str, directory: Path, environ: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """Run `app` ("module:attribute") by the server `name` until the block ends."""
+    port = free_port()
+    module, *arguments = (part.format(port=port) for part in SERVERS[name])
+    command = [sys.executable, "-m", module, *arguments, app]
+    with running_process(command, directory / f"{name}.log", environ) as (process, log):
+        wait_until_listening(port, process, log)
+        yield Server(f"http://127.0.0.1:{port}", port, process, log)
+
+
+@contextmanager
+def running_process(
+    command: list[str], log: Path, environ: dict[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Run `command` with its output in `log`, and end it and its children behind the block."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environ or {})},
+            start_new_session=True,
+        )
+        try:
+            yield process, log
+        finally:
+            for sign, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+                try:
+                    os.killpg(process.pid, sign)
+                    process.wait(patience)
+                except (ProcessLookupError, subprocess.TimeoutExpired):
+                    continue
+
+
+def wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    message = f"the server did not listen on {port}:\n{log.read_text()}"
+    raise RuntimeError(message)
