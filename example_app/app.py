@@ -1,0 +1,193 @@
+"""The web application: questions in, event streams out, one line for everything a stream needs.
+
+Two event streams of two makers, to show that the middleware does not care who wrote them:
+`GET /stream/search` by FastAPI, for a page's `EventSource`, and `POST /search` by sse-starlette,
+for clients that ask with `fetch` or from a server. Neither knows about heartbeats, ids, resuming,
+time limits or trace ids: the line `app.add_middleware(SSEMiddleware)` adds them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator  # noqa: TC003  # FastAPI reads it at run time
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from anyio import to_thread
+from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, StringConstraints
+from sse_starlette import EventSourceResponse as SseStarletteResponse
+
+from example_app.search import Answer, SearchIndex, load_passages, split_tokens
+from sse_middleware import SSEMiddleware
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# About 40 words a second: the pace of a fast model, and slow enough to see a stream at work.
+TOKEN_DELAY_SECONDS: Final = 0.025
+MAX_DELAY_MS: Final = 2000
+MAX_QUERY_CHARACTERS: Final = 1000
+
+_HERE: Final = Path(__file__).parent
+# Types are named, since a system's own table may call a script text/plain.
+_PAGE_FILES: Final = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/favicon.svg": ("favicon.svg", "image/svg+xml"),
+}
+_PAGE_HEADERS: Final = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+QueryText = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY_CHARACTERS),
+]
+
+
+class SearchRequest(BaseModel):
+    """The body of `POST /search`."""
+
+    query: QueryText
+
+
+class Searcher:
+    """What a request needs to answer: the index, and the pause between two pieces of an answer."""
+
+    def __init__(
+        self,
+        request: Request,
+        delay_ms: Annotated[
+            int | None,
+            Query(ge=0, le=MAX_DELAY_MS, description="Pause between two pieces, milliseconds."),
+        ] = None,
+    ) -> None:
+        """Take the index of the app, and the pause of the request or else of the app."""
+        self._index: SearchIndex = request.app.state.index
+        default: float = request.app.state.token_delay_seconds
+        self._delay_seconds = default if delay_ms is None else delay_ms / 1000
+
+    async def answer(self, query: str) -> Answer:
+        """Answer in a thread: a query takes a millisecond or two, which is long for a loop."""
+        return await to_thread.run_sync(self._index.answer, query)
+
+    async def pieces(self, answer: Answer) -> AsyncIterator[str]:
+        """Hand out the answer word by word, at the pace asked for."""
+        for piece in split_tokens(answer.text):
+            yield piece
+            await asyncio.sleep(self._delay_seconds)
+
+
+SearcherOfRequest = Annotated[Searcher, Depends(Searcher)]
+
+
+def create_app(*, token_delay_seconds: float = TOKEN_DELAY_SECONDS) -> FastAPI:
+    """Build the application.
+
+    Args:
+        token_delay_seconds: the pause between two pieces of an answer where the request does not
+            ask for another by `delay_ms`; 0 streams as fast as the client takes it.
+
+    Returns:
+        The application; it indexes its corpus when it starts.
+
+    """
+    app = FastAPI(title="Ask the Python documentation", lifespan=_lifespan)
+    app.state.token_delay_seconds = token_delay_seconds
+    app.add_middleware(SSEMiddleware)
+    app.get("/stream/search", response_class=EventSourceResponse)(stream_search)
+    app.post("/search", response_model=None)(search)
+    app.exception_handler(RequestValidationError)(_refuse)
+    for path, (name, media_type) in _PAGE_FILES.items():
+        app.get(path, include_in_schema=False)(_page_file(name, media_type))
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Index the corpus in a thread, so that the loop stays free while it starts."""
+    app.state.index = await to_thread.run_sync(lambda: SearchIndex(load_passages()))
+    yield
+
+
+async def _refuse(_request: Request, problem: RequestValidationError) -> JSONResponse:
+    r"""Say what was wrong with a request, without sending it back.
+
+    FastAPI's own answer repeats the input, and fails where that cannot be encoded ("\ud800").
+    """
+    said = ("type", "loc", "msg")
+    return JSONResponse(
+        {"detail": [{field: error[field] for field in said} for error in problem.errors()]},
+        status_code=422,
+    )
+
+
+async def stream_search(
+    query: QueryText,
+    searcher: SearcherOfRequest,
+) -> AsyncIterator[ServerSentEvent]:
+    """Answer as events for an `EventSource`: `content_chunk` per word, then `complete`."""
+    answer = await searcher.answer(query)
+    async for piece in searcher.pieces(answer):
+        yield ServerSentEvent(event="content_chunk", data={"content": piece})
+    yield ServerSentEvent(
+        event="complete",
+        data={
+            "sources": [asdict(citation) for citation in answer.citations],
+            "confidence_score": answer.confidence_score,
+        },
+    )
+
+
+async def search(
+    request: Request,
+    body: SearchRequest,
+    searcher: SearcherOfRequest,
+) -> Response | dict[str, Any]:
+    """Answer as events where the client accepts them, else as one JSON body."""
+    answer = await searcher.answer(body.query)
+    accepted = ",".join(request.headers.getlist("accept")).lower()
+    if "text/event-stream" in accepted:
+        return SseStarletteResponse(_answer_events(answer, searcher))
+    return {
+        "answer": answer.text,
+        "citations": [asdict(citation) for citation in answer.citations],
+        "confidence_score": answer.confidence_score,
+        "results": [asdict(hit) for hit in answer.results],
+    }
+
+
+async def _answer_events(answer: Answer, searcher: Searcher) -> AsyncIterator[dict[str, str]]:
+    """Say an answer as events: `token` per word, `citation` per source, then `done`."""
+    async for piece in searcher.pieces(answer):
+        yield _event("token", {"text": piece})
+    for citation in answer.citations:
+        yield _event("citation", asdict(citation))
+    yield _event("done", {"confidence_score": answer.confidence_score})
+
+
+def _event(name: str, data: dict[str, Any]) -> dict[str, str]:
+    """Write an event as every release of sse-starlette takes it."""
+    return {"event": name, "data": json.dumps(data)}
+
+
+def _page_file(name: str, media_type: str) -> Callable[[], FileResponse]:
+    """Make the endpoint that serves one file of the page."""
+
+    def page_file() -> FileResponse:
+        return FileResponse(_HERE / name, media_type=media_type, headers=_PAGE_HEADERS)
+
+    return page_file
+
+
+app = create_app()
