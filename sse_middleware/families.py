@@ -6,6 +6,7 @@ who shows that it is one, and everybody else is `PLAIN`.
 """
 
 import enum
+import hashlib
 from urllib.parse import parse_qsl
 
 from sse_middleware.cursors import parse_cursor
@@ -23,6 +24,10 @@ class Family(enum.StrEnum):
     """Reads named events and resumes by cursor: heartbeats, ids and an end it can see."""
     PLAIN = "plain"
     """Anything else: the app's bytes, and a comment when they pause for long."""
+    OPENAI = "openai"
+    """A plain client of a stream of chat completion chunks, with an end that its SDKs know."""
+    OFF = "off"
+    """A client that the rollout has left out: measured, and not touched."""
 
 
 def family_of(method: str, headers: dict[bytes, bytes], query_string: bytes) -> Family:
@@ -55,6 +60,18 @@ def splits_at_blank_lines(headers: dict[bytes, bytes]) -> bool:
     blank line, so that for them a comment has none.
     """
     return headers.get(b"accept", b"").strip().lower() != _EXACT_ACCEPT
+
+
+def in_rollout(percent: int, headers: dict[bytes, bytes], address: str) -> bool:
+    """Tell whether a client belongs to the stable share of `percent` for whom we act.
+
+    A client is told by its credentials, else by its address and browser.
+    """
+    if percent >= 100:  # noqa: PLR2004 - all of them
+        return True
+    key = headers.get(b"authorization") or address.encode() + headers.get(b"user-agent", b"")
+    digest = hashlib.blake2b(key, digest_size=4).digest()
+    return int.from_bytes(digest) % 10_000 < percent * 100
 
 
 def _has_cursor(headers: dict[bytes, bytes], query_string: bytes) -> bool:

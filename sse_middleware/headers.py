@@ -16,9 +16,11 @@ RawHeaders = list[tuple[bytes, bytes]]
 _REQUEST_HEADERS = frozenset(
     (
         b"accept",
+        b"authorization",
         b"cache-control",
         b"last-event-id",
         b"traceparent",
+        b"user-agent",
         b"x-trace-id",
         b"x-request-id",
     )

@@ -10,16 +10,21 @@ The object that lives as long as the app holds options only; all state of a requ
 import asyncio
 import logging
 import os
+from collections.abc import Mapping
 from typing import Unpack
 
+from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sse_middleware.current import CURRENT
 from sse_middleware.cursors import new_secret, stream_id
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.headers import request_headers, stream_headers, trace_id, why_untouched
+from sse_middleware.logs import StreamLog
+from sse_middleware.metrics import MetricsEndpoint, metrics_in, registry_to_serve
 from sse_middleware.options import OptionArguments, Options
-from sse_middleware.responder import Responder
-from sse_middleware.tracing import TRACE_ID
+from sse_middleware.responder import Responder, Setup
+from sse_middleware.routes import Mark, glob_pattern
 
 logger = logging.getLogger("sse_middleware")
 
@@ -32,6 +37,10 @@ class SSEMiddleware:
 
     Args:
         app: any ASGI 3 app.
+        marks: marks for path globs, for frameworks whose endpoints cannot carry them: `{"/chat/*":
+            streaming(stream_max_seconds=600)}`; the first that matches counts, and a mark on the
+            endpoint itself goes before.
+        registry: where Prometheus metrics are counted and served from; the default one without.
         **options: fields of `Options`; each goes before its `SSE_*` variable.
 
     Raises:
@@ -40,37 +49,72 @@ class SSEMiddleware:
         TypeError: there is no such option.
     """
 
-    def __init__(self, app: ASGIApp, **options: Unpack[OptionArguments]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        marks: Mapping[str, Mark] | None = None,
+        registry: CollectorRegistry | None = None,
+        **options: Unpack[OptionArguments],
+    ) -> None:
         self.app = app
         self._misconfigured: ConfigurationError | None = None
-        self._options = Options.from_environ({}, **options)
+        chosen = Options.from_environ({}, **options)
         try:
-            self._options = Options.from_environ(os.environ, **options)
+            chosen = Options.from_environ(os.environ, **options)
         except ConfigurationError as exc:
             self._misconfigured = exc
-        self._capped_routes: set[str] = set()
+        self._setup = Setup(
+            app=app,
+            options=chosen,
+            marks={
+                pattern: mark
+                for glob, mark in (marks or {}).items()
+                if (pattern := glob_pattern([glob])) is not None
+            },
+            observers=(metrics_in(registry or REGISTRY), StreamLog()),
+        )
+        self._include = glob_pattern(chosen.include)
+        self._exclude = glob_pattern(chosen.exclude)
+        self._metrics: MetricsEndpoint | None = None
+        if chosen.metrics_path:
+            self._metrics = MetricsEndpoint(
+                registry_to_serve(registry, os.environ),
+                chosen.metrics_path,
+                first="metrics_path" in chosen.explicit,
+            )
         self._warned_of_loop = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection as ASGI 3 says."""
         if self._misconfigured is not None:
             await self._refuse_start(self._misconfigured, scope, receive, send)
-        elif scope["type"] != "http" or not self._options.enabled or IN_SCOPE in scope:
+        elif scope["type"] != "http" or IN_SCOPE in scope or not self._setup.options.enabled:
+            await self.app(scope, receive, send)
+        elif self._metrics is not None and self._metrics.serves(scope):
+            await self._metrics(self._handle, scope, receive, send)
+        elif self._is_left_out(scope.get("path", "")):
+            logger.debug("request left alone: its path is left out")
             await self.app(scope, receive, send)
         else:
             await self._handle(scope, receive, send)
+
+    def _is_left_out(self, path: str) -> bool:
+        if self._include is not None and not self._include.match(path):
+            return True
+        return self._exclude is not None and self._exclude.match(path) is not None
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not _in_asyncio_task():
             await self.app(scope, receive, self._with_headers_only(scope, send))
             return
-        responder = Responder(self._options, self._capped_routes, scope, receive, send)
-        scope[IN_SCOPE] = {"trace_id": responder.trace_id}
-        token = TRACE_ID.set(responder.trace_id)
+        responder = Responder(self._setup, scope, receive, send)
+        scope[IN_SCOPE] = {"trace_id": responder.current.trace_id}
+        token = CURRENT.set(responder.current)
         try:
-            await responder.run(self.app)
+            await responder.run()
         finally:
-            TRACE_ID.reset(token)
+            CURRENT.reset(token)
             scope.pop(IN_SCOPE, None)
 
     def _with_headers_only(self, scope: Scope, send: Send) -> Send:

@@ -7,16 +7,24 @@ the interpreter can, it runs to its first wait at once and is gone.
 
 import asyncio
 import contextvars
+import logging
 import math
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from starlette.types import Message, Send
 
+from sse_middleware.families import Family
+from sse_middleware.observers import Observer
 from sse_middleware.state import Due, End, StreamState
+from sse_middleware.wire import has_data
+
+logger = logging.getLogger("sse_middleware.stream")
 
 _BODY = "http.response.body"
+_STALL_SECONDS = 0.1
+"""A write that takes longer is told of as a stall; one that suspends takes some milliseconds."""
 
 
 class Outbox:
@@ -25,6 +33,8 @@ class Outbox:
     Args:
         state: the stream's.
         send: the server's.
+        pause: the least time between two content events, in seconds.
+        observers: who is told of the stream.
         on_cap: called when the cap has ended the stream while the app was still at it.
         on_late_write: called when the app writes behind that end.
 
@@ -37,12 +47,16 @@ class Outbox:
         "_busy_deadline",
         "_closed",
         "_context",
+        "_debug",
         "_failure",
         "_late_writes",
         "_lock",
         "_loop",
+        "_next_content_at",
+        "_observers",
         "_on_cap",
         "_on_late_write",
+        "_pause",
         "_send",
         "_state",
         "_tasks",
@@ -56,6 +70,8 @@ class Outbox:
         state: StreamState,
         send: Send,
         *,
+        pause: float,
+        observers: Sequence[Observer],
         on_cap: Callable[[], None],
         on_late_write: Callable[[], None],
     ) -> None:
@@ -63,10 +79,14 @@ class Outbox:
         self.app_writes = 0
         self._state = state
         self._send = send
+        self._pause = pause
+        self._next_content_at = 0.0
+        self._observers = observers
         self._on_cap = on_cap
         self._on_late_write = on_late_write
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
+        self._debug = logger.isEnabledFor(logging.DEBUG)
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: Exception | None = None
@@ -74,6 +94,8 @@ class Outbox:
         self._late_writes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._arm_timer()
+        for observer in observers:
+            observer.opened(state.record)
 
     async def write(self, message: Message) -> None:
         """Send a message of the app's in its turn; behind the end that the cap made, drop it.
@@ -93,10 +115,18 @@ class Outbox:
             return
         self.app_writes += 1
         try:
-            async with self._lock:
-                await self._write_in_turn(message, now)
+            if message["type"] != _BODY or self._state.reason is not None:
+                await self._send_in_turn(message)
+            elif self._state.family is Family.OFF:
+                self._measure(message, now)
+                await self._send_in_turn(message)
+            else:
+                await self._write_body(message, now)
         finally:
             self.app_writes -= 1
+        if self._state.reason is not None:
+            self._stop()
+            self._tell_end(self._state.reason)
 
     async def write_first(self, start: Message, data: bytes) -> None:
         """Send the response start, and at once the first bytes of ours."""
@@ -112,44 +142,88 @@ class Outbox:
         self._close(self._state.fail(self._loop.time()))
         return True
 
-    def stop(self) -> None:
-        """Let time make nothing due any more."""
+    def client_left(self) -> None:
+        """Take note that nobody reads any more; the cap still holds for the app."""
+        self.broken = True
+        self._tell_end("disconnected")
+
+    async def settle(self, patience: float, outcome: str) -> None:
+        """Stop, wait `patience` seconds for the background writes, and cancel what is left.
+
+        Args:
+            patience: in seconds.
+            outcome: how the stream has ended, where nothing else has ended it.
+        """
+        self._stop()
+        try:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=patience)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            self._tell_end("disconnected" if self.broken else outcome)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=patience)
+
+    def _stop(self) -> None:
         self._busy_deadline = math.inf
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    async def settle(self, patience: float) -> None:
-        """Stop, wait `patience` seconds for the background writes, and cancel what is left."""
-        self.stop()
-        if not self._tasks:
-            return
-        try:
-            await asyncio.wait(self._tasks, timeout=patience)
-        finally:
-            for task in self._tasks:
-                task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=patience)
+    def _tell_end(self, outcome: str) -> None:
+        record = self._state.record
+        if record.outcome is None:
+            record.outcome = self._state.reason or outcome
+            record.duration_seconds = self._state.duration_seconds(self._loop.time())
+            for observer in self._observers:
+                observer.ended(record)
 
-    async def _write_in_turn(self, message: Message, now: float) -> None:
-        if self._closed:
-            return
-        if self._failure is not None:
-            raise self._failure
-        if message["type"] == _BODY and self._state.reason is None:
-            body = message.get("body", b"")
-            more_body = message.get("more_body", False)
-            data = self._state.feed(body if type(body) is bytes else bytes(body), now)
-            if not more_body:
-                data += self._state.finish(now).data
-            elif not data:
-                return  # nothing is whole yet
-            if data is not body:
-                message = body_message(data, more_body=more_body)
-        await self._send_or_break(message)
-        if self._state.reason is not None:
-            self.stop()
+    async def _write_body(self, message: Message, now: float) -> None:
+        body = message.get("body", b"")
+        more_body = message.get("more_body", False)
+        parts = self._feed(body, now)
+        if self._pause and parts:
+            await self._send_paced(parts)
+            parts = []
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if not more_body and not self._closed:
+            data += self._state.finish(now).data
+        elif not data:
+            return  # nothing is whole yet
+        if data is not body:
+            message = body_message(data, more_body=more_body)
+        await self._send_in_turn(message)
+
+    def _feed(self, body: Any, now: float) -> list[bytes]:
+        record = self._state.record
+        before = record.chunks
+        parts = self._state.feed(body if type(body) is bytes else bytes(body), now)
+        if self._debug:
+            for number in range(before + 1, record.chunks + 1):
+                logger.debug("event %d of stream %s", number, record.stream_id)
+        return parts
+
+    def _measure(self, message: Message, now: float) -> None:
+        """Count what passes untouched."""
+        self._feed(message.get("body", b""), now)
+        if not message.get("more_body", False):
+            self._state.finish(now)
+
+    async def _send_paced(self, parts: list[bytes]) -> None:
+        for part in parts:
+            if has_data(part):
+                await asyncio.sleep(max(0.0, self._next_content_at - self._loop.time()))
+                self._next_content_at = self._loop.time() + self._pause
+            await self._send_in_turn(body_message(part))
+
+    async def _send_in_turn(self, message: Message) -> None:
+        async with self._lock:
+            if self._closed:
+                return
+            if self._failure is not None:
+                raise self._failure
+            await self._send_or_break(message)
 
     async def _drop_late_write(self) -> None:
         # The first one returns at once, so that an app which is told of its end meanwhile meets
@@ -161,11 +235,18 @@ class Outbox:
             await asyncio.sleep(0)
 
     async def _send_or_break(self, message: Message) -> None:
+        began = self._loop.time()
         try:
             await self._send(message)
         except Exception:
             self.broken = True
             raise
+        took = self._loop.time() - began
+        record = self._state.record
+        record.sent_bytes += len(message.get("body", b""))
+        if took > _STALL_SECONDS:
+            for observer in self._observers:
+                observer.stalled(record, took)
 
     def _look_at_time(self, now: float) -> None:
         due = self._state.due(now)
@@ -180,7 +261,7 @@ class Outbox:
         self._arm_timer()
 
     def _arm_timer(self) -> None:
-        self.stop()
+        self._stop()
         self._busy_deadline = self._state.busy_deadline()
         deadline = self._state.deadline()
         if deadline < math.inf:
@@ -188,12 +269,17 @@ class Outbox:
 
     def _on_timer(self) -> None:
         self._look_at_time(self._loop.time())
+        if self._state.record.outcome is None:
+            for observer in self._observers:
+                observer.progressed(self._state.record)
 
     def _close(self, end: End) -> None:
         self._closed = True
-        self.stop()
+        self._stop()
         if end.clean and not self.broken:
             self._write_in_background(self._last_write(body_message(end.data, more_body=False)))
+        else:
+            self._tell_end("disconnected")
 
     async def _heartbeat(self) -> None:
         # Another write may have come first; a heartbeat must never wait behind a blocked one.
@@ -201,12 +287,15 @@ class Outbox:
             async with self._lock:
                 data = self._state.heartbeat(self._loop.time())
                 if data:
+                    if self._debug:
+                        logger.debug("heartbeat of stream %s", self._state.record.stream_id)
                     await self._send_and_remember(body_message(data))
 
     async def _last_write(self, message: Message) -> None:
         async with self._lock:
             if not self.broken:
                 await self._send_and_remember(message)
+            self._tell_end("disconnected")
 
     async def _send_and_remember(self, message: Message) -> None:
         try:

@@ -7,16 +7,20 @@ passes as the very same object. If so, the app goes on in its own task, and ever
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from re import Pattern
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sse_middleware.families import family_of, splits_at_blank_lines
+from sse_middleware.current import CurrentStream
+from sse_middleware.families import Family, family_of, in_rollout, splits_at_blank_lines
 from sse_middleware.headers import request_headers, stream_headers, trace_id, why_untouched
+from sse_middleware.observers import Observer
 from sse_middleware.options import Options
 from sse_middleware.outbox import Outbox
-from sse_middleware.routes import route_name
+from sse_middleware.routes import Mark, mark_on, route_name
 from sse_middleware.state import StreamState
 
 logger = logging.getLogger("sse_middleware")
@@ -27,55 +31,72 @@ GRACE_SECONDS = 1.0
 _CAPPED_ROUTES = 1000
 
 
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What all requests of one middleware share.
+
+    Attributes:
+        app: the app that is wrapped.
+        options: the settings.
+        marks: the marks that lie on paths, the first that matches counts.
+        observers: who is told of streams.
+        capped_routes: the routes whose first cap has been told of; it grows, up to a bound.
+    """
+
+    app: ASGIApp
+    options: Options
+    marks: Mapping[Pattern[str], Mark] = field(default_factory=dict)
+    observers: Sequence[Observer] = ()
+    capped_routes: set[str] = field(default_factory=set)
+
+    def mark_of(self, scope: Scope) -> Mark | None:
+        """Return the mark that lies on the endpoint of `scope`, else on its path."""
+        mark = mark_on(scope.get("endpoint"), scope.get("method", ""))
+        if mark is None:
+            path = scope.get("path", "")
+            mark = next((mark for glob, mark in self.marks.items() if glob.match(path)), None)
+        return mark
+
+
 class Responder:
     """Look after one request; `send` and `receive` are those that the app gets.
 
     Args:
-        options: the settings.
-        capped_routes: the routes whose first cap has been told of, shared by all requests.
+        setup: what all requests share.
         scope: the request's, as the server gave it.
         receive: the server's.
         send: the server's.
 
     Attributes:
-        trace_id: the request's.
+        current: the stream as the handler sees it.
     """
 
     __slots__ = (
         "_app_heard",
         "_cancels_before",
         "_capped",
-        "_capped_routes",
         "_decided",
         "_grace",
         "_grace_is_over",
         "_headers",
         "_listening",
-        "_options",
         "_outbox",
         "_receive",
         "_scope",
         "_send",
+        "_setup",
         "_task",
         "_we_cancelled",
-        "trace_id",
+        "current",
     )
 
-    def __init__(
-        self,
-        options: Options,
-        capped_routes: set[str],
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> None:
-        self._headers = request_headers(scope.get("headers") or ())
-        self.trace_id = trace_id(self._headers)
-        self._options = options
-        self._capped_routes = capped_routes
+    def __init__(self, setup: Setup, scope: Scope, receive: Receive, send: Send) -> None:
+        self._setup = setup
         self._scope = scope
         self._receive = receive
         self._send = send
+        self._headers = request_headers(scope.get("headers") or ())
+        self.current = CurrentStream(trace_id(self._headers))
         self._decided = False
         self._outbox: Outbox | None = None
         task = asyncio.current_task()
@@ -89,14 +110,14 @@ class Responder:
         self._grace_is_over = False
         self._we_cancelled = False
 
-    async def run(self, app: ASGIApp) -> None:
+    async def run(self) -> None:
         """Run the app in this task and leave nothing behind."""
-        patience = GRACE_SECONDS
+        patience, outcome = GRACE_SECONDS, "incomplete"
         try:
-            await app(self._scope, self.receive, self.send)
+            await self._setup.app(self._scope, self.receive, self.send)
         except asyncio.CancelledError:
             if not self._take_cancel_back():
-                patience = 0.0
+                patience, outcome = 0.0, "cancelled"
                 raise
         except Exception as exc:
             self._fail(exc)
@@ -107,7 +128,7 @@ class Responder:
             if self._we_cancelled:
                 await self._absorb_cancel()
             if self._outbox is not None:
-                await self._outbox.settle(patience)
+                await self._outbox.settle(patience, outcome)
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the app's on, through the outbox once the response is a stream."""
@@ -118,9 +139,14 @@ class Responder:
             why = why_untouched(
                 self._scope.get("method", ""), message["status"], message.get("headers") or ()
             )
+            mark = self._setup.mark_of(self._scope) if why is None else None
+            if mark is None and why is None and self._setup.options.only_marked:
+                why = "its endpoint is not marked"
+            elif mark is not None and mark.overrides.get("enabled") is False:
+                why = "its endpoint is marked so"
             if why is None:
-                return self._open(message)
-            logger.debug("response left alone: %s, trace id %s", why, self.trace_id)
+                return self._open(message, mark)
+            logger.debug("response left alone: %s, trace id %s", why, self.current.trace_id)
         return self._send(message)
 
     async def receive(self) -> Message:
@@ -130,49 +156,73 @@ class Responder:
                 async with asyncio.timeout(None) as listening:
                     self._listening.add(listening)
                     try:
-                        return await self._receive()
+                        message = await self._receive()
                     finally:
                         self._listening.discard(listening)
+                if message["type"] == "http.disconnect" and self._outbox is not None:
+                    self._outbox.client_left()
+                return message  # noqa: TRY300 - a time-out can come from the block above only
             except TimeoutError:
                 if not listening.expired():
                     raise
         self._app_heard = True
         return {"type": "http.disconnect"}
 
-    async def _open(self, start: Message) -> None:
+    async def _open(self, start: Message, mark: Mark | None) -> None:
         """Turn the response into a stream of ours and send its start at once."""
+        options = self._setup.options
+        if mark is not None:
+            options = options.with_overrides(mark.overrides)
+        record = self.current.record
+        record.family = family = self._family(mark)
+        record.route = route_name(self._scope, mark)
         state = StreamState(
-            self._options,
-            family=family_of(
-                self._scope.get("method", ""), self._headers, self._scope.get("query_string", b"")
-            ),
-            trace_id=self.trace_id,
+            options,
+            family=family,
+            record=record,
+            secret=self.current.secret,
+            marked=mark is not None,
             comment_is_block=splits_at_blank_lines(self._headers),
         )
-        opening = state.open(asyncio.get_running_loop().time(), datetime.now(UTC))
+        loop = asyncio.get_running_loop()
+        opening = state.open(loop.time(), datetime.now(UTC))
+        self.current.open(lambda: state.remaining_seconds(loop.time()))
         self._outbox = Outbox(
-            state, self._send, on_cap=self._on_cap, on_late_write=self._on_late_write
+            state,
+            self._send,
+            pause=options.chunk_delay_ms / 1000,
+            observers=self._setup.observers,
+            on_cap=self._on_cap,
+            on_late_write=self._on_late_write,
         )
-        await self._outbox.write_first(
-            {
-                **start,
-                "headers": stream_headers(
-                    start.get("headers") or (),
-                    http_version=self._scope.get("http_version", ""),
-                    trace_id=self.trace_id,
-                    stream_id=state.stream_id,
-                    max_seconds=state.max_seconds,
-                    heartbeat_interval=self._options.heartbeat_interval,
-                    silence_threshold=self._options.silence_threshold,
-                ),
-            },
-            opening,
-        )
+        if family is not Family.OFF:
+            headers = stream_headers(
+                start.get("headers") or (),
+                http_version=self._scope.get("http_version", ""),
+                trace_id=record.trace_id,
+                stream_id=record.stream_id,
+                max_seconds=state.max_seconds,
+                heartbeat_interval=options.heartbeat_interval,
+                silence_threshold=options.silence_threshold,
+            )
+            start = {**start, "headers": headers}
+        await self._outbox.write_first(start, opening)
+
+    def _family(self, mark: Mark | None) -> Family:
+        address = str((self._scope.get("client") or ("",))[0])
+        if not in_rollout(self._setup.options.rollout_percent, self._headers, address):
+            return Family.OFF
+        if mark is not None and mark.family is not None:
+            return mark.family
+        method, query = self._scope.get("method", ""), self._scope.get("query_string", b"")
+        return family_of(method, self._headers, query)
 
     def _fail(self, exc: Exception) -> None:
         if self._outbox is not None and self._outbox.fail():
             logger.error(
-                "stream ended by %s of the app, trace id %s", type(exc).__name__, self.trace_id
+                "stream ended by %s of the app, trace id %s",
+                type(exc).__name__,
+                self.current.trace_id,
             )
 
     def _on_cap(self) -> None:
@@ -218,14 +268,13 @@ class Responder:
                 raise
 
     def _warn_of_cap(self) -> None:
-        route = route_name(self._scope)
-        if route in self._capped_routes or len(self._capped_routes) >= _CAPPED_ROUTES:
+        route, told = self.current.record.route, self._setup.capped_routes
+        if route in told or len(told) >= _CAPPED_ROUTES:
             return
-        self._capped_routes.add(route)
+        told.add(route)
         logger.warning(
-            "a stream of route %s was ended at its cap of %s s, trace id %s; this is told once a "
-            "route; SSE_STREAM_MAX_SECONDS sets the cap",
+            "a stream of route %s was ended at its cap, trace id %s; this is told once a route; "
+            "SSE_STREAM_MAX_SECONDS sets the cap",
             route,
-            self._options.stream_max_seconds,
-            self.trace_id,
+            self.current.trace_id,
         )

@@ -1,15 +1,115 @@
-"""Routes: the bounded name of where a request went, never its raw path."""
+"""Routes: where a request goes, which marks lie on the way, and a bounded name for it.
 
-from collections.abc import Mapping
-from typing import Any
+A mark is options for one endpoint. It lies on the endpoint itself, by `@streaming(...)`, or on a
+path glob, in the middleware's arguments. All is asked behind the app's own routing, whose result
+Starlette and FastAPI leave in the scope: to route twice costs, and FastAPI's has side effects.
+"""
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, Unpack, overload
+
+from sse_middleware.errors import ConfigurationError
+from sse_middleware.families import Family
+from sse_middleware.options import OptionArguments, checked
 
 UNMATCHED = "unmatched"
 
+_ATTRIBUTE = "__sse_streaming__"
+_OF_THE_WHOLE_APP = {"include", "exclude", "only_marked", "metrics_path", "rollout_percent"}
+_FAMILIES = (Family.EVENTSOURCE, Family.PLAIN, Family.OPENAI)
 
-def route_name(scope: Mapping[str, Any]) -> str:
-    """Return the template of the route that an app has found for `scope`, else `unmatched`.
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
-    To be asked behind the app's routing; Starlette and FastAPI leave their route in the scope.
+
+class Mark:
+    """Options of one endpoint.
+
+    Attributes:
+        name: what metrics and logs call it where it has no route template.
+        family: the family of all its clients, `None` where each shows its own.
+        overrides: fields of `Options` that go before all others.
     """
-    path = getattr(scope.get("route"), "path", None)
-    return path if isinstance(path, str) else UNMATCHED
+
+    __slots__ = ("family", "name", "overrides")
+
+    def __init__(
+        self, *, name: str | None, family: str | None, overrides: Mapping[str, object]
+    ) -> None:
+        if family is not None and family not in _FAMILIES:
+            raise ConfigurationError("family", family, " or ".join(_FAMILIES))
+        misplaced = overrides.keys() & _OF_THE_WHOLE_APP
+        if misplaced:
+            raise TypeError(f"not an option of one endpoint: {', '.join(sorted(misplaced))}")
+        self.name = name
+        self.family = None if family is None else Family(family)
+        self.overrides = checked(overrides)
+
+    def __call__(self, endpoint: Endpoint) -> Endpoint:
+        """Lay the mark on `endpoint` and return it."""
+        setattr(endpoint, _ATTRIBUTE, self)
+        return endpoint
+
+
+@overload
+def streaming(endpoint: Endpoint, /) -> Endpoint: ...
+@overload
+def streaming(
+    *, name: str | None = None, family: str | None = None, **overrides: Unpack[OptionArguments]
+) -> Mark: ...
+def streaming(
+    endpoint: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    family: str | None = None,
+    **overrides: Any,
+) -> Any:
+    """Mark an endpoint as one that streams, with options of its own.
+
+    Write it below the framework's decorator (`@app.get(...)`), on a function, a class-based
+    endpoint or one of its methods; or give it to the middleware for a path:
+    `marks={"/chat/*": streaming(stream_max_seconds=600)}`.
+
+    Args:
+        endpoint: what is marked, where no options are given.
+        name: what metrics and logs call it where it has no route template.
+        family: take all its clients for `eventsource`, `plain` or `openai`.
+        **overrides: fields of `Options`; `enabled=False` leaves the endpoint alone.
+
+    Raises:
+        ConfigurationError: a value is not allowed.
+        TypeError: there is no such option, or it is one of the whole app.
+    """
+    mark = Mark(name=name, family=family, overrides=overrides)
+    return mark if endpoint is None else mark(endpoint)
+
+
+def mark_on(endpoint: object, method: str = "") -> Mark | None:
+    """Return the mark that lies on `endpoint`, or on its method for the HTTP `method`."""
+    while endpoint is not None:
+        for place in (getattr(endpoint, method.lower(), None) if method else None, endpoint):
+            mark = getattr(place, _ATTRIBUTE, None)
+            if isinstance(mark, Mark):
+                return mark
+        endpoint = getattr(endpoint, "func", None)  # functools.partial
+    return None
+
+
+def route_name(scope: Mapping[str, Any], mark: Mark | None = None) -> str:
+    """Return the template of the route that the app has found, else the mark's name.
+
+    Starlette and FastAPI leave their route in the scope, Litestar the template. The raw path is
+    never a name.
+    """
+    for name in (getattr(scope.get("route"), "path", None), scope.get("path_template")):
+        if isinstance(name, str):
+            return name
+    return (mark.name if mark else None) or UNMATCHED
+
+
+def glob_pattern(globs: Iterable[str]) -> re.Pattern[str] | None:
+    """Return what matches each path that one of `globs` does, `None` where there is none."""
+    translated = [fnmatch.translate(glob) for glob in globs]
+    return re.compile("|".join(translated)) if translated else None

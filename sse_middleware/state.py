@@ -1,26 +1,26 @@
 """One stream as a state machine: it decides what is written, and never writes.
 
-A stream is open, then ended, once and for one reason; a call behind the end is a mistake of the
-caller's and answers nothing. Time is an argument: `now` in seconds of any monotonic clock. Bytes
-come back to be written at once and in order. `deadline()` says when `due` is to be asked.
+A stream is open, then ended, once and for one reason; an end behind the end answers nothing. Time
+is an argument: `now` in seconds of any monotonic clock. Bytes come back to be written at once and
+in order. `deadline()` says when `due` is to be asked.
 """
 
 import enum
-import json
 import math
-from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sse_middleware.cursors import Cursor, new_secret, stream_id
+from sse_middleware import controls
+from sse_middleware.cursors import Cursor
 from sse_middleware.families import Family
 from sse_middleware.options import Options
+from sse_middleware.record import StreamRecord
 from sse_middleware.wire import (
     Kind,
     Splitter,
     add_line,
+    event_data,
     event_name,
-    format_sse_event,
     has_data,
     has_id,
     line_end,
@@ -54,17 +54,18 @@ class StreamState:
     """Decide what the client of one stream is sent, and when.
 
     Args:
-        options: the settings.
+        options: the settings, those of a mark included.
         family: what kind of client reads.
-        trace_id: the request's.
+        record: where the numbers go.
+        secret: what opens the stream; the ids are made of it.
+        marked: whether the endpoint is.
         comment_is_block: for a plain client, whether a heartbeat comment has a blank line.
 
     Attributes:
-        stream_id: the public name.
+        family: as above, but `OPENAI` once the first event of a plain stream says so.
         max_seconds: the cap of this stream, `None` for none.
         reason: why it has ended, `None` while it is open.
-        chunks: the events that the app has sent so far.
-        heartbeats: the heartbeats that we have sent so far.
+        record: as above.
     """
 
     __slots__ = (
@@ -73,8 +74,10 @@ class StreamState:
         "_beat_at",
         "_cap_at",
         "_comment_is_block",
+        "_first_chunk",
         "_id_prefix",
         "_interval",
+        "_last_event_at",
         "_line_end",
         "_opened_at",
         "_opened_on",
@@ -82,37 +85,41 @@ class StreamState:
         "_secret",
         "_splitter",
         "_wrote",
-        "chunks",
         "family",
-        "heartbeats",
         "max_seconds",
         "reason",
-        "stream_id",
-        "trace_id",
+        "record",
     )
 
     def __init__(
-        self, options: Options, *, family: Family, trace_id: str, comment_is_block: bool
+        self,
+        options: Options,
+        *,
+        family: Family,
+        record: StreamRecord,
+        secret: str,
+        marked: bool,
+        comment_is_block: bool,
     ) -> None:
         self.family = family
-        self.trace_id = trace_id
-        self.chunks = 0
-        self.heartbeats = 0
+        self.record = record
         self.reason: Reason | None = None
         self.max_seconds = options.stream_max_seconds
-        if family is Family.PLAIN and "stream_max_seconds" not in options.explicit:
+        uncapped = not (marked or "stream_max_seconds" in options.explicit)
+        if family is Family.OFF or (family is not Family.EVENTSOURCE and uncapped):
             self.max_seconds = None
         self._options = options
         self._interval = math.inf
-        if options.heartbeat_interval is not None:
+        if options.heartbeat_interval is not None and family is not Family.OFF:
             self._interval = options.heartbeat_interval
-        self._secret = new_secret()
-        self.stream_id = stream_id(self._secret)
-        self._id_prefix = f"id: {self._secret}-".encode()
+        self._secret = secret
+        self._id_prefix = f"id: {secret}-".encode()
         self._splitter = Splitter(options.max_event_bytes)
         self._comment_is_block = comment_is_block
         self._line_end = b"\n"
         self._wrote = False
+        self._last_event_at = 0.0
+        self._first_chunk: dict[str, Any] | None = None
         self._app_owns_ids = False
         self._app_completed = False
 
@@ -127,19 +134,20 @@ class StreamState:
         self._opened_on = timestamp
         self._cap_at = math.inf if self.max_seconds is None else now + self.max_seconds
         self._beat_at = now + self._interval
-        if self.family is Family.PLAIN:
+        if self.family is not Family.EVENTSOURCE:
             return b""
         self._wrote = True
         fields = {
-            "stream_id": self.stream_id,
-            "trace_id": self.trace_id,
+            "stream_id": self.record.stream_id,
+            "trace_id": self.record.trace_id,
             "max_duration": self.max_seconds,
             "heartbeat_interval": self._options.heartbeat_interval,
             "silence_threshold": self._options.silence_threshold,
             "resumed": False,
         }
-        return _control(
-            "start", fields, cursor=Cursor(self._secret, 0), retry=self._options.retry_ms
+        cursor = Cursor(self._secret, 0)
+        return controls.control(
+            self._name("start"), fields, cursor=cursor, retry=self._options.retry_ms
         )
 
     def deadline(self) -> float:
@@ -156,49 +164,53 @@ class StreamState:
             return Due.CAP
         return Due.HEARTBEAT if now >= self._beat_at else Due.NOTHING
 
-    def feed(self, chunk: bytes, now: float) -> bytes:
-        """Take bytes of the app, cut anywhere, and return those that can be sent now."""
+    def remaining_seconds(self, now: float) -> float | None:
+        """Return the time until the cap, `None` where there is none."""
+        return None if self.max_seconds is None else round(max(0.0, self._cap_at - now), 3)
+
+    def duration_seconds(self, now: float) -> float:
+        """Return the age of the stream."""
+        return round(now - self._opened_at, 3)
+
+    def feed(self, chunk: bytes, now: float) -> list[bytes]:
+        """Take bytes of the app, cut anywhere, and return those that can be sent now, in parts."""
         parts: list[bytes] = []
         for kind, data in self._splitter.feed(chunk):
             if kind is Kind.BLOCK:
-                parts.append(self._pass_block(data))
+                parts.append(self._pass_block(data, now))
             elif kind is Kind.LAST_PART:
-                self.chunks += 1  # counted, but without an id: it goes as it came
+                self._count_event(now)  # without an id: it goes as it came
                 parts.append(data)
             elif kind is not Kind.BOM or not self._wrote:
                 parts.append(data)
         if parts:
             self._wrote = True
-            if self.family is Family.PLAIN:
+            if self.family is not Family.EVENTSOURCE:
                 self._beat_at = now + self._interval
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return parts
 
     def heartbeat(self, now: float) -> bytes:
         """Return a heartbeat, or nothing where the app's bytes have stopped inside a block."""
         if not self._splitter.between_blocks:
             return b""
-        self.heartbeats += 1
+        self.record.heartbeats += 1
         self._wrote = True
         lf = self._splitter.take_owed_lf()
-        if self.family is Family.PLAIN:
-            blank = self._line_end if self._comment_is_block else b""
-            return lf + b": heartbeat" + self._line_end + blank
-        uptime = now - self._opened_at
-        timestamp = self._opened_on + timedelta(seconds=uptime)
+        if self.family is not Family.EVENTSOURCE:
+            return lf + controls.comment(self._line_end, as_block=self._comment_as_block())
+        timestamp = self._opened_on + timedelta(seconds=now - self._opened_at)
         fields = {
-            "stream_id": self.stream_id,
+            "stream_id": self.record.stream_id,
             "timestamp": timestamp.isoformat(timespec="milliseconds"),
-            "uptime_seconds": round(uptime, 3),
-            "total_chunks": self.chunks,
-            "total_tokens": 0,
-            "heartbeat_count": self.heartbeats,
-            "remaining_seconds": None
-            if self.max_seconds is None
-            else round(max(0.0, self._cap_at - now), 3),
+            "uptime_seconds": self.duration_seconds(now),
+            "total_chunks": self.record.chunks,
+            "total_tokens": self.record.tokens,
+            "heartbeat_count": self.record.heartbeats,
+            "remaining_seconds": self.remaining_seconds(now),
             "max_duration": self.max_seconds,
-            "trace_id": self.trace_id,
+            "trace_id": self.record.trace_id,
         }
-        return lf + _control("heartbeat", fields)
+        return lf + controls.control(self._name("heartbeat"), fields)
 
     def plan_heartbeat(self, now: float) -> None:
         """Set the time of the next heartbeat, one interval behind the one that is due."""
@@ -218,7 +230,23 @@ class StreamState:
         """End the stream because the app has raised an exception."""
         return self._end(Reason.ERROR, now)
 
-    def _pass_block(self, block: bytes) -> bytes:
+    def _name(self, event: str) -> str:
+        return self._options.event_prefix + event
+
+    def _comment_as_block(self) -> bool:
+        style = self._options.comment_style
+        return self._comment_is_block if style == "auto" else style == "block"
+
+    def _count_event(self, now: float) -> None:
+        record = self.record
+        record.chunks += 1
+        if record.first_event_seconds is None:
+            record.first_event_seconds = now - self._opened_at
+        else:
+            record.add_gap(now - self._last_event_at)
+        self._last_event_at = now
+
+    def _pass_block(self, block: bytes, now: float) -> bytes:
         if not block.endswith(b"\n\n"):
             self._line_end = line_end(block[: -len(line_end(block))])
         if has_id(block):
@@ -226,62 +254,62 @@ class StreamState:
             self._comment_is_block = False
         if not has_data(block):
             return block
-        self.chunks += 1
-        if self.family is Family.PLAIN:
+        self._count_event(now)
+        if self.family is Family.OFF:
             return block
-        if b"complete" in block and event_name(block) == b"complete":
+        if self._options.trace_in_data:
+            block = controls.with_trace_id(block, self.record.trace_id)
+        if self.family is not Family.EVENTSOURCE:
+            self._look_for_openai(block)
+            return block
+        if b"complete" in block and event_name(block).decode("latin-1") == self._name("complete"):
             self._app_completed = True
         if self._app_owns_ids:
             return block
-        return add_line(block, self._id_prefix + b"%d" % self.chunks)
+        return add_line(block, self._id_prefix + b"%d" % self.record.chunks)
+
+    def _look_for_openai(self, block: bytes) -> None:
+        """See at its first event whether a plain stream is one of OpenAI's, and where it ends."""
+        if self._first_chunk is None and (self.family is Family.OPENAI or self.record.chunks == 1):
+            self._first_chunk = controls.openai_chunk(event_data(block))
+            if self._first_chunk is not None:
+                self.family = Family.OPENAI
+                self.record.family = Family.OPENAI
+        if self.family is Family.OPENAI and b"[DONE]" in block and event_data(block) == b"[DONE]":
+            self._app_completed = True
 
     def _end(self, reason: Reason, now: float) -> End:
         if self.reason is not None:
             return End(b"", clean=False)
         self.reason = reason
         self._beat_at = math.inf
-        clean = reason is Reason.FINISHED or self.family is not Family.PLAIN
-        if self.family is Family.PLAIN:
-            return End(self._splitter.flush() if clean else b"", clean)
-        if not self._splitter.between_blocks:
-            # Ours would complete a half-sent block of the app's to a false event.
-            return End(self._splitter.flush(), clean=reason is Reason.FINISHED)
+        finished = reason is Reason.FINISHED
+        if not self._splitter.between_blocks or (
+            self.family is not Family.EVENTSOURCE and finished
+        ):
+            # Nothing of ours follows: in a half-sent block it would make a false event of it.
+            return End(self._splitter.flush(), clean=finished)
+        if self.family in (Family.PLAIN, Family.OFF):
+            return End(b"", clean=False)
         if self._app_completed:
-            return End(self._splitter.flush() if reason is Reason.FINISHED else b"", clean)
-        return End(self._splitter.take_owed_lf() + self._last_event(reason, now), clean)
+            return End(self._splitter.flush() if finished else b"", clean=True)
+        return End(self._splitter.take_owed_lf() + self._last_words(reason, now), clean=True)
 
-    def _last_event(self, reason: Reason, now: float) -> bytes:
-        ids = {"trace_id": self.trace_id, "stream_id": self.stream_id}
+    def _last_words(self, reason: Reason, now: float) -> bytes:
+        if self.family is Family.OPENAI:
+            if reason is Reason.ERROR:
+                return controls.openai_error(self._line_end)
+            return controls.openai_length(self._first_chunk or {}, self._line_end)
+        ids = {"trace_id": self.record.trace_id, "stream_id": self.record.stream_id}
         if reason is Reason.ERROR:
-            # What the exception says may be anybody's secret, so the client never sees it.
-            error = {
-                "type": "server_error",
-                "code": "internal_error",
-                "message": "The stream ended because of an error on the server.",
-            }
-            return _control("error", {"error": error, **ids})
+            return controls.error(self._name("error"), ids)
         fields = {
             "reason": reason,
-            "duration": round(now - self._opened_at, 3),
-            "total_chunks": self.chunks,
-            "total_tokens": 0,
+            "duration": self.duration_seconds(now),
+            "total_chunks": self.record.chunks,
+            "total_tokens": self.record.tokens,
             **ids,
         }
         final = reason is Reason.FINISHED and not self._app_owns_ids
-        cursor = Cursor(self._secret, self.chunks, ended=True) if final else None
-        return _control("complete", fields, cursor=cursor)
-
-
-def _control(
-    name: str,
-    fields: Mapping[str, object],
-    *,
-    cursor: Cursor | None = None,
-    retry: int | None = None,
-) -> bytes:
-    return format_sse_event(
-        json.dumps(fields, separators=(",", ":")),
-        event=name,
-        id=None if cursor is None else str(cursor),
-        retry=retry,
-    )
+        cursor = Cursor(self._secret, self.record.chunks, ended=True) if final else None
+        return controls.control(self._name("complete"), fields, cursor=cursor)

@@ -10,6 +10,7 @@ client would dispatch; `format_sse_event` writes one block.
 import codecs
 import enum
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sse_middleware.errors import EventFormatError
@@ -22,6 +23,7 @@ BOM = codecs.BOM_UTF8
 _EOL = re.compile(rb"\r\n?+|\n")
 _BLANK_LINE = re.compile(rb"(?:\r\n?+|\n)(?:\r\n?+|\n)")
 _DATA_LINE = re.compile(rb"(?:\A|[\r\n])data[:\r\n]")
+_DATA_VALUES = re.compile(rb"(?:\A|[\r\n])data(?:: ?|(?=[\r\n]))([^\r\n]*)")
 _ID_LINE = re.compile(rb"(?:\A|[\r\n])id[:\r\n]")
 _RETRY_DIGITS = 18
 _EVENT_LINE = re.compile(rb"(?:\A|[\r\n])event(?:: ?|(?=[\r\n]))([^\r\n]*)")
@@ -213,6 +215,22 @@ def event_name(block: bytes) -> bytes:
     """Return the event type that this whole `block` names last, `b""` where it names none."""
     names = _EVENT_LINE.findall(block)
     return names[-1] if names else b""
+
+
+def event_data(block: bytes) -> bytes:
+    """Return the data that a client dispatches for this whole `block`."""
+    return b"\n".join(_DATA_VALUES.findall(block))
+
+
+def change_data(block: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """Return the whole `block` with its data changed, where it has just one line of it."""
+    lines = list(_DATA_VALUES.finditer(block))
+    if len(lines) != 1:
+        return block
+    start, end = lines[0].span(1)
+    data = block[start:end]
+    changed = change(data)
+    return block if changed is data else block[:start] + changed + block[end:]
 
 
 def add_line(block: bytes, line: bytes) -> bytes:

@@ -10,15 +10,22 @@ import sse_middleware
 
 PACKAGE = Path(sse_middleware.__file__).parent
 LAYERS = {
-    0: {"errors", "events", "wire", "cursors", "options"},
-    1: {"state", "families", "headers", "routes"},
-    4: {"outbox", "responder"},
-    5: {"middleware", "tracing"},
+    0: {"errors", "events", "wire", "cursors", "options", "record"},
+    1: {"state", "families", "headers", "routes", "controls", "current"},
+    2: {"observers"},
+    4: {"outbox", "responder", "process"},
+    5: {"middleware", "metrics", "logs", "plugin", "__main__"},
 }
-"""As docs/architecture.md tells them; 2 and 3 (stores) are still to come."""
+"""As docs/architecture.md tells them; 3 is where stores will stand."""
 
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
-OUTSIDE = {0: set[str](), 1: {"starlette"}, 4: {"starlette"}, 5: {"starlette"}}
+OUTSIDE = {
+    0: set[str](),
+    1: {"starlette"},
+    2: set[str](),
+    4: {"starlette"},
+    5: {"starlette", "prometheus_client"},
+}
 """What each layer may import beside the standard library."""
 
 FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
@@ -31,7 +38,9 @@ def imports(path: Path) -> set[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            found.add(node.module or "")
+            inside = node.module == "sse_middleware"
+            names = [f"sse_middleware.{alias.name}" for alias in node.names]
+            found.update(names if inside else [node.module or ""])
     return found
 
 

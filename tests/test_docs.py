@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sse_middleware.__main__ import markdown
 from sse_middleware.options import SETTINGS, OptionArguments
 
 ROOT = Path(__file__).parent.parent
@@ -32,11 +33,8 @@ def test_ci_calls_the_test_command_of_the_readme() -> None:
     assert found[1] in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-def test_every_setting_stands_in_the_settings_page_with_its_names() -> None:
-    page = (ROOT / "docs" / "settings.md").read_text()
-    for name, setting in SETTINGS.items():
-        bare = f"`{setting.bare}`" if setting.bare else ""
-        assert re.search(rf"^\| `{name}` \| `{setting.env}` \| {bare} ?\|", page, re.MULTILINE)
+def test_the_settings_page_has_the_table_that_the_code_makes() -> None:
+    assert markdown() in (ROOT / "docs" / "settings.md").read_text()
 
 
 def test_every_setting_is_an_argument_that_type_checkers_know() -> None:

@@ -161,4 +161,4 @@ def test_who_asks_for_more_than_events_likely_splits_at_blank_lines(
 
 
 def test_the_families_are_written_as_the_design_names_them() -> None:
-    assert [str(family) for family in Family] == ["eventsource", "plain"]
+    assert [str(family) for family in Family] == ["eventsource", "plain", "openai", "off"]

@@ -1,0 +1,81 @@
+"""The command line: `python -m sse_middleware config [--markdown]`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from sse_middleware.errors import ConfigurationError
+from sse_middleware.options import OFF, SETTINGS, Options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m sse_middleware")
+    commands = parser.add_subparsers(dest="command", required=True)
+    config = commands.add_parser("config", help="show the settings and where they come from")
+    config.add_argument("--markdown", action="store_true", help="as the table of the docs")
+    if parser.parse_args(arguments).markdown:
+        print(markdown())  # noqa: T201 - what a command is for
+        return 0
+    try:
+        print(listing(os.environ))  # noqa: T201
+    except ConfigurationError as exc:
+        print(exc, file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+def listing(environ: Mapping[str, str]) -> str:
+    """Return a line for each setting: its variable, its value, and who has set it."""
+    options = Options.from_environ(environ)
+    rows = [
+        (setting.env, shown(getattr(options, name)), _source(name, options, environ))
+        for name, setting in SETTINGS.items()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return "\n".join(
+        f"{env:<{widths[0]}}  {value:<{widths[1]}}  {source}" for env, value, source in rows
+    )
+
+
+def markdown() -> str:
+    """Return the table of all settings, as docs/settings.md has it."""
+    rows = [
+        "| variable | argument | default | allowed | |",
+        "|---|---|---|---|---|",
+    ]
+    for name, setting in SETTINGS.items():
+        default = shown(getattr(Options(), name))
+        bare = f", `{setting.bare}`" if setting.bare else ""
+        cells = (
+            f"`{setting.env}`{bare}",
+            f"`{name}`",
+            f"`{default}`" if default else "empty",
+            setting.allowed,
+            setting.meaning,
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def shown(value: object) -> str:
+    """Write a value as its variable takes it."""
+    if value is None:
+        return OFF
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _source(name: str, options: Options, environ: Mapping[str, str]) -> str:
+    if name not in options.explicit:
+        return "default"
+    setting = SETTINGS[name]
+    return setting.env if environ.get(setting.env) is not None else setting.bare
+
+
+if __name__ == "__main__":
+    sys.exit(main())

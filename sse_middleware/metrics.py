@@ -1,0 +1,199 @@
+"""Metrics: what Prometheus scrapes of the streams of this process.
+
+Nothing here is touched at an event: a stream's numbers are carried over at each heartbeat's time
+and at its end. Labels are bounded: a route is a template or a mark's name, never a path.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Final
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, make_asgi_app
+from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sse_middleware.process import OncePerKey
+from sse_middleware.record import GAP_BOUNDS, StreamRecord
+
+logger = logging.getLogger("sse_middleware")
+
+_LIFETIMES: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600)
+_FIRST_EVENTS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_STALLS: Final = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_EXEMPLAR_CHARACTERS: Final = 128 - len("trace_id")  # OpenMetrics 1.0, "Exemplars"
+
+
+class CountedHistogram(Histogram):
+    """A histogram that takes many observations at once, already sorted into its buckets.
+
+    Observing each would cost several times what the event itself does.
+    """
+
+    def add(self, counts: list[int], total: float) -> None:
+        """Add `counts[i]` observations to bucket i, whose values sum up to `total`."""
+        for bucket, count in zip(self._buckets, counts, strict=True):
+            if count:
+                bucket.inc(count)
+        self._sum.inc(total)
+
+
+@dataclass(slots=True)
+class _Carried:
+    """What of a stream the metrics have already."""
+
+    chunks: int = 0
+    sent_bytes: int = 0
+    heartbeats: int = 0
+    gap_seconds: float = 0.0
+    gaps: tuple[int, ...] = (0,) * (len(GAP_BOUNDS) + 1)
+
+
+class Metrics:
+    """Count the streams of a process in `registry`; one object for each registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._carried: dict[int, _Carried] = {}
+        common: dict[str, Any] = {"registry": registry}
+        by_route: dict[str, Any] = {"labelnames": ("route",), **common}
+        self._active = Gauge(
+            "sse_streams_active", "Streams that are open.", multiprocess_mode="livesum", **common
+        )
+        self._streams = Counter(
+            "sse_streams",
+            "Streams that have ended.",
+            labelnames=("route", "family", "outcome"),
+            **common,
+        )
+        self._durations = Histogram(
+            "sse_stream_duration_seconds", "Life of a stream.", buckets=_LIFETIMES, **by_route
+        )
+        self._first_events = Histogram(
+            "sse_time_to_first_event_seconds",
+            "Time from the response start to the app's first event.",
+            buckets=_FIRST_EVENTS,
+            **by_route,
+        )
+        self._gaps = CountedHistogram(
+            "sse_event_gap_seconds",
+            "Time between two events of the app.",
+            buckets=GAP_BOUNDS,
+            **by_route,
+        )
+        self._events = Counter("sse_events", "Events of the app.", **by_route)
+        self._bytes = Counter("sse_sent_bytes", "Bytes of stream bodies.", **common)
+        self._heartbeats = Counter("sse_heartbeats", "Heartbeats sent.", **common)
+        self._disconnects = Counter(
+            "sse_disconnects", "Streams whose client left before their end.", **common
+        )
+        self._stalls = Histogram(
+            "sse_send_stall_seconds",
+            "Writes that a client blocked for over a tenth of a second.",
+            buckets=_STALLS,
+            **common,
+        )
+
+    def opened(self, record: StreamRecord) -> None:
+        """Count a stream in."""
+        self._active.inc()
+        self._carried[id(record)] = _Carried()
+
+    def progressed(self, record: StreamRecord) -> None:
+        """Carry over what has come since the last time."""
+        carried = self._carried.get(id(record))
+        if carried is None:
+            return
+        self._events.labels(record.route).inc(record.chunks - carried.chunks)
+        self._bytes.inc(record.sent_bytes - carried.sent_bytes)
+        self._heartbeats.inc(record.heartbeats - carried.heartbeats)
+        gaps = tuple(record.gaps)
+        self._gaps.labels(record.route).add(
+            [now - before for now, before in zip(gaps, carried.gaps, strict=True)],
+            record.gap_seconds - carried.gap_seconds,
+        )
+        carried.chunks, carried.sent_bytes = record.chunks, record.sent_bytes
+        carried.heartbeats, carried.gaps = record.heartbeats, gaps
+        carried.gap_seconds = record.gap_seconds
+
+    def stalled(self, record: StreamRecord, seconds: float) -> None:  # noqa: ARG002
+        """Observe a blocked write."""
+        self._stalls.observe(seconds)
+
+    def ended(self, record: StreamRecord) -> None:
+        """Count a stream out."""
+        self.progressed(record)
+        if self._carried.pop(id(record), None) is None:
+            return
+        self._active.dec()
+        self._streams.labels(record.route, record.family, record.outcome).inc()
+        exemplar = None
+        if len(record.trace_id) <= _EXEMPLAR_CHARACTERS:
+            exemplar = {"trace_id": record.trace_id}
+        self._durations.labels(record.route).observe(record.duration_seconds, exemplar)
+        if record.first_event_seconds is not None:
+            self._first_events.labels(record.route).observe(record.first_event_seconds, exemplar)
+        if record.outcome == "disconnected":
+            self._disconnects.inc()
+
+
+metrics_in = OncePerKey(Metrics)
+"""The metrics in a registry, made at its first use."""
+
+
+class MetricsEndpoint:
+    """Serve a registry, before the app or in place of its 404.
+
+    Args:
+        registry: what is served; in Prometheus' multi-process mode, all processes' values are.
+        path: where, below the `root_path`.
+        first: whether the path is ours, whatever the app would answer.
+    """
+
+    def __init__(self, registry: CollectorRegistry, path: str, *, first: bool) -> None:
+        self._path = path
+        self._first = first
+        self._app_keeps_it = False
+        self._exposition: ASGIApp = make_asgi_app(registry)
+
+    def serves(self, scope: Scope) -> bool:
+        """Tell whether a request is for us."""
+        path: str = scope.get("path", "")
+        if not path.endswith(self._path) or self._app_keeps_it:
+            return False
+        root: str = scope.get("root_path", "")
+        below = path.removeprefix(root) if root and path.startswith(root + "/") else path
+        return below == self._path and scope.get("method") in ("GET", "HEAD")
+
+    async def __call__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer with the metrics, unless `app` has something of its own there."""
+        if not self._first and await self._let_answer(app, scope, receive, send):
+            return
+        await self._exposition(scope, receive, send)
+
+    async def _let_answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> bool:
+        answered: bool | None = None
+
+        async def unless_404(message: Message) -> None:
+            nonlocal answered
+            if answered is None and message["type"] == "http.response.start":
+                answered = message["status"] != 404  # noqa: PLR2004 - as its name says
+            if answered is not False:
+                await send(message)
+
+        await app(scope, receive, unless_404)
+        if answered:
+            self._app_keeps_it = True
+            logger.info(
+                "the app itself answers %s; SSE_METRICS_PATH serves our metrics", self._path
+            )
+        return answered is not False
+
+
+def registry_to_serve(registry: CollectorRegistry | None, environ: Any) -> CollectorRegistry:
+    """Return what a scrape of one process must show."""
+    if registry is not None or not (
+        environ.get("PROMETHEUS_MULTIPROC_DIR") or environ.get("prometheus_multiproc_dir")
+    ):
+        return registry or REGISTRY
+    gathering = CollectorRegistry()
+    MultiProcessCollector(gathering)  # type: ignore[no-untyped-call]  # the library has no types here
+    return gathering
