@@ -86,11 +86,12 @@ def stream_headers(
     max_seconds: float | None,
     heartbeat_interval: float | None,
     silence_threshold: float | None,
+    keep_cache_control: bool,
 ) -> RawHeaders:
     """Return the app's headers with ours behind them.
 
     A header that the app has set stays, but `content-length` goes, since we add bytes, and of
-    two caching policies the stricter one is kept.
+    two caching policies the stricter one is kept, or the app's with `keep_cache_control`.
     """
     ours = {
         b"x-trace-id": trace_id.encode(),
@@ -114,7 +115,10 @@ def stream_headers(
             continue
         ours.pop(lower, None)
         result.append((name, value))
-    result.append((b"cache-control", _cache_control(b", ".join(cache_control))))
+    if keep_cache_control and cache_control:
+        result.extend((b"cache-control", value) for value in cache_control)
+    else:
+        result.append((b"cache-control", _cache_control(b", ".join(cache_control))))
     result.extend(ours.items())
     return result
 

@@ -134,6 +134,7 @@ class SSEMiddleware:
                         max_seconds=None,
                         heartbeat_interval=None,
                         silence_threshold=None,
+                        keep_cache_control=True,
                     )
                     message = {**message, "headers": added}
             await send(message)

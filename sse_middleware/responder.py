@@ -204,6 +204,7 @@ class Responder:
                 max_seconds=state.max_seconds,
                 heartbeat_interval=options.heartbeat_interval,
                 silence_threshold=options.silence_threshold,
+                keep_cache_control=family is not Family.EVENTSOURCE,
             )
             start = {**start, "headers": headers}
         await self._outbox.write_first(start, opening)

@@ -245,7 +245,9 @@ def test_why_a_response_is_left_alone(
     assert why_untouched(method, status, headers) == reason
 
 
-def answered(app_headers: RawHeaders, http_version: str = "1.1") -> RawHeaders:
+def answered(
+    app_headers: RawHeaders, http_version: str = "1.1", *, keep_cache_control: bool = False
+) -> RawHeaders:
     return stream_headers(
         app_headers,
         http_version=http_version,
@@ -254,7 +256,24 @@ def answered(app_headers: RawHeaders, http_version: str = "1.1") -> RawHeaders:
         max_seconds=60.0,
         heartbeat_interval=None,
         silence_threshold=0.05,
+        keep_cache_control=keep_cache_control,
     )
+
+
+@pytest.mark.parametrize(
+    ("of_app", "expected"),
+    [
+        ([], [b"no-cache, no-transform"]),
+        ([b"no-cache"], [b"no-cache"]),
+        ([b"a", b"b"], [b"a", b"b"]),
+    ],
+)
+def test_a_caching_policy_of_the_app_can_be_left_to_it(
+    of_app: list[bytes], expected: list[bytes]
+) -> None:
+    headers = [(b"Cache-Control", value) for value in of_app]
+    result = answered(headers, keep_cache_control=True)
+    assert values(result, b"cache-control") == expected
 
 
 def values(headers: RawHeaders, name: bytes) -> list[bytes]:
