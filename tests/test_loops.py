@@ -39,7 +39,7 @@ def test_instances_with_settings_of_their_own_do_not_meet() -> None:
     one = SSEMiddleware(source, heartbeat_interval=None)
     other = SSEMiddleware(source, event_prefix="sse-", heartbeat_interval=0.05)
 
-    async def both() -> list[list[str]]:
+    async def both() -> tuple[list[str], list[str]]:
         return await asyncio.gather(names(one), names(other))
 
     first, second = asyncio.run(both())
