@@ -100,13 +100,26 @@ def mark_on(endpoint: object, method: str = "") -> Mark | None:
 def route_name(scope: Mapping[str, Any], mark: Mark | None = None) -> str:
     """Return the template of the route that the app has found, else the mark's name.
 
-    Starlette and FastAPI leave their route in the scope, Litestar the template. The raw path is
-    never a name.
+    FastAPI leaves its route in the scope, and so does Starlette of late; before, the endpoint and
+    the router. Litestar leaves the template. The raw path is never a name.
     """
-    for name in (getattr(scope.get("route"), "path", None), scope.get("path_template")):
+    route = scope.get("route")
+    if route is None and scope.get("endpoint") is not None:
+        route = _route_to(scope["endpoint"], getattr(scope.get("router"), "routes", ()))
+    for name in (getattr(route, "path", None), scope.get("path_template")):
         if isinstance(name, str):
             return name
     return (mark.name if mark else None) or UNMATCHED
+
+
+def _route_to(endpoint: object, routes: Iterable[Any]) -> object:
+    for route in routes:
+        if getattr(route, "endpoint", None) is endpoint:
+            return route
+        inner = _route_to(endpoint, getattr(route, "routes", None) or ())
+        if inner is not None:
+            return inner
+    return None
 
 
 def glob_pattern(globs: Iterable[str]) -> re.Pattern[str] | None:

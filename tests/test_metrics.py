@@ -214,8 +214,7 @@ async def test_an_empty_path_serves_them_nowhere() -> None:
 
 
 async def test_the_path_lies_below_the_root_path() -> None:
-    inner = Starlette()
-    inner.add_middleware(SSEMiddleware, registry=CollectorRegistry())
+    inner = SSEMiddleware(plain_app, registry=CollectorRegistry())
     app = Starlette(routes=[Mount("/sub", inner)])
     assert b"sse_streams_active" in (await scrape(app, "/sub/metrics")).body
     behind_proxy = SSEMiddleware(plain_app, registry=CollectorRegistry())

@@ -860,21 +860,16 @@ async def test_a_background_task_runs_behind_the_cap_as_behind_a_disconnect() ->
 async def test_a_polling_app_is_told_that_the_client_is_there_and_then_that_it_is_gone() -> None:
     told: list[bool] = []
 
-    async def endpoint(request: Request) -> Response:
-        async def events() -> Any:
-            while True:
-                told.append(await request.is_disconnected())
-                if told[-1]:
-                    return
-                yield b"data: x\n\n"
-                await asyncio.sleep(1)
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        await send(stream_start())
+        while not told or not told[-1]:
+            told.append(await request.is_disconnected())
+            await send(body(b"data: x\n\n"))
+            await asyncio.sleep(1)
 
-        return StreamingResponse(events(), media_type="text/event-stream")
-
-    app = SSEMiddleware(Starlette(routes=[Route("/", endpoint)]), stream_max_seconds=None)
-    # Announcing 2.4 keeps Starlette from listening itself.
-    scope = http_scope(headers=EVENTSOURCE, asgi={"version": "3.0", "spec_version": "2.4"})
-    async with running(app, Exchange(scope)) as exchange:
+    wrapped = SSEMiddleware(app, stream_max_seconds=None)
+    async with running(wrapped, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         await asyncio.sleep(4.5)
         exchange.disconnect()
         assert exchange.task is not None
