@@ -10,6 +10,7 @@ import hashlib
 from urllib.parse import parse_qsl
 
 from sse_middleware.cursors import parse_cursor
+from sse_middleware.options import CommentStyle
 
 CURSOR_PARAMETERS = frozenset(("last_event_id", "lastEventId", "evs_last_event_id"))
 """Query parameters that may carry a cursor: ours, and those of two polyfills."""
@@ -53,13 +54,35 @@ def family_of(method: str, headers: dict[bytes, bytes], query_string: bytes) -> 
     return Family.EVENTSOURCE if native else Family.PLAIN
 
 
-def splits_at_blank_lines(headers: dict[bytes, bytes]) -> bool:
-    """Tell whether a plain client is likely a hand-written parser that splits at blank lines.
+class CommentForm(enum.StrEnum):
+    """How the heartbeat comment of a plain client is written.
 
-    Decoders of libraries send exactly this `Accept`; some of them dispatch an empty event at any
-    blank line, so that for them a comment has none.
+    A hand-written parser that splits at blank lines loses the event behind a comment that has
+    none; some decoders of libraries dispatch an empty event at any blank line.
     """
-    return headers.get(b"accept", b"").strip().lower() != _EXACT_ACCEPT
+
+    BLOCK = "block"
+    """With a blank line."""
+    BLOCK_UNTIL_ID = "block until an id"
+    """With a blank line until the stream has an id, from when on SDKs dispatch at any."""
+    LINE = "line"
+    """Without."""
+
+
+def comment_form(headers: dict[bytes, bytes], style: CommentStyle) -> CommentForm:
+    """Tell the form of comment that suits a client.
+
+    Args:
+        headers: what `request_headers` has picked.
+        style: the setting; `auto` goes by what the client accepts. Libraries name just event
+            streams (some twice), SDKs some type, and hand-written code names none.
+    """
+    if style != "auto":
+        return CommentForm(style)
+    accepted = {part.strip() for part in headers.get(b"accept", b"*/*").lower().split(b",")}
+    if accepted == {_EXACT_ACCEPT}:
+        return CommentForm.LINE
+    return CommentForm.BLOCK if accepted == {b"*/*"} else CommentForm.BLOCK_UNTIL_ID
 
 
 def in_rollout(percent: int, headers: dict[bytes, bytes], address: str) -> bool:

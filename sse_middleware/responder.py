@@ -15,7 +15,7 @@ from re import Pattern
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_middleware.current import CurrentStream
-from sse_middleware.families import Family, family_of, in_rollout, splits_at_blank_lines
+from sse_middleware.families import Family, comment_form, family_of, in_rollout
 from sse_middleware.headers import request_headers, stream_headers, trace_id, why_untouched
 from sse_middleware.observers import Observer
 from sse_middleware.options import Options
@@ -182,7 +182,7 @@ class Responder:
             record=record,
             secret=self.current.secret,
             marked=mark is not None,
-            comment_is_block=splits_at_blank_lines(self._headers),
+            comment=comment_form(self._headers, options.comment_style),
         )
         loop = asyncio.get_running_loop()
         opening = state.open(loop.time(), datetime.now(UTC))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sse_middleware import controls
 from sse_middleware.cursors import Cursor
-from sse_middleware.families import Family
+from sse_middleware.families import CommentForm, Family
 from sse_middleware.options import Options
 from sse_middleware.record import StreamRecord
 from sse_middleware.wire import (
@@ -59,7 +59,7 @@ class StreamState:
         record: where the numbers go.
         secret: what opens the stream; the ids are made of it.
         marked: whether the endpoint is.
-        comment_is_block: for a plain client, whether a heartbeat comment has a blank line.
+        comment: how a heartbeat of a plain client is written.
 
     Attributes:
         family: as above, but `OPENAI` once the first event of a plain stream says so.
@@ -73,7 +73,7 @@ class StreamState:
         "_app_owns_ids",
         "_beat_at",
         "_cap_at",
-        "_comment_is_block",
+        "_comment",
         "_first_chunk",
         "_id_prefix",
         "_interval",
@@ -99,7 +99,7 @@ class StreamState:
         record: StreamRecord,
         secret: str,
         marked: bool,
-        comment_is_block: bool,
+        comment: CommentForm,
     ) -> None:
         self.family = family
         self.record = record
@@ -115,7 +115,7 @@ class StreamState:
         self._secret = secret
         self._id_prefix = f"id: {secret}-".encode()
         self._splitter = Splitter(options.max_event_bytes)
-        self._comment_is_block = comment_is_block
+        self._comment = comment
         self._line_end = b"\n"
         self._wrote = False
         self._last_event_at = 0.0
@@ -197,7 +197,8 @@ class StreamState:
         self._wrote = True
         lf = self._splitter.take_owed_lf()
         if self.family is not Family.EVENTSOURCE:
-            return lf + controls.comment(self._line_end, as_block=self._comment_as_block())
+            as_block = self._comment is not CommentForm.LINE
+            return lf + controls.comment(self._line_end, as_block=as_block)
         timestamp = self._opened_on + timedelta(seconds=now - self._opened_at)
         fields = {
             "stream_id": self.record.stream_id,
@@ -233,10 +234,6 @@ class StreamState:
     def _name(self, event: str) -> str:
         return self._options.event_prefix + event
 
-    def _comment_as_block(self) -> bool:
-        style = self._options.comment_style
-        return self._comment_is_block if style == "auto" else style == "block"
-
     def _count_event(self, now: float) -> None:
         record = self.record
         record.chunks += 1
@@ -251,7 +248,8 @@ class StreamState:
             self._line_end = line_end(block[: -len(line_end(block))])
         if has_id(block):
             self._app_owns_ids = True
-            self._comment_is_block = False
+            if self._comment is CommentForm.BLOCK_UNTIL_ID:
+                self._comment = CommentForm.LINE
         if not has_data(block):
             return block
         self._count_event(now)

@@ -5,7 +5,13 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from sse_middleware.cursors import Cursor
-from sse_middleware.families import CURSOR_PARAMETERS, Family, family_of, splits_at_blank_lines
+from sse_middleware.families import (
+    CURSOR_PARAMETERS,
+    CommentForm,
+    Family,
+    comment_form,
+    family_of,
+)
 
 CURSOR = str(Cursor("-" + "A" * 20 + "_", 17))
 ENDED = f"{CURSOR}.end"
@@ -144,20 +150,26 @@ def test_a_bad_cursor_takes_nothing_from_a_native_eventsource() -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "expected"),
+    ("accept", "form"),
     [
-        pytest.param({b"accept": EXACT}, False, id="a decoder"),
-        pytest.param({b"accept": b" TEXT/event-stream "}, False, id="a decoder, any case"),
-        pytest.param({}, True, id="no accept"),
-        pytest.param({b"accept": b"*/*"}, True, id="curl"),
-        pytest.param({b"accept": b"text/event-stream, */*"}, True, id="two types"),
-        pytest.param({b"accept": b"text/event-stream;q=1"}, True, id="a parameter"),
+        (None, CommentForm.BLOCK),
+        (b"*/*", CommentForm.BLOCK),
+        (b"text/event-stream", CommentForm.LINE),
+        (b" Text/Event-Stream ", CommentForm.LINE),
+        (b"text/event-stream, text/event-stream", CommentForm.LINE),
+        (b"application/json, text/event-stream", CommentForm.BLOCK_UNTIL_ID),
+        (b"text/event-stream, */*", CommentForm.BLOCK_UNTIL_ID),
+        (b"application/json", CommentForm.BLOCK_UNTIL_ID),
+        (b"", CommentForm.BLOCK_UNTIL_ID),
     ],
 )
-def test_who_asks_for_more_than_events_likely_splits_at_blank_lines(
-    headers: dict[bytes, bytes], *, expected: bool
+def test_what_a_client_accepts_tells_the_form_of_its_comment(
+    accept: bytes | None, form: CommentForm
 ) -> None:
-    assert splits_at_blank_lines(headers) is expected
+    headers = {} if accept is None else {b"accept": accept}
+    assert comment_form(headers, "auto") is form
+    assert comment_form(headers, "line") is CommentForm.LINE
+    assert comment_form(headers, "block") is CommentForm.BLOCK
 
 
 def test_the_families_are_written_as_the_design_names_them() -> None:

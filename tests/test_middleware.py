@@ -365,7 +365,9 @@ async def test_a_plain_client_gets_a_comment_only_when_idle() -> None:
         (b"*/*", b"data: x\n\n", b": heartbeat\n\n"),
         (b"application/json, text/event-stream", b"data: x\n\n", b": heartbeat\n\n"),
         (b"text/event-stream", b"data: x\n\n", b": heartbeat\n"),
-        (b"*/*", b"id: 1\ndata: x\n\n", b": heartbeat\n"),
+        (b"text/event-stream, text/event-stream", b"data: x\n\n", b": heartbeat\n"),
+        (b"*/*", b"id: 1\ndata: x\n\n", b": heartbeat\n\n"),
+        (b"application/json", b"id: 1\ndata: x\n\n", b": heartbeat\n"),
         (b"*/*", b"data: x\r\n\r\n", b": heartbeat\r\n\r\n"),
     ],
 )
@@ -665,17 +667,19 @@ async def test_a_set_cap_ends_a_plain_stream_uncleanly() -> None:
 async def test_the_first_cap_on_each_route_is_a_warning_that_names_the_variable(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def endpoint(request: Request) -> Response:
-        async def events() -> Any:
-            while True:
-                yield b"data: x\n\n"
-                await asyncio.sleep(0.5)
+    async def events() -> Any:
+        while True:
+            yield b"data: x\n\n"
+            await asyncio.sleep(0.5)
 
+    async def one(request: Request) -> Response:
         return StreamingResponse(events(), media_type="text/event-stream")
 
-    app = SSEMiddleware(
-        Starlette(routes=[Route("/a/{id}", endpoint), Route("/b", endpoint)]), stream_max_seconds=1
-    )
+    async def other(request: Request) -> Response:
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    routes = [Route("/a/{id}", one), Route("/b", other)]
+    app = SSEMiddleware(Starlette(routes=routes), stream_max_seconds=1)
     for path in ("/a/1", "/a/2", "/b"):
         await handle(app, path=path, headers=EVENTSOURCE)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sse_middleware import Event, EventParser, Options
-from sse_middleware.families import Family
+from sse_middleware.families import CommentForm, Family
 from sse_middleware.record import StreamRecord
 from sse_middleware.state import Due, Reason, StreamState
 
@@ -23,7 +23,7 @@ def opened(
         record=StreamRecord("s", "t", "/route", family),
         secret="x" * 22,
         marked=marked,
-        comment_is_block=True,
+        comment=CommentForm.BLOCK,
     )
     return state, state.open(100.0, NOON)
 
