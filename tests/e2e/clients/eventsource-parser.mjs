@@ -1,0 +1,16 @@
+import { createParser } from "eventsource-parser";
+import { base, tell } from "./common.mjs";
+
+const HEADERS = process.env.ACCEPT ? { accept: process.env.ACCEPT } : {};
+
+await tell(async (scenario, dispatch) => {
+  const response = await fetch(`${base}/${scenario}/stream`, { headers: HEADERS });
+  const parser = createParser({
+    onEvent: dispatch,
+    onError: (error) => dispatch({ error: error.type, line: error.line }),
+    onRetry: (retry) => dispatch({ retry }),
+  });
+  const decoder = new TextDecoder();
+  for await (const chunk of response.body) parser.feed(decoder.decode(chunk, { stream: true }));
+  return `ended ${response.status}`;
+});
