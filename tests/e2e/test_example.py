@@ -1,8 +1,6 @@
 """The example as a visitor meets it: by its command, by HTTP, and in Chromium."""
 
-import os
 import re
-import shutil
 import socket
 import sys
 import time
@@ -14,6 +12,7 @@ import httpx
 import pytest
 
 from sse_middleware import Event, EventParser
+from tests.e2e.clients import needs
 from tests.e2e.servers import running_process
 
 if TYPE_CHECKING:
@@ -100,13 +99,7 @@ def test_a_port_in_use_is_told_in_one_line(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        message = "there is no Chromium on this machine"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+    chromium, playwright = needs.chromium(), needs.module("playwright.sync_api")
     with playwright.sync_playwright() as driver:
         quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         launched = driver.chromium.launch(executable_path=chromium, args=quiet)
