@@ -1,0 +1,48 @@
+"""The command line: what holds, and who has set it."""
+
+import pytest
+
+from sse_middleware.__main__ import main
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SSE_RETRY_MS", "SSE_METRICS_PATH", "SSE_INCLUDE", "HEARTBEAT_INTERVAL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_config_shows_each_value_and_its_source(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SSE_STREAM_MAX_SECONDS", "off")
+    monkeypatch.setenv("HEARTBEAT_INTERVAL", "2.5")
+    monkeypatch.setenv("SSE_INCLUDE", "/a/*, /b")
+    monkeypatch.setenv("SSE_METRICS_PATH", "")
+    assert main(["config"]) == 0
+    shown = lines(capsys)
+    assert shown["SSE_STREAM_MAX_SECONDS"] == ["off", "SSE_STREAM_MAX_SECONDS"]
+    assert shown["SSE_HEARTBEAT_INTERVAL"] == ["2.5", "HEARTBEAT_INTERVAL"]
+    assert shown["SSE_INCLUDE"] == ["/a/*,/b", "SSE_INCLUDE"]
+    assert shown["SSE_METRICS_PATH"] == ["SSE_METRICS_PATH"]
+    assert shown["SSE_RETRY_MS"] == ["2000", "default"]
+
+
+def test_config_says_in_one_line_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SSE_RETRY_MS", "soon\nSSE_ENABLED=0")
+    assert main(["config"]) == 1
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    for word in ("SSE_RETRY_MS", "soon", "whole milliseconds from 0"):
+        assert word in told
+
+
+def test_config_can_write_the_table_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--markdown"]) == 0
+    assert capsys.readouterr().out.startswith("| variable | argument |")
