@@ -10,11 +10,11 @@ The object that lives as long as the app holds options only; all state of a requ
 import asyncio
 import logging
 import os
-from collections.abc import Mapping
-from typing import Unpack
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Unpack
 
 from prometheus_client import REGISTRY, CollectorRegistry
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware.current import CURRENT
 from sse_middleware.cursors import new_secret, stream_id
@@ -27,6 +27,9 @@ from sse_middleware.responder import Responder, Setup
 from sse_middleware.routes import Mark, glob_pattern
 
 logger = logging.getLogger("sse_middleware")
+
+AnyASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
+"""An ASGI app by whatever types its framework calls scopes and messages."""
 
 IN_SCOPE = "sse_middleware"
 """The scope's key while a request is ours: `{"trace_id": ...}`; a second layer stands back."""
@@ -51,7 +54,7 @@ class SSEMiddleware:
 
     def __init__(
         self,
-        app: ASGIApp,
+        app: AnyASGIApp,
         *,
         marks: Mapping[str, Mark] | None = None,
         registry: CollectorRegistry | None = None,
@@ -85,7 +88,7 @@ class SSEMiddleware:
             )
         self._warned_of_loop = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle one connection as ASGI 3 says."""
         if self._misconfigured is not None:
             await self._refuse_start(self._misconfigured, scope, receive, send)

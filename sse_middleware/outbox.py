@@ -104,12 +104,10 @@ class Outbox:
             Exception: what the server has raised, now or in a background write before.
         """
         now = self._loop.time()
+        if self._tasks and not self._closed and not all(task.done() for task in self._tasks):
+            await asyncio.sleep(0)  # the loop has not turned since a heartbeat came due: it must
         if now >= self._busy_deadline:
-            # An app that never lets the loop turn keeps timers from firing, so it looks itself,
-            # and gives way for what is due.
-            self._look_at_time(now)
-            if not self._closed:
-                await asyncio.sleep(0)
+            self._look_at_time(now)  # nor do timers fire where it never turns
         if self._closed:
             await self._drop_late_write()
             return
@@ -187,6 +185,10 @@ class Outbox:
             await self._send_paced(parts)
             parts = []
         data = parts[0] if len(parts) == 1 else b"".join(parts)
+        if not more_body and self._state.tells_end:
+            # FastAPI's event streams end the response before the exception of their generator
+            # comes through, by cancelling us in the next turn of the loop.
+            await asyncio.sleep(0)
         if not more_body and not self._closed:
             data += self._state.finish(now).data
         elif not data:

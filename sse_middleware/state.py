@@ -123,6 +123,11 @@ class StreamState:
         self._app_owns_ids = False
         self._app_completed = False
 
+    @property
+    def tells_end(self) -> bool:
+        """Whether the client is told by us how the stream has ended."""
+        return self.family in (Family.EVENTSOURCE, Family.OPENAI)
+
     def open(self, now: float, timestamp: datetime) -> bytes:
         """Begin the life of the stream and return its first bytes.
 

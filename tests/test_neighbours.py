@@ -92,6 +92,25 @@ async def test_fastapis_own_event_streams_pass_with_dependencies_cleaned_up() ->
     assert sorted(log) == ["closed"] * 3 + ["left"] * 3
 
 
+async def test_a_fastapi_stream_whose_generator_fails_is_never_told_as_finished() -> None:
+    from fastapi.sse import EventSourceResponse  # noqa: PLC0415
+
+    app = fastapi.FastAPI()
+    app.add_middleware(SSEMiddleware)
+
+    async def events() -> Any:
+        for number in range(2):
+            yield {"number": number}
+            await asyncio.sleep(0.01)
+        raise ValueError
+
+    app.get("/", response_class=EventSourceResponse)(events)
+    exchange = Exchange(http_scope(headers=EVENTSOURCE))
+    with pytest.raises((ValueError, ExceptionGroup)):
+        await app(exchange.scope, exchange.receive, exchange.send)
+    assert exchange.names == ["start", "message", "message", "error"]
+
+
 class _Passing(BaseHTTPMiddleware):
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         return await call_next(request)

@@ -1,0 +1,73 @@
+"""The outbox alone: when a write waits, and when it must not."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+from starlette.types import Message
+
+from sse_middleware import Options
+from sse_middleware.families import CommentForm, Family
+from sse_middleware.outbox import Outbox, body_message
+from sse_middleware.record import StreamRecord
+from sse_middleware.state import StreamState
+from tests.clock import VirtualClockLoop
+
+pytestmark = pytest.mark.anyio
+
+
+def nothing() -> None:
+    pass
+
+
+def outbox_for(sent: list[Message]) -> Outbox:
+    state = StreamState(
+        Options.from_environ({}, heartbeat_interval=1, stream_max_seconds=100),
+        family=Family.EVENTSOURCE,
+        record=StreamRecord("s", "t", "/route", "eventsource"),
+        secret="x" * 22,
+        marked=False,
+        comment=CommentForm.BLOCK,
+    )
+    state.open(asyncio.get_running_loop().time(), datetime.now(UTC))
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    return Outbox(state, send, pause=0, observers=(), on_cap=nothing, on_late_write=nothing)
+
+
+def turns(outbox: Outbox) -> int:
+    """Write an event as an app does, and count how often the write gives way."""
+    write = outbox.write(body_message(b"data: x\n\n"))
+    count = 0
+    while True:
+        try:
+            write.send(None)
+        except StopIteration:
+            return count
+        count += 1
+
+
+async def test_a_write_is_no_place_to_be_cancelled_where_the_server_takes_it_at_once() -> None:
+    outbox = outbox_for([])
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualClockLoop)
+    for _ in range(3):
+        assert turns(outbox) == 0
+        loop.pass_time(1.5)
+        assert turns(outbox) == 0  # a heartbeat is due, and goes out in the next turn or now
+        await asyncio.sleep(0)
+    await outbox.settle(1, "finished")
+
+
+async def test_an_app_that_never_lets_the_loop_turn_is_made_to_while_a_heartbeat_waits() -> None:
+    sent: list[Message] = []
+    outbox = outbox_for(sent)
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualClockLoop)
+    for _ in range(40):
+        loop.pass_time(0.25)
+        await outbox.write(body_message(b"data: x\n\n"))
+    await outbox.settle(1, "finished")
+    assert sum(b"event: heartbeat" in message["body"] for message in sent) == 10
