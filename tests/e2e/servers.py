@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ SERVERS = {
     "granian": ("granian", "--interface", "asgi", "--port", "{port}"),
 }
 """Each server's command line without the app."""
+
+_LOCK = threading.Lock()
+_given_ports: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,14 @@ class Server:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port that is free now and that nobody has got from here before."""
+    while True:
+        with _LOCK, socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            if port not in _given_ports:
+                _given_ports.add(port)
+                return port
 
 
 @contextmanager

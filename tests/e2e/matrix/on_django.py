@@ -1,0 +1,89 @@
+"""The app in Django, whose users wrap `get_asgi_application()`. It takes HTTP only."""
+
+import asyncio
+
+from django.conf import settings  # type: ignore[import-untyped]
+from django.core.asgi import get_asgi_application  # type: ignore[import-untyped]
+from django.http import (  # type: ignore[import-untyped]
+    FileResponse,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseNotAllowed,
+    JsonResponse,
+    StreamingHttpResponse,
+)
+from django.urls import path  # type: ignore[import-untyped]
+
+from sse_middleware import SSEMiddleware
+from tests.e2e.matrix import shared
+
+settings.configure(
+    SECRET_KEY="matrix",
+    ALLOWED_HOSTS=["*"],
+    ROOT_URLCONF=__name__,
+    MIDDLEWARE=["django.middleware.common.CommonMiddleware"],
+)
+
+
+async def stream(request: HttpRequest) -> StreamingHttpResponse:
+    query = request.GET
+    key, n, pause = query["key"], int(query["n"]), float(query["pause"])
+    content = shared.events(key, n, pause, boom="boom" in query)
+    if request.method == "POST":
+        content = shared.events_of_upload(key, request.body, n, pause)
+    response = StreamingHttpResponse(content, content_type="text/event-stream")
+    response.set_cookie("one", "1")
+    response.set_cookie("two", "2")
+    return response
+
+
+async def lines(request: HttpRequest) -> StreamingHttpResponse:
+    return StreamingHttpResponse(
+        shared.lines(request.GET["key"]), content_type="application/x-ndjson"
+    )
+
+
+async def json(request: HttpRequest) -> HttpResponse:
+    if request.method not in ("GET", "HEAD"):
+        return HttpResponseNotAllowed(["GET", "HEAD"])
+    return JsonResponse({"answer": 42})
+
+
+async def background(request: HttpRequest) -> HttpResponse:
+    key = request.GET["key"]
+    asyncio.get_running_loop().call_soon(shared.note, key, "background")
+    return JsonResponse({})
+
+
+def file(request: HttpRequest) -> FileResponse:
+    return FileResponse(shared.FILE.open("rb"))
+
+
+def upload(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(shared.digest(request.body))
+
+
+async def boom(request: HttpRequest) -> HttpResponse:
+    raise ValueError("swordfish")
+
+
+async def state(request: HttpRequest) -> HttpResponse:
+    return JsonResponse(shared.noted(request.GET["key"]), safe=False)
+
+
+urlpatterns = [
+    path("stream", stream),
+    path("lines", lines),
+    path("json", json),
+    path("background", background),
+    path("file", file),
+    path("upload", upload),
+    path("boom", boom),
+    path("state", state),
+]
+
+app = get_asgi_application()
+if shared.WITH_US:
+    app = SSEMiddleware(app)
+
+watched = shared.watched(app)

@@ -1,0 +1,110 @@
+"""The app in FastAPI: its own event streams, `yield` dependencies and background tasks."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import BackgroundTasks, Depends, FastAPI, Request, WebSocket, WebSocketDisconnect
+from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from sse_middleware import SSEMiddleware
+from tests.e2e.matrix import shared
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    shared.note("lifespan", "started")
+    yield
+    print("lifespan: stopped")  # noqa: T201 - for the server's log
+
+
+app = FastAPI(lifespan=lifespan)
+if shared.WITH_US:
+    app.add_middleware(SSEMiddleware)
+
+
+async def resource(key: str) -> AsyncIterator[str]:
+    try:
+        yield "resource"
+    finally:
+        shared.note(key, "dependency")
+
+
+Resource = Annotated[str, Depends(resource)]
+
+
+@app.get("/stream", response_class=EventSourceResponse)
+async def stream(
+    *,
+    key: str,
+    n: int,
+    pause: float,
+    held: Resource,
+    tasks: BackgroundTasks,
+    boom: bool = False,
+) -> AsyncIterator[ServerSentEvent]:
+    tasks.add_task(shared.note, key, "background")
+    async for number in shared.numbers(key, n, pause, boom=boom):
+        yield ServerSentEvent(data=number)
+
+
+@app.post("/stream")
+async def stream_of_upload(
+    *, request: Request, key: str, n: int, pause: float, held: Resource, tasks: BackgroundTasks
+) -> StreamingResponse:
+    tasks.add_task(shared.note, key, "background")
+    return StreamingResponse(
+        shared.events_of_upload(key, await request.body(), n, pause),
+        media_type="text/event-stream",
+    )
+
+
+@app.get("/lines")
+async def lines(key: str, held: Resource, tasks: BackgroundTasks) -> StreamingResponse:
+    tasks.add_task(shared.note, key, "background")
+    return StreamingResponse(shared.lines(key), media_type="application/x-ndjson")
+
+
+@app.get("/json")
+async def json() -> dict[str, int]:
+    return {"answer": 42}
+
+
+@app.get("/background")
+async def background(key: str, held: Resource, tasks: BackgroundTasks) -> dict[str, int]:
+    tasks.add_task(shared.note, key, "background")
+    return {}
+
+
+@app.get("/file")
+async def file() -> FileResponse:
+    return FileResponse(shared.FILE)
+
+
+@app.post("/upload", response_class=PlainTextResponse)
+async def upload(request: Request) -> str:
+    return shared.digest(await request.body())
+
+
+@app.get("/boom")
+async def boom(held: Annotated[str, Depends(resource)]) -> None:
+    raise ValueError("swordfish")
+
+
+@app.get("/state")
+async def state(key: str) -> list[str]:
+    return shared.noted(key)
+
+
+@app.websocket("/echo")
+async def echo(websocket: WebSocket, key: str) -> None:
+    await websocket.accept()
+    try:
+        while True:
+            await websocket.send_text(await websocket.receive_text())
+    except WebSocketDisconnect as exc:
+        shared.note(key, f"closed by {exc.code}")
+
+
+watched = shared.watched(app)

@@ -1,0 +1,115 @@
+"""The app in Litestar, whose users list us as a middleware."""
+
+from typing import Any
+
+from litestar import Litestar, Request, WebSocket, get, post, websocket
+from litestar.background_tasks import BackgroundTask
+from litestar.exceptions import WebSocketDisconnect
+from litestar.middleware import DefineMiddleware
+from litestar.response import File, Response, ServerSentEvent, Stream
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from sse_middleware import SSEMiddleware
+from tests.e2e.matrix import shared
+
+
+async def _note(key: str, what: str) -> None:
+    shared.note(key, what)
+
+
+@get("/stream")
+async def stream(key: str, n: int, pause: float, boom: int = 0) -> ServerSentEvent:
+    return ServerSentEvent(
+        shared.numbers(key, n, pause, boom=bool(boom)),
+        background=BackgroundTask(_note, key, "background"),
+    )
+
+
+@post("/stream", status_code=200)
+async def stream_of_upload(
+    request: Request[Any, Any, Any], key: str, n: int, pause: float
+) -> Stream:
+    return Stream(
+        shared.events_of_upload(key, await request.body(), n, pause),
+        media_type="text/event-stream",
+        background=BackgroundTask(_note, key, "background"),
+    )
+
+
+@get("/lines")
+async def lines(key: str) -> Stream:
+    return Stream(
+        shared.lines(key),
+        media_type="application/x-ndjson",
+        background=BackgroundTask(_note, key, "background"),
+    )
+
+
+@get("/json")
+async def json() -> dict[str, int]:
+    return {"answer": 42}
+
+
+@get("/background")
+async def background(key: str) -> Response[dict[str, int]]:
+    return Response({}, background=BackgroundTask(_note, key, "background"))
+
+
+@get("/file")
+async def file() -> File:
+    return File(shared.FILE)
+
+
+@post("/upload", status_code=200, request_max_body_size=None)
+async def upload(request: Request[Any, Any, Any]) -> str:
+    return shared.digest(await request.body())
+
+
+@get("/boom")
+async def boom() -> None:
+    raise ValueError("swordfish")
+
+
+@get("/state")
+async def state(key: str) -> list[str]:
+    return shared.noted(key)
+
+
+@websocket("/echo")
+async def echo(socket: WebSocket[Any, Any, Any], key: str) -> None:
+    await socket.accept()
+    try:
+        while True:
+            await socket.send_text(await socket.receive_text())
+    except WebSocketDisconnect as exc:
+        shared.note(key, f"closed by {exc.code}")
+
+
+async def started() -> None:
+    shared.note("lifespan", "started")
+
+
+async def stopped() -> None:
+    print("lifespan: stopped")  # noqa: T201 - for the server's log
+
+
+class Passing:
+    """Do nothing: Litestar logs an exception once more for each middleware that it passes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+middleware = DefineMiddleware(SSEMiddleware)
+
+app = Litestar(
+    [stream, stream_of_upload, lines, json, background, file, upload, boom, state, echo],
+    middleware=[middleware if shared.WITH_US else Passing],
+    on_startup=[started],
+    on_shutdown=[stopped],
+)
+
+watched = shared.watched(app)

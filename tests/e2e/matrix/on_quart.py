@@ -1,0 +1,91 @@
+"""The app in Quart, whose users wrap its `asgi_app`."""
+
+from quart import Quart, Response, request, send_file, websocket
+
+from sse_middleware import SSEMiddleware
+from tests.e2e.matrix import shared
+
+app = Quart(__name__)
+
+
+@app.route("/stream", methods=["GET", "POST"])
+async def stream() -> Response:
+    query = request.args
+    key, n, pause = query["key"], int(query["n"]), float(query["pause"])
+    content = shared.events(key, n, pause, boom="boom" in query)
+    if request.method == "POST":
+        content = shared.events_of_upload(key, await request.body, n, pause)
+    response = Response(content, content_type="text/event-stream")
+    response.timeout = None
+    response.set_cookie("one", "1")
+    response.set_cookie("two", "2")
+    return response
+
+
+@app.get("/lines")
+async def lines() -> Response:
+    response = Response(shared.lines(request.args["key"]), content_type="application/x-ndjson")
+    response.timeout = None
+    return response
+
+
+@app.get("/json")
+async def json() -> dict[str, int]:
+    return {"answer": 42}
+
+
+@app.get("/background")
+async def background() -> dict[str, int]:
+    key = request.args["key"]
+
+    async def task() -> None:
+        shared.note(key, "background")
+
+    app.add_background_task(task)
+    return {}
+
+
+@app.get("/file")
+async def file() -> Response:
+    return await send_file(shared.FILE, conditional=True)
+
+
+@app.post("/upload")
+async def upload() -> str:
+    return shared.digest(await request.body)
+
+
+@app.get("/boom")
+async def boom() -> str:
+    raise ValueError("swordfish")
+
+
+@app.get("/state")
+async def state() -> list[str]:
+    return shared.noted(request.args["key"])
+
+
+@app.websocket("/echo")
+async def echo() -> None:
+    try:
+        while True:
+            await websocket.send(await websocket.receive())
+    finally:
+        shared.note(websocket.args["key"], "closed")
+
+
+@app.before_serving
+async def started() -> None:
+    shared.note("lifespan", "started")
+
+
+@app.after_serving
+async def stopped() -> None:
+    print("lifespan: stopped")  # noqa: T201 - for the server's log
+
+
+if shared.WITH_US:
+    # The way that Quart's own documentation wraps an app.
+    app.asgi_app = SSEMiddleware(app.asgi_app)  # type: ignore[method-assign]
+
+watched = shared.watched(app)
