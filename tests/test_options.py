@@ -15,8 +15,10 @@ SECONDS = {
 }
 SECONDS_ALLOWED = "seconds from 0.05 to 31536000, or off (None)"
 WHOLE = {
+    "chunk_delay_ms": ("SSE_CHUNK_DELAY_MS", 0, 60_000, "milliseconds"),
     "retry_ms": ("SSE_RETRY_MS", 0, 3_600_000, "milliseconds"),
     "max_event_bytes": ("SSE_MAX_EVENT_BYTES", 1024, 1 << 30, "bytes"),
+    "rollout_percent": ("SSE_ROLLOUT_PERCENT", 0, 100, "percent"),
 }
 FLAG_ALLOWED = "1, true, yes, on, 0, false, no or off"
 
@@ -378,3 +380,45 @@ def test_an_error_shows_a_long_value_shortened_and_on_one_line() -> None:
         Options.from_environ({"SSE_RETRY_MS": "x\n" * 10_000})
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("variable", "good", "bad"),
+    [
+        ("SSE_EVENT_PREFIX", ["", "sse-", "a.b_c:", "x" * 32], ["x" * 33, "a b", "a\nb", "\u00fc"]),
+        ("SSE_COMMENT_STYLE", ["auto", "line", "block"], ["Line", "none", "\u00fc"]),
+        ("SSE_METRICS_PATH", ["", "/m", "/a/b.c"], ["m", "/", "/m?x", "/m#x", "/m n", "/m\n"]),
+        ("SSE_INCLUDE", ["/a", "/a/*, *.sse", "/a,"], ["a", "/a,b", "a/*,/b"]),
+        ("SSE_EXCLUDE", ["/a", "*"], ["private"]),
+        ("SSE_ONLY_MARKED", ["1", "Off"], ["2", "marked"]),
+        ("SSE_TRACE_IN_DATA", ["yes", "no"], ["y", "data"]),
+    ],
+)
+def test_a_text_or_list_takes_its_values_and_says_what_it_refuses(
+    variable: str, good: list[str], bad: list[str]
+) -> None:
+    for text in good:
+        assert Options.from_environ({variable: text})
+    for text in bad:
+        with pytest.raises(ConfigurationError) as caught:
+            Options.from_environ({variable: text.replace("\n", "\n.")})
+        assert caught.value.name == variable
+        assert "allowed is" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_globs_are_trimmed_and_empty_ones_passed_over() -> None:
+    assert Options.from_environ({"SSE_INCLUDE": " /a/* ,, /b "}).include == ("/a/*", "/b")
+    assert Options.from_environ({"SSE_INCLUDE": " "}).include == ()
+
+
+@pytest.mark.parametrize("value", ["/a", ["/a"], ("a",), (1,), None])
+def test_globs_by_argument_are_a_tuple_of_texts(value: object) -> None:
+    with pytest.raises(ConfigurationError, match="allowed is path globs"):
+        Options.from_environ({}, include=value)
+
+
+def test_an_empty_metrics_path_is_a_choice_and_an_empty_number_is_none() -> None:
+    options = Options.from_environ({"SSE_METRICS_PATH": "", "SSE_RETRY_MS": ""})
+    assert options.metrics_path == ""
+    assert options.explicit == {"metrics_path"}
