@@ -23,6 +23,8 @@ from sse_middleware.wire import has_data
 logger = logging.getLogger("sse_middleware.stream")
 
 _BODY = "http.response.body"
+_FILE = "http.response.pathsend"
+_FILE_CHUNK_BYTES = 1 << 16
 _STALL_SECONDS = 0.1
 """A write that takes longer is told of as a stall; one that suspends takes some milliseconds."""
 
@@ -113,13 +115,17 @@ class Outbox:
             return
         self.app_writes += 1
         try:
-            if message["type"] != _BODY or self._state.reason is not None:
+            if self._state.reason is not None:
                 await self._send_in_turn(message)
             elif self._state.family is Family.OFF:
                 self._measure(message, now)
                 await self._send_in_turn(message)
-            else:
+            elif message["type"] == _BODY:
                 await self._write_body(message, now)
+            elif message["type"] == _FILE:
+                await self._write_file(message["path"])
+            else:
+                await self._send_in_turn(message)
         finally:
             self.app_writes -= 1
         if self._state.reason is not None:
@@ -206,8 +212,17 @@ class Outbox:
                 logger.debug("event %d of stream %s", number, record.stream_id)
         return parts
 
+    async def _write_file(self, path: str) -> None:
+        """Write the file that the server was to send by itself: ours stands around its events."""
+        with await asyncio.to_thread(open, path, "rb") as file:
+            while chunk := await asyncio.to_thread(file.read, _FILE_CHUNK_BYTES):
+                await self._write_body(body_message(chunk), self._loop.time())
+        await self._write_body(body_message(b"", more_body=False), self._loop.time())
+
     def _measure(self, message: Message, now: float) -> None:
         """Count what passes untouched."""
+        if message["type"] != _BODY:
+            return
         self._feed(message.get("body", b""), now)
         if not message.get("more_body", False):
             self._state.finish(now)

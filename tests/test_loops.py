@@ -1,10 +1,13 @@
-"""Several instances and several event loops in one process."""
+"""On real event loops: several of them, several instances, and what needs a thread."""
 
 import asyncio
 import threading
+from pathlib import Path
+
+from starlette.types import Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
-from tests.asgi import EVENTSOURCE, handle, stream_of
+from tests.asgi import EVENTSOURCE, handle, stream_of, stream_start
 
 
 async def names(app: SSEMiddleware) -> list[str]:
@@ -46,3 +49,19 @@ def test_instances_with_settings_of_their_own_do_not_meet() -> None:
     assert first == ["start", "message", "complete"]
     assert (second[0], second[-1]) == ("sse-start", "sse-complete")
     assert "sse-heartbeat" in second
+
+
+def test_a_file_that_the_server_was_to_send_is_sent_between_ours(tmp_path: Path) -> None:
+    file = tmp_path / "recorded.sse"
+    file.write_bytes(b"data: %s\n\n" % (b"x" * 1000) * 200)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(stream_start([(b"content-length", b"201600")]))
+        await send({"type": "http.response.pathsend", "path": str(file)})
+
+    exchange = asyncio.run(handle(SSEMiddleware(app), headers=EVENTSOURCE))
+    assert (exchange.names[0], exchange.names[-1]) == ("start", "complete")
+    assert exchange.names.count("message") == 200
+    assert exchange.ended
+    plain = asyncio.run(handle(SSEMiddleware(app)))
+    assert plain.body == file.read_bytes()

@@ -37,8 +37,8 @@ ENDLESS = "n=1000000000&pause=0.05"
 ASKS = {
     "plain": Ask("/stream?key={}-plain&n=3&pause=0.4", headers=ORIGIN),
     "native": Ask("/stream?key={}-native&n=3&pause=0.4", headers=NATIVE),
-    "late plain": Ask("/stream?key={}-late&n=1&pause=0&delay=0.8", headers=ORIGIN),
-    "late native": Ask("/stream?key={}-es-late&n=1&pause=0&delay=0.8", headers=NATIVE),
+    "late plain": Ask("/stream?key={}-late&n=1&pause=0&delay=2.5", headers=ORIGIN),
+    "late native": Ask("/stream?key={}-es-late&n=1&pause=0&delay=2.5", headers=NATIVE),
     "left plain": Ask(f"/stream?key={{}}-left&{ENDLESS}", headers=ORIGIN),
     "left native": Ask(f"/stream?key={{}}-es-left&{ENDLESS}", headers=NATIVE),
     "json": Ask("/json", headers=ORIGIN),
@@ -47,8 +47,8 @@ CAPPED = {
     "busy": Ask(f"/stream?key={{}}-busy&{ENDLESS}", headers=NATIVE),
     "silent": Ask("/stream?key={}-silent&n=2&pause=1000", headers=NATIVE),
 }
-AT_ONCE = 0.5
-"""Seconds; the late streams send their first event after 0.8."""
+AT_ONCE = 1.5
+"""Seconds; the late streams send their first event after 2.5."""
 
 Answers = dict[tuple[str, str], Answer]
 
