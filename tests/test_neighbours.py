@@ -168,24 +168,29 @@ async def test_a_stream_flows_at_once_through_other_middlewares(stack: list[Midd
     assert exchange.names[-1] == "complete"
 
 
+def endless(left: list[str], stack: list[Middleware]) -> Starlette:
+    """Return an app whose stream tells `left` when it is left."""
+
+    async def events() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"data: x\n\n"
+                await asyncio.sleep(1)
+        finally:
+            left.append("finally")
+
+    async def endpoint(request: Request) -> Response:
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    return Starlette(routes=[Route("/", endpoint)], middleware=stack)
+
+
 @pytest.mark.parametrize("stack", [pytest.param(stack, id=name) for name, stack in _stacks()])
 async def test_a_disconnect_reaches_the_app_through_other_middlewares(
     stack: list[Middleware],
 ) -> None:
     left: list[str] = []
-
-    async def endpoint(request: Request) -> Response:
-        async def events() -> AsyncIterator[bytes]:
-            try:
-                while True:
-                    yield b"data: x\n\n"
-                    await asyncio.sleep(1)
-            finally:
-                left.append("finally")
-
-        return StreamingResponse(events(), media_type="text/event-stream")
-
-    app = Starlette(routes=[Route("/", endpoint)], middleware=stack)
+    app = endless(left, stack)
     async with running(app, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         await exchange.until("message")
         exchange.disconnect()
@@ -200,19 +205,7 @@ async def test_the_cap_reaches_the_app_through_other_middlewares(
 ) -> None:
     monkeypatch.setenv("SSE_STREAM_MAX_SECONDS", "3")
     left: list[str] = []
-
-    async def endpoint(request: Request) -> Response:
-        async def events() -> AsyncIterator[bytes]:
-            try:
-                while True:
-                    yield b"data: x\n\n"
-                    await asyncio.sleep(1)
-            finally:
-                left.append("finally")
-
-        return StreamingResponse(events(), media_type="text/event-stream")
-
-    app = Starlette(routes=[Route("/", endpoint)], middleware=stack)
+    app = endless(left, stack)
     exchange = await handle(app, headers=EVENTSOURCE)
     assert json.loads(exchange.events[-1].data)["reason"] == "duration_cap"
     assert exchange.ended

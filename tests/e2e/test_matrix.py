@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.clients import needs
 from tests.e2e.matrix.asking import EVENTSOURCE, Answer, Ask, Client
 from tests.e2e.servers import Server, serving
 
@@ -229,7 +230,7 @@ def runs(
 def pair(request: pytest.FixtureRequest, runs: dict[str, Future[Pair]]) -> Pair:
     row, _, framework = request.param.partition("/")
     if missing := missing_modules(ROWS[row], framework):
-        pytest.skip(f"not installed: {', '.join(missing)}")
+        needs.missing(f"not installed: {', '.join(missing)}")
     return runs[request.param].result()
 
 

@@ -6,7 +6,6 @@ Everything is asked of all at once, and the tests compare.
 
 import asyncio
 import gzip
-import importlib.util
 import json
 from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.clients import needs
 from tests.e2e.matrix.asking import EVENTSOURCE, Answer, Ask, Client
 from tests.e2e.servers import Server, serving
 
@@ -84,8 +84,7 @@ async def come_back(client: Client, stack: str) -> Answer:
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Answers]]:
     for module in ("fastapi", "itsdangerous", "uvicorn"):
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed")
+        needs.module(module)
     directory = tmp_path_factory.mktemp("stacks")
 
     def run(mode: str) -> Answers:
