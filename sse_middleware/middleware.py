@@ -22,6 +22,7 @@ from sse_middleware.errors import ConfigurationError
 from sse_middleware.headers import request_headers, stream_headers, trace_id, why_untouched
 from sse_middleware.logs import StreamLog
 from sse_middleware.metrics import MetricsEndpoint, metrics_in, registry_to_serve
+from sse_middleware.observers import Observer
 from sse_middleware.options import OptionArguments, Options
 from sse_middleware.responder import Responder, Setup
 from sse_middleware.routes import Mark, glob_pattern
@@ -75,7 +76,7 @@ class SSEMiddleware:
                 for glob, mark in (marks or {}).items()
                 if (pattern := glob_pattern([glob])) is not None
             },
-            observers=(metrics_in(registry or REGISTRY), StreamLog()),
+            observers=(*_metrics(registry or REGISTRY), StreamLog()),
         )
         self._include = glob_pattern(chosen.include)
         self._exclude = glob_pattern(chosen.exclude)
@@ -160,6 +161,14 @@ class SSEMiddleware:
             raise exc
         await receive()
         await send({"type": "lifespan.startup.failed", "message": str(exc)})
+
+
+def _metrics(registry: CollectorRegistry) -> tuple[Observer, ...]:
+    try:
+        return (metrics_in(registry),)
+    except ValueError as exc:  # names of ours are taken: no reason to break the app
+        logger.warning("streams are not counted in the metrics registry: %s", exc)
+        return ()
 
 
 def _in_asyncio_task() -> bool:

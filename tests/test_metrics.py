@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -169,6 +169,16 @@ def test_two_middlewares_share_the_metrics_of_one_registry() -> None:
     for _ in range(2):
         SSEMiddleware(stream_of(), registry=registry)
     assert isinstance(Metrics(CollectorRegistry()), Metrics)
+
+
+async def test_names_that_are_taken_cost_the_metrics_and_not_the_app(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry = CollectorRegistry()
+    Gauge("sse_streams_active", "Somebody else's.", registry=registry)
+    exchange = await handle(SSEMiddleware(stream_of(b"data: x\n\n"), registry=registry))
+    assert exchange.body == b"data: x\n\n"
+    assert "streams are not counted" in caplog.text
 
 
 # Where they are served
