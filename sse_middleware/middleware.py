@@ -63,7 +63,7 @@ class SSEMiddleware:
     ) -> None:
         self.app = app
         self._misconfigured: ConfigurationError | None = None
-        chosen = Options.from_environ({}, **options)
+        chosen = Options.from_environ({}, **options)  # a bad argument is told here and now
         try:
             chosen = Options.from_environ(os.environ, **options)
         except ConfigurationError as exc:
@@ -71,15 +71,11 @@ class SSEMiddleware:
         self._setup = Setup(
             app=app,
             options=chosen,
-            marks={
-                pattern: mark
-                for glob, mark in (marks or {}).items()
-                if (pattern := glob_pattern([glob])) is not None
-            },
-            observers=(*_metrics(registry or REGISTRY), StreamLog()),
+            marks={glob_pattern(glob): mark for glob, mark in (marks or {}).items()},
+            observers=(*_counting_in(registry or REGISTRY), StreamLog()),
         )
-        self._include = glob_pattern(chosen.include)
-        self._exclude = glob_pattern(chosen.exclude)
+        self._include = [glob_pattern(glob) for glob in chosen.include]
+        self._exclude = [glob_pattern(glob) for glob in chosen.exclude]
         self._metrics: MetricsEndpoint | None = None
         if chosen.metrics_path:
             self._metrics = MetricsEndpoint(
@@ -104,15 +100,16 @@ class SSEMiddleware:
             await self._handle(scope, receive, send)
 
     def _is_left_out(self, path: str) -> bool:
-        if self._include is not None and not self._include.match(path):
+        if self._include and not any(glob.match(path) for glob in self._include):
             return True
-        return self._exclude is not None and self._exclude.match(path) is not None
+        return any(glob.match(path) for glob in self._exclude)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not _in_asyncio_task():
+        task = _current_task()
+        if task is None:
             await self.app(scope, receive, self._with_headers_only(scope, send))
             return
-        responder = Responder(self._setup, scope, receive, send)
+        responder = Responder(self._setup, scope, receive, send, task=task)
         scope[IN_SCOPE] = {"trace_id": responder.current.trace_id}
         token = CURRENT.set(responder.current)
         try:
@@ -163,7 +160,7 @@ class SSEMiddleware:
         await send({"type": "lifespan.startup.failed", "message": str(exc)})
 
 
-def _metrics(registry: CollectorRegistry) -> tuple[Observer, ...]:
+def _counting_in(registry: CollectorRegistry) -> tuple[Observer, ...]:
     try:
         return (metrics_in(registry),)
     except ValueError as exc:  # names of ours are taken: no reason to break the app
@@ -171,8 +168,8 @@ def _metrics(registry: CollectorRegistry) -> tuple[Observer, ...]:
         return ()
 
 
-def _in_asyncio_task() -> bool:
+def _current_task() -> asyncio.Task[object] | None:
     try:
-        return asyncio.current_task() is not None
+        return asyncio.current_task()
     except RuntimeError:  # no loop of asyncio's is running
-        return False
+        return None

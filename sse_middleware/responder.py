@@ -66,6 +66,7 @@ class Responder:
         scope: the request's, as the server gave it.
         receive: the server's.
         send: the server's.
+        task: the one that runs the request, and so the app.
 
     Attributes:
         current: the stream as the handler sees it.
@@ -90,7 +91,15 @@ class Responder:
         "current",
     )
 
-    def __init__(self, setup: Setup, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        task: asyncio.Task[object],
+    ) -> None:
         self._setup = setup
         self._scope = scope
         self._receive = receive
@@ -99,9 +108,7 @@ class Responder:
         self.current = CurrentStream(trace_id(self._headers))
         self._decided = False
         self._outbox: Outbox | None = None
-        task = asyncio.current_task()
-        assert task is not None
-        self._task: asyncio.Task[object] = task
+        self._task = task
         self._cancels_before = task.cancelling()
         self._listening: set[asyncio.Timeout] = set()
         self._capped = False  # the cap has ended the stream while the app was at it

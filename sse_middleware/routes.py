@@ -122,7 +122,6 @@ def _route_to(endpoint: object, routes: Iterable[Any]) -> object:
     return None
 
 
-def glob_pattern(globs: Iterable[str]) -> re.Pattern[str] | None:
-    """Return what matches each path that one of `globs` does, `None` where there is none."""
-    translated = [fnmatch.translate(glob) for glob in globs]
-    return re.compile("|".join(translated)) if translated else None
+def glob_pattern(glob: str) -> re.Pattern[str]:
+    """Return what matches each path that `glob` does."""
+    return re.compile(fnmatch.translate(glob))
