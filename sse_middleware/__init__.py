@@ -8,8 +8,9 @@ from sse_middleware.errors import ConfigurationError, EventFormatError, SSEError
 from sse_middleware.events import Event
 from sse_middleware.middleware import SSEMiddleware
 from sse_middleware.options import Options
+from sse_middleware.parser import EventParser
 from sse_middleware.routes import Mark, streaming
-from sse_middleware.wire import EventParser, format_sse_event
+from sse_middleware.wire import format_sse_event
 
 __version__ = "0.1.0.dev0"
 

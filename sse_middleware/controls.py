@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from sse_middleware.cursors import Cursor
-from sse_middleware.wire import change_data, format_sse_event
+from sse_middleware.wire import change_data
 
 _ERROR = {
     "type": "server_error",
     "code": "internal_error",
     "message": "The stream ended because of an error on the server.",
 }
+
+_json = json.JSONEncoder(separators=(",", ":")).encode  # ASCII, and so one line
 
 OPENAI_CHUNK = "chat.completion.chunk"
 
@@ -27,13 +29,13 @@ def control(
     cursor: Cursor | None = None,
     retry: int | None = None,
 ) -> bytes:
-    """Return a named event of ours."""
-    return format_sse_event(
-        json.dumps(fields, separators=(",", ":")),
-        event=name,
-        id=None if cursor is None else str(cursor),
-        retry=retry,
-    )
+    """Return a named event of ours; `name` is one that the settings allow."""
+    text = f"event: {name}\ndata: {_json(fields)}\n"
+    if cursor is not None:
+        text += f"id: {cursor}\n"
+    if retry is not None:
+        text += f"retry: {retry}\n"
+    return f"{text}\n".encode()
 
 
 def error(name: str, ids: Mapping[str, object]) -> bytes:
@@ -87,7 +89,7 @@ def openai_length(first: Mapping[str, Any], line_end: bytes) -> bytes:
 
 def _openai(payload: Mapping[str, Any], line_end: bytes) -> bytes:
     blank = line_end * 2
-    data = json.dumps(payload, separators=(",", ":")).encode()
+    data = _json(payload).encode()
     return b"data: " + data + blank + b"data: [DONE]" + blank
 
 

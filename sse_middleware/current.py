@@ -1,11 +1,20 @@
 """The stream that a handler is writing, as the handler may see it and speak of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 
+from starlette.types import Scope
+
 from sse_middleware.cursors import new_secret, stream_id
+from sse_middleware.headers import request_headers, trace_id
 from sse_middleware.record import StreamRecord
 from sse_middleware.routes import UNMATCHED
+from sse_middleware.state import StreamState
+
+IN_SCOPE = "sse_middleware"
+"""The scope's key of the `CurrentRequest` while one is ours; a second layer stands back."""
+
+_Headers = Iterable[tuple[bytes, bytes]]
 
 
 class CurrentStream:
@@ -13,18 +22,25 @@ class CurrentStream:
 
     Outside of a request, or where the middleware is off, it is one that nobody listens to, so that
     code which speaks of its stream works everywhere.
-
-    Attributes:
-        trace_id: the request's, `""` outside of one.
     """
 
-    __slots__ = ("_record", "_remaining", "_secret", "trace_id")
+    # All is made when somebody asks for it: most requests are no streams.
+    __slots__ = ("_clock", "_headers", "_record", "_secret", "_state", "_trace_id")
 
-    def __init__(self, trace_id: str = "") -> None:
-        self.trace_id = trace_id
+    def __init__(self, headers: _Headers | None = None) -> None:
+        self._headers = headers
+        self._trace_id: str | None = None
         self._secret: str | None = None
         self._record: StreamRecord | None = None
-        self._remaining: Callable[[], float | None] | None = None
+        self._state: StreamState | None = None
+
+    @property
+    def trace_id(self) -> str:
+        """The trace id of the request, `""` outside of one."""
+        if self._trace_id is None:
+            headers = self._headers
+            self._trace_id = "" if headers is None else trace_id(request_headers(headers))
+        return self._trace_id
 
     @property
     def stream_id(self) -> str:
@@ -34,7 +50,7 @@ class CurrentStream:
     @property
     def remaining_seconds(self) -> float | None:
         """The time until the cap; `None` where there is none, or no stream yet."""
-        return None if self._remaining is None else self._remaining()
+        return None if self._state is None else self._state.remaining_seconds(self._clock())
 
     def add_tokens(self, count: int) -> None:
         """Add to the tokens of the stream, which heartbeats, `complete` and the log tell.
@@ -66,20 +82,48 @@ class CurrentStream:
             self._record = StreamRecord(stream_id(self.secret), self.trace_id, UNMATCHED, "")
         return self._record
 
-    def open(self, remaining: Callable[[], float | None]) -> None:
+    def open(self, state: StreamState, clock: Callable[[], float]) -> None:
         """Begin to tell the time that is left."""
-        self._remaining = remaining
+        self._state = state
+        self._clock = clock
 
 
-CURRENT: ContextVar[CurrentStream | None] = ContextVar("sse_middleware_stream", default=None)
+class CurrentRequest:
+    """A request that is being handled.
+
+    Attributes:
+        scope: the request's.
+        made: its stream as the handler sees it, once somebody has asked for it.
+    """
+
+    __slots__ = ("made", "scope")
+
+    scope: Scope
+    made: CurrentStream | None
+
+    @property
+    def current(self) -> CurrentStream:
+        """The request's stream as the handler sees it."""
+        if self.made is None:
+            self.made = CurrentStream(self.scope.get("headers") or ())
+        return self.made
+
+    @property
+    def trace_id(self) -> str:
+        """The trace id of the request."""
+        return self.current.trace_id
+
+
+CURRENT: ContextVar[CurrentRequest | None] = ContextVar("sse_middleware_request", default=None)
 
 
 def current_stream() -> CurrentStream:
     """Return the stream of the request that is being handled."""
-    return CURRENT.get() or CurrentStream()
+    request = CURRENT.get()
+    return CurrentStream() if request is None else request.current
 
 
 def current_trace_id() -> str | None:
     """Return the trace id of the request that is being handled, `None` outside of one."""
-    current = CURRENT.get()
-    return None if current is None else current.trace_id
+    request = CURRENT.get()
+    return None if request is None else request.trace_id

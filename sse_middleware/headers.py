@@ -30,6 +30,9 @@ _REQUEST_HEADERS = frozenset(
 _TRACEPARENT = re.compile(
     rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
 )
+_EVENT_STREAM = b"text/event-stream"
+_NAME_LENGTH = len(b"content-type")
+_ENCODING_LENGTH = len(b"content-encoding")
 _TRACE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -61,15 +64,19 @@ def trace_id(headers: dict[bytes, bytes]) -> str:
 
 def why_untouched(method: str, status: int, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """Return why a response is none of ours, `None` where it is an event stream to look after."""
-    content_type = b""
+    content_type = encoding = b""
     for name, value in headers:
-        lower = name.lower()
-        if lower == b"content-type":
-            content_type = value.partition(b";")[0].strip().lower()
-        elif lower == b"content-encoding" and value.strip().lower() != b"identity":
-            return "it has a content-encoding"
-    if content_type != b"text/event-stream":
+        # This is asked at every response of an app: the lengths come before the names.
+        if len(name) == _NAME_LENGTH and name.lower() == b"content-type":
+            content_type = value
+        elif len(name) == _ENCODING_LENGTH and name.lower() == b"content-encoding":
+            encoding = value.strip().lower()
+    if len(content_type) < len(_EVENT_STREAM) or (
+        content_type.partition(b";")[0].strip().lower() != _EVENT_STREAM
+    ):
         return "it is no event stream"
+    if encoding not in (b"", b"identity"):
+        return "it has a content-encoding"
     if status != HTTPStatus.OK:
         return "its status is not 200"
     if method == "HEAD":

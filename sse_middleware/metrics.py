@@ -5,6 +5,7 @@ and at its end. Labels are bounded: a route is a template or a mark's name, neve
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -45,7 +46,21 @@ class _Carried:
     sent_bytes: int = 0
     heartbeats: int = 0
     gap_seconds: float = 0.0
-    gaps: tuple[int, ...] = (0,) * (len(GAP_BOUNDS) + 1)
+    gaps: Sequence[int] = (0,) * (len(GAP_BOUNDS) + 1)
+
+
+_NOTHING: Final = _Carried()
+
+
+@dataclass(frozen=True, slots=True)
+class _OfRoute:
+    """The metrics of one route; to look them up by their label costs more than to use them."""
+
+    durations: Histogram
+    first_events: Histogram
+    gaps: CountedHistogram
+    events: Counter
+    ended: dict[tuple[str, str], Counter]  # by family and outcome
 
 
 class Metrics:
@@ -53,6 +68,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._carried: dict[int, _Carried] = {}
+        self._routes: dict[str, _OfRoute] = {}
         common: dict[str, Any] = {"registry": registry}
         by_route: dict[str, Any] = {"labelnames": ("route",), **common}
         self._active = Gauge(
@@ -92,27 +108,33 @@ class Metrics:
             **common,
         )
 
-    def opened(self, record: StreamRecord) -> None:
+    def opened(self, record: StreamRecord) -> None:  # noqa: ARG002
         """Count a stream in."""
         self._active.inc()
-        self._carried[id(record)] = _Carried()
 
     def progressed(self, record: StreamRecord) -> None:
         """Carry over what has come since the last time."""
-        carried = self._carried.get(id(record))
-        if carried is None:
-            return
-        self._events.labels(record.route).inc(record.chunks - carried.chunks)
-        self._bytes.inc(record.sent_bytes - carried.sent_bytes)
-        self._heartbeats.inc(record.heartbeats - carried.heartbeats)
-        gaps = tuple(record.gaps)
-        self._gaps.labels(record.route).add(
-            [now - before for now, before in zip(gaps, carried.gaps, strict=True)],
-            record.gap_seconds - carried.gap_seconds,
+        self._carry_over(record, self._carried.get(id(record), _NOTHING))
+        self._carried[id(record)] = _Carried(
+            record.chunks,
+            record.sent_bytes,
+            record.heartbeats,
+            record.gap_seconds,
+            tuple(record.gaps),
         )
-        carried.chunks, carried.sent_bytes = record.chunks, record.sent_bytes
-        carried.heartbeats, carried.gaps = record.heartbeats, gaps
-        carried.gap_seconds = record.gap_seconds
+
+    def _carry_over(self, record: StreamRecord, carried: _Carried) -> None:
+        if record.heartbeats != carried.heartbeats:
+            self._heartbeats.inc(record.heartbeats - carried.heartbeats)
+        if record.sent_bytes != carried.sent_bytes:
+            self._bytes.inc(record.sent_bytes - carried.sent_bytes)
+        if record.chunks != carried.chunks:
+            route = self._route(record.route)
+            route.events.inc(record.chunks - carried.chunks)
+            route.gaps.add(
+                [now - before for now, before in zip(record.gaps, carried.gaps, strict=True)],
+                record.gap_seconds - carried.gap_seconds,
+            )
 
     def stalled(self, record: StreamRecord, seconds: float) -> None:  # noqa: ARG002
         """Observe a blocked write."""
@@ -120,19 +142,32 @@ class Metrics:
 
     def ended(self, record: StreamRecord) -> None:
         """Count a stream out."""
-        self.progressed(record)
-        if self._carried.pop(id(record), None) is None:
-            return
+        self._carry_over(record, self._carried.pop(id(record), _NOTHING))
         self._active.dec()
-        self._streams.labels(record.route, record.family, record.outcome).inc()
         exemplar = None
         if len(record.trace_id) <= _EXEMPLAR_CHARACTERS:
             exemplar = {"trace_id": record.trace_id}
-        self._durations.labels(record.route).observe(record.duration_seconds, exemplar)
+        route, how = self._route(record.route), (record.family, str(record.outcome))
+        if how not in route.ended:
+            route.ended[how] = self._streams.labels(record.route, *how)
+        route.ended[how].inc()
+        route.durations.observe(record.duration_seconds, exemplar)
         if record.first_event_seconds is not None:
-            self._first_events.labels(record.route).observe(record.first_event_seconds, exemplar)
+            route.first_events.observe(record.first_event_seconds, exemplar)
         if record.outcome == "disconnected":
             self._disconnects.inc()
+
+    def _route(self, name: str) -> _OfRoute:
+        route = self._routes.get(name)
+        if route is None:
+            route = self._routes[name] = _OfRoute(
+                self._durations.labels(name),
+                self._first_events.labels(name),
+                self._gaps.labels(name),
+                self._events.labels(name),
+                {},
+            )
+        return route
 
 
 metrics_in = OncePerKey(Metrics)

@@ -8,6 +8,7 @@ The object that lives as long as the app holds options only; all state of a requ
 """
 
 import asyncio
+import copy
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,7 +17,7 @@ from typing import Any, Unpack
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware.current import CURRENT
+from sse_middleware.current import CURRENT, IN_SCOPE
 from sse_middleware.cursors import new_secret, stream_id
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.headers import request_headers, stream_headers, trace_id, why_untouched
@@ -24,6 +25,7 @@ from sse_middleware.logs import StreamLog
 from sse_middleware.metrics import MetricsEndpoint, metrics_in, registry_to_serve
 from sse_middleware.observers import Observer
 from sse_middleware.options import OptionArguments, Options
+from sse_middleware.process import OncePerKey
 from sse_middleware.responder import Responder, Setup
 from sse_middleware.routes import Mark, glob_pattern
 
@@ -31,9 +33,6 @@ logger = logging.getLogger("sse_middleware")
 
 AnyASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI app by whatever types its framework calls scopes and messages."""
-
-IN_SCOPE = "sse_middleware"
-"""The scope's key while a request is ours: `{"trace_id": ...}`; a second layer stands back."""
 
 
 class SSEMiddleware:
@@ -71,11 +70,15 @@ class SSEMiddleware:
         self._setup = Setup(
             app=app,
             options=chosen,
+            options_of=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
             marks={glob_pattern(glob): mark for glob, mark in (marks or {}).items()},
             observers=(*_counting_in(registry or REGISTRY), StreamLog()),
         )
         self._include = [glob_pattern(glob) for glob in chosen.include]
         self._exclude = [glob_pattern(glob) for glob in chosen.exclude]
+        # The ends of the paths that need a second look: that of the metrics, or all.
+        all_paths = chosen.include or chosen.exclude or not chosen.enabled or self._misconfigured
+        self._looked_at = ("",) if all_paths else (chosen.metrics_path,) * bool(chosen.metrics_path)
         self._metrics: MetricsEndpoint | None = None
         if chosen.metrics_path:
             self._metrics = MetricsEndpoint(
@@ -84,39 +87,60 @@ class SSEMiddleware:
                 first="metrics_path" in chosen.explicit,
             )
         self._warned_of_loop = False
+        self._without_metrics = copy.copy(self)
+        self._without_metrics._metrics = None  # noqa: SLF001 - its own class
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle one connection as ASGI 3 says."""
+        # This runs for every request of the app: as few calls and objects as can be.
+        if (
+            scope["type"] != "http"
+            or scope.get("path", "").endswith(self._looked_at)
+            or IN_SCOPE in scope
+        ) and await self._passed_by(scope, receive, send):
+            return
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # no loop of asyncio's is running
+            task = None
+        if task is None:
+            await self.app(scope, receive, self._with_headers_only(scope, send))
+            return
+        responder = Responder(self._setup, scope, receive, send, task)
+        scope[IN_SCOPE] = responder
+        token = CURRENT.set(responder)
+        try:
+            await self.app(scope, responder.receive, responder.send)
+        except BaseException as exc:
+            if not responder.forgives(exc):
+                raise
+        finally:
+            try:
+                if responder.opened:
+                    await responder.end()
+            finally:
+                CURRENT.reset(token)
+                scope.pop(IN_SCOPE, None)
+
+    async def _passed_by(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Do what is to be done without a responder, and tell whether it was that."""
         if self._misconfigured is not None:
             await self._refuse_start(self._misconfigured, scope, receive, send)
         elif scope["type"] != "http" or IN_SCOPE in scope or not self._setup.options.enabled:
             await self.app(scope, receive, send)
         elif self._metrics is not None and self._metrics.serves(scope):
-            await self._metrics(self._handle, scope, receive, send)
+            await self._metrics(self._without_metrics, scope, receive, send)
         elif self._is_left_out(scope.get("path", "")):
             logger.debug("request left alone: its path is left out")
             await self.app(scope, receive, send)
         else:
-            await self._handle(scope, receive, send)
+            return False
+        return True
 
     def _is_left_out(self, path: str) -> bool:
         if self._include and not any(glob.match(path) for glob in self._include):
             return True
         return any(glob.match(path) for glob in self._exclude)
-
-    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        task = _current_task()
-        if task is None:
-            await self.app(scope, receive, self._with_headers_only(scope, send))
-            return
-        responder = Responder(self._setup, scope, receive, send, task=task)
-        scope[IN_SCOPE] = {"trace_id": responder.current.trace_id}
-        token = CURRENT.set(responder.current)
-        try:
-            await responder.run()
-        finally:
-            CURRENT.reset(token)
-            scope.pop(IN_SCOPE, None)
 
     def _with_headers_only(self, scope: Scope, send: Send) -> Send:
         """Return a `send` for event loops that have no asyncio task, such as trio's."""
@@ -166,10 +190,3 @@ def _counting_in(registry: CollectorRegistry) -> tuple[Observer, ...]:
     except ValueError as exc:  # names of ours are taken: no reason to break the app
         logger.warning("streams are not counted in the metrics registry: %s", exc)
         return ()
-
-
-def _current_task() -> asyncio.Task[object] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no loop of asyncio's is running
-        return None

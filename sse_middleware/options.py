@@ -178,6 +178,12 @@ class Options:
         unit="milliseconds",
         bare="CHUNK_DELAY_MS",
     )
+    batch: bool = _flag(
+        "SSE_BATCH",
+        "Whether events of one turn of the event loop leave as one message; `0` for handlers that "
+        "yield several events and then block the loop.",
+        default=True,
+    )
     retry_ms: int = _whole(
         "SSE_RETRY_MS",
         2000,
@@ -269,6 +275,7 @@ class OptionArguments(TypedDict, total=False):
     heartbeat_interval: float | None
     silence_threshold: float | None
     chunk_delay_ms: int
+    batch: bool
     retry_ms: int
     max_event_bytes: int
     include: tuple[str, ...]

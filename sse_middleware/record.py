@@ -1,10 +1,13 @@
 """The record of a stream: its numbers, for whoever is told of it, and never a payload."""
 
+import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
 GAP_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds in seconds of the classes in which `StreamRecord.gaps` counts."""
+
+_SHORTEST_GAP = GAP_BOUNDS[0]
 
 
 @dataclass(slots=True)
@@ -18,13 +21,13 @@ class StreamRecord:
         family: the client's, as its word.
         outcome: how it has ended, in one word; `None` while it is open.
         duration_seconds: its life, once it has ended.
-        first_event_seconds: from the response start to the app's first event, if there was one.
+        opened_at: when the response started, in seconds of the stream's clock.
+        first_event_at: when the app's first event came, `None` before.
+        last_event_at: when the last one came, before all times while there was none.
         chunks: the events of the app.
         tokens: what the app has counted itself.
         sent_bytes: all bytes of the body that the server has taken.
         heartbeats: events or comments of ours.
-        gaps: how many times between two events fell into each class of `GAP_BOUNDS`, and behind.
-        gap_seconds: the sum of those times.
         annotations: what the app has said of the stream.
     """
 
@@ -34,16 +37,47 @@ class StreamRecord:
     family: str
     outcome: str | None = None
     duration_seconds: float = 0.0
-    first_event_seconds: float | None = None
+    opened_at: float = 0.0
+    first_event_at: float | None = None
+    last_event_at: float = -math.inf
     chunks: int = 0
     tokens: int = 0
     sent_bytes: int = 0
     heartbeats: int = 0
-    gaps: list[int] = field(default_factory=lambda: [0] * (len(GAP_BOUNDS) + 1))
-    gap_seconds: float = 0.0
     annotations: dict[str, object] = field(default_factory=dict)
+    _longer_gaps: list[int] | None = None
 
-    def add_gap(self, seconds: float, times: int = 1) -> None:
-        """Count a time between two events."""
-        self.gaps[bisect_left(GAP_BOUNDS, seconds)] += times
-        self.gap_seconds += seconds * times
+    def count_event(self, now: float) -> int:
+        """Count an event of the app's and return its number, from 1."""
+        number = self.chunks = self.chunks + 1
+        gap = now - self.last_event_at
+        self.last_event_at = now
+        # The shortest gaps are nearly all: they are what is left of all when the others are known.
+        if gap > _SHORTEST_GAP:
+            self._note_longer_gap(gap)
+        return number
+
+    @property
+    def first_event_seconds(self) -> float | None:
+        """The time from the response start to the app's first event, if there was one."""
+        return None if self.first_event_at is None else self.first_event_at - self.opened_at
+
+    @property
+    def gaps(self) -> list[int]:
+        """How many times between two events fell into each class of `GAP_BOUNDS`, and behind."""
+        gaps = list(self._longer_gaps or (0,) * (len(GAP_BOUNDS) + 1))
+        gaps[0] = max(0, self.chunks - 1) - sum(gaps)
+        return gaps
+
+    @property
+    def gap_seconds(self) -> float:
+        """The sum of those times."""
+        return 0.0 if self.first_event_at is None else self.last_event_at - self.first_event_at
+
+    def _note_longer_gap(self, seconds: float) -> None:
+        if self.first_event_at is None:
+            self.first_event_at = self.last_event_at
+            return
+        if self._longer_gaps is None:
+            self._longer_gaps = [0] * (len(GAP_BOUNDS) + 1)
+        self._longer_gaps[bisect_left(GAP_BOUNDS, seconds)] += 1

@@ -2,7 +2,7 @@
 
 It decides at the response start whether the response is a stream of ours. If not, every message
 passes as the very same object. If so, the app goes on in its own task, and every way out of it
-(return, exception, cancellation, cap) ends in the one `finally` of `run`.
+(return, exception, cancellation, cap) ends in the one `finally` of the middleware.
 """
 
 import asyncio
@@ -14,19 +14,19 @@ from re import Pattern
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sse_middleware.current import CurrentStream
+from sse_middleware.current import CurrentRequest
 from sse_middleware.families import Family, comment_form, family_of, in_rollout
-from sse_middleware.headers import request_headers, stream_headers, trace_id, why_untouched
+from sse_middleware.farewell import GRACE_SECONDS, Farewell
+from sse_middleware.headers import request_headers, stream_headers, why_untouched
 from sse_middleware.observers import Observer
 from sse_middleware.options import Options
 from sse_middleware.outbox import Outbox
+from sse_middleware.process import OncePerKey
 from sse_middleware.routes import Mark, mark_on, route_name
 from sse_middleware.state import StreamState
+from sse_middleware.ticker import ticker_of
 
 logger = logging.getLogger("sse_middleware")
-
-GRACE_SECONDS = 1.0
-"""How long an app may take to leave behind the cap, and a last write to get through."""
 
 _CAPPED_ROUTES = 1000
 
@@ -38,6 +38,7 @@ class Setup:
     Attributes:
         app: the app that is wrapped.
         options: the settings.
+        options_of: the settings of a mark.
         marks: the marks that lie on paths, the first that matches counts.
         observers: who is told of streams.
         capped_routes: the routes whose first cap has been told of; it grows, up to a bound.
@@ -45,6 +46,7 @@ class Setup:
 
     app: ASGIApp
     options: Options
+    options_of: OncePerKey[Mark, Options]
     marks: Mapping[Pattern[str], Mark] = field(default_factory=dict)
     observers: Sequence[Observer] = ()
     capped_routes: set[str] = field(default_factory=set)
@@ -58,7 +60,7 @@ class Setup:
         return mark
 
 
-class Responder:
+class Responder(CurrentRequest):
     """Look after one request; `send` and `receive` are those that the app gets.
 
     Args:
@@ -67,28 +69,19 @@ class Responder:
         receive: the server's.
         send: the server's.
         task: the one that runs the request, and so the app.
-
-    Attributes:
-        current: the stream as the handler sees it.
     """
 
     __slots__ = (
-        "_app_heard",
-        "_cancels_before",
-        "_capped",
+        "_cancels",
         "_decided",
-        "_grace",
-        "_grace_is_over",
-        "_headers",
-        "_listening",
+        "_farewell",
+        "_listeners",
         "_outbox",
+        "_outcome",
         "_receive",
-        "_scope",
         "_send",
         "_setup",
         "_task",
-        "_we_cancelled",
-        "current",
     )
 
     def __init__(
@@ -97,45 +90,47 @@ class Responder:
         scope: Scope,
         receive: Receive,
         send: Send,
-        *,
         task: asyncio.Task[object],
     ) -> None:
+        self.scope = scope
+        self.made = None
         self._setup = setup
-        self._scope = scope
         self._receive = receive
         self._send = send
-        self._headers = request_headers(scope.get("headers") or ())
-        self.current = CurrentStream(trace_id(self._headers))
+        self._task = task
         self._decided = False
         self._outbox: Outbox | None = None
-        self._task = task
-        self._cancels_before = task.cancelling()
-        self._listening: set[asyncio.Timeout] = set()
-        self._capped = False  # the cap has ended the stream while the app was at it
-        self._app_heard = False  # ... and the app was told so by a disconnect
-        self._grace: asyncio.TimerHandle | None = None
-        self._grace_is_over = False
-        self._we_cancelled = False
+        self._listeners: list[asyncio.Task[object]] | None = None
+        self._farewell: Farewell | None = None
 
-    async def run(self) -> None:
-        """Run the app in this task and leave nothing behind."""
-        patience, outcome = GRACE_SECONDS, "incomplete"
+    @property
+    def opened(self) -> bool:
+        """Whether the response has become a stream."""
+        return self._outbox is not None
+
+    def forgives(self, exc: BaseException) -> bool:
+        """Take note of the exception by which the app has left; tell whether it was our doing."""
+        if self._outbox is None:
+            return False
+        if isinstance(exc, asyncio.CancelledError):
+            if self._farewell is not None and self._farewell.take_back():
+                return True
+            self._outcome = "cancelled"
+        elif isinstance(exc, Exception) and self._outbox.fail():
+            logger.error(
+                "stream ended by %s of the app, trace id %s", type(exc).__name__, self.trace_id
+            )
+        return False
+
+    async def end(self) -> None:
+        """Leave nothing of an opened stream behind."""
+        assert self._outbox is not None
+        cancelled = self._outcome == "cancelled"
         try:
-            await self._setup.app(self._scope, self.receive, self.send)
-        except asyncio.CancelledError:
-            if not self._take_cancel_back():
-                patience, outcome = 0.0, "cancelled"
-                raise
-        except Exception as exc:
-            self._fail(exc)
-            raise
+            if self._farewell is not None:
+                await self._farewell.end()
         finally:
-            if self._grace is not None:
-                self._grace.cancel()
-            if self._we_cancelled:
-                await self._absorb_cancel()
-            if self._outbox is not None:
-                await self._outbox.settle(patience, outcome)
+            await self._outbox.settle(0.0 if cancelled else GRACE_SECONDS, self._outcome)
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the app's on, through the outbox once the response is a stream."""
@@ -144,68 +139,85 @@ class Responder:
         if not self._decided and message["type"] == "http.response.start":
             self._decided = True
             why = why_untouched(
-                self._scope.get("method", ""), message["status"], message.get("headers") or ()
+                self.scope.get("method", ""), message["status"], message.get("headers") or ()
             )
-            mark = self._setup.mark_of(self._scope) if why is None else None
+            mark = self._setup.mark_of(self.scope) if why is None else None
             if mark is None and why is None and self._setup.options.only_marked:
                 why = "its endpoint is not marked"
             elif mark is not None and mark.overrides.get("enabled") is False:
                 why = "its endpoint is marked so"
             if why is None:
                 return self._open(message, mark)
-            logger.debug("response left alone: %s, trace id %s", why, self.current.trace_id)
+            if logger.isEnabledFor(logging.DEBUG):
+                logger.debug("response left alone: %s, trace id %s", why, self.trace_id)
         return self._send(message)
 
-    async def receive(self) -> Message:
+    def receive(self) -> Awaitable[Message]:
         """Pass the server's next message on; behind the cap, the client is gone for the app."""
-        if not self._capped:
+        if self._decided and self._outbox is None:
+            return self._receive()
+        return self._listen()
+
+    async def _listen(self) -> Message:
+        """Wait for the server's next message, in a way that a farewell can interrupt."""
+        if self._farewell is None:
+            task = asyncio.current_task()
+            assert task is not None
+            cancels = task.cancelling()
+            if self._listeners is None:
+                self._listeners = []
+            self._listeners.append(task)
             try:
-                async with asyncio.timeout(None) as listening:
-                    self._listening.add(listening)
-                    try:
-                        message = await self._receive()
-                    finally:
-                        self._listening.discard(listening)
+                message = await self._receive()
+            except asyncio.CancelledError:
+                if self._farewell is None or task.uncancel() > cancels:
+                    raise
+            else:
+                if self._farewell is not None:
+                    task.uncancel()
                 if message["type"] == "http.disconnect" and self._outbox is not None:
                     self._outbox.client_left()
-                return message  # noqa: TRY300 - a time-out can come from the block above only
-            except TimeoutError:
-                if not listening.expired():
-                    raise
-        self._app_heard = True
+                return message
+            finally:
+                self._listeners.remove(task)
+        self._farewell.heard = True
         return {"type": "http.disconnect"}
 
-    async def _open(self, start: Message, mark: Mark | None) -> None:
+    def _open(self, start: Message, mark: Mark | None) -> Awaitable[None]:
         """Turn the response into a stream of ours and send its start at once."""
-        options = self._setup.options
-        if mark is not None:
-            options = options.with_overrides(mark.overrides)
-        record = self.current.record
-        record.family = family = self._family(mark)
-        record.route = route_name(self._scope, mark)
+        setup, scope, current = self._setup, self.scope, self.current
+        record = current.record
+        options = setup.options if mark is None else setup.options_of(mark)
+        headers = request_headers(scope.get("headers") or ())
+        record.family = family = self._family(mark, headers)
+        record.route = route_name(scope, mark)
         state = StreamState(
             options,
             family=family,
             record=record,
-            secret=self.current.secret,
+            secret=current.secret,
             marked=mark is not None,
-            comment=comment_form(self._headers, options.comment_style),
+            comment=comment_form(headers, options.comment_style),
         )
-        loop = asyncio.get_running_loop()
-        opening = state.open(loop.time(), datetime.now(UTC))
-        self.current.open(lambda: state.remaining_seconds(loop.time()))
+        ticker = ticker_of(asyncio.get_running_loop())
+        opening = state.open(ticker.clock(), datetime.now(UTC))
+        current.open(state, ticker.clock)
+        self._cancels = self._task.cancelling()
+        self._outcome = "incomplete"  # unless something ends it
         self._outbox = Outbox(
             state,
             self._send,
+            ticker,
+            batch=options.batch,
             pause=options.chunk_delay_ms / 1000,
-            observers=self._setup.observers,
+            observers=setup.observers,
             on_cap=self._on_cap,
             on_late_write=self._on_late_write,
         )
         if family is not Family.OFF:
-            headers = stream_headers(
+            added = stream_headers(
                 start.get("headers") or (),
-                http_version=self._scope.get("http_version", ""),
+                http_version=scope.get("http_version", ""),
                 trace_id=record.trace_id,
                 stream_id=record.stream_id,
                 max_seconds=state.max_seconds,
@@ -213,67 +225,32 @@ class Responder:
                 silence_threshold=options.silence_threshold,
                 keep_cache_control=family is not Family.EVENTSOURCE,
             )
-            start = {**start, "headers": headers}
-        await self._outbox.write_first(start, opening)
+            start = {**start, "headers": added}
+        return self._outbox.open(start, opening)
 
-    def _family(self, mark: Mark | None) -> Family:
-        address = str((self._scope.get("client") or ("",))[0])
-        if not in_rollout(self._setup.options.rollout_percent, self._headers, address):
+    def _family(self, mark: Mark | None, headers: dict[bytes, bytes]) -> Family:
+        address = str((self.scope.get("client") or ("",))[0])
+        if not in_rollout(self._setup.options.rollout_percent, headers, address):
             return Family.OFF
         if mark is not None and mark.family is not None:
             return mark.family
-        method, query = self._scope.get("method", ""), self._scope.get("query_string", b"")
-        return family_of(method, self._headers, query)
-
-    def _fail(self, exc: Exception) -> None:
-        if self._outbox is not None and self._outbox.fail():
-            logger.error(
-                "stream ended by %s of the app, trace id %s",
-                type(exc).__name__,
-                self.current.trace_id,
-            )
+        method, query = self.scope.get("method", ""), self.scope.get("query_string", b"")
+        return family_of(method, headers, query)
 
     def _on_cap(self) -> None:
         """Let the app hear that its client is gone, and give it some time to leave."""
-        self._capped = True
-        self._warn_of_cap()
-        loop = asyncio.get_running_loop()
-        for listening in self._listening:
-            listening.reschedule(loop.time())
-        self._grace = loop.call_later(GRACE_SECONDS, self._on_grace_over)
-
-    def _on_grace_over(self) -> None:
-        # An app that has heard of its end and writes no more is cleaning up, or runs a
-        # background task, as it would behind any disconnect.
         assert self._outbox is not None
-        self._grace_is_over = True
-        if not self._app_heard or self._outbox.app_writes:
-            self._cancel_app()
+        self._farewell = Farewell(
+            self._task,
+            cancels=self._cancels,
+            listeners=self._listeners or [],
+            app_waits=self._outbox.app_waits,
+        )
+        self._warn_of_cap()
 
-    def _on_late_write(self) -> None:
-        if self._grace_is_over:
-            self._cancel_app()
-
-    def _cancel_app(self) -> None:
-        if not self._we_cancelled:
-            self._we_cancelled = True
-            self._task.cancel()
-
-    def _take_cancel_back(self) -> bool:
-        """Undo our cancellation of the app; tell whether there was no other one."""
-        if not self._we_cancelled:
-            return False
-        self._we_cancelled = False
-        return self._task.uncancel() <= self._cancels_before
-
-    async def _absorb_cancel(self) -> None:
-        """Undo our cancellation where the app has left before it was delivered."""
-        only_ours = self._take_cancel_back()
-        try:
-            await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            if not only_ours:
-                raise
+    async def _on_late_write(self) -> None:
+        if self._farewell is not None:
+            await self._farewell.late_write()
 
     def _warn_of_cap(self) -> None:
         route, told = self.current.record.route, self._setup.capped_routes
@@ -284,5 +261,5 @@ class Responder:
             "a stream of route %s was ended at its cap, trace id %s; this is told once a route; "
             "SSE_STREAM_MAX_SECONDS sets the cap",
             route,
-            self.current.trace_id,
+            self.trace_id,
         )

@@ -32,7 +32,7 @@ class Mark:
         overrides: fields of `Options` that go before all others.
     """
 
-    __slots__ = ("family", "name", "overrides")
+    __slots__ = ("__weakref__", "family", "name", "overrides")
 
     def __init__(
         self, *, name: str | None, family: str | None, overrides: Mapping[str, object]

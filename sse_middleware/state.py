@@ -77,13 +77,14 @@ class StreamState:
         "_first_chunk",
         "_id_prefix",
         "_interval",
-        "_last_event_at",
         "_line_end",
-        "_opened_at",
+        "_only_adds_ids",
         "_opened_on",
         "_options",
+        "_passes_all",
         "_secret",
         "_splitter",
+        "_written_at",
         "_wrote",
         "family",
         "max_seconds",
@@ -113,15 +114,17 @@ class StreamState:
         if options.heartbeat_interval is not None and family is not Family.OFF:
             self._interval = options.heartbeat_interval
         self._secret = secret
-        self._id_prefix = f"id: {secret}-".encode()
+        self._id_prefix = f"\nid: {secret}-".encode()
         self._splitter = Splitter(options.max_event_bytes)
         self._comment = comment
         self._line_end = b"\n"
         self._wrote = False
-        self._last_event_at = 0.0
+        self._written_at = 0.0  # what is no single event, such as a comment of the app's
         self._first_chunk: dict[str, Any] | None = None
         self._app_owns_ids = False
         self._app_completed = False
+        self._only_adds_ids = family is Family.EVENTSOURCE and not options.trace_in_data
+        self._passes_all = family is Family.OFF
 
     @property
     def tells_end(self) -> bool:
@@ -135,7 +138,7 @@ class StreamState:
             now: the monotonic time of the response start.
             timestamp: the same moment as people tell it, in UTC.
         """
-        self._opened_at = now
+        self.record.opened_at = now
         self._opened_on = timestamp
         self._cap_at = math.inf if self.max_seconds is None else now + self.max_seconds
         self._beat_at = now + self._interval
@@ -167,6 +170,11 @@ class StreamState:
         """Tell what time has made due; a stream that has ended can still reach its cap."""
         if now >= self._cap_at:
             return Due.CAP
+        if now < self._beat_at:
+            return Due.NOTHING
+        if self.family is not Family.EVENTSOURCE and self.reason is None:
+            idle_since = max(self.record.last_event_at, self._written_at)
+            self._beat_at = max(self._beat_at, idle_since + self._interval)
         return Due.HEARTBEAT if now >= self._beat_at else Due.NOTHING
 
     def remaining_seconds(self, now: float) -> float | None:
@@ -175,23 +183,34 @@ class StreamState:
 
     def duration_seconds(self, now: float) -> float:
         """Return the age of the stream."""
-        return round(now - self._opened_at, 3)
+        return round(now - self.record.opened_at, 3)
 
-    def feed(self, chunk: bytes, now: float) -> list[bytes]:
-        """Take bytes of the app, cut anywhere, and return those that can be sent now, in parts."""
+    def feed(self, chunk: bytes, now: float) -> bytes:
+        """Take bytes of the app, cut anywhere, and return those that can be sent now."""
+        if type(chunk) is bytes and (line := self._splitter.only_line(chunk)):
+            number = self.record.count_event(now)
+            if self._passes_all:
+                return chunk
+            if self._only_adds_ids:
+                return b"%b%b%d\n\n" % (line, self._id_prefix, number)
+            return self._change_event(chunk)
+        parts = self.feed_parts(chunk, now)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def feed_parts(self, chunk: bytes, now: float) -> list[bytes]:
+        """Do as `feed` does, and return each event on its own."""
         parts: list[bytes] = []
-        for kind, data in self._splitter.feed(chunk):
+        for kind, data in self._splitter.feed(bytes(chunk)):
             if kind is Kind.BLOCK:
                 parts.append(self._pass_block(data, now))
             elif kind is Kind.LAST_PART:
-                self._count_event(now)  # without an id: it goes as it came
+                self.record.count_event(now)  # without an id: it goes as it came
                 parts.append(data)
             elif kind is not Kind.BOM or not self._wrote:
                 parts.append(data)
         if parts:
             self._wrote = True
-            if self.family is not Family.EVENTSOURCE:
-                self._beat_at = now + self._interval
+            self._written_at = now
         return parts
 
     def heartbeat(self, now: float) -> bytes:
@@ -204,7 +223,7 @@ class StreamState:
         if self.family is not Family.EVENTSOURCE:
             as_block = self._comment is not CommentForm.LINE
             return lf + controls.comment(self._line_end, as_block=as_block)
-        timestamp = self._opened_on + timedelta(seconds=now - self._opened_at)
+        timestamp = self._opened_on + timedelta(seconds=now - self.record.opened_at)
         fields = {
             "stream_id": self.record.stream_id,
             "timestamp": timestamp.isoformat(timespec="milliseconds"),
@@ -239,37 +258,30 @@ class StreamState:
     def _name(self, event: str) -> str:
         return self._options.event_prefix + event
 
-    def _count_event(self, now: float) -> None:
-        record = self.record
-        record.chunks += 1
-        if record.first_event_seconds is None:
-            record.first_event_seconds = now - self._opened_at
-        else:
-            record.add_gap(now - self._last_event_at)
-        self._last_event_at = now
-
     def _pass_block(self, block: bytes, now: float) -> bytes:
         if not block.endswith(b"\n\n"):
             self._line_end = line_end(block[: -len(line_end(block))])
         if has_id(block):
             self._app_owns_ids = True
+            self._only_adds_ids = False
             if self._comment is CommentForm.BLOCK_UNTIL_ID:
                 self._comment = CommentForm.LINE
         if not has_data(block):
             return block
-        self._count_event(now)
-        if self.family is Family.OFF:
-            return block
+        if self.family is Family.EVENTSOURCE and block.find(b"complete") >= 0:
+            name = event_name(block).decode("latin-1")
+            self._app_completed = self._app_completed or name == self._name("complete")
+        self.record.count_event(now)
+        return block if self._passes_all else self._change_event(block)
+
+    def _change_event(self, block: bytes) -> bytes:
         if self._options.trace_in_data:
             block = controls.with_trace_id(block, self.record.trace_id)
         if self.family is not Family.EVENTSOURCE:
             self._look_for_openai(block)
-            return block
-        if b"complete" in block and event_name(block).decode("latin-1") == self._name("complete"):
-            self._app_completed = True
-        if self._app_owns_ids:
-            return block
-        return add_line(block, self._id_prefix + b"%d" % self.record.chunks)
+        elif not self._app_owns_ids:
+            return add_line(block, b"%b%d" % (self._id_prefix[1:], self.record.chunks))
+        return block
 
     def _look_for_openai(self, block: bytes) -> None:
         """See at its first event whether a plain stream is one of OpenAI's, and where it ends."""
@@ -278,7 +290,9 @@ class StreamState:
             if self._first_chunk is not None:
                 self.family = Family.OPENAI
                 self.record.family = Family.OPENAI
-        if self.family is Family.OPENAI and b"[DONE]" in block and event_data(block) == b"[DONE]":
+        if self.family is Family.PLAIN:
+            self._passes_all = not self._options.trace_in_data
+        elif block.find(b"[DONE]") >= 0 and event_data(block) == b"[DONE]":
             self._app_completed = True
 
     def _end(self, reason: Reason, now: float) -> End:

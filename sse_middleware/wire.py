@@ -1,31 +1,32 @@
-"""The wire format: bytes in, bytes and events out, in linear time, whatever the chunking.
+"""The wire format: bytes in, bytes out, in linear time, whatever the chunking.
 
 WHATWG HTML 9.2.5 and 9.2.6 (https://html.spec.whatwg.org/#parsing-an-event-stream) to the
 letter. Nothing here does I/O, keeps time, or knows why it is asked.
 
-`Splitter` cuts a byte stream between events and keeps every byte; `EventParser` reads what a
-client would dispatch; `format_sse_event` writes one block.
+`Splitter` cuts a byte stream between events and keeps every byte; `format_sse_event` writes one
+block; the others look into a whole block, or change it.
 """
 
 import codecs
 import enum
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 from sse_middleware.errors import EventFormatError
-from sse_middleware.events import DEFAULT_EVENT, Event
+from sse_middleware.events import DEFAULT_EVENT
 
 BOM = codecs.BOM_UTF8
 
+_CR = 13
+
 # "end-of-line = ( cr lf / cr / lf )". The possessive `?+` never gives the LF of a CRLF back, so
 # a CR at the end of the buffer ends its line now and a LF that comes later is known as its half.
-_EOL = re.compile(rb"\r\n?+|\n")
+EOL = re.compile(rb"\r\n?+|\n")
 _BLANK_LINE = re.compile(rb"(?:\r\n?+|\n)(?:\r\n?+|\n)")
 _DATA_LINE = re.compile(rb"(?:\A|[\r\n])data[:\r\n]")
 _DATA_VALUES = re.compile(rb"(?:\A|[\r\n])data(?:: ?|(?=[\r\n]))([^\r\n]*)")
 _ID_LINE = re.compile(rb"(?:\A|[\r\n])id[:\r\n]")
-_RETRY_DIGITS = 18
+RETRY_DIGITS = 18
 _EVENT_LINE = re.compile(rb"(?:\A|[\r\n])event(?:: ?|(?=[\r\n]))([^\r\n]*)")
 
 
@@ -44,11 +45,8 @@ class Kind(enum.IntEnum):
     """The byte order mark, which counts only as the first bytes of a stream."""
 
 
-class Piece(NamedTuple):
-    """Some bytes of the stream. All pieces and the tail, joined, are the stream."""
-
-    kind: Kind
-    data: bytes
+Piece = tuple[Kind, bytes]
+"""Some bytes of the stream. All pieces and the tail, joined, are the stream."""
 
 
 class Splitter:
@@ -57,6 +55,9 @@ class Splitter:
     A block is passed on when it is whole, a comment or an empty line between two blocks at once.
     A block longer than `max_block_bytes` is passed on in parts as it comes, so that memory is
     bounded by the limit and one chunk; the latch opens again at its blank line.
+
+    Attributes:
+        at_rest: whether the next byte begins a line between two blocks, and none is kept here.
     """
 
     __slots__ = (
@@ -67,6 +68,7 @@ class Splitter:
         "_limit",
         "_owed_lf",
         "_searched",
+        "at_rest",
     )
 
     def __init__(self, max_block_bytes: int) -> None:
@@ -77,25 +79,42 @@ class Splitter:
         self._lf_is_ours = False  # ... and we have written that half already
         self._in_long_block = False
         self._at_start = True
+        self.at_rest = False
 
     @property
     def between_blocks(self) -> bool:
         """Whether all that was passed on ends between two blocks."""
         return not self._in_long_block
 
+    def only_line(self, chunk: bytes) -> bytes:
+        """Return the line where `chunk` is one `data` line and its blank one, LF-ended.
+
+        Else nothing. That is the usual chunk: it passes as it is and need not be fed.
+        """
+        # To look for a byte by its number is many times faster than for a string of one.
+        line, _, blank = chunk.partition(b"\n")
+        usual = (
+            blank == b"\n"
+            and line[:5] == b"data:"
+            and _CR not in line
+            and self.at_rest
+            and len(line) < self._limit
+        )
+        return line if usual else b""
+
     def feed(self, chunk: bytes) -> list[Piece]:
         """Take the next bytes and return the pieces that are whole with them."""
-        if not self._buffer and self._is_one_block(chunk):
-            return [Piece(Kind.BLOCK, chunk)]
+        if self.at_rest and self._is_one_block(chunk):
+            return [(Kind.BLOCK, chunk)]
         if not chunk:
             return []
-        self._buffer += chunk
         pieces: list[Piece] = []
-        if self._at_start and not self._pass_bom(pieces):
-            return pieces
-        if self._owed_lf:
-            self._settle_owed_lf(pieces)
-        self._pass_blocks(pieces)
+        self._buffer += chunk
+        if not self._at_start or self._pass_bom(pieces):
+            if self._owed_lf:
+                self._settle_owed_lf(pieces)
+            self._pass_blocks(pieces)
+        self.at_rest = not (self._buffer or self._at_start or self._owed_lf or self._in_long_block)
         return pieces
 
     def flush(self) -> bytes:
@@ -117,13 +136,16 @@ class Splitter:
         return b"\n"
 
     def _is_one_block(self, chunk: bytes) -> bool:
-        """Tell whether `chunk` is just one block with LF line ends: the usual case, made fast."""
+        """Tell whether `chunk` is just one block, with LF or with CRLF line ends."""
+        if chunk.startswith((b":", b"\n", b"\r")) or len(chunk) > self._limit:
+            return False
+        if chunk.endswith(b"\n\n"):
+            return _CR not in chunk and chunk.find(b"\n\n") == len(chunk) - 2
+        line_ends = chunk.count(b"\r\n")
         return (
-            chunk.find(b"\n\n") == len(chunk) - 2 > 0
-            and b"\r" not in chunk
-            and not chunk.startswith((b":", b"\n"))
-            and len(chunk) <= self._limit
-            and not (self._in_long_block or self._owed_lf or self._at_start)
+            chunk.endswith(b"\r\n\r\n")
+            and chunk.find(b"\r\n\r\n") == len(chunk) - 4
+            and chunk.count(b"\r") == line_ends == chunk.count(b"\n")
         )
 
     def _pass_bom(self, pieces: list[Piece]) -> bool:
@@ -168,15 +190,15 @@ class Splitter:
         """Pass an empty or a comment line at the start of a block on, if it is whole."""
         first = self._buffer[0]
         if first in b"\r\n":
-            found = _EOL.match(self._buffer)
+            found = EOL.match(self._buffer)
         elif first == ord(":"):
-            found = _EOL.search(self._buffer, self._searched)
+            found = EOL.search(self._buffer, self._searched)
         else:
             return False
         if found is None:
             return False
         end = found.end()
-        if first == ord(":") and _EOL.match(self._buffer, end):
+        if first == ord(":") and EOL.match(self._buffer, end):
             return False  # a comment of its own block: `: ping` and its blank line stay one piece
         self._pass(pieces, Kind.LINE, end)
         return True
@@ -188,7 +210,7 @@ class Splitter:
         del self._buffer[:length]
         self._searched = 0
         self._owed_lf = data.endswith(b"\r") and not self._buffer
-        pieces.append(Piece(kind, data))
+        pieces.append((kind, data))
 
 
 def _trailing_eol_length(buffer: bytes | bytearray) -> int:
@@ -200,13 +222,15 @@ def _trailing_eol_length(buffer: bytes | bytearray) -> int:
 
 def has_data(block: bytes) -> bool:
     """Tell whether a client dispatches an event for this whole `block`."""
-    return block.startswith(b"data:") or _DATA_LINE.search(block) is not None
+    if block.startswith(b"data:") or block.find(b"\ndata:") >= 0:
+        return True
+    return _DATA_LINE.search(block) is not None
 
 
 def has_id(block: bytes) -> bool:
     """Tell whether this whole `block` has an `id` line, of whatever value."""
     # The substring look-up is there for its speed: most blocks have none.
-    if not block.startswith(b"id") and b"\nid" not in block and b"\rid" not in block:
+    if not block.startswith(b"id") and block.find(b"\nid") < 0 and block.find(b"\rid") < 0:
         return False
     return _ID_LINE.search(block) is not None
 
@@ -248,92 +272,6 @@ def line_end(lines: bytes) -> bytes:
     return lines[-length:] if length else b""
 
 
-class EventParser:
-    """Read a byte stream as a client does, and return what it would dispatch.
-
-    WHATWG HTML 9.2.6. One deviation: a `retry` of more than 18 digits is ignored.
-
-    Attributes:
-        last_event_id: the last event id string, which a client sends when it reconnects.
-        retry: the reconnection time in milliseconds, `None` until the stream sets one.
-    """
-
-    def __init__(self) -> None:
-        self.last_event_id = ""
-        self.retry: int | None = None
-        self._buffer = bytearray()
-        self._searched = 0
-        self._at_start = True
-        self._after_cr = False
-        self._id = ""
-        self._reset_block()
-
-    def feed(self, chunk: bytes) -> list[Event]:
-        """Take the next bytes of the stream, cut anywhere, and return the events they complete."""
-        events: list[Event] = []
-        self._buffer += chunk
-        if not self._buffer or (self._at_start and not self._drop_bom()):
-            return events
-        if self._after_cr:
-            self._after_cr = False
-            if self._buffer.startswith(b"\n"):
-                del self._buffer[:1]
-        while (found := _EOL.search(self._buffer, self._searched)) is not None:
-            line = bytes(self._buffer[: found.start()])
-            self._after_cr = found.group() == b"\r" and found.end() == len(self._buffer)
-            del self._buffer[: found.end()]
-            self._searched = 0
-            if line:
-                self._read_line(line)
-            elif (event := self._dispatch()) is not None:
-                events.append(event)
-        self._searched = len(self._buffer)
-        return events
-
-    def _drop_bom(self) -> bool:
-        head = bytes(self._buffer[: len(BOM)])
-        if head != BOM and BOM.startswith(head):
-            return False
-        self._at_start = False
-        if head == BOM:
-            del self._buffer[: len(BOM)]
-        return True
-
-    def _reset_block(self) -> None:
-        self._data: list[str] = []
-        self._event = ""
-        self._block_id: str | None = None
-        self._block_retry: int | None = None
-
-    def _read_line(self, line: bytes) -> None:
-        field, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        match field:
-            case b"data":
-                self._data.append(value.decode("utf-8", "replace"))
-            case b"event":
-                self._event = value.decode("utf-8", "replace")
-            case b"id" if b"\0" not in value:
-                self._id = self._block_id = value.decode("utf-8", "replace")
-            case b"retry" if value.isdigit() and len(value) <= _RETRY_DIGITS:
-                self.retry = self._block_retry = int(value)
-
-    def _dispatch(self) -> Event | None:
-        # "Set the last event ID string of the event source to the value of the last event ID
-        # buffer" comes first: a block without data moves it too.
-        self.last_event_id = self._id
-        event = None
-        if self._data:
-            event = Event(
-                data="\n".join(self._data),
-                event=self._event or DEFAULT_EVENT,
-                id=self._block_id,
-                retry=self._block_retry,
-            )
-        self._reset_block()
-        return event
-
-
 def format_sse_event(
     data: str | None = None,
     *,
@@ -369,7 +307,7 @@ def format_sse_event(
         if (
             isinstance(retry, bool)
             or not isinstance(retry, int)
-            or not 0 <= retry < 10**_RETRY_DIGITS
+            or not 0 <= retry < 10**RETRY_DIGITS
         ):
             raise EventFormatError("retry", retry, "a whole number of milliseconds, 0 or more")
         lines.append(b"retry: %d" % retry)

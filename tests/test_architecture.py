@@ -10,10 +10,10 @@ import sse_middleware
 
 PACKAGE = Path(sse_middleware.__file__).parent
 LAYERS = {
-    0: {"errors", "events", "wire", "cursors", "options", "record"},
+    0: {"errors", "events", "wire", "cursors", "options", "parser", "record"},
     1: {"state", "families", "headers", "routes", "controls", "current"},
     2: {"observers"},
-    4: {"outbox", "responder", "process"},
+    4: {"farewell", "outbox", "process", "responder", "scribe", "ticker", "writer"},
     5: {"middleware", "metrics", "logs", "plugin", "__main__"},
 }
 """As docs/architecture.md tells them; 3 is where stores will stand."""

@@ -207,6 +207,7 @@ async def test_whole_chunks_of_a_plain_client_pass_as_the_same_object() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         await send(body(b"data: 0\n\n"))
+        await asyncio.sleep(0)
         await send(message)
 
     exchange = await plain(app)
@@ -752,6 +753,7 @@ async def test_an_oserror_of_the_server_reaches_the_app_unchanged() -> None:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
+        await asyncio.sleep(0)
         exchange.refusal = refusal
         try:
             await send(body(b"data: 1\n\n"))
@@ -788,7 +790,7 @@ async def test_the_trace_id_is_in_the_scope_the_context_and_every_control_event(
     seen: list[str | None] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.extend((scope["sse_middleware"]["trace_id"], current_trace_id()))
+        seen.extend((scope["sse_middleware"].trace_id, current_trace_id()))
         await stream_of(b"data: 1\n\n", pause=6)(scope, receive, send)
 
     exchange = await handle(

@@ -1,4 +1,4 @@
-"""The outbox alone: when a write waits, and when it must not."""
+"""The outbox alone: what leaves together, when a write waits, and when it must not."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -8,16 +8,14 @@ from starlette.types import Message
 
 from sse_middleware import Options
 from sse_middleware.families import CommentForm, Family
-from sse_middleware.outbox import Outbox, body_message
+from sse_middleware.outbox import Outbox
 from sse_middleware.record import StreamRecord
 from sse_middleware.state import StreamState
+from sse_middleware.ticker import ticker_of
+from sse_middleware.writer import body_message
 from tests.clock import VirtualClockLoop
 
 pytestmark = pytest.mark.anyio
-
-
-def nothing() -> None:
-    pass
 
 
 def outbox_for(sent: list[Message]) -> Outbox:
@@ -29,12 +27,25 @@ def outbox_for(sent: list[Message]) -> Outbox:
         marked=False,
         comment=CommentForm.BLOCK,
     )
-    state.open(asyncio.get_running_loop().time(), datetime.now(UTC))
+    loop = asyncio.get_running_loop()
+    state.open(loop.time(), datetime.now(UTC))
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    return Outbox(state, send, pause=0, observers=(), on_cap=nothing, on_late_write=nothing)
+    async def on_late_write() -> None:
+        pass
+
+    return Outbox(
+        state,
+        send,
+        ticker_of(loop),
+        batch=True,
+        pause=0,
+        observers=(),
+        on_cap=lambda: None,
+        on_late_write=on_late_write,
+    )
 
 
 def turns(outbox: Outbox) -> int:
@@ -61,13 +72,13 @@ async def test_a_write_is_no_place_to_be_cancelled_where_the_server_takes_it_at_
     await outbox.settle(1, "finished")
 
 
-async def test_an_app_that_never_lets_the_loop_turn_is_made_to_while_a_heartbeat_waits() -> None:
+async def test_an_app_that_never_lets_the_loop_turn_does_not_hold_back_the_heartbeats() -> None:
     sent: list[Message] = []
     outbox = outbox_for(sent)
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualClockLoop)
     for _ in range(40):
         loop.pass_time(0.25)
-        await outbox.write(body_message(b"data: x\n\n"))
+        assert turns(outbox) == 0
     await outbox.settle(1, "finished")
     assert sum(b"event: heartbeat" in message["body"] for message in sent) == 10

@@ -62,20 +62,23 @@ def test_events_put_a_plain_heartbeat_off_and_leave_an_eventsources_alone() -> N
     named, _ = opened(heartbeat_interval=4)
     for state in (plain, named):
         state.feed(b"data: x\n\n", 103)
+    assert (plain.due(104), named.due(104)) == (Due.NOTHING, Due.HEARTBEAT)
     assert (plain.deadline(), named.deadline()) == (107, 104)
+    assert plain.due(107) is Due.HEARTBEAT
 
 
 def test_a_foreign_ping_counts_as_activity() -> None:
     state, _ = opened(Family.PLAIN, heartbeat_interval=4)
     state.feed(b": ping\n\n", 103)
+    assert state.due(104) is Due.NOTHING
     assert state.deadline() == 107
     assert state.record.chunks == 0
 
 
 def test_bytes_that_are_held_back_are_no_activity() -> None:
     state, _ = opened(Family.PLAIN, heartbeat_interval=4)
-    assert state.feed(b"data: x", 103) == []
-    assert state.deadline() == 104
+    assert state.feed(b"data: x", 103) == b""
+    assert state.due(104) is Due.HEARTBEAT
 
 
 @pytest.mark.parametrize("family", list(Family))

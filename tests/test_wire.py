@@ -10,9 +10,9 @@ import pytest
 
 from sse_middleware.errors import EventFormatError, SSEError
 from sse_middleware.events import Event
+from sse_middleware.parser import EventParser
 from sse_middleware.wire import (
     BOM,
-    EventParser,
     Kind,
     Piece,
     Splitter,
@@ -78,23 +78,23 @@ def tr_split(
         assert split([first, stream + rest], limit) == ([block(first), *whole], rest)
     for at in range(len(stream) + 1):
         pieces, tail = split([stream[:at], b"", stream[at:]], limit)
-        assert b"".join(piece.data for piece in pieces) + tail == stream, f"cut at {at}"
+        assert b"".join(data for _, data in pieces) + tail == stream, f"cut at {at}"
 
 
 def block(data: bytes) -> Piece:
-    return Piece(Kind.BLOCK, data)
+    return (Kind.BLOCK, data)
 
 
 def line(data: bytes) -> Piece:
-    return Piece(Kind.LINE, data)
+    return (Kind.LINE, data)
 
 
 def part(data: bytes) -> Piece:
-    return Piece(Kind.PART, data)
+    return (Kind.PART, data)
 
 
 def last_part(data: bytes) -> Piece:
-    return Piece(Kind.LAST_PART, data)
+    return (Kind.LAST_PART, data)
 
 
 # --- EventParser: the examples of the specification -------------------------------------------
@@ -461,17 +461,17 @@ def test_empty_chunks_change_nothing() -> None:
             id="a comment of its own block, CRLF",
         ),
         pytest.param(
-            BOM + b"data: a\n\n", [Piece(Kind.BOM, BOM), block(b"data: a\n\n")], None, id="BOM"
+            BOM + b"data: a\n\n", [(Kind.BOM, BOM), block(b"data: a\n\n")], None, id="BOM"
         ),
-        pytest.param(BOM, [Piece(Kind.BOM, BOM)], None, id="BOM alone"),
+        pytest.param(BOM, [(Kind.BOM, BOM)], None, id="BOM alone"),
         pytest.param(
             BOM + BOM + b"data: a\n\n",
-            [Piece(Kind.BOM, BOM), block(BOM + b"data: a\n\n")],
+            [(Kind.BOM, BOM), block(BOM + b"data: a\n\n")],
             None,
             id="BOM doubled",
         ),
         pytest.param(
-            BOM + b": c\n", [Piece(Kind.BOM, BOM), line(b": c\n")], None, id="BOM and a comment"
+            BOM + b": c\n", [(Kind.BOM, BOM), line(b": c\n")], None, id="BOM and a comment"
         ),
         pytest.param(
             b"\n" + BOM + b"a\n\n", [line(b"\n"), block(BOM + b"a\n\n")], None, id="BOM later"
@@ -529,7 +529,7 @@ def test_what_is_whole_passes_at_once(first: bytes, chunk: bytes) -> None:
     splitter = Splitter(LIMIT)
     splitter.feed(first)
     pieces = splitter.feed(chunk)
-    assert b"".join(piece.data for piece in pieces) == chunk
+    assert b"".join(data for _, data in pieces) == chunk
     assert splitter.between_blocks
     assert splitter.flush() == b""
 
@@ -613,11 +613,11 @@ def test_a_block_over_the_limit_passes_in_parts_until_its_blank_line(chunks: lis
     pieces: list[Piece] = []
     for chunk in chunks:
         pieces += splitter.feed(chunk)
-        assert splitter.between_blocks == (not pieces or pieces[-1].kind is not Kind.PART)
-    kinds = [piece.kind for piece in pieces if piece != line(b"\n")]
+        assert splitter.between_blocks == (not pieces or pieces[-1][0] is not Kind.PART)
+    kinds = [piece[0] for piece in pieces if piece != line(b"\n")]
     assert kinds == [Kind.PART] * (len(kinds) - 1) + [Kind.LAST_PART]
     assert len(kinds) > 1
-    assert b"".join(piece.data for piece in pieces) == b"".join(chunks)
+    assert b"".join(data for _, data in pieces) == b"".join(chunks)
 
     assert splitter.between_blocks
     assert splitter.feed(b"data: x\n\n") == [block(b"data: x\n\n")]
@@ -643,9 +643,9 @@ def test_a_long_comment_that_comes_whole_is_a_line() -> None:
 @pytest.mark.parametrize("chunk", [b"x", b"x" * 10, b"x\n", b"data: x\r\n"], ids=ascii)
 def test_memory_is_bounded_by_the_limit_and_one_chunk(start: bytes, chunk: bytes) -> None:
     splitter = Splitter(64)
-    held = len(start) - sum(len(piece.data) for piece in splitter.feed(start))
+    held = len(start) - sum(len(data) for _, data in splitter.feed(start))
     for _ in range(1000):
-        held += len(chunk) - sum(len(piece.data) for piece in splitter.feed(chunk))
+        held += len(chunk) - sum(len(data) for _, data in splitter.feed(chunk))
         assert held <= 64 + len(chunk)
     assert len(splitter.flush()) == held
 
@@ -670,7 +670,7 @@ def test_a_cut_crlf_is_one_line_end_whoever_writes_its_lf(
     chunks = [b"\n"] * comes + [following] if alone else [b"\n" * comes + following]
     splitter = Splitter(LIMIT)
 
-    out = b"".join(piece.data for piece in splitter.feed(first))
+    out = b"".join(data for _, data in splitter.feed(first))
     assert out == first
     if taken:
         assert splitter.take_owed_lf() == b"\n"
@@ -681,15 +681,15 @@ def test_a_cut_crlf_is_one_line_end_whoever_writes_its_lf(
     own_lf = [line(b"\n")] if comes and not taken else []
     assert pieces == [*own_lf, block(following)]
     assert splitter.take_owed_lf() == b""
-    out += b"".join(piece.data for piece in pieces)
+    out += b"".join(data for _, data in pieces)
     assert parse([out]) == parse([first, *chunks])
 
 
 def test_a_control_block_between_the_halves_of_a_crlf_stays_apart() -> None:
     splitter = Splitter(LIMIT)
-    out = b"".join(piece.data for piece in splitter.feed(b"data: a\r\n\r"))
+    out = b"".join(data for _, data in splitter.feed(b"data: a\r\n\r"))
     out += splitter.take_owed_lf() + b": control\n\n"
-    out += b"".join(piece.data for piece in splitter.feed(b"\n\ndata: b\r\n\r\n"))
+    out += b"".join(data for _, data in splitter.feed(b"\n\ndata: b\r\n\r\n"))
     assert out == b"data: a\r\n\r\n: control\n\n\ndata: b\r\n\r\n"
 
 

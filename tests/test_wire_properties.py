@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from sse_middleware.errors import EventFormatError
 from sse_middleware.events import Event
+from sse_middleware.parser import EventParser
 from sse_middleware.wire import (
     BOM,
-    EventParser,
     Kind,
     Splitter,
     add_line,
@@ -108,13 +108,13 @@ def test_pieces_and_tail_are_the_stream_and_their_kinds_its_blocks(
     pieces = []
     for chunk in chunks:
         pieces += splitter.feed(chunk)
-        assert splitter.between_blocks == (not pieces or pieces[-1].kind is not Kind.PART)
+        assert splitter.between_blocks == (not pieces or pieces[-1][0] is not Kind.PART)
     tail = splitter.flush()
-    assert b"".join(piece.data for piece in pieces) + tail == b"".join(chunks)
-    assert all(piece.data for piece in pieces)
+    assert b"".join(data for _, data in pieces) + tail == b"".join(chunks)
+    assert all(data for _, data in pieces)
 
     # One after the other, they are also what a client reads, however it groups them.
-    out = [piece.data for piece in pieces]
+    out = [data for _, data in pieces]
     assert parse([*out, tail]) == reference(b"".join(chunks))
 
     for index, (kind, data) in enumerate(pieces):
@@ -127,10 +127,10 @@ def test_pieces_and_tail_are_the_stream_and_their_kinds_its_blocks(
         if kind is Kind.BOM:
             assert (index, data) == (0, BOM)
     for piece, following in pairwise(pieces):
-        if piece.kind is Kind.PART:
-            assert following.kind in (Kind.PART, Kind.LAST_PART)
-        if following.kind is Kind.LAST_PART and piece.kind is not Kind.PART:
-            assert len(following.data) > limit
+        if piece[0] is Kind.PART:
+            assert following[0] in (Kind.PART, Kind.LAST_PART)
+        if following[0] is Kind.LAST_PART and piece[0] is not Kind.PART:
+            assert len(following[1]) > limit
 
 
 @some
@@ -143,8 +143,8 @@ def test_each_block_of_a_stream_dispatches_alone_what_it_dispatches_there(
     alone = [
         event
         for piece in pieces
-        if piece.kind is Kind.BLOCK
-        for event in EventParser().feed(b"\n" + piece.data)
+        if piece[0] is Kind.BLOCK
+        for event in EventParser().feed(b"\n" + piece[1])
     ]
     assert alone == reference(b"".join(chunks))[0]
 
@@ -183,8 +183,8 @@ def test_control_comments_between_blocks_never_change_the_dispatches(
         if when[index % len(when)] and splitter.between_blocks:
             out += splitter.take_owed_lf() + control
         for piece in splitter.feed(chunk):
-            if piece.kind is not Kind.BOM or not out:
-                out += piece.data
+            if piece[0] is not Kind.BOM or not out:
+                out += piece[1]
     out += splitter.flush()
     assert parse([out]) == reference(b"".join(chunks))
 

@@ -1,0 +1,167 @@
+"""The ticker of one event loop: what its streams share instead of a timer and a clock each.
+
+It counts the turns of the loop, so that a stream knows what belongs into one write, and wakes the
+streams whose time has come by one timer for all of them. A stream that writes an event touches
+neither: it stores a time, and is asked when its last deadline has come.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from heapq import heapify, heappop, heappush
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from sse_middleware.scribe import Scribe
+
+_SLOT_SECONDS = 0.005
+"""How coarse the timers are; a heartbeat that is 5 ms late is on time for everybody."""
+
+_AT_ONCE = 64
+"""How many sleepers wake in one turn of the loop, so that a thousand heartbeats delay nobody."""
+
+
+class Sleeper(Protocol):
+    """What can be woken."""
+
+    def on_time(self, now: float) -> None:
+        """Do what time has made due, without waiting; it may be called once behind `forget`."""
+
+
+class Ticker:
+    """Count the turns of `loop`, and wake sleepers in time.
+
+    Attributes:
+        clock: the time in seconds on the scale of `loop.time()`.
+        turn: the number of the turn that is under way, if `begin_turn` was called in it.
+        turning: whether it was.
+        scribe: who writes in the background.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_context",
+        "_due",
+        "_loop",
+        "_slot_numbers",
+        "_slots",
+        "_timer",
+        "_timer_slot",
+        "clock",
+        "scribe",
+        "turn",
+        "turning",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.turn = 0
+        self.clock = _clock_of(loop)
+        self.scribe = Scribe(loop)
+        self._loop = loop
+        self.turning = False
+        self._context = Context()  # of nobody: sleepers bring their own
+        self._slots: dict[int, set[Sleeper]] = {}
+        self._slot_numbers: list[int] = []  # a heap; some of them may be gone
+        self._due: deque[Sleeper] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_slot = math.inf
+
+    def begin_turn(self) -> int:
+        """Return the number of this turn, which is another one as soon as the loop has turned."""
+        if not self.turning:
+            self.turning = True
+            self._loop.call_soon(self._end_turn, context=self._context)
+        return self.turn
+
+    def wake(self, sleeper: Sleeper, at: float) -> int:
+        """Wake `sleeper` once, at the time `at` or a few milliseconds later.
+
+        Returns:
+            The number that `forget` asks for.
+        """
+        slot = math.ceil(at / _SLOT_SECONDS)
+        if slot * _SLOT_SECONDS < at:  # by the last bit
+            slot += 1
+        sleepers = self._slots.get(slot)
+        if sleepers is not None:
+            sleepers.add(sleeper)
+            return slot
+        self._slots[slot] = {sleeper}
+        if len(self._slot_numbers) > 2 * len(self._slots) + _AT_ONCE:
+            self._slot_numbers[:] = self._slots
+            heapify(self._slot_numbers)
+        else:
+            heappush(self._slot_numbers, slot)
+        if slot < self._timer_slot:
+            self._arm(slot)
+        return slot
+
+    def forget(self, sleeper: Sleeper, slot: int) -> None:
+        """Let `sleeper` sleep; harmless where it was woken already."""
+        sleepers = self._slots.get(slot)
+        if sleepers is not None:
+            sleepers.discard(sleeper)
+            if not sleepers:
+                del self._slots[slot]  # its number goes with the timer, which need not be moved
+
+    def _end_turn(self) -> None:
+        self.turning = False
+        self.turn += 1
+
+    def _arm(self, slot: int) -> None:
+        self._disarm()
+        self._timer_slot = slot
+        when = slot * _SLOT_SECONDS
+        self._timer = self._loop.call_at(when, self._on_timer, context=self._context)
+
+    def _disarm(self) -> None:
+        self._timer_slot = math.inf
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_timer(self) -> None:
+        self._disarm()
+        self._timer_slot = -math.inf  # who wants to be woken again meanwhile arms none
+        now, numbers, due = self.clock(), self._slot_numbers, self._due
+        while numbers and numbers[0] * _SLOT_SECONDS <= now:
+            due.extend(self._slots.pop(heappop(numbers), ()))
+        for _ in range(min(len(due), _AT_ONCE)):
+            self._wake_now(due.popleft(), now)
+        self._timer_slot = math.inf
+        if due:
+            self._arm(0)
+            return
+        while numbers and numbers[0] not in self._slots:
+            heappop(numbers)
+        if numbers:
+            self._arm(numbers[0])
+
+    def _wake_now(self, sleeper: Sleeper, now: float) -> None:
+        try:
+            sleeper.on_time(now)
+        except Exception as exc:  # noqa: BLE001 - a fault of one stream must not stop the others
+            self._loop.call_exception_handler(
+                {"message": "an event stream failed when its time came", "exception": exc}
+            )
+
+
+def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    # asyncio's loop reads this very clock; uvloop's stands still while code runs, so that a
+    # handler that holds the loop would never see time go by. A test's is its own.
+    same = abs(loop.time() - time.monotonic()) < 1
+    return time.monotonic if same else loop.time
+
+
+_tickers: WeakValueDictionary[asyncio.AbstractEventLoop, Ticker] = WeakValueDictionary()
+
+
+def ticker_of(loop: asyncio.AbstractEventLoop) -> Ticker:
+    """Return the ticker of `loop`, which lives as long as a stream holds it."""
+    ticker = _tickers.get(loop)
+    if ticker is None:
+        ticker = _tickers[loop] = Ticker(loop)
+    return ticker

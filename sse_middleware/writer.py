@@ -1,0 +1,249 @@
+"""The writer of one stream: one write at a time, in order, and few of them.
+
+The first bytes of a turn of the loop are sent at once, by the app's own task. What the app adds in
+the same turn is held, and leaves as one message, written by the scribe, when the turn is over. An
+app that holds much waits for that; one that holds the loop writes by itself.
+"""
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.types import Message, Send
+
+from sse_middleware.observers import Observer
+from sse_middleware.record import StreamRecord
+from sse_middleware.ticker import Ticker
+
+logger = logging.getLogger("sse_middleware.stream")
+
+BODY = "http.response.body"
+
+NOBODY, APP, SCRIBE = range(3)  # who is in the server's `send`
+HELD_BYTES = 1 << 14
+"""What is held before the app has to wait. (A record of TLS.)"""
+HELD_SECONDS = 0.005
+"""How long a handler that holds the loop has its events held, counted at its next write."""
+_STALL_SECONDS = 0.1
+"""A write that takes longer is told of as a stall; one that suspends takes some milliseconds."""
+
+
+class Writer:
+    """Write the bytes of one stream in their order.
+
+    It is the half of an `Outbox` that knows neither what they are nor why they are written.
+
+    Args:
+        send: the server's.
+        ticker: that of the running loop.
+        record: the stream's.
+        observers: who is told of stalls.
+
+    Attributes:
+        broken: whether the server has refused a write, so that the client is gone.
+        context: where the app began the response; the scribe writes in it.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_failure",
+        "_held",
+        "_held_bytes",
+        "_observers",
+        "_record",
+        "_send",
+        "_taken_bytes",
+        "_ticker",
+        "_turn",
+        "_turn_began",
+        "_waiting",
+        "_who_writes",
+        "_write_ends",
+        "_writing_task",
+        "broken",
+        "context",
+    )
+
+    def __init__(
+        self,
+        send: Send,
+        ticker: Ticker,
+        record: StreamRecord,
+        observers: Sequence[Observer],
+    ) -> None:
+        self._send = send
+        self._ticker = ticker
+        self._clock = ticker.clock
+        self._record = record
+        self._observers = observers
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._taken_bytes = 0  # of all that was ever held
+        self._turn = -1
+        self._turn_began = 0.0
+        self._who_writes = NOBODY
+        self._waiting: list[object] = []  # writes of the app that wait for another one
+        self._write_ends: asyncio.Event | None = None
+        self._writing_task: asyncio.Task[Any] | None = None  # the scribe's
+        self._failure: Exception | None = None
+        self.broken = False
+        self.context = contextvars.copy_context()
+        ticker.scribe.join()
+
+    def app_waits(self) -> bool:
+        """Whether a write of the app is under way."""
+        return bool(self._waiting) or self._who_writes is APP
+
+    async def write_held(self) -> None:
+        """Write what is held, and what is to be the last, until nothing is left of it."""
+        while not self._who_writes and self._is_owing():
+            began = self._clock()
+            data, more_body = self._take_all()
+            self._who_writes = SCRIBE
+            self._writing_task = asyncio.current_task()
+            try:
+                if data or not more_body:
+                    await self._send(body_message(data, more_body=more_body))
+                    self._record.sent_bytes += len(data)
+            except Exception as exc:  # noqa: BLE001 - the app is told at its next write
+                self._break()
+                self._failure = exc
+            except asyncio.CancelledError:
+                self._break()
+                raise
+            finally:
+                self._who_writes = NOBODY
+                self._writing_task = None
+                self._pass_turn_on(began)
+
+    def _is_owing(self) -> bool:
+        """Whether there is anything to be written in the background."""
+        return bool(self._held)
+
+    def _take_all(self) -> tuple[bytes, bool]:
+        """Return what is to be written in the background, and whether more may follow it."""
+        return joined(self._take_held()), True
+
+    def _hold(self, data: bytes) -> None:
+        if data:
+            self._held.append(data)
+            self._held_bytes += len(data)
+            if len(self._held) == 1:
+                self._write_in_background()
+
+    def _take_held(self) -> list[bytes]:
+        held, self._held = self._held, []
+        self._taken_bytes += self._held_bytes
+        self._held_bytes = 0
+        return held
+
+    async def _look_at_held(self, now: float) -> None:
+        """See that what is held becomes neither much nor old."""
+        if self._held_bytes >= HELD_BYTES:
+            await self._flush()
+            self._turn = self._ticker.begin_turn()  # the write was the first of this turn
+            self._turn_began = self._clock()
+        elif not self._who_writes and now >= self._turn_began + HELD_SECONDS:
+            # The loop does not turn, so that the scribe cannot: the app's own task does it.
+            self._turn_began = now
+            data = joined(self._take_held())
+            await self._send_as_app(body_message(data), len(data))
+
+    async def _flush(self) -> None:
+        """Wait until what is held now has been written.
+
+        The scribe writes it: whoever cancels the app's write does not take along what it has got
+        rid of already.
+
+        Raises:
+            Exception: what the server has raised in a write of the scribe's.
+        """
+        behind = self._taken_bytes + self._held_bytes
+        while self._taken_bytes < behind:
+            self._write_in_background()
+            await self._end_of_write()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _send_as_app(self, message: Message, size: int) -> None:
+        began = self._clock()
+        self._who_writes = APP
+        try:
+            await self._send(message)
+        except Exception:
+            self._break()
+            raise
+        finally:
+            self._who_writes = NOBODY
+            self._pass_turn_on(began)
+        self._record.sent_bytes += size
+
+    async def _wait_for_turn(self) -> None:
+        """Wait until nobody writes, behind whoever waits already."""
+        if not (self._who_writes or self._waiting):
+            return
+        me = object()
+        self._waiting.append(me)
+        try:
+            while self._who_writes or self._waiting[0] is not me:
+                await self._end_of_write()
+        finally:
+            self._waiting.remove(me)
+            self._wake_waiting()
+
+    async def _end_of_write(self) -> None:
+        if self._write_ends is None:
+            self._write_ends = asyncio.Event()
+        await self._write_ends.wait()
+
+    def _wake_waiting(self) -> None:
+        if self._write_ends is not None:
+            self._write_ends.set()
+            self._write_ends = None
+
+    def _break(self) -> None:
+        """Give up what was to be written, for it cannot be."""
+        self.broken = True
+        self._take_held()
+        self._wake_waiting()
+
+    def _pass_turn_on(self, began: float) -> None:
+        """Look at how long a write has taken, and let the next one begin."""
+        self._wake_waiting()
+        self._write_in_background()
+        took = self._clock() - began
+        if took > _STALL_SECONDS:
+            for observer in self._observers:
+                observer.stalled(self._record, took)
+
+    def _write_in_background(self) -> None:
+        if not self._who_writes and self._is_owing():
+            self._ticker.scribe.write_soon(self)
+
+    async def _settle(self, patience: float) -> None:
+        """Wait `patience` seconds for what is to be written yet, and give the rest up."""
+        self._ticker.scribe.leave()
+        try:
+            if self._who_writes or self._is_owing():
+                async with asyncio.timeout(patience):
+                    await self._wait_for_turn()
+                    await self.write_held()
+        except TimeoutError:
+            logger.debug("stream %s ended with bytes unsent", self._record.stream_id)
+        finally:
+            if self._who_writes or self._is_owing():
+                self._break()
+            if self._writing_task is not None:
+                self._writing_task.cancel()
+
+
+def joined(parts: list[bytes]) -> bytes:
+    """Return `parts` as one."""
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def body_message(data: bytes, *, more_body: bool = True) -> Message:
+    """Return the ASGI message that carries `data`."""
+    return {"type": BODY, "body": data, "more_body": more_body}
