@@ -64,7 +64,7 @@ class CurrentStream:
 
     def annotate(self, **fields: object) -> None:
         """Add fields to the log record of the stream; a later one of a name replaces it."""
-        self.record.annotations.update(fields)
+        self.record.annotations = {**(self.record.annotations or {}), **fields}
 
     # What follows is the middleware's, not the handler's.
 

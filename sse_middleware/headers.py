@@ -4,8 +4,8 @@ Header names and values are bytes as in ASGI, the names in lower case where a se
 an app may have written its own in any case.
 """
 
+import random
 import re
-import secrets
 from collections.abc import Iterable
 from http import HTTPStatus
 
@@ -59,7 +59,7 @@ def trace_id(headers: dict[bytes, bytes]) -> str:
         value = headers.get(name, b"")
         if _TRACE_ID.fullmatch(value):
             return value.decode()
-    return secrets.token_hex(16)
+    return f"{random.getrandbits(128):032x}"
 
 
 def why_untouched(method: str, status: int, headers: Iterable[tuple[bytes, bytes]]) -> str | None:

@@ -44,6 +44,6 @@ class StreamLog:
                 "tokens": record.tokens,
                 "sent_bytes": record.sent_bytes,
                 "heartbeats": record.heartbeats,
-                "annotations": dict(record.annotations),
+                "annotations": dict(record.annotations or {}),
             },
         )

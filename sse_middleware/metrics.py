@@ -120,7 +120,7 @@ class Metrics:
             record.sent_bytes,
             record.heartbeats,
             record.gap_seconds,
-            tuple(record.gaps),
+            tuple(record.gaps) if record.chunks > 1 else _NOTHING.gaps,
         )
 
     def _carry_over(self, record: StreamRecord, carried: _Carried) -> None:

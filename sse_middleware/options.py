@@ -180,8 +180,8 @@ class Options:
     )
     batch: bool = _flag(
         "SSE_BATCH",
-        "Whether events of one turn of the event loop leave as one message; `0` for handlers that "
-        "yield several events and then block the loop.",
+        "Whether events that come within a millisecond leave as one message; `0` for handlers that "
+        "yield several at once and then block the event loop.",
         default=True,
     )
     retry_ms: int = _whole(

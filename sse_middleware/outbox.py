@@ -8,21 +8,20 @@ import asyncio
 import contextvars
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from starlette.types import Message, Send
 
 from sse_middleware.families import Family
 from sse_middleware.observers import Observer
 from sse_middleware.state import Due, End, StreamState
-from sse_middleware.ticker import Ticker
+from sse_middleware.ticker import TICK_SECONDS, Ticker
 from sse_middleware.wire import has_data
 from sse_middleware.writer import (
     APP,
     BODY,
     HELD_BYTES,
-    HELD_SECONDS,
     NOBODY,
     Writer,
     body_message,
@@ -35,6 +34,16 @@ _FILE = "http.response.pathsend"
 _FILE_CHUNK_BYTES = 1 << 16
 
 
+class Owner(Protocol):
+    """Whoever runs the app of an outbox."""
+
+    def on_cap(self) -> None:
+        """Hear that the cap has ended the stream while the app was still at it."""
+
+    async def on_late_write(self) -> None:
+        """Hear that the app writes behind the end."""
+
+
 class Outbox(Writer):
     """Write one stream.
 
@@ -42,11 +51,10 @@ class Outbox(Writer):
         state: the stream's.
         send: the server's.
         ticker: that of the running loop.
-        batch: whether events of one turn of the loop leave together.
+        batch: whether events of one tick leave together.
         pause: the least time between two content events, in seconds.
         observers: who is told of the stream.
-        on_cap: called when the cap has ended the stream while the app was still at it.
-        on_late_write: awaited where the app writes behind the end.
+        owner: hears of the end that time has brought.
     """
 
     __slots__ = (
@@ -55,8 +63,7 @@ class Outbox(Writer):
         "_debug",
         "_end",
         "_next_content_at",
-        "_on_cap",
-        "_on_late_write",
+        "_owner",
         "_pacing",
         "_pause",
         "_regular",
@@ -73,8 +80,7 @@ class Outbox(Writer):
         batch: bool,
         pause: float,
         observers: Sequence[Observer],
-        on_cap: Callable[[], None],
-        on_late_write: Callable[[], Awaitable[None]],
+        owner: Owner,
     ) -> None:
         super().__init__(send, ticker, state.record, observers)
         self._state = state
@@ -82,8 +88,7 @@ class Outbox(Writer):
         if pause:
             self._pacing = asyncio.Lock()
             self._next_content_at = 0.0
-        self._on_cap = on_cap
-        self._on_late_write = on_late_write
+        self._owner = owner
         self._debug = logger.isEnabledFor(logging.DEBUG)
         self._regular = batch and not pause and state.family is not Family.OFF
         self._closed = False  # by the cap or an exception, while the app was at it
@@ -94,13 +99,11 @@ class Outbox(Writer):
             observer.opened(self._record)
 
     async def open(self, start: Message, data: bytes) -> None:
-        """Send the response start at once; the first bytes of ours leave with what comes next."""
-        self._ticker.begin_turn()
-        self._turn = self._ticker.turn
-        self._turn_began = self._clock()
+        """Send the response start at once, and the first bytes of ours with the app's, or soon."""
         await self._send_as_app(start, 0)
         self.context = contextvars.copy_context()  # with what an outer middleware has set meanwhile
-        self._hold(data)
+        if data:
+            self._hold(data)
 
     async def write(self, message: Message) -> None:
         """Send a message of the app's in its turn; behind the end that the cap made, drop it.
@@ -109,9 +112,7 @@ class Outbox(Writer):
             Exception: what the server has raised, now or in a background write before.
         """
         now = self._clock()
-        ticker = self._ticker
-        turn = ticker.turn
-        if self._turn == turn and now >= self._busy_deadline:
+        if now >= self._busy_deadline:
             self._look_at_time(now)  # timers do not fire where the loop never turns
         if not self._regular or message["type"] != BODY or not message.get("more_body"):
             await self._write_other(message, now)
@@ -120,18 +121,17 @@ class Outbox(Writer):
         data = joined(self._feed(body, now)) if self._debug else self._state.feed(body, now)
         if not data:
             return  # nothing is whole yet
-        if self._turn == turn or self._who_writes or self._held:
+        if now < self._hold_until or self._who_writes or self._waiting:
             self._hold(data)
-            if self._held_bytes >= HELD_BYTES or now >= self._turn_began + HELD_SECONDS:
-                await self._look_at_held(now)
+            if self._held_bytes >= HELD_BYTES:
+                await self._flush()
             return
-        self._turn = turn
-        self._turn_began = now
-        if not ticker.turning:
-            ticker.begin_turn()
-        # The usual way of an event: _send_as_app, without the price of a call.
+        self._hold_until = now + TICK_SECONDS
+        if self._held:
+            data = joined([*self._take_held(), data])
         if data is not body:
             message = {"type": BODY, "body": data, "more_body": True}
+        # As _send_as_app does, without the price of a call.
         self._who_writes = APP
         try:
             await self._send(message)
@@ -140,8 +140,7 @@ class Outbox(Writer):
             raise
         finally:
             self._who_writes = NOBODY
-            if turn != ticker.turn:  # or else nothing can have happened meanwhile
-                self._pass_turn_on(now)
+            self._pass_turn_on(now)
         self._record.sent_bytes += len(data)
 
     def fail(self) -> bool:
@@ -183,12 +182,15 @@ class Outbox(Writer):
         due = self._state.due(now)
         if due is Due.CAP:
             self._close(self._state.reach_cap(now))
-            self._on_cap()
+            self._owner.on_cap()
             return
         if due is Due.HEARTBEAT:
             self._state.plan_heartbeat(now)
             if not self._who_writes and not self.broken:  # never behind a blocked write
-                self._hold(self._state.heartbeat(now))
+                heartbeat = self._state.heartbeat(now)
+                if heartbeat:
+                    self._hold(heartbeat)
+                    self._write_in_background()
                 if self._debug:
                     logger.debug("heartbeat of stream %s", self._record.stream_id)
         self._set_timer()
@@ -221,7 +223,8 @@ class Outbox(Writer):
         self._regular = False
         self._end = None
 
-    def _is_owing(self) -> bool:
+    def is_owing(self) -> bool:
+        """Whether there is anything to be written."""
         return bool(self._held) or self._end is not None
 
     def _take_all(self) -> tuple[bytes, bool]:
@@ -233,7 +236,7 @@ class Outbox(Writer):
 
     def _pass_turn_on(self, began: float) -> None:
         super()._pass_turn_on(began)
-        if self._closed and not self._is_owing():
+        if self._closed and not self.is_owing():
             self._tell_end("disconnected")
 
     def _tell_end(self, outcome: str) -> None:
@@ -257,7 +260,7 @@ class Outbox(Writer):
         if now >= self._busy_deadline:
             self._look_at_time(now)
         if self._closed:
-            await self._on_late_write()
+            await self._owner.on_late_write()
         elif self._state.reason is not None:
             await self._send_as_app(message, 0)
         elif self._state.family is Family.OFF:

@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 GAP_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds in seconds of the classes in which `StreamRecord.gaps` counts."""
@@ -28,7 +28,7 @@ class StreamRecord:
         tokens: what the app has counted itself.
         sent_bytes: all bytes of the body that the server has taken.
         heartbeats: events or comments of ours.
-        annotations: what the app has said of the stream.
+        annotations: what the app has said of the stream, `None` where it has said nothing.
     """
 
     stream_id: str
@@ -44,7 +44,7 @@ class StreamRecord:
     tokens: int = 0
     sent_bytes: int = 0
     heartbeats: int = 0
-    annotations: dict[str, object] = field(default_factory=dict)
+    annotations: dict[str, object] | None = None
     _longer_gaps: list[int] | None = None
 
     def count_event(self, now: float) -> int:

@@ -211,8 +211,7 @@ class Responder(CurrentRequest):
             batch=options.batch,
             pause=options.chunk_delay_ms / 1000,
             observers=setup.observers,
-            on_cap=self._on_cap,
-            on_late_write=self._on_late_write,
+            owner=self,
         )
         if family is not Family.OFF:
             added = stream_headers(
@@ -237,7 +236,7 @@ class Responder(CurrentRequest):
         method, query = self.scope.get("method", ""), self.scope.get("query_string", b"")
         return family_of(method, headers, query)
 
-    def _on_cap(self) -> None:
+    def on_cap(self) -> None:
         """Let the app hear that its client is gone, and give it some time to leave."""
         assert self._outbox is not None
         self._farewell = Farewell(
@@ -248,7 +247,8 @@ class Responder(CurrentRequest):
         )
         self._warn_of_cap()
 
-    async def _on_late_write(self) -> None:
+    async def on_late_write(self) -> None:
+        """Drop what the app writes behind its end."""
         if self._farewell is not None:
             await self._farewell.late_write()
 

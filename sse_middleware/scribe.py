@@ -22,6 +22,9 @@ class Author(Protocol):
 
     context: Context
 
+    def is_owing(self) -> bool:
+        """Whether there still is something."""
+
     def write_held(self) -> Coroutine[Any, Any, None]:
         """Write it; only a cancellation may come out of here."""
 

@@ -26,6 +26,9 @@ from sse_middleware.wire import (
     line_end,
 )
 
+_MANY = 1000
+_ENDS = [b"%d\n\n" % number for number in range(_MANY)]  # of id lines: to format one costs more
+
 
 class Reason(enum.StrEnum):
     """Why a stream has ended."""
@@ -192,7 +195,8 @@ class StreamState:
             if self._passes_all:
                 return chunk
             if self._only_adds_ids:
-                return b"%b%b%d\n\n" % (line, self._id_prefix, number)
+                end = _ENDS[number] if number < _MANY else b"%d\n\n" % number
+                return line + self._id_prefix + end
             return self._change_event(chunk)
         parts = self.feed_parts(chunk, now)
         return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,8 +1,8 @@
 """The ticker of one event loop: what its streams share instead of a timer and a clock each.
 
-It counts the turns of the loop, so that a stream knows what belongs into one write, and wakes the
-streams whose time has come by one timer for all of them. A stream that writes an event touches
-neither: it stores a time, and is asked when its last deadline has come.
+It sends the scribe to the streams that hold events back for a moment, and wakes those whose time
+has come, by one timer each for all of them. A stream that writes an event stores a time and touches
+no timer: it is asked when its last deadline has come.
 """
 
 import asyncio
@@ -15,7 +15,10 @@ from heapq import heapify, heappop, heappush
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from sse_middleware.scribe import Scribe
+from sse_middleware.scribe import Author, Scribe
+
+TICK_SECONDS = 0.001
+"""How long a stream holds events back that come right behind one that it has sent."""
 
 _SLOT_SECONDS = 0.005
 """How coarse the timers are; a heartbeat that is 5 ms late is on time for everybody."""
@@ -32,12 +35,10 @@ class Sleeper(Protocol):
 
 
 class Ticker:
-    """Count the turns of `loop`, and wake sleepers in time.
+    """Keep the time for the streams of `loop`.
 
     Attributes:
         clock: the time in seconds on the scale of `loop.time()`.
-        turn: the number of the turn that is under way, if `begin_turn` was called in it.
-        turning: whether it was.
         scribe: who writes in the background.
     """
 
@@ -45,6 +46,7 @@ class Ticker:
         "__weakref__",
         "_context",
         "_due",
+        "_holding",
         "_loop",
         "_slot_numbers",
         "_slots",
@@ -52,29 +54,25 @@ class Ticker:
         "_timer_slot",
         "clock",
         "scribe",
-        "turn",
-        "turning",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.turn = 0
         self.clock = _clock_of(loop)
         self.scribe = Scribe(loop)
         self._loop = loop
-        self.turning = False
         self._context = Context()  # of nobody: sleepers bring their own
+        self._holding: list[Author] = []
         self._slots: dict[int, set[Sleeper]] = {}
         self._slot_numbers: list[int] = []  # a heap; some of them may be gone
         self._due: deque[Sleeper] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_slot = math.inf
 
-    def begin_turn(self) -> int:
-        """Return the number of this turn, which is another one as soon as the loop has turned."""
-        if not self.turning:
-            self.turning = True
-            self._loop.call_soon(self._end_turn, context=self._context)
-        return self.turn
+    def hold(self, author: Author) -> None:
+        """Send the scribe to `author` when the tick is over."""
+        if not self._holding:
+            self._loop.call_later(TICK_SECONDS, self._end_tick, context=self._context)
+        self._holding.append(author)
 
     def wake(self, sleeper: Sleeper, at: float) -> int:
         """Wake `sleeper` once, at the time `at` or a few milliseconds later.
@@ -107,9 +105,11 @@ class Ticker:
             if not sleepers:
                 del self._slots[slot]  # its number goes with the timer, which need not be moved
 
-    def _end_turn(self) -> None:
-        self.turning = False
-        self.turn += 1
+    def _end_tick(self) -> None:
+        holding, self._holding = self._holding, []
+        for author in holding:
+            if author.is_owing():  # or its app has written meanwhile
+                self.scribe.write_soon(author)
 
     def _arm(self, slot: int) -> None:
         self._disarm()

@@ -1,8 +1,8 @@
 """The writer of one stream: one write at a time, in order, and few of them.
 
-The first bytes of a turn of the loop are sent at once, by the app's own task. What the app adds in
-the same turn is held, and leaves as one message, written by the scribe, when the turn is over. An
-app that holds much waits for that; one that holds the loop writes by itself.
+An event that comes behind a pause is sent at once, by the app's own task. What comes within the
+next millisecond is held, and leaves as one message: written by the scribe when the tick is over, or
+by the app's own task with what it writes next. An app that holds much has to wait.
 """
 
 import asyncio
@@ -24,8 +24,6 @@ BODY = "http.response.body"
 NOBODY, APP, SCRIBE = range(3)  # who is in the server's `send`
 HELD_BYTES = 1 << 14
 """What is held before the app has to wait. (A record of TLS.)"""
-HELD_SECONDS = 0.005
-"""How long a handler that holds the loop has its events held, counted at its next write."""
 _STALL_SECONDS = 0.1
 """A write that takes longer is told of as a stall; one that suspends takes some milliseconds."""
 
@@ -51,13 +49,12 @@ class Writer:
         "_failure",
         "_held",
         "_held_bytes",
+        "_hold_until",
         "_observers",
         "_record",
         "_send",
         "_taken_bytes",
         "_ticker",
-        "_turn",
-        "_turn_began",
         "_waiting",
         "_who_writes",
         "_write_ends",
@@ -81,10 +78,9 @@ class Writer:
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._taken_bytes = 0  # of all that was ever held
-        self._turn = -1
-        self._turn_began = 0.0
+        self._hold_until = 0.0
         self._who_writes = NOBODY
-        self._waiting: list[object] = []  # writes of the app that wait for another one
+        self._waiting: tuple[object, ...] = ()  # writes of the app that wait for another one
         self._write_ends: asyncio.Event | None = None
         self._writing_task: asyncio.Task[Any] | None = None  # the scribe's
         self._failure: Exception | None = None
@@ -97,8 +93,8 @@ class Writer:
         return bool(self._waiting) or self._who_writes is APP
 
     async def write_held(self) -> None:
-        """Write what is held, and what is to be the last, until nothing is left of it."""
-        while not self._who_writes and self._is_owing():
+        """Write what is held, and what is to be the last, until none is left or somebody waits."""
+        while not (self._who_writes or self._waiting) and self.is_owing():
             began = self._clock()
             data, more_body = self._take_all()
             self._who_writes = SCRIBE
@@ -118,7 +114,7 @@ class Writer:
                 self._writing_task = None
                 self._pass_turn_on(began)
 
-    def _is_owing(self) -> bool:
+    def is_owing(self) -> bool:
         """Whether there is anything to be written in the background."""
         return bool(self._held)
 
@@ -127,29 +123,16 @@ class Writer:
         return joined(self._take_held()), True
 
     def _hold(self, data: bytes) -> None:
-        if data:
-            self._held.append(data)
-            self._held_bytes += len(data)
-            if len(self._held) == 1:
-                self._write_in_background()
+        if not self._held:
+            self._ticker.hold(self)
+        self._held.append(data)
+        self._held_bytes += len(data)
 
     def _take_held(self) -> list[bytes]:
         held, self._held = self._held, []
         self._taken_bytes += self._held_bytes
         self._held_bytes = 0
         return held
-
-    async def _look_at_held(self, now: float) -> None:
-        """See that what is held becomes neither much nor old."""
-        if self._held_bytes >= HELD_BYTES:
-            await self._flush()
-            self._turn = self._ticker.begin_turn()  # the write was the first of this turn
-            self._turn_began = self._clock()
-        elif not self._who_writes and now >= self._turn_began + HELD_SECONDS:
-            # The loop does not turn, so that the scribe cannot: the app's own task does it.
-            self._turn_began = now
-            data = joined(self._take_held())
-            await self._send_as_app(body_message(data), len(data))
 
     async def _flush(self) -> None:
         """Wait until what is held now has been written.
@@ -185,13 +168,14 @@ class Writer:
         if not (self._who_writes or self._waiting):
             return
         me = object()
-        self._waiting.append(me)
+        self._waiting += (me,)
         try:
             while self._who_writes or self._waiting[0] is not me:
                 await self._end_of_write()
         finally:
-            self._waiting.remove(me)
+            self._waiting = tuple(other for other in self._waiting if other is not me)
             self._wake_waiting()
+            self._write_in_background()  # in case that this one does not write after all
 
     async def _end_of_write(self) -> None:
         if self._write_ends is None:
@@ -219,21 +203,22 @@ class Writer:
                 observer.stalled(self._record, took)
 
     def _write_in_background(self) -> None:
-        if not self._who_writes and self._is_owing():
+        if not self._who_writes and self.is_owing():
             self._ticker.scribe.write_soon(self)
 
     async def _settle(self, patience: float) -> None:
         """Wait `patience` seconds for what is to be written yet, and give the rest up."""
         self._ticker.scribe.leave()
         try:
-            if self._who_writes or self._is_owing():
+            if self._who_writes or self.is_owing():
                 async with asyncio.timeout(patience):
-                    await self._wait_for_turn()
-                    await self.write_held()
+                    while self._who_writes or self.is_owing():
+                        await self._wait_for_turn()
+                        await self.write_held()
         except TimeoutError:
             logger.debug("stream %s ended with bytes unsent", self._record.stream_id)
         finally:
-            if self._who_writes or self._is_owing():
+            if self._who_writes or self.is_owing():
                 self._break()
             if self._writing_task is not None:
                 self._writing_task.cancel()

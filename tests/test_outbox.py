@@ -18,6 +18,14 @@ from tests.clock import VirtualClockLoop
 pytestmark = pytest.mark.anyio
 
 
+class Nobody:
+    def on_cap(self) -> None:
+        pass
+
+    async def on_late_write(self) -> None:
+        pass
+
+
 def outbox_for(sent: list[Message]) -> Outbox:
     state = StreamState(
         Options.from_environ({}, heartbeat_interval=1, stream_max_seconds=100),
@@ -33,9 +41,6 @@ def outbox_for(sent: list[Message]) -> Outbox:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    async def on_late_write() -> None:
-        pass
-
     return Outbox(
         state,
         send,
@@ -43,8 +48,7 @@ def outbox_for(sent: list[Message]) -> Outbox:
         batch=True,
         pause=0,
         observers=(),
-        on_cap=lambda: None,
-        on_late_write=on_late_write,
+        owner=Nobody(),
     )
 
 
