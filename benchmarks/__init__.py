@@ -1,0 +1,1 @@
+"""What a stream costs with us, without us and by others: `python -m benchmarks`."""

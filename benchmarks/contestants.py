@@ -1,0 +1,205 @@
+"""The contestants: the same routes by each of them.
+
+- `/stream?events=N&burst=B&length=L`: N events, and the loop gets a turn after every B (0: never);
+  an event is L times as long as usual
+- `/idle`: one event, then silence
+- `/paced?per_second=P`: events with the time they were sent at, for ever
+- `/json`: no stream at all
+
+An app imports no contestant but its own: whatever else is loaded, the garbage collector walks too.
+"""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+DATA = '{"id":"chatcmpl-123","choices":[{"index":0,"delta":{"content":"hello"}}]}'
+JSON = {"id": 123, "name": "a name", "tags": ["one", "two"], "price": 1.5}
+
+PLAIN = {"Accept": "*/*"}
+EVENTSOURCE = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
+HEARTBEAT_VARIABLE = "SSE_HEARTBEAT_INTERVAL"
+"""Ours, and the one by which sse-starlette's app is told its interval too."""
+
+Source = Callable[..., AsyncIterator[Any]]
+Wrap = Callable[[str], Any]
+Respond = Callable[[AsyncIterator[Any]], Response]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """Who takes part.
+
+    Attributes:
+        app: makes its app.
+        headers: what a request says, which tells our middleware what kind of client asks.
+        heartbeat: the bytes by which a heartbeat is known; empty: it has none of a chosen interval.
+    """
+
+    app: Callable[[], ASGIApp]
+    headers: Mapping[str, str]
+    heartbeat: bytes = b""
+
+
+def as_bytes(data: str) -> bytes:
+    """Return an event as Starlette's `StreamingResponse` takes it."""
+    return f"data: {data}\n\n".encode()
+
+
+def sources(wrap: Wrap) -> dict[str, Source]:
+    """Return what each streaming route sends; `wrap` makes an event of its data."""
+    never = asyncio.Event()
+
+    async def stream(events: int, burst: int, length: int = 1) -> AsyncIterator[Any]:
+        event = wrap(DATA * length)
+        for number in range(1, events + 1):
+            yield event
+            if burst and number % burst == 0:
+                await asyncio.sleep(0)
+
+    async def idle() -> AsyncIterator[Any]:
+        yield wrap(DATA)
+        await never.wait()
+
+    async def paced(per_second: int) -> AsyncIterator[Any]:
+        while True:
+            yield wrap(json.dumps({"sent": time.monotonic()}))
+            await asyncio.sleep(1 / per_second)
+
+    return {"/stream": stream, "/idle": idle, "/paced": paced}
+
+
+def starlette(wrap: Wrap = as_bytes, respond: Respond | None = None) -> Starlette:
+    """Return the app of Starlette, or of who brings a response of its own to it."""
+
+    def plain(events: AsyncIterator[Any]) -> Response:
+        return StreamingResponse(events, media_type="text/event-stream")
+
+    def route(path: str, source: Source) -> Route:
+        async def endpoint(request: Request) -> Response:
+            counts = {name: int(value) for name, value in request.query_params.items()}
+            return (respond or plain)(source(**counts))
+
+        return Route(path, endpoint)
+
+    async def answer_json(_: Request) -> Response:
+        return JSONResponse(JSON)
+
+    routes = [route(path, source) for path, source in sources(wrap).items()]
+    return Starlette(routes=[*routes, Route("/json", answer_json)])
+
+
+def bare() -> ASGIApp:
+    """Return an app that is nothing but ASGI messages."""
+    streams = sources(as_bytes)
+
+    async def app(scope: Scope, _: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["path"] == "/json":
+            await _send_start(send, b"application/json")
+            await send({"type": "http.response.body", "body": _compact_json()})
+            return
+        pairs = [pair.split("=") for pair in scope["query_string"].decode().split("&") if pair]
+        await _send_start(send, b"text/event-stream")
+        async for event in streams[scope["path"]](**{name: int(value) for name, value in pairs}):
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    return app
+
+
+async def _send_start(send: Send, media_type: bytes) -> None:
+    headers = [(b"content-type", media_type)]
+    if media_type == b"application/json":
+        headers.append((b"content-length", str(len(_compact_json())).encode()))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+def _compact_json() -> bytes:
+    return json.dumps(JSON, separators=(",", ":")).encode()
+
+
+def sse_starlette() -> ASGIApp:
+    """Return an app of sse-starlette's response, with the heartbeat interval that is asked for."""
+    from sse_starlette import EventSourceResponse
+
+    ping = float(os.environ[HEARTBEAT_VARIABLE])
+    return starlette(
+        lambda data: {"data": data}, lambda events: EventSourceResponse(events, ping=ping)
+    )
+
+
+def fastapi() -> ASGIApp:
+    """Return an app of FastAPI's event streams, given text, which is the least it has to do."""
+    from fastapi import FastAPI
+    from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+    app = FastAPI()
+    for path, source in sources(lambda data: ServerSentEvent(raw_data=data)).items():
+        app.get(path, response_class=EventSourceResponse)(source)
+
+    @app.get("/json")
+    async def answer_json() -> dict[str, Any]:
+        return JSON
+
+    return app
+
+
+def base_http_middleware() -> ASGIApp:
+    """Return Starlette's app behind a middleware that does nothing, by its own helper."""
+    from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+
+    async def pass_on(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+    app = starlette()
+    app.add_middleware(BaseHTTPMiddleware, dispatch=pass_on)
+    return app
+
+
+def correlation_and_instrumentator() -> ASGIApp:
+    """Return Starlette's app with the two that are asked for trace ids and metrics."""
+    from asgi_correlation_id import CorrelationIdMiddleware
+    from prometheus_fastapi_instrumentator import Instrumentator
+
+    app = starlette()
+    app.add_middleware(CorrelationIdMiddleware)
+    Instrumentator().instrument(app)
+    return app
+
+
+def sse_middleware() -> ASGIApp:
+    """Return Starlette's app behind us, with all that we do unless told otherwise."""
+    from sse_middleware import SSEMiddleware
+
+    app = starlette()
+    app.add_middleware(SSEMiddleware)
+    return app
+
+
+CONTESTANTS = {
+    "bare": Contestant(app=bare, headers=PLAIN),
+    "starlette": Contestant(app=starlette, headers=PLAIN),
+    "sse-starlette": Contestant(app=sse_starlette, headers=PLAIN, heartbeat=b": ping"),
+    "fastapi": Contestant(app=fastapi, headers=PLAIN),
+    "BaseHTTPMiddleware": Contestant(app=base_http_middleware, headers=PLAIN),
+    "correlation + instrumentator": Contestant(app=correlation_and_instrumentator, headers=PLAIN),
+    "sse_middleware as eventsource": Contestant(
+        app=sse_middleware, headers=EVENTSOURCE, heartbeat=b"event: heartbeat"
+    ),
+    "sse_middleware as plain": Contestant(
+        app=sse_middleware, headers=PLAIN, heartbeat=b"\n: heartbeat"
+    ),
+}
+US = tuple(name for name in CONTESTANTS if name.startswith("sse_middleware"))

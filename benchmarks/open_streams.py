@@ -1,0 +1,177 @@
+"""Suites that hold streams open: memory, heartbeats, and clients that do not read."""
+
+import re
+import resource
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+
+from benchmarks.bench import Bench, Table, cpu_of
+from benchmarks.children import HEARTBEAT_SECONDS, BenchmarkError, Server
+from benchmarks.contestants import CONTESTANTS, US
+from benchmarks.load import Heard, Request, Streams, connect
+
+_OPENED_PER_SECOND = 1_000
+_ROUNDS = 2
+_SETTLING = 0.3  # seconds
+_READERS = 50
+_PACED_PER_SECOND = 20
+_SENT = re.compile(rb'"sent": ([0-9.]+)')
+_QUIET_SHARE = 0.2  # of a core: less is quiet, but a busy machine may just have left no more
+_QUIET_LOOKS = 2
+_OTHER_FILES = 100
+
+
+def run_idle(bench: Bench, _: str) -> list[Table]:
+    """Measure what a silent stream weighs and what its heartbeats cost."""
+    number, note = _possible(bench.sizes.streams)
+    memory = Table("idle: memory", "bytes per stream", note)
+    cpu = Table("idle: heartbeats", "µs of CPU per heartbeat", note)
+    seconds = bench.sizes.seconds / _ROUNDS
+    interval = min(1.0, seconds / 2)
+    for name in bench.turns(min(bench.sizes.rounds, _ROUNDS)):
+        with Server(name, bench.core, interval) as server:
+            with _idle_streams(server) as streams:
+                _read(streams.open(20, _OPENED_PER_SECOND))  # to warm up
+            before = server.ask("memory")
+            with _idle_streams(server) as streams:
+                _read(streams.open(number, _OPENED_PER_SECOND))
+                _read(streams.listen(_SETTLING))
+                memory.add(name, (server.ask("memory") - before) / number)
+                if CONTESTANTS[name].heartbeat:
+                    cpu.add(name, _cost_of_heartbeat(server, streams, seconds, interval))
+    return [memory, cpu]
+
+
+def _cost_of_heartbeat(server: Server, streams: Streams, seconds: float, interval: float) -> float:
+    _read(streams.listen(_SETTLING))
+    found: list[float] = []
+    mark = CONTESTANTS[server.contestant].heartbeat
+    cost = cpu_of(server, lambda: found.extend(_lateness(streams.listen(seconds), mark, interval)))
+    return cost / max(len(found), 1)
+
+
+def run_lateness(bench: Bench, _: str) -> list[Table]:
+    """Measure how much longer than the interval it is from one heartbeat to the next.
+
+    While streams are opened the garbage collector walks all there are, again and again. Without it
+    the latest heartbeats are as early as later on, so that this time has a table of its own.
+    """
+    number, note = _possible(bench.sizes.late_streams)
+    interval = min(HEARTBEAT_SECONDS, bench.sizes.seconds / 2)
+    note += f" A heartbeat each {interval:g} s."
+    tables = [
+        Table(f"lateness: {figure}", "ms over the interval", note)
+        for figure in ("p50", "p99", "max", "max while they open")
+    ]
+    for name in bench.turns(1, among=("sse-starlette", US[0])):
+        mark = CONTESTANTS[name].heartbeat
+        with Server(name, bench.core, interval) as server, _idle_streams(server) as streams:
+            opening = list(_lateness(streams.open(number, _OPENED_PER_SECOND), mark, interval))
+            found = list(_lateness(streams.listen(2 * bench.sizes.seconds), mark, interval))
+        figures = (*_percentiles(found), max(found), max(opening, default=0.0))
+        for table, seconds in zip(tables, figures, strict=True):
+            table.add(name, seconds * 1e3)
+    return tables
+
+
+@contextmanager
+def _idle_streams(server: Server) -> Iterator[Streams]:
+    request = Request("/idle", CONTESTANTS[server.contestant].headers)
+    with closing(Streams(server.port, request)) as streams:
+        yield streams
+
+
+def _read(heard: Heard) -> None:
+    deque(heard, maxlen=0)
+
+
+def _lateness(heard: Heard, mark: bytes, interval: float) -> Iterator[float]:
+    """Tell of each heartbeat how much longer than the interval it was since the last."""
+    for stream, data, now in heard:
+        if mark in data:
+            yield now - stream.last_heard - interval
+            stream.last_heard = now
+
+
+def run_frozen(bench: Bench, _: str) -> list[Table]:
+    """Measure what clients that read nothing do to those that read."""
+    number = bench.sizes.frozen_streams
+    note = f"{_READERS} clients read, {number:,} do not."
+    ratios = [
+        Table(f"frozen: {figure}", f"{figure} of the others, with : without", note)
+        for figure in ("CPU per event", "p50 of latency", "p99 of latency")
+    ]
+    memory = Table("frozen: memory", "bytes per frozen client", note)
+    seconds = bench.sizes.seconds / 3
+    peers = ("starlette", "sse-starlette", *US)
+    for name in bench.turns(min(bench.sizes.rounds, _ROUNDS), among=peers):
+        with Server(name, bench.core) as server, _readers(server) as readers:
+            without = _cost_and_latency(server, readers, seconds)
+            before = server.ask("memory")
+            with _frozen_clients(server, readers, number):
+                memory.add(name, (server.ask("memory") - before) / number)
+                with_them = _cost_and_latency(server, readers, seconds)
+        for table, figure, other in zip(ratios, with_them, without, strict=True):
+            table.add(name, figure / other)
+    return [*ratios, memory]
+
+
+@contextmanager
+def _readers(server: Server) -> Iterator[Streams]:
+    path = f"/paced?per_second={_PACED_PER_SECOND}"
+    request = Request(path, CONTESTANTS[server.contestant].headers)
+    with closing(Streams(server.port, request)) as streams:
+        _read(streams.open(_READERS, _OPENED_PER_SECOND))
+        yield streams
+
+
+def _cost_and_latency(server: Server, readers: Streams, seconds: float) -> tuple[float, ...]:
+    """Return the CPU time per event, and the median and 99th percentile of the latency."""
+    _read(readers.listen(_SETTLING))  # what has come while nobody was reading says nothing
+    found: list[float] = []
+
+    def read() -> None:
+        for _, data, now in readers.listen(seconds):
+            found.extend(now - float(sent) for sent in _SENT.findall(data))
+
+    cost = cpu_of(server, read)
+    return (cost / len(found), *_percentiles(found))
+
+
+@contextmanager
+def _frozen_clients(server: Server, readers: Streams, number: int) -> Iterator[None]:
+    """Open endless streams, and wait until the server has given up writing to them."""
+    path = f"/stream?events={10**9}&burst=10&length=10"
+    request = Request(path, CONTESTANTS[server.contestant].headers).encoded()
+    with ExitStack() as stack:
+        for _ in range(number):
+            connection = stack.enter_context(closing(connect(server.port, narrow=True)))
+            connection.sendall(request)
+        patience = time.monotonic() + 20
+        quiet = 0
+        while quiet < _QUIET_LOOKS:
+            if time.monotonic() > patience:
+                raise BenchmarkError("the server goes on writing to clients that do not read")
+            cost = cpu_of(server, lambda: _read(readers.listen(_SETTLING)))
+            quiet = quiet + 1 if cost < _SETTLING * 1e6 * _QUIET_SHARE else 0
+        yield
+
+
+def _percentiles(values: list[float]) -> tuple[float, float]:
+    cuts = statistics.quantiles(values, n=100)
+    return cuts[49], cuts[98]
+
+
+def _possible(streams: int) -> tuple[int, str]:
+    """Return how many of `streams` the limit of open files allows, and that in words."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = streams + _OTHER_FILES
+    if soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    possible = min(streams, soft - _OTHER_FILES)
+    few = "" if possible == streams else f", as {streams:,} exceed the limit of open files"
+    return possible, f"{possible:,} streams{few}."
