@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 
-from starlette.types import Scope
-
 from sse_middleware.cursors import new_secret, stream_id
 from sse_middleware.headers import request_headers, trace_id
 from sse_middleware.record import StreamRecord
@@ -12,7 +10,7 @@ from sse_middleware.routes import UNMATCHED
 from sse_middleware.state import StreamState
 
 IN_SCOPE = "sse_middleware"
-"""The scope's key of the `CurrentRequest` while one is ours; a second layer stands back."""
+"""The scope's key of the current stream while a request is ours; a second layer stands back."""
 
 _Headers = Iterable[tuple[bytes, bytes]]
 
@@ -87,43 +85,20 @@ class CurrentStream:
         self._state = state
         self._clock = clock
 
-
-class CurrentRequest:
-    """A request that is being handled.
-
-    Attributes:
-        scope: the request's.
-        made: its stream as the handler sees it, once somebody has asked for it.
-    """
-
-    __slots__ = ("made", "scope")
-
-    scope: Scope
-    made: CurrentStream | None
-
-    @property
-    def current(self) -> CurrentStream:
-        """The request's stream as the handler sees it."""
-        if self.made is None:
-            self.made = CurrentStream(self.scope.get("headers") or ())
-        return self.made
-
-    @property
-    def trace_id(self) -> str:
-        """The trace id of the request."""
-        return self.current.trace_id
+    def close(self) -> None:
+        """Tell it no more; tasks that the app has left behind may keep this object for long."""
+        self._state = None
 
 
-CURRENT: ContextVar[CurrentRequest | None] = ContextVar("sse_middleware_request", default=None)
+CURRENT: ContextVar[CurrentStream | None] = ContextVar("sse_middleware_stream", default=None)
 
 
 def current_stream() -> CurrentStream:
     """Return the stream of the request that is being handled."""
-    request = CURRENT.get()
-    return CurrentStream() if request is None else request.current
+    return CURRENT.get() or CurrentStream()
 
 
 def current_trace_id() -> str | None:
     """Return the trace id of the request that is being handled, `None` outside of one."""
-    request = CURRENT.get()
-    return None if request is None else request.trace_id
+    current = CURRENT.get()
+    return None if current is None else current.trace_id

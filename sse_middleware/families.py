@@ -15,6 +15,10 @@ from sse_middleware.options import CommentStyle
 CURSOR_PARAMETERS = frozenset(("last_event_id", "lastEventId", "evs_last_event_id"))
 """Query parameters that may carry a cursor: ours, and those of two polyfills."""
 
+_IN_QUERY = tuple(name.encode() for name in CURSOR_PARAMETERS)
+ALL = 100
+"""Percent."""
+
 _EXACT_ACCEPT = b"text/event-stream"
 
 
@@ -90,7 +94,7 @@ def in_rollout(percent: int, headers: dict[bytes, bytes], address: str) -> bool:
 
     A client is told by its credentials, else by its address and browser.
     """
-    if percent >= 100:  # noqa: PLR2004 - all of them
+    if percent >= ALL:
         return True
     key = headers.get(b"authorization") or address.encode() + headers.get(b"user-agent", b"")
     digest = hashlib.blake2b(key, digest_size=4).digest()
@@ -98,9 +102,10 @@ def in_rollout(percent: int, headers: dict[bytes, bytes], address: str) -> bool:
 
 
 def _has_cursor(headers: dict[bytes, bytes], query_string: bytes) -> bool:
-    if parse_cursor(headers.get(b"last-event-id", b"").decode("latin-1")) is not None:
+    last = headers.get(b"last-event-id")
+    if last is not None and parse_cursor(last.decode("latin-1")) is not None:
         return True
-    if not any(name.encode() in query_string for name in CURSOR_PARAMETERS):
+    if not (query_string and any(name in query_string for name in _IN_QUERY)):
         return False
     try:
         pairs = parse_qsl(query_string.decode("latin-1"), max_num_fields=100)

@@ -4,6 +4,7 @@ Header names and values are bytes as in ASGI, the names in lower case where a se
 an app may have written its own in any case.
 """
 
+import functools
 import random
 import re
 from collections.abc import Iterable
@@ -130,6 +131,7 @@ def stream_headers(
     return result
 
 
+@functools.lru_cache(maxsize=64)
 def seconds(value: float | None) -> bytes:
     """Write a number of seconds as a header value, `None` as the settings write it."""
     return OFF.encode() if value is None else f"{value:.10g}".encode()

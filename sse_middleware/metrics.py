@@ -1,7 +1,7 @@
 """Metrics: what Prometheus scrapes of the streams of this process.
 
-Nothing here is touched at an event: a stream's numbers are carried over at each heartbeat's time
-and at its end. Labels are bounded: a route is a template or a mark's name, never a path.
+Nothing here is touched at an event: a stream's numbers are carried over every ten seconds or so and
+at its end. Labels are bounded: a route is a template or a mark's name, never a path.
 """
 
 import logging

@@ -17,7 +17,7 @@ from typing import Any, Unpack
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware.current import CURRENT, IN_SCOPE
+from sse_middleware.current import CURRENT, IN_SCOPE, CurrentStream
 from sse_middleware.cursors import new_secret, stream_id
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.headers import request_headers, stream_headers, trace_id, why_untouched
@@ -106,9 +106,9 @@ class SSEMiddleware:
         if task is None:
             await self.app(scope, receive, self._with_headers_only(scope, send))
             return
-        responder = Responder(self._setup, scope, receive, send, task)
-        scope[IN_SCOPE] = responder
-        token = CURRENT.set(responder)
+        current = scope[IN_SCOPE] = CurrentStream(scope.get("headers") or ())
+        responder = Responder(self._setup, current, scope, receive, send, task)
+        token = CURRENT.set(current)
         try:
             await self.app(scope, responder.receive, responder.send)
         except BaseException as exc:

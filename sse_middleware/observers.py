@@ -1,6 +1,6 @@
 """The seam to whoever is told of streams: metrics, logs, and what an app brings.
 
-An observer is told at the opening, at each heartbeat's time and at the end, never at an event; the
+An observer is told at the opening, every ten seconds or so and at the end, never at an event; the
 record has all the numbers, and an observer that counts remembers what it has counted already.
 """
 

@@ -23,6 +23,7 @@ from sse_middleware.writer import (
     BODY,
     HELD_BYTES,
     NOBODY,
+    STALL_SECONDS,
     Writer,
     body_message,
     joined,
@@ -32,6 +33,8 @@ logger = logging.getLogger("sse_middleware.stream")
 
 _FILE = "http.response.pathsend"
 _FILE_CHUNK_BYTES = 1 << 16
+_PROGRESS_SECONDS = 10.0
+"""How often observers are told of a stream that goes on, at most; scrapes come each 15 s or so."""
 
 
 class Owner(Protocol):
@@ -69,6 +72,7 @@ class Outbox(Writer):
         "_regular",
         "_slot",
         "_state",
+        "_tell_at",
     )
 
     def __init__(
@@ -94,6 +98,7 @@ class Outbox(Writer):
         self._closed = False  # by the cap or an exception, while the app was at it
         self._end: End | None = None  # what is to be written then, until it is
         self._slot: int | None = None
+        self._tell_at = self._clock() + _PROGRESS_SECONDS
         self._set_timer()
         for observer in observers:
             observer.opened(self._record)
@@ -105,7 +110,7 @@ class Outbox(Writer):
         if data:
             self._hold(data)
 
-    async def write(self, message: Message) -> None:
+    async def write(self, message: Message) -> None:  # noqa: C901 - as few calls as can be
         """Send a message of the app's in its turn; behind the end that the cap made, drop it.
 
         Raises:
@@ -121,8 +126,13 @@ class Outbox(Writer):
         data = joined(self._feed(body, now)) if self._debug else self._state.feed(body, now)
         if not data:
             return  # nothing is whole yet
+        # What follows is _hold or _send_as_app, without the price of a call.
         if now < self._hold_until or self._who_writes or self._waiting:
-            self._hold(data)
+            held = self._held
+            if not held:
+                self._ticker.hold(self)
+            held.append(data)
+            self._held_bytes += len(data)
             if self._held_bytes >= HELD_BYTES:
                 await self._flush()
             return
@@ -131,7 +141,6 @@ class Outbox(Writer):
             data = joined([*self._take_held(), data])
         if data is not body:
             message = {"type": BODY, "body": data, "more_body": True}
-        # As _send_as_app does, without the price of a call.
         self._who_writes = APP
         try:
             await self._send(message)
@@ -140,7 +149,9 @@ class Outbox(Writer):
             raise
         finally:
             self._who_writes = NOBODY
-            self._pass_turn_on(now)
+            took_long = self._clock() > now + STALL_SECONDS
+            if took_long or self._held or self._waiting or not self._regular:
+                self._pass_turn_on(now)
         self._record.sent_bytes += len(data)
 
     def fail(self) -> bool:
@@ -174,7 +185,8 @@ class Outbox(Writer):
         if self._slot is None:
             return
         self._look_at_time(now)
-        if self._record.outcome is None:
+        if self._record.outcome is None and now >= self._tell_at:
+            self._tell_at = now + _PROGRESS_SECONDS
             for observer in self._observers:
                 observer.progressed(self._record)
 
@@ -189,7 +201,8 @@ class Outbox(Writer):
             if not self._who_writes and not self.broken:  # never behind a blocked write
                 heartbeat = self._state.heartbeat(now)
                 if heartbeat:
-                    self._hold(heartbeat)
+                    self._held.append(heartbeat)
+                    self._held_bytes += len(heartbeat)
                     self._write_in_background()
                 if self._debug:
                     logger.debug("heartbeat of stream %s", self._record.stream_id)
@@ -280,10 +293,13 @@ class Outbox(Writer):
 
     async def _write_body(self, message: Message, now: float) -> None:
         body, more_body = message.get("body", b""), message.get("more_body", False)
+        self._raise_failure()
         if self._pause:
             await self._write_paced(body, now)
             body = b""
-        parts = self._feed(body, now)
+        for part in self._feed(body, now):  # in the order in which they are numbered
+            self._held.append(part)
+            self._held_bytes += len(part)
         if not more_body and self._state.tells_end:
             # FastAPI's event streams end the response before the exception of their generator
             # comes through, by cancelling us in the next turn of the loop.
@@ -291,9 +307,8 @@ class Outbox(Writer):
         await self._wait_for_turn()
         if self._closed:
             return
-        if self._failure is not None:
-            raise self._failure
-        data = joined([*self._take_held(), *parts])
+        self._raise_failure()
+        data = joined(self._take_held())
         if not more_body:
             data += self._state.finish(now).data
         if data or not more_body:

@@ -14,8 +14,8 @@ from re import Pattern
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sse_middleware.current import CurrentRequest
-from sse_middleware.families import Family, comment_form, family_of, in_rollout
+from sse_middleware.current import CurrentStream
+from sse_middleware.families import ALL, Family, comment_form, family_of, in_rollout
 from sse_middleware.farewell import GRACE_SECONDS, Farewell
 from sse_middleware.headers import request_headers, stream_headers, why_untouched
 from sse_middleware.observers import Observer
@@ -60,11 +60,12 @@ class Setup:
         return mark
 
 
-class Responder(CurrentRequest):
+class Responder:
     """Look after one request; `send` and `receive` are those that the app gets.
 
     Args:
         setup: what all requests share.
+        current: the stream as the handler sees it.
         scope: the request's, as the server gave it.
         receive: the server's.
         send: the server's.
@@ -73,28 +74,31 @@ class Responder(CurrentRequest):
 
     __slots__ = (
         "_cancels",
+        "_current",
         "_decided",
         "_farewell",
         "_listeners",
         "_outbox",
         "_outcome",
         "_receive",
+        "_scope",
         "_send",
         "_setup",
         "_task",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - in the order of an ASGI call, around which they stand
         self,
         setup: Setup,
+        current: CurrentStream,
         scope: Scope,
         receive: Receive,
         send: Send,
         task: asyncio.Task[object],
     ) -> None:
-        self.scope = scope
-        self.made = None
         self._setup = setup
+        self._current = current
+        self._scope = scope
         self._receive = receive
         self._send = send
         self._task = task
@@ -118,7 +122,9 @@ class Responder(CurrentRequest):
             self._outcome = "cancelled"
         elif isinstance(exc, Exception) and self._outbox.fail():
             logger.error(
-                "stream ended by %s of the app, trace id %s", type(exc).__name__, self.trace_id
+                "stream ended by %s of the app, trace id %s",
+                type(exc).__name__,
+                self._current.trace_id,
             )
         return False
 
@@ -130,6 +136,7 @@ class Responder(CurrentRequest):
             if self._farewell is not None:
                 await self._farewell.end()
         finally:
+            self._current.close()
             await self._outbox.settle(0.0 if cancelled else GRACE_SECONDS, self._outcome)
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -139,9 +146,9 @@ class Responder(CurrentRequest):
         if not self._decided and message["type"] == "http.response.start":
             self._decided = True
             why = why_untouched(
-                self.scope.get("method", ""), message["status"], message.get("headers") or ()
+                self._scope.get("method", ""), message["status"], message.get("headers") or ()
             )
-            mark = self._setup.mark_of(self.scope) if why is None else None
+            mark = self._setup.mark_of(self._scope) if why is None else None
             if mark is None and why is None and self._setup.options.only_marked:
                 why = "its endpoint is not marked"
             elif mark is not None and mark.overrides.get("enabled") is False:
@@ -149,7 +156,7 @@ class Responder(CurrentRequest):
             if why is None:
                 return self._open(message, mark)
             if logger.isEnabledFor(logging.DEBUG):
-                logger.debug("response left alone: %s, trace id %s", why, self.trace_id)
+                logger.debug("response left alone: %s, trace id %s", why, self._current.trace_id)
         return self._send(message)
 
     def receive(self) -> Awaitable[Message]:
@@ -185,7 +192,7 @@ class Responder(CurrentRequest):
 
     def _open(self, start: Message, mark: Mark | None) -> Awaitable[None]:
         """Turn the response into a stream of ours and send its start at once."""
-        setup, scope, current = self._setup, self.scope, self.current
+        setup, scope, current = self._setup, self._scope, self._current
         record = current.record
         options = setup.options if mark is None else setup.options_of(mark)
         headers = request_headers(scope.get("headers") or ())
@@ -228,12 +235,14 @@ class Responder(CurrentRequest):
         return self._outbox.open(start, opening)
 
     def _family(self, mark: Mark | None, headers: dict[bytes, bytes]) -> Family:
-        address = str((self.scope.get("client") or ("",))[0])
-        if not in_rollout(self._setup.options.rollout_percent, headers, address):
-            return Family.OFF
+        percent = self._setup.options.rollout_percent
+        if percent < ALL:
+            address = str((self._scope.get("client") or ("",))[0])
+            if not in_rollout(percent, headers, address):
+                return Family.OFF
         if mark is not None and mark.family is not None:
             return mark.family
-        method, query = self.scope.get("method", ""), self.scope.get("query_string", b"")
+        method, query = self._scope.get("method", ""), self._scope.get("query_string", b"")
         return family_of(method, headers, query)
 
     def on_cap(self) -> None:
@@ -253,7 +262,7 @@ class Responder(CurrentRequest):
             await self._farewell.late_write()
 
     def _warn_of_cap(self) -> None:
-        route, told = self.current.record.route, self._setup.capped_routes
+        route, told = self._current.record.route, self._setup.capped_routes
         if route in told or len(told) >= _CAPPED_ROUTES:
             return
         told.add(route)
@@ -261,5 +270,5 @@ class Responder(CurrentRequest):
             "a stream of route %s was ended at its cap, trace id %s; this is told once a route; "
             "SSE_STREAM_MAX_SECONDS sets the cap",
             route,
-            self.trace_id,
+            self._current.trace_id,
         )

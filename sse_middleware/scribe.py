@@ -21,6 +21,7 @@ class Author(Protocol):
     """Whoever has something to be written."""
 
     context: Context
+    waits_in: asyncio.Task[Any] | None
 
     def is_owing(self) -> bool:
         """Whether there still is something."""
@@ -130,6 +131,7 @@ class _InContext:
         except StopIteration:
             return
         self._scribe.hand_over()
+        self._author.waits_in = asyncio.current_task()
         while True:
             try:
                 result = yield waits_for

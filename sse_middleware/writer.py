@@ -24,7 +24,7 @@ BODY = "http.response.body"
 NOBODY, APP, SCRIBE = range(3)  # who is in the server's `send`
 HELD_BYTES = 1 << 14
 """What is held before the app has to wait. (A record of TLS.)"""
-_STALL_SECONDS = 0.1
+STALL_SECONDS = 0.1
 """A write that takes longer is told of as a stall; one that suspends takes some milliseconds."""
 
 
@@ -42,6 +42,7 @@ class Writer:
     Attributes:
         broken: whether the server has refused a write, so that the client is gone.
         context: where the app began the response; the scribe writes in it.
+        waits_in: the task of the scribe's in which a write of ours has to wait.
     """
 
     __slots__ = (
@@ -58,9 +59,9 @@ class Writer:
         "_waiting",
         "_who_writes",
         "_write_ends",
-        "_writing_task",
         "broken",
         "context",
+        "waits_in",
     )
 
     def __init__(
@@ -82,7 +83,7 @@ class Writer:
         self._who_writes = NOBODY
         self._waiting: tuple[object, ...] = ()  # writes of the app that wait for another one
         self._write_ends: asyncio.Event | None = None
-        self._writing_task: asyncio.Task[Any] | None = None  # the scribe's
+        self.waits_in: asyncio.Task[Any] | None = None
         self._failure: Exception | None = None
         self.broken = False
         self.context = contextvars.copy_context()
@@ -98,7 +99,6 @@ class Writer:
             began = self._clock()
             data, more_body = self._take_all()
             self._who_writes = SCRIBE
-            self._writing_task = asyncio.current_task()
             try:
                 if data or not more_body:
                     await self._send(body_message(data, more_body=more_body))
@@ -108,10 +108,13 @@ class Writer:
                 self._failure = exc
             except asyncio.CancelledError:
                 self._break()
+                self._failure = ConnectionAbortedError(
+                    "a write was cancelled, the stream has a gap"
+                )
                 raise
             finally:
                 self._who_writes = NOBODY
-                self._writing_task = None
+                self.waits_in = None
                 self._pass_turn_on(began)
 
     def is_owing(self) -> bool:
@@ -147,7 +150,11 @@ class Writer:
         while self._taken_bytes < behind:
             self._write_in_background()
             await self._end_of_write()
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
         if self._failure is not None:
+            self._take_held()  # nothing may follow the gap
             raise self._failure
 
     async def _send_as_app(self, message: Message, size: int) -> None:
@@ -198,7 +205,7 @@ class Writer:
         self._wake_waiting()
         self._write_in_background()
         took = self._clock() - began
-        if took > _STALL_SECONDS:
+        if took > STALL_SECONDS:
             for observer in self._observers:
                 observer.stalled(self._record, took)
 
@@ -220,8 +227,8 @@ class Writer:
         finally:
             if self._who_writes or self.is_owing():
                 self._break()
-            if self._writing_task is not None:
-                self._writing_task.cancel()
+            if self.waits_in is not None:
+                self.waits_in.cancel()
 
 
 def joined(parts: list[bytes]) -> bytes:

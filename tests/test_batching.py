@@ -319,6 +319,126 @@ async def test_the_whole_of_a_short_response_leaves_in_order(headers: Headers) -
     assert_whole(exchange, 5)
 
 
+# How long it is held
+
+
+@both
+async def test_what_is_held_leaves_when_the_tick_is_over(headers: Headers) -> None:
+    async def behave(exchange: Exchange, send: Send) -> None:
+        for number in range(1, 31, 3):
+            await open_stream(send) if number == 1 else await asyncio.sleep(PAUSE)
+            began = virtual_loop().time()
+            await burst(send, number, number + 3)
+            await asyncio.sleep(1)
+            (first, _), (rest, _) = exchange.messages[-2:]
+            assert first == began
+            assert began < rest <= began + TICK_SECONDS + 1e-6
+
+    assert_whole(await served(behave, headers, heartbeat_interval=None), 30)
+
+
+@both
+@pytest.mark.parametrize("step", [0.1, 0.4, 0.9])
+async def test_no_event_of_a_fast_stream_is_late_by_more_than_a_tick(
+    headers: Headers, step: float
+) -> None:
+    sent: list[float] = []
+
+    async def behave(exchange: Exchange, send: Send) -> None:
+        await open_stream(send)
+        for number in range(1, 101):
+            sent.append(virtual_loop().time())
+            await send(event(number))
+            await asyncio.sleep(step * TICK_SECONDS)
+
+    exchange = await served(behave, headers)
+    assert_whole(exchange, 100)
+    left = {
+        int(number): at
+        for at, message in exchange.messages
+        for number in re.findall(rb"data: (\d+) ", message.get("body", b""))
+    }
+    for number, at in enumerate(sent, start=1):
+        assert at <= left[number] <= at + TICK_SECONDS + 1e-6
+
+
+async def test_our_first_event_leaves_by_itself_where_the_app_is_silent() -> None:
+    async def behave(exchange: Exchange, send: Send) -> None:
+        await send(stream_start())
+        began = virtual_loop().time()
+        await asyncio.sleep(1)
+        assert exchange.names == ["start"]
+        assert exchange.messages[-1][0] <= began + TICK_SECONDS + 1e-6
+
+    await served(behave, EVENTSOURCE)
+
+
+async def test_a_heartbeat_waits_for_no_tick() -> None:
+    async def behave(exchange: Exchange, send: Send) -> None:
+        await send(stream_start())
+        began = virtual_loop().time()
+        await asyncio.sleep(3.5)
+        beats = [at - began for at, m in exchange.messages if b"heartbeat\n" in m.get("body", b"")]
+        assert beats == pytest.approx([1, 2, 3], abs=TICK_SECONDS / 2)
+
+    await served(behave, EVENTSOURCE, heartbeat_interval=1)
+
+
+@both
+async def test_what_is_held_behind_a_blocked_write_leaves_as_soon_as_that_has_ended(
+    headers: Headers,
+) -> None:
+    async def behave(exchange: Exchange, send: Send) -> None:
+        await open_stream(send)
+        await burst(send, 1, 3)
+        exchange.block()
+        await asyncio.sleep(PAUSE)
+        await burst(send, 3, 6)
+        exchange.unblock()
+        await turns(3)
+        assert_whole(exchange, 5)
+
+    await served(behave, headers)
+
+
+@both
+async def test_what_one_task_holds_behind_a_blocked_write_of_another_leaves_behind_it(
+    headers: Headers,
+) -> None:
+    async def behave(exchange: Exchange, send: Send) -> None:
+        await open_stream(send)
+        exchange.block()
+        blocked = asyncio.ensure_future(send(event(1)))
+        await asyncio.sleep(PAUSE)
+        await burst(send, 2, 4)
+        await asyncio.sleep(10 * PAUSE)
+        exchange.unblock()
+        await turns(3)
+        assert_whole(exchange, 3)
+        await blocked
+
+    await served(behave, headers)
+
+
+@both
+@pytest.mark.parametrize("how", ["ends", "returns", "raises"])
+async def test_an_end_waits_for_no_tick(headers: Headers, how: str) -> None:
+    async def behave(exchange: Exchange, send: Send) -> None:
+        await open_stream(send)
+        await burst(send, 1, 6)
+        if how == "ends":
+            await send(last())
+        if how == "raises":
+            raise ValueError
+
+    exchange = Exchange(http_scope(headers=headers))
+    began = virtual_loop().time()
+    with pytest.raises(ValueError) if how == "raises" else nullcontext():
+        await middleware(behave, exchange)(exchange.scope, exchange.receive, exchange.send)
+    assert virtual_loop().time() == pytest.approx(began + PAUSE)
+    assert_whole(exchange, 5)
+
+
 # Order
 
 
@@ -358,7 +478,7 @@ async def test_a_message_of_another_kind_is_passed_on_as_the_same_object() -> No
 
 
 @both
-async def test_comments_and_cut_events_of_one_turn_keep_their_order(headers: Headers) -> None:
+async def test_comments_and_cut_events_of_one_burst_keep_their_order(headers: Headers) -> None:
     chunks = [
         *(b"data: 1 \n\n", b": a comment\n", b"data", b": 2", b" \n", b"\n", b"\n"),
         *(b"data: 3 \r\n\r", b"\n", b": another\r\n\r", b"\ndata: 4 \r\n", b"\r\n"),
@@ -380,7 +500,7 @@ async def test_comments_and_cut_events_of_one_turn_keep_their_order(headers: Hea
 
 
 @both
-async def test_an_event_cut_over_many_turns_and_bursts_leaves_when_it_is_whole(
+async def test_an_event_cut_over_pauses_and_bursts_leaves_when_it_is_whole(
     headers: Headers,
 ) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
@@ -718,6 +838,33 @@ async def test_every_write_of_many_streams_sees_the_context_of_its_own_request(
         assert exchange.body.count(b"heartbeat\n") >= 2
         assert seen[path] == {path, "clean"}
     assert (REQUEST.get(), LEAK.get()) == ("nobody's", "clean")
+
+
+@both
+async def test_held_events_see_what_an_outer_middleware_has_set_at_the_response_start(
+    headers: Headers,
+) -> None:
+    seen: list[str] = []
+
+    async def behave(exchange: Exchange, send: Send) -> None:
+        await open_stream(send)
+        await burst(send, 1, 4)
+        await asyncio.sleep(2.5)
+
+    async def outer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                REQUEST.set("set at the start")
+            seen.append(REQUEST.get())
+            await send(message)
+
+        await middleware(behave, exchange, heartbeat_interval=1)(scope, receive, sending)
+
+    exchange = Exchange(http_scope(headers=headers))
+    await outer(exchange.scope, exchange.receive, exchange.send)
+    assert_whole(exchange, 3)
+    assert len(seen) >= 5
+    assert set(seen) == {"set at the start"}
 
 
 # Writes that wait
@@ -1196,24 +1343,63 @@ async def test_an_error_that_meets_a_send_that_waits_behind_it_is_raised_from_th
     assert number < 30  # there it waited for the client
 
 
+class Counting(Exchange):
+    """A server that counts its calls."""
+
+    calls = 0
+
+    async def send(self, message: Message) -> None:
+        self.calls += 1
+        await super().send(message)
+
+
 @both
-async def test_an_error_of_a_direct_write_is_raised_from_that_very_send_and_told_once(
-    headers: Headers,
+@pytest.mark.parametrize("batch", [True, False], ids=["batched", "unbatched"])
+@pytest.mark.parametrize("message", [event(2), debug(2)], ids=["event", "other"])
+async def test_an_error_of_a_direct_write_is_raised_from_that_very_send_and_we_write_no_more(
+    headers: Headers, message: Message, *, batch: bool
 ) -> None:
     refusal = ConnectionResetError("gone")
 
-    async def behave(exchange: Exchange, send: Send) -> None:
+    async def behave(_: Exchange, send: Send) -> None:
         await open_stream(send)
         await send(event(1))
         await asyncio.sleep(PAUSE)
         exchange.refusal = refusal
+        calls = exchange.calls
         with pytest.raises(ConnectionResetError) as caught:
-            await send(event(2))
+            await send(message)
         assert caught.value is refusal
         await asyncio.sleep(20)
+        assert exchange.calls == calls + 1
 
     async with nothing_left_behind():
-        exchange = await served(behave, headers, heartbeat_interval=1)
+        exchange = Counting(http_scope(headers=headers))
+        app = middleware(behave, exchange, heartbeat_interval=1, batch=batch)
+        await app(exchange.scope, exchange.receive, exchange.send)
+    assert_whole(exchange, 1)
+
+
+@both
+async def test_behind_a_background_write_that_the_server_has_cancelled_there_is_no_gap(
+    headers: Headers,
+) -> None:
+    class Cancelling(Exchange):
+        async def send(self, message: Message) -> None:
+            if b"data: 2 " in message.get("body", b""):
+                raise asyncio.CancelledError
+            await super().send(message)
+
+    async def behave(_: Exchange, send: Send) -> None:
+        await open_stream(send)
+        for number in range(1, 13, 3):
+            await burst(send, number, number + 3)
+            await asyncio.sleep(PAUSE)
+        await send(last())
+
+    exchange = Cancelling(http_scope(headers=headers))
+    with suppress(Exception):  # it may well be told
+        await middleware(behave, exchange)(exchange.scope, exchange.receive, exchange.send)
     assert_whole(exchange, 1)
 
 
@@ -1311,6 +1497,28 @@ async def test_ids_count_up_though_a_task_comes_as_another_one_is_about_to_write
         assert exchange.task is not None
         await exchange.task
     assert ids(exchange) == list(range(1, 10))
+
+
+@pytest.mark.parametrize("ahead", range(8))
+async def test_ids_count_up_to_a_last_message_that_waits_while_another_task_writes(
+    ahead: int,
+) -> None:
+    async def behave(exchange: Exchange, send: Any) -> None:
+        await open_stream(send)
+        await burst(send, 1, 3)
+        exchange.block()
+        await asyncio.sleep(PAUSE)
+        end = asyncio.create_task(send(last(b"data: 3 \n\n")))
+        await asyncio.sleep(PAUSE)
+        asyncio.get_running_loop().call_soon(exchange.unblock)
+        await turns(ahead)
+        await send(event(4))
+        await end
+
+    exchange = await served(behave, EVENTSOURCE)
+    numbered = re.findall(rb"id: \S+-(\d+)\n", exchange.body)
+    assert list(map(int, numbered)) == sorted(map(int, numbered))
+    assert len(numbered) >= 3
 
 
 # A send is a coroutine
@@ -1422,7 +1630,8 @@ async def test_a_cancellation_at_any_turn_leaves_no_task_no_gap_and_writes_nothi
                 for number in range(turn):
                     if blocked and number == turn // 2:
                         exchange.block()
-                    await asyncio.sleep(0.004 if number % 2 else 0)
+                    step = TICK_SECONDS / 2.5 if number < 40 else 0.004
+                    await asyncio.sleep(step if number % 2 else 0)
                 done = exchange.task.done()
                 exchange.task.cancel()
                 await asyncio.wait([exchange.task])
@@ -1491,19 +1700,34 @@ async def test_a_cancelled_send_of_one_task_costs_the_other_tasks_nothing(header
     assert all(one < other for one, other in pairwise(seen))
 
 
-async def test_a_message_of_another_kind_that_waited_is_dropped_behind_the_end() -> None:
+@both
+@pytest.mark.parametrize("message", [debug(0), last(), event(4)], ids=["other", "end", "event"])
+@pytest.mark.parametrize("batch", [True, False], ids=["batched", "unbatched"])
+async def test_a_message_that_waits_while_the_cap_comes_never_stands_behind_the_end(
+    headers: Headers, message: Message, *, batch: bool
+) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
         await open_stream(send)
-        await burst(send, 1, 4)
+        await burst(send, 1, 3)
         exchange.block()
+        waiting = asyncio.ensure_future(send(event(3)))
         await asyncio.sleep(0.1)
         asyncio.get_running_loop().call_later(3.4, exchange.unblock)
-        await send(debug(0))
+        await send(message)
+        await waiting
+        await asyncio.sleep(3600)
 
-    exchange = await served(behave, EVENTSOURCE, stream_max_seconds=3)
-    assert_whole(exchange, 3)
-    assert exchange.names[-1] == "complete"
-    assert exchange.messages[-1][1].get("more_body") is False  # nothing may stand behind the end
+    exchange = await served(behave, headers, stream_max_seconds=3, batch=batch)
+    assert numbers(exchange)[:3] == [1, 2, 3]
+    assert exchange.overlaps == 0
+    ends = [m.get("more_body") is False for _, m in exchange.messages]
+    if headers:
+        assert exchange.names.count("complete") == 1
+        assert b"duration_cap" in exchange.body
+        assert ends.count(True) == 1
+        assert ends[-1]
+    else:
+        assert not any(ends)
 
 
 def test_streams_that_end_with_their_loop_end_in_silence(caplog: pytest.LogCaptureFixture) -> None:
@@ -1595,10 +1819,10 @@ async def test_with_eager_tasks_what_is_held_behind_a_blocked_write_follows_it()
 # Whatever an app does
 
 STEPS = st.one_of(
-    st.tuples(st.just("send"), st.integers(1, 12)),  # so many chunks in one turn
+    st.tuples(st.just("send"), st.integers(1, 12)),  # so many chunks at once
     st.tuples(st.just("turn"), st.integers(1, 3)),
-    st.tuples(st.just("wait"), st.sampled_from([0.001, 0.5, 1.7])),
-    st.tuples(st.just("hold the loop"), st.sampled_from([0.001, 0.01, 1.2])),
+    st.tuples(st.just("wait"), st.sampled_from([TICK_SECONDS / 2, TICK_SECONDS, 0.5, 1.7])),
+    st.tuples(st.just("hold the loop"), st.sampled_from([TICK_SECONDS / 2, TICK_SECONDS, 1.2])),
     st.tuples(st.just("block"), st.sampled_from([0.01, 0.4, 3.0])),
 )
 """What an app does, or its client, which reads on by itself."""

@@ -38,6 +38,7 @@ class Author:
         self.write = write
         self.context = contextvars.copy_context()
         self.context.run(WHO.set, name)
+        self.waits_in: asyncio.Task[Any] | None = None
         self.tasks: list[asyncio.Task[Any] | None] = []
         self.seen: list[str] = []
         self.written = 0

@@ -224,6 +224,23 @@ async def test_short_streams_with_a_cap_far_away_leave_nothing_behind_until_then
     assert len(ticker._slot_numbers) + len(ticker._slots) < 100
 
 
+async def test_who_sleeps_among_many_that_were_forgotten_wakes_in_time() -> None:
+    ticker, began = new_ticker()
+    sleepers: list[tuple[float, Sleeper]] = []
+    for number in range(2000):
+        at = began + 1 + number * 7919 % 1999 / 10
+        sleeper = Sleeper()
+        slot = ticker.wake(sleeper, at)
+        if number % 40:
+            ticker.forget(sleeper, slot)
+        else:
+            sleepers.append((at, sleeper))
+    await asyncio.sleep(300)
+    for at, sleeper in sleepers:
+        (woken,) = sleeper.woken
+        assert at <= woken <= at + LATEST
+
+
 async def test_a_ticker_is_kept_by_its_timer_alone_and_only_until_it_has_fired() -> None:
     ticker, began = new_ticker()
     sleeper = Sleeper()
@@ -299,6 +316,7 @@ class Holder:
 
     def __init__(self) -> None:
         self.context = contextvars.copy_context()
+        self.waits_in: asyncio.Task[Any] | None = None
         self.owing = True
         self.written: list[float] = []
 
