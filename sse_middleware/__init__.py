@@ -4,12 +4,15 @@
 """
 
 from sse_middleware.current import CurrentStream, current_stream, current_trace_id
-from sse_middleware.errors import ConfigurationError, EventFormatError, SSEError
+from sse_middleware.endpoint import resume_endpoint
+from sse_middleware.errors import ConfigurationError, EventFormatError, SSEError, StoreError
 from sse_middleware.events import Event
 from sse_middleware.middleware import SSEMiddleware
 from sse_middleware.options import Options
 from sse_middleware.parser import EventParser
 from sse_middleware.routes import Mark, streaming
+from sse_middleware.stores.base import EventStore, LogInfo
+from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.wire import format_sse_event
 
 __version__ = "0.1.0.dev0"
@@ -20,12 +23,17 @@ __all__ = [
     "Event",
     "EventFormatError",
     "EventParser",
+    "EventStore",
+    "LogInfo",
     "Mark",
+    "MemoryStore",
     "Options",
     "SSEError",
     "SSEMiddleware",
+    "StoreError",
     "current_stream",
     "current_trace_id",
     "format_sse_event",
+    "resume_endpoint",
     "streaming",
 ]

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from sse_middleware.errors import ConfigurationError
-from sse_middleware.options import OFF, SETTINGS, Options
+from sse_middleware.options import SETTINGS, Options
+from sse_middleware.settings import OFF
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +31,11 @@ def listing(environ: Mapping[str, str]) -> str:
     """Return a line for each setting: its variable, its value, and who has set it."""
     options = Options.from_environ(environ)
     rows = [
-        (setting.env, shown(getattr(options, name)), _source(name, options, environ))
+        (
+            setting.env,
+            shown(setting.masked(getattr(options, name))),
+            _source(name, options, environ),
+        )
         for name, setting in SETTINGS.items()
     ]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]

@@ -6,15 +6,23 @@ here knows what an exception said.
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from sse_middleware.cursors import Cursor
+from sse_middleware.options import Options
+from sse_middleware.record import StreamRecord
 from sse_middleware.wire import change_data
 
 _ERROR = {
     "type": "server_error",
     "code": "internal_error",
     "message": "The stream ended because of an error on the server.",
+}
+_LOST = {
+    "type": "server_error",
+    "code": "producer_lost",
+    "message": "The server that wrote this stream is gone.",
 }
 
 _json = json.JSONEncoder(separators=(",", ":")).encode  # ASCII, and so one line
@@ -26,10 +34,17 @@ def control(
     name: str,
     fields: Mapping[str, object],
     *,
-    cursor: Cursor | None = None,
+    cursor: Cursor | str | None = None,
     retry: int | None = None,
 ) -> bytes:
-    """Return a named event of ours; `name` is one that the settings allow."""
+    """Return a named event of ours; `name` is one that the settings allow.
+
+    Args:
+        name: the event's type.
+        fields: its data, a JSON object.
+        cursor: its id, if it has one; a client's own is one that it could send in a header.
+        retry: its reconnection time in milliseconds, if it has one.
+    """
     text = f"event: {name}\ndata: {_json(fields)}\n"
     if cursor is not None:
         text += f"id: {cursor}\n"
@@ -38,9 +53,82 @@ def control(
     return f"{text}\n".encode()
 
 
-def error(name: str, ids: Mapping[str, object]) -> bytes:
+def opening(
+    name: str,
+    record: StreamRecord,
+    options: Options,
+    *,
+    max_seconds: float | None,
+    reset: str,
+    resumed: bool,
+    cursor: Cursor | str | None,
+    retry: int,
+) -> bytes:
+    """Return `start`, or `reset` where the client cannot go on where it was."""
+    fields = {
+        "stream_id": record.stream_id,
+        "trace_id": record.trace_id,
+        "max_duration": max_seconds,
+        "heartbeat_interval": options.heartbeat_interval,
+        "silence_threshold": options.silence_threshold,
+        "resumed": resumed,
+    }
+    if reset:
+        fields = {"reason": reset, **fields}
+    return control(name, fields, cursor=cursor, retry=retry)
+
+
+def heartbeat(
+    name: str,
+    record: StreamRecord,
+    *,
+    timestamp: datetime,
+    uptime: float,
+    remaining: float | None,
+    max_seconds: float | None,
+    retry: int | None,
+) -> bytes:
+    """Return `heartbeat`, with a `retry` where it is the last word of a connection."""
+    fields = {
+        "stream_id": record.stream_id,
+        "timestamp": timestamp.isoformat(timespec="milliseconds"),
+        "uptime_seconds": uptime,
+        "total_chunks": record.chunks,
+        "total_tokens": record.tokens,
+        "heartbeat_count": record.heartbeats,
+        "remaining_seconds": remaining,
+        "max_duration": max_seconds,
+        "trace_id": record.trace_id,
+    }
+    return control(name, fields, retry=retry)
+
+
+def complete(
+    name: str, record: StreamRecord, reason: str, duration: float, cursor: Cursor | None
+) -> bytes:
+    """Return `complete`, the last event of a stream that has not failed."""
+    fields = {
+        "reason": reason,
+        "duration": duration,
+        "total_chunks": record.chunks,
+        "total_tokens": record.tokens,
+        **_ids(record),
+    }
+    return control(name, fields, cursor=cursor)
+
+
+def error(name: str, record: StreamRecord, cursor: Cursor | None) -> bytes:
     """Return the `error` event; what an exception says may be a secret, so it does not say it."""
-    return control(name, {"error": _ERROR, **ids})
+    return control(name, {"error": _ERROR, **_ids(record)}, cursor=cursor)
+
+
+def lost(name: str, record: StreamRecord, retry: int) -> bytes:
+    """Return the `error` event of a stream whose producer is gone, to be asked for again."""
+    return control(name, {"error": _LOST, **_ids(record)}, retry=retry)
+
+
+def _ids(record: StreamRecord) -> dict[str, str]:
+    return {"trace_id": record.trace_id, "stream_id": record.stream_id}
 
 
 def comment(line_end: bytes, *, as_block: bool) -> bytes:

@@ -1,9 +1,11 @@
 """The stream that a handler is writing, as the handler may see it and speak of it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
+from typing import Any
 
-from sse_middleware.cursors import new_secret, stream_id
+from sse_middleware.claims import NO_CLAIM, Claim, stream_name
+from sse_middleware.cursors import Cursor, new_secret, stream_id
 from sse_middleware.headers import request_headers, trace_id
 from sse_middleware.record import StreamRecord
 from sse_middleware.routes import UNMATCHED
@@ -11,6 +13,11 @@ from sse_middleware.state import StreamState
 
 IN_SCOPE = "sse_middleware"
 """The scope's key of the current stream while a request is ours; a second layer stands back."""
+
+_LONGEST_NAME = 200
+
+Follow = Callable[[str, Cursor | None, Any, Any, Any], Awaitable[None]]
+"""Answers a request, given as an ASGI call, with the stream of a name."""
 
 _Headers = Iterable[tuple[bytes, bytes]]
 
@@ -23,14 +30,36 @@ class CurrentStream:
     """
 
     # All is made when somebody asks for it: most requests are no streams.
-    __slots__ = ("_clock", "_headers", "_record", "_secret", "_state", "_trace_id")
+    __slots__ = (
+        "_clock",
+        "_follow",
+        "_headers",
+        "_name",
+        "_record",
+        "_secret",
+        "_set_name",
+        "_state",
+        "_trace_id",
+        "claim",
+        "is_answered",
+    )
 
-    def __init__(self, headers: _Headers | None = None) -> None:
+    def __init__(
+        self,
+        headers: _Headers | None = None,
+        follow: Follow | None = None,
+        claim: Claim = NO_CLAIM,
+    ) -> None:
         self._headers = headers
+        self._follow = follow
+        self.claim = claim
+        self.is_answered = False
         self._trace_id: str | None = None
         self._secret: str | None = None
         self._record: StreamRecord | None = None
         self._state: StreamState | None = None
+        self._name = ""
+        self._set_name: Callable[[str], None] | None = None
 
     @property
     def trace_id(self) -> str:
@@ -64,6 +93,24 @@ class CurrentStream:
         """Add fields to the log record of the stream; a later one of a name replaces it."""
         self.record.annotations = {**(self.record.annotations or {}), **fields}
 
+    def name(self, name: str) -> None:
+        """Let the stream be followed by `name`, through a `resume_endpoint`.
+
+        The latest stream of a name counts, so that a name may be that of a chat. It works for
+        streams that are kept: those of an `EventSource`.
+
+        Args:
+            name: 1 to 200 characters; whoever `identify` says has opened the stream can use it.
+
+        Raises:
+            ValueError: `name` is empty or too long.
+        """
+        if not 0 < len(name) <= _LONGEST_NAME:
+            raise ValueError(f"name has {len(name)} characters, allowed is 1 to {_LONGEST_NAME}")
+        self._name = name
+        if self._set_name is not None:
+            self._set_name(stream_name(name))
+
     # What follows is the middleware's, not the handler's.
 
     @property
@@ -80,14 +127,34 @@ class CurrentStream:
             self._record = StreamRecord(stream_id(self.secret), self.trace_id, UNMATCHED, "")
         return self._record
 
-    def open(self, state: StreamState, clock: Callable[[], float]) -> None:
-        """Begin to tell the time that is left."""
+    def open(
+        self,
+        state: StreamState,
+        clock: Callable[[], float],
+        set_name: Callable[[str], None] | None = None,
+    ) -> None:
+        """Begin to tell the time that is left, and give the stream the name that it has."""
         self._state = state
         self._clock = clock
+        self._set_name = set_name
+        if set_name is not None and self._name:
+            set_name(stream_name(self._name))
+
+    async def follow(self, name: str, scope: Any, receive: Any, send: Any) -> None:
+        """Answer the request with the stream of a name; it is no new one of the app's.
+
+        Raises:
+            RuntimeError: the request did not come through the middleware.
+        """
+        if self._follow is None:
+            raise RuntimeError("a resume_endpoint needs SSEMiddleware in front of it")
+        self.is_answered = True
+        await self._follow(name, self.claim.cursor, scope, receive, send)
 
     def close(self) -> None:
         """Tell it no more; tasks that the app has left behind may keep this object for long."""
         self._state = None
+        self._set_name = None
 
 
 CURRENT: ContextVar[CurrentStream | None] = ContextVar("sse_middleware_stream", default=None)

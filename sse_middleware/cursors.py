@@ -1,10 +1,11 @@
 """Cursors: the ids that we give to events, and what of them may be seen by whom.
 
-A cursor is `<secret>-<seq>`, or `<secret>-<seq>.end` behind the end of a stream. Who holds the
-secret may read the stream, so it stands in the stream itself and nowhere else; the stream id,
+A cursor is `<secret>-<seq>`, and behind the end of a stream `<secret>-<seq>.<ending>`. Who holds
+the secret may read the stream, so it stands in the stream itself and nowhere else; the stream id,
 its digest, stands in headers, logs and metrics.
 """
 
+import enum
 import hashlib
 import re
 import secrets
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 
 _SECRET_BYTES = 16  # 128 bits, as a UUID or an RFC 6750 token would at least carry
 _LONGEST = 64
-_CURSOR = re.compile(r"([A-Za-z0-9_-]{22})-(0|[1-9][0-9]{0,14})(\.end)?")
+_CURSOR = re.compile(r"([A-Za-z0-9_-]{22})-(0|[1-9][0-9]{0,14})(?:\.(end|again|cut))?")
 
 
 def new_secret() -> str:
@@ -25,16 +26,27 @@ def stream_id(secret: str) -> str:
     return hashlib.blake2b(secret.encode(), digest_size=16).hexdigest()
 
 
+class Ending(enum.StrEnum):
+    """What a client that comes back behind the end of a stream is to get; no store is asked."""
+
+    FINAL = "end"
+    """Nothing: the stream was all there is."""
+    AGAIN = "again"
+    """The app's answer anew, as without us: pages poll that way."""
+    CUT = "cut"
+    """The app's answer anew, and told that it is: the stream has ended before its time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cursor:
     """A place in a stream: behind the event `seq`, 0 for before the first one."""
 
     secret: str = field(repr=False)
     seq: int
-    ended: bool = False
+    ending: Ending | None = None
 
     def __str__(self) -> str:
-        return f"{self.secret}-{self.seq}{'.end' if self.ended else ''}"
+        return f"{self.secret}-{self.seq}{f'.{self.ending}' if self.ending else ''}"
 
 
 def parse_cursor(text: str) -> Cursor | None:
@@ -42,5 +54,5 @@ def parse_cursor(text: str) -> Cursor | None:
     found = _CURSOR.fullmatch(text) if len(text) <= _LONGEST else None
     if found is None:
         return None
-    secret, seq, ended = found.groups()
-    return Cursor(secret=secret, seq=int(seq), ended=ended is not None)
+    secret, seq, ending = found.groups()
+    return Cursor(secret=secret, seq=int(seq), ending=None if ending is None else Ending(ending))

@@ -2,9 +2,10 @@
 
     SSEError
     ├── ConfigurationError (also ValueError)   the operator: a setting is out of its bounds
-    └── EventFormatError (also ValueError)     the caller: a field would break the event stream
+    ├── EventFormatError (also ValueError)     the caller: a field would break the event stream
+    └── StoreError                             the store: it is out of reach, or has refused
 
-Each says what, what it got, and what is allowed, in words and in fields.
+Those of a value say what, what it got, and what is allowed, in words and in fields.
 """
 
 
@@ -26,6 +27,10 @@ class ConfigurationError(_RefusedValueError):
 
 class EventFormatError(_RefusedValueError):
     """A field of an event cannot be encoded: `name` (the field), `got`, `allowed`."""
+
+
+class StoreError(SSEError):
+    """A store of events cannot be reached, or has refused; another attempt may succeed."""
 
 
 def _shown(value: object, limit: int = 80) -> str:

@@ -7,15 +7,9 @@ who shows that it is one, and everybody else is `PLAIN`.
 
 import enum
 import hashlib
-from urllib.parse import parse_qsl
 
-from sse_middleware.cursors import parse_cursor
 from sse_middleware.options import CommentStyle
 
-CURSOR_PARAMETERS = frozenset(("last_event_id", "lastEventId", "evs_last_event_id"))
-"""Query parameters that may carry a cursor: ours, and those of two polyfills."""
-
-_IN_QUERY = tuple(name.encode() for name in CURSOR_PARAMETERS)
 ALL = 100
 """Percent."""
 
@@ -35,16 +29,16 @@ class Family(enum.StrEnum):
     """A client that the rollout has left out: measured, and not touched."""
 
 
-def family_of(method: str, headers: dict[bytes, bytes], query_string: bytes) -> Family:
+def family_of(method: str, headers: dict[bytes, bytes], *, has_cursor: bool) -> Family:
     """Tell the family of a client from its request.
 
     Args:
         method: the HTTP method.
         headers: what `request_headers` has picked.
-        query_string: the raw query, which may carry a cursor.
+        has_cursor: whether it came with a cursor of ours.
     """
     accept = [part.strip() for part in headers.get(b"accept", b"").lower().split(b";")]
-    if accept == [_EXACT_ACCEPT, b"events=named"] or _has_cursor(headers, query_string):
+    if accept == [_EXACT_ACCEPT, b"events=named"] or has_cursor:
         return Family.EVENTSOURCE
     # "Set request's cache mode to "no-store"" (WHATWG HTML 9.2.2), for which a browser adds
     # Cache-Control: no-cache (https://fetch.spec.whatwg.org/#http-network-or-cache-fetch). Of all
@@ -99,16 +93,3 @@ def in_rollout(percent: int, headers: dict[bytes, bytes], address: str) -> bool:
     key = headers.get(b"authorization") or address.encode() + headers.get(b"user-agent", b"")
     digest = hashlib.blake2b(key, digest_size=4).digest()
     return int.from_bytes(digest) % 10_000 < percent * 100
-
-
-def _has_cursor(headers: dict[bytes, bytes], query_string: bytes) -> bool:
-    last = headers.get(b"last-event-id")
-    if last is not None and parse_cursor(last.decode("latin-1")) is not None:
-        return True
-    if not (query_string and any(name in query_string for name in _IN_QUERY)):
-        return False
-    try:
-        pairs = parse_qsl(query_string.decode("latin-1"), max_num_fields=100)
-    except ValueError:
-        return False
-    return any(name in CURSOR_PARAMETERS and parse_cursor(value) for name, value in pairs)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from http import HTTPStatus
 
-from sse_middleware.options import OFF
+from sse_middleware.settings import OFF
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -19,7 +19,8 @@ _REQUEST_HEADERS = frozenset(
         b"accept",
         b"authorization",
         b"cache-control",
-        b"last-event-id",
+        b"cookie",
+        b"origin",
         b"traceparent",
         b"user-agent",
         b"x-trace-id",
@@ -32,6 +33,7 @@ _TRACEPARENT = re.compile(
     rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
 )
 _EVENT_STREAM = b"text/event-stream"
+_OF_ONE_RESPONSE = frozenset((b"set-cookie", b"date", b"content-length"))
 _NAME_LENGTH = len(b"content-type")
 _ENCODING_LENGTH = len(b"content-encoding")
 _TRACE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -40,12 +42,13 @@ _TRACE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 def request_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Pick the headers that matter to us; a repeated one is joined as RFC 9110 5.3 says.
 
-    Any `Mcp-*` header is kept under the one name `mcp-`.
+    Cookies are joined as RFC 9113 8.2.3 says. Any `Mcp-*` header is kept under the one name `mcp-`.
     """
     picked: dict[bytes, bytes] = {}
     for name, value in raw:
         if name in _REQUEST_HEADERS:
-            picked[name] = picked[name] + b", " + value if name in picked else value
+            separator = b"; " if name == b"cookie" else b", "
+            picked[name] = picked[name] + separator + value if name in picked else value
         elif name.startswith(b"mcp-"):
             picked[b"mcp-"] = value
     return picked
@@ -129,6 +132,24 @@ def stream_headers(
         result.append((b"cache-control", _cache_control(b", ".join(cache_control))))
     result.extend(ours.items())
     return result
+
+
+def packed(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Write the headers of a response that hold for one that goes on with it, each ended by CRLF.
+
+    `set-cookie`, `date` and `content-length` are of one response only.
+    """
+    return b"".join(
+        b"%b:%b\r\n" % (name, value)
+        for name, value in headers
+        if name.lower() not in _OF_ONE_RESPONSE and b"\r" not in value and b"\n" not in value
+    )
+
+
+def unpacked(lines: bytes) -> RawHeaders:
+    """Read what `packed` has written."""
+    pairs = (line.partition(b":") for line in lines.split(b"\r\n") if line)
+    return [(name, value) for name, _, value in pairs]
 
 
 @functools.lru_cache(maxsize=64)

@@ -6,6 +6,9 @@ from sse_middleware.record import StreamRecord
 
 logger = logging.getLogger("sse_middleware.stream")
 
+_STREAM = "stream %s of route %s: %s after %.3f s, %d events"
+_READER = "stream %s of route %s, resumed: %s after %.3f s, %d events"
+
 
 class StreamLog:
     """Write the record of each ended stream, with its numbers as fields of the log record."""
@@ -26,7 +29,7 @@ class StreamLog:
         if not logger.isEnabledFor(logging.INFO):
             return
         logger.info(
-            "stream %s of route %s: %s after %.3f s, %d events",
+            _READER if record.resumed_after is not None else _STREAM,
             record.stream_id,
             record.route,
             record.outcome,
@@ -44,6 +47,22 @@ class StreamLog:
                 "tokens": record.tokens,
                 "sent_bytes": record.sent_bytes,
                 "heartbeats": record.heartbeats,
+                "disconnects": record.disconnects,
+                "resumed_after": record.resumed_after,
                 "annotations": dict(record.annotations or {}),
             },
         )
+
+    def resumed(self, route: str, result: str, replayed: int) -> None:
+        """Say at DEBUG what has become of a resume."""
+        logger.debug("resume on route %s: %s, %d events missed", route, result, replayed)
+
+    def lingering(self, more: int) -> None:
+        """Say nothing."""
+
+    def store_failed(self, operation: str) -> None:
+        """Say at DEBUG that the store was out of reach."""
+        logger.debug("the store has failed: %s", operation)
+
+    def store_flushed(self, seconds: float) -> None:
+        """Say nothing."""

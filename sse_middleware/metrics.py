@@ -20,6 +20,7 @@ logger = logging.getLogger("sse_middleware")
 
 _LIFETIMES: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600)
 _FIRST_EVENTS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_FLUSHES: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _STALLS: Final = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _EXEMPLAR_CHARACTERS: Final = 128 - len("trace_id")  # OpenMetrics 1.0, "Exemplars"
 
@@ -45,6 +46,7 @@ class _Carried:
     chunks: int = 0
     sent_bytes: int = 0
     heartbeats: int = 0
+    disconnects: int = 0
     gap_seconds: float = 0.0
     gaps: Sequence[int] = (0,) * (len(GAP_BOUNDS) + 1)
 
@@ -108,9 +110,39 @@ class Metrics:
             **common,
         )
 
-    def opened(self, record: StreamRecord) -> None:  # noqa: ARG002
-        """Count a stream in."""
-        self._active.inc()
+        self._resumes = Counter(
+            "sse_resumes",
+            "Requests with a cursor of ours, by what they got.",
+            labelnames=("route", "result"),
+            **common,
+        )
+        self._replayed = Counter(
+            "sse_replayed_events", "Events given to clients that had missed them.", **common
+        )
+        self._lingering = Gauge(
+            "sse_lingering_streams",
+            "Streams that go on and wait for a reader to come back.",
+            multiprocess_mode="livesum",
+            **common,
+        )
+
+        self._store_errors = Counter(
+            "sse_store_errors",
+            "Times that the store of events was out of reach or has refused.",
+            labelnames=("operation",),
+            **common,
+        )
+        self._flushes = Histogram(
+            "sse_store_flush_seconds",
+            "Time to write what was to be kept to the store.",
+            buckets=_FLUSHES,
+            **common,
+        )
+
+    def opened(self, record: StreamRecord) -> None:
+        """Count a stream in; a reader of one that is counted already is not."""
+        if record.resumed_after is None:
+            self._active.inc()
 
     def progressed(self, record: StreamRecord) -> None:
         """Carry over what has come since the last time."""
@@ -119,6 +151,7 @@ class Metrics:
             record.chunks,
             record.sent_bytes,
             record.heartbeats,
+            record.disconnects,
             record.gap_seconds,
             tuple(record.gaps) if record.chunks > 1 else _NOTHING.gaps,
         )
@@ -128,7 +161,9 @@ class Metrics:
             self._heartbeats.inc(record.heartbeats - carried.heartbeats)
         if record.sent_bytes != carried.sent_bytes:
             self._bytes.inc(record.sent_bytes - carried.sent_bytes)
-        if record.chunks != carried.chunks:
+        if record.disconnects != carried.disconnects:
+            self._disconnects.inc(record.disconnects - carried.disconnects)
+        if record.resumed_after is None and record.chunks != carried.chunks:
             route = self._route(record.route)
             route.events.inc(record.chunks - carried.chunks)
             route.gaps.add(
@@ -143,6 +178,8 @@ class Metrics:
     def ended(self, record: StreamRecord) -> None:
         """Count a stream out."""
         self._carry_over(record, self._carried.pop(id(record), _NOTHING))
+        if record.resumed_after is not None:
+            return
         self._active.dec()
         exemplar = None
         if len(record.trace_id) <= _EXEMPLAR_CHARACTERS:
@@ -154,8 +191,23 @@ class Metrics:
         route.durations.observe(record.duration_seconds, exemplar)
         if record.first_event_seconds is not None:
             route.first_events.observe(record.first_event_seconds, exemplar)
-        if record.outcome == "disconnected":
-            self._disconnects.inc()
+
+    def resumed(self, route: str, result: str, replayed: int) -> None:
+        """Count a resume."""
+        self._resumes.labels(route, result).inc()
+        self._replayed.inc(replayed)
+
+    def lingering(self, more: int) -> None:
+        """Count the streams that wait."""
+        self._lingering.inc(more)
+
+    def store_failed(self, operation: str) -> None:
+        """Count a failure."""
+        self._store_errors.labels(operation).inc()
+
+    def store_flushed(self, seconds: float) -> None:
+        """Observe a flush."""
+        self._flushes.observe(seconds)
 
     def _route(self, name: str) -> _OfRoute:
         route = self._routes.get(name)

@@ -11,23 +11,29 @@ import asyncio
 import copy
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Unpack
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
+from sse_middleware.claims import NO_CLAIM, Identify, claims_something
 from sse_middleware.current import CURRENT, IN_SCOPE, CurrentStream
 from sse_middleware.cursors import new_secret, stream_id
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.headers import request_headers, stream_headers, trace_id, why_untouched
+from sse_middleware.lingering import Lingering
 from sse_middleware.logs import StreamLog
 from sse_middleware.metrics import MetricsEndpoint, metrics_in, registry_to_serve
 from sse_middleware.observers import Observer
 from sse_middleware.options import OptionArguments, Options
 from sse_middleware.process import OncePerKey
-from sse_middleware.responder import Responder, Setup
+from sse_middleware.responder import Responder
+from sse_middleware.resume import Resumption
 from sse_middleware.routes import Mark, glob_pattern
+from sse_middleware.setup import Authorize, ExpiresAt, Setup
+from sse_middleware.stores.base import EventStore
+from sse_middleware.stores.memory import MemoryStore
 
 logger = logging.getLogger("sse_middleware")
 
@@ -44,6 +50,14 @@ class SSEMiddleware:
             streaming(stream_max_seconds=600)}`; the first that matches counts, and a mark on the
             endpoint itself goes before.
         registry: where Prometheus metrics are counted and served from; the default one without.
+        store: where the events of streams are kept; by default the memory of the process.
+        identify: tells whose a request is, from its scope (whether by a session, a token or an
+            address), `None` where it cannot; only they can resume their streams. It runs at the
+            opening of a stream and at a resume, before the app, and must not block.
+        authorize_resume: has the last word on a resume: a function, async or not, of the request's
+            scope and the stream's `LogInfo`.
+        expires_at: tells from a scope when the credentials of a request end, in seconds since the
+            epoch, `None` for never; its stream ends then as at the cap.
         **options: fields of `Options`; each goes before its `SSE_*` variable.
 
     Raises:
@@ -58,22 +72,41 @@ class SSEMiddleware:
         *,
         marks: Mapping[str, Mark] | None = None,
         registry: CollectorRegistry | None = None,
+        store: EventStore | None = None,
+        identify: Identify | None = None,
+        authorize_resume: Authorize | None = None,
+        expires_at: ExpiresAt | None = None,
         **options: Unpack[OptionArguments],
     ) -> None:
+        for glob, mark in (marks or {}).items():
+            if not isinstance(mark, Mark):
+                raise TypeError(f"the mark of {glob!a} is {mark!r}, allowed is streaming(...)")
         self.app = app
         self._misconfigured: ConfigurationError | None = None
         chosen = Options.from_environ({}, **options)  # a bad argument is told here and now
+        observers = (*_counting_in(registry or REGISTRY), StreamLog())
+        one_process = False
         try:
             chosen = Options.from_environ(os.environ, **options)
+            if store is None:
+                one_process = not chosen.redis_url
+                store = _store(chosen, observers)
         except ConfigurationError as exc:
             self._misconfigured = exc
         self._setup = Setup(
             app=app,
             options=chosen,
             options_of=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
+            store=MemoryStore() if store is None else store,
+            lingering=Lingering(chosen.max_lingering, observers),
             marks={glob_pattern(glob): mark for glob, mark in (marks or {}).items()},
-            observers=(*_counting_in(registry or REGISTRY), StreamLog()),
+            observers=observers,
+            identify=identify,
+            authorize_resume=authorize_resume,
+            expires_at=expires_at,
         )
+        self._resumption = Resumption(self._setup, one_process=one_process)
+        self._follow_named = self._resumption.follow_named
         self._include = [glob_pattern(glob) for glob in chosen.include]
         self._exclude = [glob_pattern(glob) for glob in chosen.exclude]
         # The ends of the paths that need a second look: that of the metrics, or all.
@@ -106,7 +139,14 @@ class SSEMiddleware:
         if task is None:
             await self.app(scope, receive, self._with_headers_only(scope, send))
             return
-        current = scope[IN_SCOPE] = CurrentStream(scope.get("headers") or ())
+        claim = NO_CLAIM
+        if claims_something(scope):
+            anew = await self._resumption.answer(scope, receive, send)
+            if anew is None:
+                return
+            receive, send, claim = anew
+        headers = scope.get("headers") or ()
+        current = scope[IN_SCOPE] = CurrentStream(headers, self._follow_named, claim)
         responder = Responder(self._setup, current, scope, receive, send, task)
         token = CURRENT.set(current)
         try:
@@ -182,6 +222,23 @@ class SSEMiddleware:
             raise exc
         await receive()
         await send({"type": "lifespan.startup.failed", "message": str(exc)})
+
+
+def _store(options: Options, observers: Sequence[Observer]) -> EventStore:
+    limits: dict[str, Any] = {
+        "max_events": options.replay_max_events,
+        "max_bytes": options.replay_max_bytes,
+        "ttl": options.replay_ttl,
+    }
+    if not options.redis_url:
+        return MemoryStore(max_total_bytes=options.memory_max_bytes, **limits)
+    try:
+        from sse_middleware.stores.redis import RedisStore  # noqa: PLC0415 - an extra
+    except ImportError as exc:
+        allowed = "nothing, or with pip install 'sse-middleware[redis]' what is there"
+        raise ConfigurationError("SSE_REDIS_URL", "a URL", allowed) from exc
+    url, prefix = options.redis_url, options.redis_prefix
+    return RedisStore(url, prefix=prefix, observers=observers, **limits)
 
 
 def _counting_in(registry: CollectorRegistry) -> tuple[Observer, ...]:

@@ -23,3 +23,21 @@ class Observer(Protocol):
 
     def ended(self, record: StreamRecord) -> None:
         """Hear, once, that a stream has ended; `record.outcome` says how."""
+
+    def resumed(self, route: str, result: str, replayed: int) -> None:
+        """Hear what a request with a cursor of ours has got.
+
+        Args:
+            route: the bounded name of the stream's route.
+            result: `resumed`, `truncated`, `gone`, `ended`, `cancelled` or `unavailable`.
+            replayed: how many events it had missed and is given.
+        """
+
+    def lingering(self, more: int) -> None:
+        """Hear that one stream more waits for a reader, 1, or one less, -1."""
+
+    def store_failed(self, operation: str) -> None:
+        """Hear that the store was out of reach; `operation` is one of a few words."""
+
+    def store_flushed(self, seconds: float) -> None:
+        """Hear that events were written to the store, and how long that took."""

@@ -7,145 +7,27 @@ is passed over.
 
 import dataclasses
 import logging
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from sse_middleware.errors import ConfigurationError
+from sse_middleware.settings import Setting, flag, globs, names, seconds, text, url, whole
 
 logger = logging.getLogger("sse_middleware")
 
-OFF = "off"
-
 CommentStyle = Literal["auto", "line", "block"]
-
-_YEAR = 31_536_000.0  # the longest time: far past any stream, near enough to calculate with
-_WORDS = {"1": True, "true": True, "yes": True, "on": True}
-_WORDS |= {"0": False, "false": False, "no": False, "off": False}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """How one field of `Options` is read and checked.
-
-    Attributes:
-        env: the variable that sets it.
-        bare: the older variable without the prefix, which works too.
-        parse: reads the variable's text; raises `ValueError` where it is none of its values.
-        check: tells whether a value of any type is allowed.
-        allowed: what is, in words.
-        meaning: what it does, and why the default is what it is.
-        may_be_empty: whether an empty variable is a value, and not as good as unset.
-    """
-
-    env: str
-    bare: str = ""
-    parse: Callable[[str], object]
-    check: Callable[[object], bool]
-    allowed: str
-    meaning: str
-    may_be_empty: bool = False
-
-
-def _is_number(value: object, lowest: float, highest: float) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return lowest <= value <= highest
-
-
-def _setting(default: object, setting: Setting) -> Any:
-    return field(default=default, metadata={"setting": setting})
-
-
-def _seconds(env: str, default: float, meaning: str, *, lowest: float, bare: str) -> Any:
-    return _setting(
-        default,
-        Setting(
-            env=env,
-            bare=bare,
-            parse=lambda text: None if text.lower() == OFF else float(text),
-            check=lambda value: value is None or _is_number(value, lowest, _YEAR),
-            allowed=f"seconds from {lowest:g} to {_YEAR:.0f}, or off (None)",
-            meaning=meaning,
-        ),
-    )
-
-
-def _whole(
-    env: str, default: int, meaning: str, *, lowest: int, highest: int, unit: str, bare: str = ""
-) -> Any:
-    return _setting(
-        default,
-        Setting(
-            env=env,
-            bare=bare,
-            parse=int,
-            check=lambda value: isinstance(value, int) and _is_number(value, lowest, highest),
-            allowed=f"whole {unit} from {lowest} to {highest}",
-            meaning=meaning,
-        ),
-    )
-
-
-def _flag(env: str, meaning: str, *, default: bool) -> Any:
-    def parse(text: str) -> bool:
-        if text.lower() not in _WORDS:
-            raise ValueError(text)
-        return _WORDS[text.lower()]
-
-    return _setting(
-        default,
-        Setting(
-            env=env,
-            parse=parse,
-            check=lambda value: isinstance(value, bool),
-            allowed="1, true, yes, on, 0, false, no or off",
-            meaning=meaning,
-        ),
-    )
-
-
-def _text(env: str, default: str, meaning: str, *, pattern: str, allowed: str) -> Any:
-    return _setting(
-        default,
-        Setting(
-            env=env,
-            parse=str,
-            check=lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None,
-            allowed=allowed,
-            meaning=meaning,
-            may_be_empty=re.fullmatch(pattern, "") is not None,
-        ),
-    )
-
-
-def _globs(env: str, meaning: str) -> Any:
-    def check(value: object) -> bool:
-        return isinstance(value, tuple) and all(
-            isinstance(glob, str) and glob.startswith(("/", "*")) for glob in value
-        )
-
-    return _setting(
-        (),
-        Setting(
-            env=env,
-            parse=lambda text: tuple(glob.strip() for glob in text.split(",") if glob.strip()),
-            check=check,
-            allowed="path globs, each with a / or * first, separated by commas (a tuple)",
-            meaning=meaning,
-        ),
-    )
+CapAction = Literal["complete", "rotate"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What an operator can set. `from_environ` reads, checks and combines all sources."""
 
-    enabled: bool = _flag(
+    enabled: bool = flag(
         "SSE_ENABLED", "Whether we act at all; `0`: everything passes through.", default=True
     )
-    stream_max_seconds: float | None = _seconds(
+    stream_max_seconds: float | None = seconds(
         "SSE_STREAM_MAX_SECONDS",
         60.0,
         "The longest life of a stream, from its response start; `off`: no cap. 60 s is the limit "
@@ -153,7 +35,15 @@ class Options:
         lowest=0.05,
         bare="STREAM_MAX_SECONDS",
     )
-    heartbeat_interval: float | None = _seconds(
+    cap_action: CapAction = text(  # noqa: RUF009 - as the others
+        "SSE_CAP_ACTION",
+        "complete",
+        "What the cap ends: the stream (`complete`), or just the connection, whose `EventSource` "
+        "resumes (`rotate`). Where nobody has set it, unmarked streams rotate: feeds live on.",
+        pattern="complete|rotate",
+        allowed="complete or rotate",
+    )
+    heartbeat_interval: float | None = seconds(
         "SSE_HEARTBEAT_INTERVAL",
         5.0,
         "The time between two heartbeats; `off`: none; 0 is refused, it would flood. 5 s is well "
@@ -161,7 +51,7 @@ class Options:
         lowest=0.05,
         bare="HEARTBEAT_INTERVAL",
     )
-    silence_threshold: float | None = _seconds(
+    silence_threshold: float | None = seconds(
         "SSE_SILENCE_THRESHOLD",
         15.0,
         "The silence after which a client should reconnect, announced to it; `off`: never. 15 s "
@@ -169,7 +59,7 @@ class Options:
         lowest=0.05,
         bare="SILENCE_THRESHOLD",
     )
-    chunk_delay_ms: int = _whole(
+    chunk_delay_ms: int = whole(
         "SSE_CHUNK_DELAY_MS",
         0,
         "The least time between two content events, to pace a burst; nothing is dropped. 0: none.",
@@ -178,13 +68,13 @@ class Options:
         unit="milliseconds",
         bare="CHUNK_DELAY_MS",
     )
-    batch: bool = _flag(
+    batch: bool = flag(
         "SSE_BATCH",
         "Whether events that come within a millisecond leave as one message; `0` for handlers that "
         "yield several at once and then block the event loop.",
         default=True,
     )
-    retry_ms: int = _whole(
+    retry_ms: int = whole(
         "SSE_RETRY_MS",
         2000,
         "How long an `EventSource` waits before it reconnects; browsers alone wait 3 to 5 s.",
@@ -192,7 +82,73 @@ class Options:
         highest=3_600_000,
         unit="milliseconds",
     )
-    max_event_bytes: int = _whole(
+    linger_seconds: float = seconds(
+        "SSE_LINGER_SECONDS",
+        15.0,
+        "How long an app goes on whose `EventSource` has gone away behind at least one event, so "
+        "that it can come back and miss nothing; 0: not at all. 15 s is a change of network.",
+        lowest=0.0,
+        may_be_off=False,
+    )
+    max_lingering: int = whole(
+        "SSE_MAX_LINGERING",
+        100,
+        "How many apps go on that way at once; the one that has waited longest gives way.",
+        lowest=0,
+        highest=1_000_000,
+        unit="streams",
+    )
+    replay_max_events: int = whole(
+        "SSE_REPLAY_MAX_EVENTS",
+        10_000,
+        "How many events of a stream are kept for those who come back; 0: none, and no stream is "
+        "resumed.",
+        lowest=0,
+        highest=10_000_000,
+        unit="events",
+    )
+    replay_max_bytes: int = whole(
+        "SSE_REPLAY_MAX_BYTES",
+        4 << 20,
+        "How many bytes of a stream are kept.",
+        lowest=1024,
+        highest=1 << 30,
+        unit="bytes",
+    )
+    replay_ttl: float = seconds(
+        "SSE_REPLAY_TTL",
+        60.0,
+        "How long the events of a stream are kept behind its end.",
+        lowest=0.0,
+        may_be_off=False,
+    )
+    memory_max_bytes: int = whole(
+        "SSE_MEMORY_MAX_BYTES",
+        256 << 20,
+        "How much memory the events of all streams may take in a process; the oldest ended stream "
+        "goes first.",
+        lowest=1 << 16,
+        highest=1 << 50,
+        unit="bytes",
+    )
+    redis_url: str = url(
+        "SSE_REDIS_URL",
+        "The Redis in which events are kept, for all workers; empty: the memory of each process.",
+        schemes=("redis", "rediss", "unix", "redis+cluster"),
+    )
+    redis_prefix: str = text(
+        "SSE_REDIS_PREFIX",
+        "sse:",
+        "What stands before the names of our keys.",
+        pattern=r"[A-Za-z0-9._:-]{0,64}",
+        allowed="at most 64 of A-Z, a-z, 0-9 and . _ : -",
+    )
+    identity_cookies: tuple[str, ...] = names(
+        "SSE_IDENTITY_COOKIES",
+        "The cookies that tell whose a stream is, where a request has no `Authorization`; only "
+        "who sends the same ones can resume it.",
+    )
+    max_event_bytes: int = whole(
         "SSE_MAX_EVENT_BYTES",
         1 << 20,
         "The longest event that is held until it is whole; a longer one passes in parts.",
@@ -200,21 +156,21 @@ class Options:
         highest=1 << 30,
         unit="bytes",
     )
-    include: tuple[str, ...] = _globs(
+    include: tuple[str, ...] = globs(
         "SSE_INCLUDE", "The paths to act on (`*` matches a `/` too); empty: all."
     )
-    exclude: tuple[str, ...] = _globs("SSE_EXCLUDE", "The paths to leave alone.")
-    only_marked: bool = _flag(
+    exclude: tuple[str, ...] = globs("SSE_EXCLUDE", "The paths to leave alone.")
+    only_marked: bool = flag(
         "SSE_ONLY_MARKED", "Whether to act on marked endpoints only.", default=False
     )
-    event_prefix: str = _text(
+    event_prefix: str = text(
         "SSE_EVENT_PREFIX",
         "",
         "What stands before the names of our events, where an app has such names of its own.",
         pattern=r"[A-Za-z0-9._:-]{0,32}",
         allowed="at most 32 of A-Z, a-z, 0-9 and . _ : -",
     )
-    comment_style: CommentStyle = _text(  # noqa: RUF009 - as the others
+    comment_style: CommentStyle = text(  # noqa: RUF009 - as the others
         "SSE_COMMENT_STYLE",
         "auto",
         "Whether a heartbeat comment has a blank line (`block`) or not (`line`); `auto` looks at "
@@ -222,12 +178,12 @@ class Options:
         pattern="auto|line|block",
         allowed="auto, line or block",
     )
-    trace_in_data: bool = _flag(
+    trace_in_data: bool = flag(
         "SSE_TRACE_IN_DATA",
         "Whether to add `trace_id` to each event of the app whose data is a JSON object.",
         default=False,
     )
-    metrics_path: str = _text(
+    metrics_path: str = text(
         "SSE_METRICS_PATH",
         "/metrics",
         "Where the metrics are served, below the app's `root_path`; empty: nowhere. Where nobody "
@@ -235,7 +191,7 @@ class Options:
         pattern=r"(/[^?#\s]+)?",
         allowed="a path with a / first, or nothing",
     )
-    rollout_percent: int = _whole(
+    rollout_percent: int = whole(
         "SSE_ROLLOUT_PERCENT",
         100,
         "The share of clients that we act for; the streams of the others are measured and not "
@@ -266,17 +222,33 @@ class Options:
         """Return these options with those of a mark, which `checked` has seen, before them."""
         return dataclasses.replace(self, **overrides, explicit=self.explicit | overrides.keys())
 
+    def rotates(self, *, marked: bool) -> bool:
+        """Tell whether the cap ends a connection only, and not the stream."""
+        if "cap_action" in self.explicit:
+            return self.cap_action == "rotate"
+        return not marked
+
 
 class OptionArguments(TypedDict, total=False):
     """The fields of `Options` as keyword arguments, for type checkers and editors."""
 
     enabled: bool
     stream_max_seconds: float | None
+    cap_action: CapAction
     heartbeat_interval: float | None
     silence_threshold: float | None
     chunk_delay_ms: int
     batch: bool
     retry_ms: int
+    linger_seconds: float
+    max_lingering: int
+    replay_max_events: int
+    replay_max_bytes: int
+    replay_ttl: float
+    memory_max_bytes: int
+    redis_url: str
+    redis_prefix: str
+    identity_cookies: tuple[str, ...]
     max_event_bytes: int
     include: tuple[str, ...]
     exclude: tuple[str, ...]
@@ -310,7 +282,7 @@ def checked(arguments: Mapping[str, object]) -> dict[str, Any]:
         )
     for name, value in arguments.items():
         if not SETTINGS[name].check(value):
-            raise ConfigurationError(name, value, SETTINGS[name].allowed)
+            raise ConfigurationError(name, SETTINGS[name].masked(value), SETTINGS[name].allowed)
     return dict(arguments)
 
 
@@ -332,7 +304,7 @@ def _parsed(variable: str, text: str, setting: Setting) -> object:
     try:
         value = setting.parse(text)
     except ValueError as exc:
-        raise ConfigurationError(variable, text, setting.allowed) from exc
+        raise ConfigurationError(variable, setting.masked(text), setting.allowed) from exc
     if not setting.check(value):
-        raise ConfigurationError(variable, text, setting.allowed)
+        raise ConfigurationError(variable, setting.masked(text), setting.allowed)
     return value

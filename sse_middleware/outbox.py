@@ -8,6 +8,7 @@ import asyncio
 import contextvars
 import logging
 import math
+import random
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -15,8 +16,9 @@ from starlette.types import Message, Send
 
 from sse_middleware.families import Family
 from sse_middleware.observers import Observer
-from sse_middleware.state import Due, End, StreamState
+from sse_middleware.state import End, StreamState
 from sse_middleware.ticker import TICK_SECONDS, Ticker
+from sse_middleware.timing import Due, Reason
 from sse_middleware.wire import has_data
 from sse_middleware.writer import (
     APP,
@@ -41,7 +43,13 @@ class Owner(Protocol):
     """Whoever runs the app of an outbox."""
 
     def on_cap(self) -> None:
-        """Hear that the cap has ended the stream while the app was still at it."""
+        """Hear that the time of the stream or its connection was over."""
+
+    def on_end(self) -> None:
+        """Hear that the stream has ended while the app was still at it."""
+
+    def on_silence(self) -> None:
+        """Hear that somebody should listen for the client's leaving."""
 
     async def on_late_write(self) -> None:
         """Hear that the app writes behind the end."""
@@ -73,6 +81,7 @@ class Outbox(Writer):
         "_slot",
         "_state",
         "_tell_at",
+        "_unread",
     )
 
     def __init__(
@@ -95,6 +104,7 @@ class Outbox(Writer):
         self._owner = owner
         self._debug = logger.isEnabledFor(logging.DEBUG)
         self._regular = batch and not pause and state.family is not Family.OFF
+        self._unread = False  # whether it goes on though this client reads no more
         self._closed = False  # by the cap or an exception, while the app was at it
         self._end: End | None = None  # what is to be written then, until it is
         self._slot: int | None = None
@@ -144,27 +154,39 @@ class Outbox(Writer):
         self._who_writes = APP
         try:
             await self._send(message)
+            self._record.sent_bytes += len(data)
         except Exception:
-            self._break()
-            raise
+            if not self._lose_client():
+                raise
         finally:
             self._who_writes = NOBODY
             took_long = self._clock() > now + STALL_SECONDS
             if took_long or self._held or self._waiting or not self._regular:
                 self._pass_turn_on(now)
-        self._record.sent_bytes += len(data)
 
     def fail(self) -> bool:
         """End the stream because the app has raised an exception; tell whether it was open."""
-        if self._closed or self.broken or self._state.reason is not None:
+        if self._closed or self._state.reason is not None or (self.broken and not self._unread):
             return False
         self._close(self._state.fail(self._clock()))
         return True
 
-    def client_left(self) -> None:
-        """Take note that nobody reads any more; the cap still holds for the app."""
-        self._break()
+    def client_left(self) -> bool:
+        """Take note that nobody reads any more; the cap still holds for the app.
+
+        Returns:
+            Whether the app goes on as if it had a reader, and need not know yet.
+        """
+        if self._state.reason is None and not self._closed and self._lose_client():
+            return True
         self._tell_end("disconnected")
+        return False
+
+    async def until_over(self) -> None:
+        """Wait until a stream that goes on without this client has ended."""
+
+    def set_name(self, name: str) -> None:
+        """Let the stream be found by a name, where it is kept."""
 
     async def settle(self, patience: float, outcome: str) -> None:
         """Leave nothing behind.
@@ -193,8 +215,8 @@ class Outbox(Writer):
     def _look_at_time(self, now: float) -> None:
         due = self._state.due(now)
         if due is Due.CAP:
-            self._close(self._state.reach_cap(now))
             self._owner.on_cap()
+            self._reach_cap(now)
             return
         if due is Due.HEARTBEAT:
             self._state.plan_heartbeat(now)
@@ -208,12 +230,24 @@ class Outbox(Writer):
                     logger.debug("heartbeat of stream %s", self._record.stream_id)
         self._set_timer()
 
+    def _reach_cap(self, now: float) -> None:
+        if self._state.rotates:
+            end = self._state.rotate(now, random.random())  # noqa: S311 - no secret
+            self._state.end_as_told(Reason.DURATION_CAP)
+        else:
+            end = self._state.reach_cap(now)
+        self._close(end)
+        self._owner.on_end()
+
     def _set_timer(self) -> None:
         self._stop()
         self._busy_deadline = self._state.busy_deadline()
-        deadline = self._state.deadline()
+        deadline = self._deadline()
         if deadline < math.inf:
             self._slot = self._ticker.wake(self, deadline)
+
+    def _deadline(self) -> float:
+        return self._state.deadline()
 
     def _stop(self) -> None:
         self._busy_deadline = math.inf
@@ -256,6 +290,8 @@ class Outbox(Writer):
         record = self._record
         if record.outcome is None:
             record.outcome = self._state.reason or outcome
+            if record.outcome == "disconnected":
+                record.disconnects = 1
             record.duration_seconds = self._state.duration_seconds(self._clock())
             for observer in self._observers:
                 observer.ended(record)
@@ -274,6 +310,8 @@ class Outbox(Writer):
             self._look_at_time(now)
         if self._closed:
             await self._owner.on_late_write()
+        elif self._unread and (message["type"] != BODY or self._state.reason is not None):
+            return
         elif self._state.reason is not None:
             await self._send_as_app(message, 0)
         elif self._state.family is Family.OFF:
@@ -285,7 +323,7 @@ class Outbox(Writer):
         else:
             await self._flush()
             await self._wait_for_turn()
-            if not self._closed:
+            if not (self._closed or self._unread):
                 await self._send_as_app(message, 0)
         if self._state.reason is not None and not self._closed:
             self._stop()
@@ -310,11 +348,14 @@ class Outbox(Writer):
         self._raise_failure()
         data = joined(self._take_held())
         if not more_body:
-            data += self._state.finish(now).data
-        if data or not more_body:
+            data += self._finish(now).data
+        if (data or not more_body) and not self._unread:
             if data is not message.get("body"):
                 message = body_message(data, more_body=more_body)
             await self._send_as_app(message, len(data))
+
+    def _finish(self, now: float) -> End:
+        return self._state.finish(now)
 
     async def _write_paced(self, body: Any, now: float) -> None:
         async with self._pacing:
@@ -324,8 +365,9 @@ class Outbox(Writer):
                     self._next_content_at = self._clock() + self._pause
                 if self._closed:
                     return
-                self._hold(part)
-                await self._flush()
+                if not self._unread:
+                    self._hold(part)
+                    await self._flush()
 
     async def _write_file(self, path: str) -> None:
         """Write the file that the server was to send by itself: ours stands around its events."""

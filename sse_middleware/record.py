@@ -28,6 +28,9 @@ class StreamRecord:
         tokens: what the app has counted itself.
         sent_bytes: all bytes of the body that the server has taken.
         heartbeats: events or comments of ours.
+        disconnects: how often the client has left before the end.
+        resumed_after: the event behind which a reader has come back to a stream that somebody
+            else has opened, `None` for the opening itself.
         annotations: what the app has said of the stream, `None` where it has said nothing.
     """
 
@@ -44,6 +47,8 @@ class StreamRecord:
     tokens: int = 0
     sent_bytes: int = 0
     heartbeats: int = 0
+    disconnects: int = 0
+    resumed_after: int | None = None
     annotations: dict[str, object] | None = None
     _longer_gaps: list[int] | None = None
 

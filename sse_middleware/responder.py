@@ -7,57 +7,25 @@ passes as the very same object. If so, the app goes on in its own task, and ever
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from re import Pattern
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from sse_middleware.claims import RequestBody
 from sse_middleware.current import CurrentStream
-from sse_middleware.families import ALL, Family, comment_form, family_of, in_rollout
 from sse_middleware.farewell import GRACE_SECONDS, Farewell
-from sse_middleware.headers import request_headers, stream_headers, why_untouched
-from sse_middleware.observers import Observer
-from sse_middleware.options import Options
-from sse_middleware.outbox import Outbox
-from sse_middleware.process import OncePerKey
-from sse_middleware.routes import Mark, mark_on, route_name
-from sse_middleware.state import StreamState
-from sse_middleware.ticker import ticker_of
+from sse_middleware.headers import why_untouched
+from sse_middleware.opening import Opening
+from sse_middleware.routes import Mark
+from sse_middleware.setup import Setup
+
+if TYPE_CHECKING:
+    from sse_middleware.outbox import Outbox
 
 logger = logging.getLogger("sse_middleware")
 
 _CAPPED_ROUTES = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What all requests of one middleware share.
-
-    Attributes:
-        app: the app that is wrapped.
-        options: the settings.
-        options_of: the settings of a mark.
-        marks: the marks that lie on paths, the first that matches counts.
-        observers: who is told of streams.
-        capped_routes: the routes whose first cap has been told of; it grows, up to a bound.
-    """
-
-    app: ASGIApp
-    options: Options
-    options_of: OncePerKey[Mark, Options]
-    marks: Mapping[Pattern[str], Mark] = field(default_factory=dict)
-    observers: Sequence[Observer] = ()
-    capped_routes: set[str] = field(default_factory=set)
-
-    def mark_of(self, scope: Scope) -> Mark | None:
-        """Return the mark that lies on the endpoint of `scope`, else on its path."""
-        mark = mark_on(scope.get("endpoint"), scope.get("method", ""))
-        if mark is None:
-            path = scope.get("path", "")
-            mark = next((mark for glob, mark in self.marks.items() if glob.match(path)), None)
-        return mark
 
 
 class Responder:
@@ -73,10 +41,13 @@ class Responder:
     """
 
     __slots__ = (
+        "_ahead",
+        "_body",
         "_cancels",
         "_current",
         "_decided",
         "_farewell",
+        "_is_gone",
         "_listeners",
         "_outbox",
         "_outcome",
@@ -85,6 +56,7 @@ class Responder:
         "_send",
         "_setup",
         "_task",
+        "_unread",
     )
 
     def __init__(  # noqa: PLR0917 - in the order of an ASGI call, around which they stand
@@ -103,6 +75,10 @@ class Responder:
         self._send = send
         self._task = task
         self._decided = False
+        self._body: RequestBody | None = None
+        self._ahead: asyncio.Future[Message] | None = None
+        self._unread: Message | None = None
+        self._is_gone = False
         self._outbox: Outbox | None = None
         self._listeners: list[asyncio.Task[object]] | None = None
         self._farewell: Farewell | None = None
@@ -119,7 +95,7 @@ class Responder:
         if isinstance(exc, asyncio.CancelledError):
             if self._farewell is not None and self._farewell.take_back():
                 return True
-            self._outcome = "cancelled"
+            self._outcome = "aborted"
         elif isinstance(exc, Exception) and self._outbox.fail():
             logger.error(
                 "stream ended by %s of the app, trace id %s",
@@ -131,13 +107,19 @@ class Responder:
     async def end(self) -> None:
         """Leave nothing of an opened stream behind."""
         assert self._outbox is not None
-        cancelled = self._outcome == "cancelled"
+        aborted = self._outcome == "aborted"
         try:
             if self._farewell is not None:
                 await self._farewell.end()
         finally:
             self._current.close()
-            await self._outbox.settle(0.0 if cancelled else GRACE_SECONDS, self._outcome)
+            self._is_gone = True  # for whoever asks still
+            try:
+                await self._outbox.settle(0.0 if aborted else GRACE_SECONDS, self._outcome)
+            finally:
+                if self._ahead is not None:
+                    self._ahead.cancel()
+                    await asyncio.wait((self._ahead,))
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the app's on, through the outbox once the response is a stream."""
@@ -148,6 +130,8 @@ class Responder:
             why = why_untouched(
                 self._scope.get("method", ""), message["status"], message.get("headers") or ()
             )
+            if why is None and self._current.is_answered:
+                why = "it is of ours already"
             mark = self._setup.mark_of(self._scope) if why is None else None
             if mark is None and why is None and self._setup.options.only_marked:
                 why = "its endpoint is not marked"
@@ -175,77 +159,89 @@ class Responder:
                 self._listeners = []
             self._listeners.append(task)
             try:
-                message = await self._receive()
+                message = await self._next()
+                if message["type"] == "http.request":
+                    self._keep(message)
+                elif self._outbox is not None and self._outbox.client_left():
+                    await self._outbox.until_over()
             except asyncio.CancelledError:
                 if self._farewell is None or task.uncancel() > cancels:
                     raise
             else:
                 if self._farewell is not None:
                     task.uncancel()
-                if message["type"] == "http.disconnect" and self._outbox is not None:
-                    self._outbox.client_left()
                 return message
             finally:
                 self._listeners.remove(task)
         self._farewell.heard = True
         return {"type": "http.disconnect"}
 
+    async def _next(self) -> Message:
+        """Return the server's next message, which may have come ahead of the app's asking.
+
+        A disconnect is remembered: some servers tell it once, and the app may not have heard yet.
+        """
+        while (ahead := self._ahead) is not None and self._unread is None:
+            await asyncio.shield(ahead)
+            self._on_ahead(ahead)
+        if self._unread is not None:
+            message, self._unread = self._unread, None
+            return message
+        if self._is_gone:
+            return {"type": "http.disconnect"}
+        message = await self._receive()
+        self._is_gone = message["type"] == "http.disconnect"
+        return message
+
+    def on_silence(self) -> None:
+        """Listen where the app does not, so that somebody hears when the client leaves."""
+        if not (self._listeners or self._ahead or self._unread or self._is_gone):
+            self._listen_ahead()
+
+    def _listen_ahead(self) -> None:
+        self._ahead = asyncio.ensure_future(self._receive_ahead())
+        self._ahead.add_done_callback(self._on_ahead)
+
+    async def _receive_ahead(self) -> Message:
+        return await self._receive()
+
+    def _on_ahead(self, ahead: asyncio.Future[Message]) -> None:
+        if ahead is not self._ahead:
+            return  # taken already
+        self._ahead = None
+        if ahead.cancelled() or ahead.exception() is not None or self._is_gone:
+            return
+        assert self._outbox is not None
+        message = ahead.result()
+        if message["type"] == "http.disconnect":
+            self._is_gone = True
+            self._outbox.client_left()
+            return
+        # For the app, should it ask; behind the last part of a body only a disconnect can come.
+        self._unread = message
+        if not message.get("more_body", False):
+            self._listen_ahead()
+
     def _open(self, start: Message, mark: Mark | None) -> Awaitable[None]:
         """Turn the response into a stream of ours and send its start at once."""
-        setup, scope, current = self._setup, self._scope, self._current
-        record = current.record
-        options = setup.options if mark is None else setup.options_of(mark)
-        headers = request_headers(scope.get("headers") or ())
-        record.family = family = self._family(mark, headers)
-        record.route = route_name(scope, mark)
-        state = StreamState(
-            options,
-            family=family,
-            record=record,
-            secret=current.secret,
-            marked=mark is not None,
-            comment=comment_form(headers, options.comment_style),
-        )
-        ticker = ticker_of(asyncio.get_running_loop())
-        opening = state.open(ticker.clock(), datetime.now(UTC))
-        current.open(state, ticker.clock)
+        opening = Opening(self._setup, self._current, self._scope, mark, self._body)
         self._cancels = self._task.cancelling()
         self._outcome = "incomplete"  # unless something ends it
-        self._outbox = Outbox(
-            state,
-            self._send,
-            ticker,
-            batch=options.batch,
-            pause=options.chunk_delay_ms / 1000,
-            observers=setup.observers,
-            owner=self,
-        )
-        if family is not Family.OFF:
-            added = stream_headers(
-                start.get("headers") or (),
-                http_version=scope.get("http_version", ""),
-                trace_id=record.trace_id,
-                stream_id=record.stream_id,
-                max_seconds=state.max_seconds,
-                heartbeat_interval=options.heartbeat_interval,
-                silence_threshold=options.silence_threshold,
-                keep_cache_control=family is not Family.EVENTSOURCE,
-            )
-            start = {**start, "headers": added}
-        return self._outbox.open(start, opening)
+        self._outbox = opening.outbox(self._send, start, owner=self)
+        return self._outbox.open(opening.start(start), opening.words)
 
-    def _family(self, mark: Mark | None, headers: dict[bytes, bytes]) -> Family:
-        percent = self._setup.options.rollout_percent
-        if percent < ALL:
-            address = str((self._scope.get("client") or ("",))[0])
-            if not in_rollout(percent, headers, address):
-                return Family.OFF
-        if mark is not None and mark.family is not None:
-            return mark.family
-        method, query = self._scope.get("method", ""), self._scope.get("query_string", b"")
-        return family_of(method, headers, query)
+    def _keep(self, message: Message) -> None:
+        """Keep the body of a POST until it is known whether a stream comes of it."""
+        if self._scope.get("method") == "POST" and self._outbox is None:
+            if self._body is None:
+                self._body = RequestBody()
+            self._body.add(message)
 
     def on_cap(self) -> None:
+        """Tell the operator, once a route."""
+        self._warn_of_cap()
+
+    def on_end(self) -> None:
         """Let the app hear that its client is gone, and give it some time to leave."""
         assert self._outbox is not None
         self._farewell = Farewell(
@@ -254,7 +250,6 @@ class Responder:
             listeners=self._listeners or [],
             app_waits=self._outbox.app_waits,
         )
-        self._warn_of_cap()
 
     async def on_late_write(self) -> None:
         """Drop what the app writes behind its end."""

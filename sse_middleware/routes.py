@@ -6,18 +6,40 @@ Starlette and FastAPI leave in the scope: to route twice costs, and FastAPI's ha
 """
 
 import fnmatch
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, Unpack, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
+
+from starlette.routing import Match
 
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.families import Family
 from sse_middleware.options import OptionArguments, checked
 
+logger = logging.getLogger("sse_middleware")
+
 UNMATCHED = "unmatched"
 
+StreamKey = Callable[[Any], str]
+"""Tells from the scope of a request which stream it asks for."""
+
 _ATTRIBUTE = "__sse_streaming__"
-_OF_THE_WHOLE_APP = {"include", "exclude", "only_marked", "metrics_path", "rollout_percent"}
+_OF_THE_WHOLE_APP = {
+    "identity_cookies",
+    "include",
+    "exclude",
+    "max_lingering",
+    "memory_max_bytes",
+    "metrics_path",
+    "only_marked",
+    "redis_prefix",
+    "redis_url",
+    "replay_max_bytes",
+    "replay_max_events",
+    "replay_ttl",
+    "rollout_percent",
+}
 _FAMILIES = (Family.EVENTSOURCE, Family.PLAIN, Family.OPENAI)
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
@@ -30,12 +52,19 @@ class Mark:
         name: what metrics and logs call it where it has no route template.
         family: the family of all its clients, `None` where each shows its own.
         overrides: fields of `Options` that go before all others.
+        stream_key: which stream a request asks for, where the app numbers its events and does not
+            keep them; `None` everywhere else.
     """
 
-    __slots__ = ("__weakref__", "family", "name", "overrides")
+    __slots__ = ("__weakref__", "family", "name", "overrides", "stream_key")
 
     def __init__(
-        self, *, name: str | None, family: str | None, overrides: Mapping[str, object]
+        self,
+        *,
+        name: str | None,
+        family: str | None,
+        overrides: Mapping[str, object],
+        stream_key: StreamKey | None = None,
     ) -> None:
         if family is not None and family not in _FAMILIES:
             raise ConfigurationError("family", family, " or ".join(_FAMILIES))
@@ -45,6 +74,7 @@ class Mark:
         self.name = name
         self.family = None if family is None else Family(family)
         self.overrides = checked(overrides)
+        self.stream_key = stream_key
 
     def __call__(self, endpoint: Endpoint) -> Endpoint:
         """Lay the mark on `endpoint` and return it."""
@@ -56,7 +86,12 @@ class Mark:
 def streaming(endpoint: Endpoint, /) -> Endpoint: ...
 @overload
 def streaming(
-    *, name: str | None = None, family: str | None = None, **overrides: Unpack[OptionArguments]
+    *,
+    name: str | None = None,
+    family: str | None = None,
+    ids: Literal["app"] | None = None,
+    stream_key: StreamKey | None = None,
+    **overrides: Unpack[OptionArguments],
 ) -> Mark: ...
 def streaming(
     endpoint: Callable[..., Any] | None = None,
@@ -64,6 +99,8 @@ def streaming(
     *,
     name: str | None = None,
     family: str | None = None,
+    ids: str | None = None,
+    stream_key: StreamKey | None = None,
     **overrides: Any,
 ) -> Any:
     """Mark an endpoint as one that streams, with options of its own.
@@ -76,13 +113,20 @@ def streaming(
         endpoint: what is marked, where no options are given.
         name: what metrics and logs call it where it has no route template.
         family: take all its clients for `eventsource`, `plain` or `openai`.
+        ids: `"app"` where the app gives its events ids of its own, but keeps no events: we keep
+            them, and resume by those ids.
+        stream_key: then, which stream a request asks for: a function of its scope.
         **overrides: fields of `Options`; `enabled=False` leaves the endpoint alone.
 
     Raises:
         ConfigurationError: a value is not allowed.
         TypeError: there is no such option, or it is one of the whole app.
     """
-    mark = Mark(name=name, family=family, overrides=overrides)
+    if ids not in (None, "app"):
+        raise ConfigurationError("ids", ids, "app")
+    if (ids is None) != (stream_key is None):
+        raise TypeError('ids="app" and stream_key belong together')
+    mark = Mark(name=name, family=family, overrides=overrides, stream_key=stream_key)
     return mark if endpoint is None else mark(endpoint)
 
 
@@ -119,6 +163,32 @@ def _route_to(endpoint: object, routes: Iterable[Any]) -> object:
         inner = _route_to(endpoint, getattr(route, "routes", None) or ())
         if inner is not None:
             return inner
+    return None
+
+
+def endpoint_ahead(scope: dict[str, Any], app: object) -> object:
+    """Return the endpoint to which Starlette's routes will lead a request, `None` where none will.
+
+    It is asked before the app runs, and seldom: to route twice costs.
+    """
+    app = scope.get("app", app)
+    while app is not None and not hasattr(app, "routes"):
+        app = getattr(app, "app", None)
+    try:
+        return _matched(getattr(app, "routes", ()), scope)
+    except Exception:
+        logger.debug("the routes cannot be asked ahead", exc_info=True)
+        return None
+
+
+def _matched(routes: Iterable[Any], scope: dict[str, Any]) -> object:
+    for route in routes:
+        match, child = route.matches({**scope})
+        if match is Match.FULL:
+            inner = getattr(route, "routes", None)
+            if inner:
+                return _matched(inner, {**scope, **child})
+            return child.get("endpoint")
     return None
 
 

@@ -5,16 +5,15 @@ is an argument: `now` in seconds of any monotonic clock. Bytes come back to be w
 in order. `deadline()` says when `due` is to be asked.
 """
 
-import enum
-import math
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from sse_middleware import controls
-from sse_middleware.cursors import Cursor
+from sse_middleware.cursors import Cursor, Ending
 from sse_middleware.families import CommentForm, Family
 from sse_middleware.options import Options
 from sse_middleware.record import StreamRecord
+from sse_middleware.timing import Reason, Timing
 from sse_middleware.wire import (
     Kind,
     Splitter,
@@ -30,30 +29,34 @@ _MANY = 1000
 _ENDS = [b"%d\n\n" % number for number in range(_MANY)]  # of id lines: to format one costs more
 
 
-class Reason(enum.StrEnum):
-    """Why a stream has ended."""
-
-    FINISHED = "finished"
-    DURATION_CAP = "duration_cap"
-    ERROR = "error"
-
-
-class Due(enum.Enum):
-    """What time has made due."""
-
-    NOTHING = enum.auto()
-    HEARTBEAT = enum.auto()
-    CAP = enum.auto()
-
-
 class End(NamedTuple):
-    """The last bytes of a stream, and whether its response may end as if it were complete."""
+    """How a stream ends on the wire.
+
+    Attributes:
+        data: its last bytes.
+        clean: whether its response may end as if it were complete.
+        frame: what of the bytes is an event that tells the end, for those who come back.
+    """
 
     data: bytes
     clean: bool
+    frame: bytes = b""
 
 
-class StreamState:
+class Recording(Protocol):
+    """What keeps the numbered events."""
+
+    def append(self, seq: int, frame: bytes) -> None:
+        """Keep the frame of the event `seq`."""
+
+    def skip(self, seq: int) -> None:
+        """Take note that the event `seq` is not kept."""
+
+    def disown(self) -> None:
+        """Keep nothing, since the app numbers its events itself."""
+
+
+class StreamState(Timing):
     """Decide what the client of one stream is sent, and when.
 
     Args:
@@ -63,36 +66,31 @@ class StreamState:
         secret: what opens the stream; the ids are made of it.
         marked: whether the endpoint is.
         comment: how a heartbeat of a plain client is written.
+        app_ids: whether the app numbers its events, and they are kept all the same.
 
     Attributes:
-        family: as above, but `OPENAI` once the first event of a plain stream says so.
-        max_seconds: the cap of this stream, `None` for none.
-        reason: why it has ended, `None` while it is open.
-        record: as above.
+        app_owns_ids: whether an id of the app's has been seen.
+        recording: where numbered events are kept, `None` for nowhere.
     """
 
     __slots__ = (
         "_app_completed",
-        "_app_owns_ids",
-        "_beat_at",
-        "_cap_at",
+        "_app_ids",
         "_comment",
         "_first_chunk",
         "_id_prefix",
-        "_interval",
         "_line_end",
+        "_marked",
         "_only_adds_ids",
         "_opened_on",
         "_options",
         "_passes_all",
+        "_retry_ms",
         "_secret",
         "_splitter",
-        "_written_at",
         "_wrote",
-        "family",
-        "max_seconds",
-        "reason",
-        "record",
+        "app_owns_ids",
+        "recording",
     )
 
     def __init__(
@@ -104,29 +102,28 @@ class StreamState:
         secret: str,
         marked: bool,
         comment: CommentForm,
+        app_ids: bool = False,
     ) -> None:
-        self.family = family
-        self.record = record
-        self.reason: Reason | None = None
-        self.max_seconds = options.stream_max_seconds
-        uncapped = not (marked or "stream_max_seconds" in options.explicit)
-        if family is Family.OFF or (family is not Family.EVENTSOURCE and uncapped):
-            self.max_seconds = None
+        super().__init__(options, family=family, record=record, marked=marked)
+        self.recording: Recording | None = None
         self._options = options
-        self._interval = math.inf
-        if options.heartbeat_interval is not None and family is not Family.OFF:
-            self._interval = options.heartbeat_interval
+        self._retry_ms = options.retry_ms
+        if options.linger_seconds:  # who waits longer finds nothing
+            self._retry_ms = min(self._retry_ms, int(options.linger_seconds * 1000))
+        self._marked = marked
         self._secret = secret
         self._id_prefix = f"\nid: {secret}-".encode()
         self._splitter = Splitter(options.max_event_bytes)
         self._comment = comment
         self._line_end = b"\n"
         self._wrote = False
-        self._written_at = 0.0  # what is no single event, such as a comment of the app's
         self._first_chunk: dict[str, Any] | None = None
-        self._app_owns_ids = False
+        self._app_ids = app_ids
+        self.app_owns_ids = False
         self._app_completed = False
-        self._only_adds_ids = family is Family.EVENTSOURCE and not options.trace_in_data
+        self._only_adds_ids = family is Family.EVENTSOURCE and not (
+            options.trace_in_data or app_ids
+        )
         self._passes_all = family is Family.OFF
 
     @property
@@ -134,59 +131,57 @@ class StreamState:
         """Whether the client is told by us how the stream has ended."""
         return self.family in (Family.EVENTSOURCE, Family.OPENAI)
 
-    def open(self, now: float, timestamp: datetime) -> bytes:
-        """Begin the life of the stream and return its first bytes.
+    def open(
+        self,
+        now: float,
+        timestamp: datetime,
+        *,
+        reset: str = "",
+        resumed: bool = False,
+        event_id: str | None = None,
+        age: float = 0.0,
+        ends_in: float | None = None,
+    ) -> bytes:
+        """Begin the life of the stream, or that of a reader, and return its first bytes.
 
         Args:
             now: the monotonic time of the response start.
             timestamp: the same moment as people tell it, in UTC.
+            reset: why the client cannot go on where it was; it tells its `reset` from a `start`.
+            resumed: whether a reader of a stream opens that somebody else has opened.
+            event_id: the id that the client holds already, and keeps.
+            age: how old a resumed stream is.
+            ends_in: the time after which the client may read no more, whatever the settings say.
         """
-        self.record.opened_at = now
-        self._opened_on = timestamp
-        self._cap_at = math.inf if self.max_seconds is None else now + self.max_seconds
-        self._beat_at = now + self._interval
+        self._opened_on = timestamp - timedelta(seconds=age) if age else timestamp
+        self.begin(now, age=age, ends_in=ends_in, is_reader=resumed)
         if self.family is not Family.EVENTSOURCE:
             return b""
         self._wrote = True
-        fields = {
-            "stream_id": self.record.stream_id,
-            "trace_id": self.record.trace_id,
-            "max_duration": self.max_seconds,
-            "heartbeat_interval": self._options.heartbeat_interval,
-            "silence_threshold": self._options.silence_threshold,
-            "resumed": False,
-        }
-        cursor = Cursor(self._secret, 0)
-        return controls.control(
-            self._name("start"), fields, cursor=cursor, retry=self._options.retry_ms
+        fresh = not resumed and event_id is None
+        cursor = Cursor(self._secret, 0) if fresh else event_id
+        return self._open_words(reset, cursor, resumed=resumed)
+
+    def truncate(self, last: int) -> bytes:
+        """Tell a reader that it has missed what stands before the event behind `last`."""
+        cursor = Cursor(self._secret, last) if self._secret else None
+        return self._open_words("truncated", cursor, resumed=True)
+
+    def lost(self) -> bytes:
+        """Tell a reader that the producer is gone."""
+        return controls.lost(self._name("error"), self.record, self._retry_ms)
+
+    def _open_words(self, reset: str, cursor: Cursor | str | None, *, resumed: bool) -> bytes:
+        return controls.opening(
+            self._name("reset" if reset else "start"),
+            self.record,
+            self._options,
+            max_seconds=self.max_seconds,
+            reset=reset,
+            resumed=resumed,
+            cursor=cursor,
+            retry=self._retry_ms,
         )
-
-    def deadline(self) -> float:
-        """Return the time at which `due` is to be asked next, infinite for never."""
-        return min(self._cap_at, self._beat_at)
-
-    def busy_deadline(self) -> float:
-        """Return the time at which `due` is to be asked even while the app keeps sending."""
-        return self.deadline() if self.family is Family.EVENTSOURCE else self._cap_at
-
-    def due(self, now: float) -> Due:
-        """Tell what time has made due; a stream that has ended can still reach its cap."""
-        if now >= self._cap_at:
-            return Due.CAP
-        if now < self._beat_at:
-            return Due.NOTHING
-        if self.family is not Family.EVENTSOURCE and self.reason is None:
-            idle_since = max(self.record.last_event_at, self._written_at)
-            self._beat_at = max(self._beat_at, idle_since + self._interval)
-        return Due.HEARTBEAT if now >= self._beat_at else Due.NOTHING
-
-    def remaining_seconds(self, now: float) -> float | None:
-        """Return the time until the cap, `None` where there is none."""
-        return None if self.max_seconds is None else round(max(0.0, self._cap_at - now), 3)
-
-    def duration_seconds(self, now: float) -> float:
-        """Return the age of the stream."""
-        return round(now - self.record.opened_at, 3)
 
     def feed(self, chunk: bytes, now: float) -> bytes:
         """Take bytes of the app, cut anywhere, and return those that can be sent now."""
@@ -194,10 +189,13 @@ class StreamState:
             number = self.record.count_event(now)
             if self._passes_all:
                 return chunk
-            if self._only_adds_ids:
-                end = _ENDS[number] if number < _MANY else b"%d\n\n" % number
-                return line + self._id_prefix + end
-            return self._change_event(chunk)
+            if not self._only_adds_ids:
+                return self._change_event(chunk)
+            end = _ENDS[number] if number < _MANY else b"%d\n\n" % number
+            frame = line + self._id_prefix + end
+            if self.recording is not None:
+                self.recording.append(number, frame)
+            return frame
         parts = self.feed_parts(chunk, now)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -208,7 +206,9 @@ class StreamState:
             if kind is Kind.BLOCK:
                 parts.append(self._pass_block(data, now))
             elif kind is Kind.LAST_PART:
-                self.record.count_event(now)  # without an id: it goes as it came
+                number = self.record.count_event(now)  # without an id: it goes as it came
+                if self.recording is not None:
+                    self.recording.skip(number)
                 parts.append(data)
             elif kind is not Kind.BOM or not self._wrote:
                 parts.append(data)
@@ -217,8 +217,18 @@ class StreamState:
             self._written_at = now
         return parts
 
-    def heartbeat(self, now: float) -> bytes:
-        """Return a heartbeat, or nothing where the app's bytes have stopped inside a block."""
+    def relay(self, last: int, now: float) -> None:
+        """Take note that frames up to the event `last` are passed on to a reader."""
+        self.record.chunks = last
+        self._written_at = now
+
+    def heartbeat(self, now: float, *, retry: int | None = None) -> bytes:
+        """Return a heartbeat, or nothing where the app's bytes have stopped inside a block.
+
+        Args:
+            now: the time.
+            retry: when the client is to come back, in milliseconds, if it has to.
+        """
         if not self._splitter.between_blocks:
             return b""
         self.record.heartbeats += 1
@@ -227,25 +237,15 @@ class StreamState:
         if self.family is not Family.EVENTSOURCE:
             as_block = self._comment is not CommentForm.LINE
             return lf + controls.comment(self._line_end, as_block=as_block)
-        timestamp = self._opened_on + timedelta(seconds=now - self.record.opened_at)
-        fields = {
-            "stream_id": self.record.stream_id,
-            "timestamp": timestamp.isoformat(timespec="milliseconds"),
-            "uptime_seconds": self.duration_seconds(now),
-            "total_chunks": self.record.chunks,
-            "total_tokens": self.record.tokens,
-            "heartbeat_count": self.record.heartbeats,
-            "remaining_seconds": self.remaining_seconds(now),
-            "max_duration": self.max_seconds,
-            "trace_id": self.record.trace_id,
-        }
-        return lf + controls.control(self._name("heartbeat"), fields)
-
-    def plan_heartbeat(self, now: float) -> None:
-        """Set the time of the next heartbeat, one interval behind the one that is due."""
-        planned = self._beat_at + self._interval
-        # A loop that was blocked for long owes one heartbeat, not all that it has missed.
-        self._beat_at = planned if planned > now else now + self._interval
+        return lf + controls.heartbeat(
+            self._name("heartbeat"),
+            self.record,
+            timestamp=self._opened_on + timedelta(seconds=now - self.record.opened_at),
+            uptime=self.duration_seconds(now),
+            remaining=self.remaining_seconds(now),
+            max_seconds=self.max_seconds,
+            retry=retry,
+        )
 
     def finish(self, now: float) -> End:
         """End the stream because the app has ended its response."""
@@ -254,6 +254,26 @@ class StreamState:
     def reach_cap(self, now: float) -> End:
         """End the stream because its time is over."""
         return self._end(Reason.DURATION_CAP, now)
+
+    def rotate(self, now: float, jitter: float) -> End:
+        """End the connection because its time is over, and let the client come back for the rest.
+
+        Args:
+            now: the time.
+            jitter: from 0 to 1, so that not all come back at once.
+        """
+        retry = int(self._retry_ms * (0.5 + 0.5 * jitter))
+        words = self.heartbeat(now, retry=retry)
+        self.go_on_unread()
+        return End(words, clean=True)
+
+    def cancel(self, now: float) -> End:
+        """End the stream because its reader has asked for that."""
+        return self._end(Reason.CANCELLED, now)
+
+    def end_as_told(self, reason: Reason) -> None:
+        """End because a log has told the end, with a frame of its own or without."""
+        self.stop(reason)
 
     def fail(self, now: float) -> End:
         """End the stream because the app has raised an exception."""
@@ -266,8 +286,12 @@ class StreamState:
         if not block.endswith(b"\n\n"):
             self._line_end = line_end(block[: -len(line_end(block))])
         if has_id(block):
-            self._app_owns_ids = True
-            self._only_adds_ids = False
+            self.app_owns_ids = True
+            if not self._app_ids:
+                self._only_adds_ids = False
+                if self.recording is not None:
+                    self.recording.disown()
+                    self.recording = None
             if self._comment is CommentForm.BLOCK_UNTIL_ID:
                 self._comment = CommentForm.LINE
         if not has_data(block):
@@ -283,8 +307,11 @@ class StreamState:
             block = controls.with_trace_id(block, self.record.trace_id)
         if self.family is not Family.EVENTSOURCE:
             self._look_for_openai(block)
-        elif not self._app_owns_ids:
-            return add_line(block, b"%b%d" % (self._id_prefix[1:], self.record.chunks))
+            return block
+        if not (self.app_owns_ids or self._app_ids):
+            block = add_line(block, b"%b%d" % (self._id_prefix[1:], self.record.chunks))
+        if self.recording is not None:
+            self.recording.append(self.record.chunks, block)
         return block
 
     def _look_for_openai(self, block: bytes) -> None:
@@ -302,8 +329,7 @@ class StreamState:
     def _end(self, reason: Reason, now: float) -> End:
         if self.reason is not None:
             return End(b"", clean=False)
-        self.reason = reason
-        self._beat_at = math.inf
+        self.stop(reason)
         finished = reason is Reason.FINISHED
         if not self._splitter.between_blocks or (
             self.family is not Family.EVENTSOURCE and finished
@@ -314,23 +340,25 @@ class StreamState:
             return End(b"", clean=False)
         if self._app_completed:
             return End(self._splitter.flush() if finished else b"", clean=True)
-        return End(self._splitter.take_owed_lf() + self._last_words(reason, now), clean=True)
+        frame = self._last_words(reason, now)
+        return End(self._splitter.take_owed_lf() + frame, clean=True, frame=frame)
 
     def _last_words(self, reason: Reason, now: float) -> bytes:
         if self.family is Family.OPENAI:
             if reason is Reason.ERROR:
                 return controls.openai_error(self._line_end)
             return controls.openai_length(self._first_chunk or {}, self._line_end)
-        ids = {"trace_id": self.record.trace_id, "stream_id": self.record.stream_id}
+        cursor = self._cursor_behind(reason)
         if reason is Reason.ERROR:
-            return controls.error(self._name("error"), ids)
-        fields = {
-            "reason": reason,
-            "duration": self.duration_seconds(now),
-            "total_chunks": self.record.chunks,
-            "total_tokens": self.record.tokens,
-            **ids,
-        }
-        final = reason is Reason.FINISHED and not self._app_owns_ids
-        cursor = Cursor(self._secret, self.record.chunks, ended=True) if final else None
-        return controls.control(self._name("complete"), fields, cursor=cursor)
+            return controls.error(self._name("error"), self.record, cursor)
+        duration = self.duration_seconds(now)
+        return controls.complete(self._name("complete"), self.record, reason, duration, cursor)
+
+    def _cursor_behind(self, reason: Reason) -> Cursor | None:
+        """Return what a client holds behind the end, `None` where it keeps the app's id."""
+        if not self._secret or (self.app_owns_ids and not self._app_ids):
+            return None
+        ending = Ending.CUT
+        if reason in (Reason.FINISHED, Reason.CANCELLED):
+            ending = Ending.FINAL if self._marked else Ending.AGAIN
+        return Cursor(self._secret, self.record.chunks, ending)

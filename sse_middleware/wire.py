@@ -26,6 +26,7 @@ _BLANK_LINE = re.compile(rb"(?:\r\n?+|\n)(?:\r\n?+|\n)")
 _DATA_LINE = re.compile(rb"(?:\A|[\r\n])data[:\r\n]")
 _DATA_VALUES = re.compile(rb"(?:\A|[\r\n])data(?:: ?|(?=[\r\n]))([^\r\n]*)")
 _ID_LINE = re.compile(rb"(?:\A|[\r\n])id[:\r\n]")
+_ID_VALUES = re.compile(rb"(?:\A|[\r\n])id(?:: ?|(?=[\r\n]))([^\r\n]*)")
 RETRY_DIGITS = 18
 _EVENT_LINE = re.compile(rb"(?:\A|[\r\n])event(?:: ?|(?=[\r\n]))([^\r\n]*)")
 
@@ -233,6 +234,12 @@ def has_id(block: bytes) -> bool:
     if not block.startswith(b"id") and block.find(b"\nid") < 0 and block.find(b"\rid") < 0:
         return False
     return _ID_LINE.search(block) is not None
+
+
+def event_id(block: bytes) -> bytes:
+    """Return the last event id that this whole `block` sets, `b""` where it sets none."""
+    ids = [value for value in _ID_VALUES.findall(block) if b"\0" not in value]
+    return ids[-1] if ids else b""
 
 
 def event_name(block: bytes) -> bytes:

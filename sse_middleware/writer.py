@@ -104,13 +104,13 @@ class Writer:
                     await self._send(body_message(data, more_body=more_body))
                     self._record.sent_bytes += len(data)
             except Exception as exc:  # noqa: BLE001 - the app is told at its next write
-                self._break()
-                self._failure = exc
+                if not self._lose_client():
+                    self._failure = exc
             except asyncio.CancelledError:
-                self._break()
-                self._failure = ConnectionAbortedError(
-                    "a write was cancelled, the stream has a gap"
-                )
+                if not self._lose_client():
+                    self._failure = ConnectionAbortedError(
+                        "a write was cancelled, the stream has a gap"
+                    )
                 raise
             finally:
                 self._who_writes = NOBODY
@@ -162,13 +162,13 @@ class Writer:
         self._who_writes = APP
         try:
             await self._send(message)
+            self._record.sent_bytes += size
         except Exception:
-            self._break()
-            raise
+            if not self._lose_client():
+                raise
         finally:
             self._who_writes = NOBODY
             self._pass_turn_on(began)
-        self._record.sent_bytes += size
 
     async def _wait_for_turn(self) -> None:
         """Wait until nobody writes, behind whoever waits already."""
@@ -193,6 +193,11 @@ class Writer:
         if self._write_ends is not None:
             self._write_ends.set()
             self._write_ends = None
+
+    def _lose_client(self) -> bool:
+        """Give up what was to be written; tell whether the app goes on and need not know."""
+        self._break()
+        return False
 
     def _break(self) -> None:
         """Give up what was to be written, for it cannot be."""

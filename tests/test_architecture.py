@@ -10,25 +10,78 @@ import sse_middleware
 
 PACKAGE = Path(sse_middleware.__file__).parent
 LAYERS = {
-    0: {"errors", "events", "wire", "cursors", "options", "parser", "record"},
-    1: {"state", "families", "headers", "routes", "controls", "current"},
-    2: {"observers"},
-    4: {"farewell", "outbox", "process", "responder", "scribe", "ticker", "writer"},
-    5: {"middleware", "metrics", "logs", "plugin", "__main__"},
+    0: {"errors", "events", "wire", "cursors", "options", "parser", "record", "settings"},
+    1: {
+        "claims",
+        "controls",
+        "current",
+        "families",
+        "headers",
+        "routes",
+        "state",
+        "timing",
+    },
+    2: {"observers", "stores.base"},
+    3: {
+        "stores.entries",
+        "stores.frames",
+        "stores.memory",
+        "stores.redis",
+        "stores.redis_link",
+        "stores.redis_station",
+        "stores.redis_writer",
+    },
+    4: {
+        "access",
+        "farewell",
+        "lingering",
+        "opening",
+        "outbox",
+        "process",
+        "reader",
+        "recorded",
+        "responder",
+        "resume",
+        "scribe",
+        "setup",
+        "ticker",
+        "writer",
+    },
+    5: {"endpoint", "logs", "metrics", "middleware", "plugin", "__main__"},
 }
-"""As docs/architecture.md tells them; 3 is where stores will stand."""
+"""As docs/architecture.md tells them; `testing` stands outside: it may import all of them."""
 
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 OUTSIDE = {
     0: set[str](),
     1: {"starlette"},
     2: set[str](),
+    3: {"redis"},
     4: {"starlette"},
     5: {"starlette", "prometheus_client"},
 }
 """What each layer may import beside the standard library."""
 
-FILES = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+FILES = sorted(
+    path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"
+)
+
+
+def module(path: Path) -> str:
+    """Return the name of a file's module inside the package."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def is_package(name: str) -> bool:
+    return (PACKAGE.parent / name.replace(".", "/")).is_dir()
+
+
+def is_for_tests(name: str) -> bool:
+    return name.partition(".")[0] == "testing"
+
+
+LAYERED = [path for path in FILES if path.stem != "__init__" and not is_for_tests(module(path))]
+FOR_TESTS = [path for path in FILES if is_for_tests(module(path))]
 
 
 def imports(path: Path) -> set[str]:
@@ -38,15 +91,15 @@ def imports(path: Path) -> set[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            inside = node.module == "sse_middleware"
-            names = [f"sse_middleware.{alias.name}" for alias in node.names]
-            found.update(names if inside else [node.module or ""])
+            origin = node.module or ""
+            names = [f"{origin}.{alias.name}" for alias in node.names]
+            found.update(names if is_package(origin) else [origin])
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", LAYERED, ids=module)
 def test_a_file_imports_only_from_its_own_layer_and_below(path: Path) -> None:
-    layer = LAYER_OF[path.stem]
+    layer = LAYER_OF[module(path)]
     for name in imports(path):
         top, _, rest = name.partition(".")
         if top == "sse_middleware":
@@ -55,11 +108,24 @@ def test_a_file_imports_only_from_its_own_layer_and_below(path: Path) -> None:
             assert top in sys.stdlib_module_names or top in OUTSIDE[layer]
 
 
+@pytest.mark.parametrize("path", FOR_TESTS, ids=module)
+def test_what_is_for_tests_imports_of_the_package_what_it_likes_and_of_others_starlette(
+    path: Path,
+) -> None:
+    outside = {name.partition(".")[0] for name in imports(path)} - {"sse_middleware"}
+    assert outside <= sys.stdlib_module_names | {"starlette"}
+
+
+def test_the_front_door_imports_nothing_that_is_for_tests() -> None:
+    names = imports(PACKAGE / "__init__.py")
+    assert not any(is_for_tests(name.removeprefix("sse_middleware.")) for name in names)
+
+
 def test_every_file_of_the_table_exists() -> None:
-    assert {path.stem for path in FILES} == set(LAYER_OF)
+    assert {module(path) for path in LAYERED} == set(LAYER_OF)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=module)
 def test_a_file_states_its_law_at_its_top_and_stays_under_400_lines(path: Path) -> None:
     source = path.read_text()
     assert ast.get_docstring(ast.parse(source))
@@ -75,7 +141,8 @@ def test_importing_the_package_binds_nothing_to_a_loop_and_handles_no_signal() -
     program = (
         "import signal, sys; before = signal.getsignal(signal.SIGTERM); import sse_middleware; "
         "assert signal.getsignal(signal.SIGTERM) is before; "
-        "assert 'uvicorn' not in sys.modules and 'redis' not in sys.modules"
+        "assert 'uvicorn' not in sys.modules and 'redis' not in sys.modules; "
+        "assert 'sse_middleware.testing' not in sys.modules"
     )
     import subprocess  # noqa: PLC0415
 

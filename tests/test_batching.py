@@ -1932,7 +1932,7 @@ async def test_when_all_streams_have_ended_no_task_and_at_most_one_timer_is_left
         await send(last())
 
     tickers: list[weakref.ref[Ticker]] = []
-    wrapped = SSEMiddleware(app, heartbeat_interval=5, stream_max_seconds=60)
+    wrapped = SSEMiddleware(app, heartbeat_interval=5, stream_max_seconds=60, replay_max_events=0)
     loop, before = asyncio.get_running_loop(), len(timers())
     async with nothing_left_behind():
         exchanges = [
@@ -1964,7 +1964,9 @@ async def test_streams_one_after_another_share_a_ticker_or_leave_none() -> None:
 
     seen: weakref.WeakSet[Ticker] = weakref.WeakSet()
     for _ in range(20):
-        assert_whole(await served(behave, EVENTSOURCE, heartbeat_interval=1), 3)
+        assert_whole(
+            await served(behave, EVENTSOURCE, heartbeat_interval=1, replay_max_events=0), 3
+        )
         await asyncio.sleep(PAUSE)
         assert len(seen) <= 1
         assert len(timers()) <= 1

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from sse_middleware.cursors import Cursor, new_secret, parse_cursor, stream_id
+from sse_middleware.cursors import Cursor, Ending, new_secret, parse_cursor, stream_id
 
 SECRET = "AAAAAAAAAAAAAAAAAAAAA_"
 
@@ -28,8 +28,14 @@ def test_a_stream_id_is_a_digest_that_does_not_show_the_secret() -> None:
     [
         pytest.param(Cursor(SECRET, 0), f"{SECRET}-0", id="before the first event"),
         pytest.param(Cursor(SECRET, 17), f"{SECRET}-17", id="behind an event"),
-        pytest.param(Cursor(SECRET, 17, ended=True), f"{SECRET}-17.end", id="behind the end"),
-        pytest.param(Cursor(SECRET, 0, ended=True), f"{SECRET}-0.end", id="an empty stream's end"),
+        pytest.param(
+            Cursor(SECRET, 17, ending=Ending.FINAL), f"{SECRET}-17.end", id="behind the end"
+        ),
+        pytest.param(Cursor(SECRET, 3, Ending.AGAIN), f"{SECRET}-3.again", id="to be asked again"),
+        pytest.param(Cursor(SECRET, 3, Ending.CUT), f"{SECRET}-3.cut", id="behind a cut"),
+        pytest.param(
+            Cursor(SECRET, 0, ending=Ending.FINAL), f"{SECRET}-0.end", id="an empty stream's end"
+        ),
         pytest.param(Cursor("-" * 22, 10**15 - 1), f"{'-' * 22}-{'9' * 15}", id="the longest"),
     ],
 )

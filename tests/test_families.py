@@ -4,9 +4,9 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from sse_middleware.cursors import Cursor
+from sse_middleware.claims import CURSOR_PARAMETERS, last_event_id
+from sse_middleware.cursors import Cursor, parse_cursor
 from sse_middleware.families import (
-    CURSOR_PARAMETERS,
     CommentForm,
     Family,
     comment_form,
@@ -18,6 +18,11 @@ ENDED = f"{CURSOR}.end"
 EXACT = b"text/event-stream"
 NATIVE = {b"accept": EXACT, b"cache-control": b"no-cache"}
 NAMED = {b"accept": b"text/event-stream;events=named"}
+
+
+def family(method: str, headers: dict[bytes, bytes], query: bytes) -> Family:
+    told = last_event_id({"headers": list(headers.items()), "query_string": query})
+    return family_of(method, headers, has_cursor=parse_cursor(told or "") is not None)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +48,7 @@ NAMED = {b"accept": b"text/event-stream;events=named"}
 def test_who_shows_that_it_reads_named_events_is_eventsource(
     method: str, headers: dict[bytes, bytes]
 ) -> None:
-    assert family_of(method, headers, b"") is Family.EVENTSOURCE
+    assert family(method, headers, b"") is Family.EVENTSOURCE
 
 
 @pytest.mark.parametrize(
@@ -84,14 +89,14 @@ def test_who_shows_that_it_reads_named_events_is_eventsource(
     ],
 )
 def test_anybody_else_is_plain(method: str, headers: dict[bytes, bytes]) -> None:
-    assert family_of(method, headers, b"") is Family.PLAIN
+    assert family(method, headers, b"") is Family.PLAIN
 
 
 @pytest.mark.parametrize("name", sorted(CURSOR_PARAMETERS))
 @pytest.mark.parametrize("cursor", [CURSOR, ENDED], ids=["running", "ended"])
 def test_a_cursor_in_the_query_makes_an_eventsource(name: str, cursor: str) -> None:
     query = urlencode({"query": "a & b", name: cursor, "x": ""})
-    assert family_of("POST", {}, query.encode()) is Family.EVENTSOURCE
+    assert family("POST", {}, query.encode()) is Family.EVENTSOURCE
 
 
 @pytest.mark.parametrize(
@@ -111,7 +116,7 @@ def test_a_cursor_in_the_query_makes_an_eventsource(name: str, cursor: str) -> N
     ],
 )
 def test_a_cursor_is_found_in_any_query_that_holds_it(query: str) -> None:
-    assert family_of("GET", {}, query.encode("latin-1")) is Family.EVENTSOURCE
+    assert family("GET", {}, query.encode("latin-1")) is Family.EVENTSOURCE
 
 
 @pytest.mark.parametrize(
@@ -141,12 +146,12 @@ def test_a_cursor_is_found_in_any_query_that_holds_it(query: str) -> None:
     ],
 )
 def test_a_query_without_a_cursor_is_plain_however_hostile(query: bytes) -> None:
-    assert family_of("GET", {}, query) is Family.PLAIN
+    assert family("GET", {}, query) is Family.PLAIN
 
 
 def test_a_bad_cursor_takes_nothing_from_a_native_eventsource() -> None:
     headers = NATIVE | {b"last-event-id": b"17"}
-    assert family_of("GET", headers, b"last_event_id=%00") is Family.EVENTSOURCE
+    assert family("GET", headers, b"last_event_id=%00") is Family.EVENTSOURCE
 
 
 @pytest.mark.parametrize(

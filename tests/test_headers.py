@@ -29,21 +29,28 @@ def test_only_the_headers_that_matter_are_picked() -> None:
     picked = {
         b"accept": b"text/event-stream",
         b"cache-control": b"no-cache",
-        b"last-event-id": b"7",
+        b"cookie": b"a=1",
+        b"origin": b"https://app.example",
         b"traceparent": VALID,
         b"x-trace-id": b"t",
         b"x-request-id": b"r",
     }
-    others = [(b"host", b"example.org"), (b"cookie", b"secret"), (b"x-mcp-", b"1"), (b"mcp", b"1")]
+    others = [
+        (b"host", b"example.org"),
+        (b"last-event-id", b"7"),
+        (b"x-mcp-", b"1"),
+        (b"mcp", b"1"),
+    ]
     assert request_headers([*others, *picked.items()]) == picked
 
 
 def test_a_repeated_header_is_joined_in_order() -> None:
-    raw = [(b"accept", b"text/html"), (b"last-event-id", b"7"), (b"accept", b"text/event-stream")]
-    assert request_headers(raw) == {
-        b"accept": b"text/html, text/event-stream",
-        b"last-event-id": b"7",
-    }
+    raw = [(b"accept", b"text/html"), (b"origin", b"x"), (b"accept", b"text/event-stream")]
+    assert request_headers(raw) == {b"accept": b"text/html, text/event-stream", b"origin": b"x"}
+
+
+def test_cookies_are_joined_as_one_header_has_them() -> None:
+    assert request_headers([(b"cookie", b"a=1"), (b"cookie", b"b=2")]) == {b"cookie": b"a=1; b=2"}
 
 
 @pytest.mark.parametrize("name", [b"mcp-session-id", b"mcp-protocol-version", b"mcp-"], ids=ascii)

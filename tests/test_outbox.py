@@ -22,6 +22,12 @@ class Nobody:
     def on_cap(self) -> None:
         pass
 
+    def on_end(self) -> None:
+        pass
+
+    def on_silence(self) -> None:
+        pass
+
     async def on_late_write(self) -> None:
         pass
 

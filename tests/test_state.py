@@ -9,7 +9,8 @@ import pytest
 from sse_middleware import Event, EventParser, Options
 from sse_middleware.families import CommentForm, Family
 from sse_middleware.record import StreamRecord
-from sse_middleware.state import Due, Reason, StreamState
+from sse_middleware.state import StreamState
+from sse_middleware.timing import Due, Reason
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -82,14 +83,14 @@ def test_bytes_that_are_held_back_are_no_activity() -> None:
 
 
 @pytest.mark.parametrize("family", list(Family))
-@pytest.mark.parametrize("first", ["finish", "reach_cap", "fail"])
-@pytest.mark.parametrize("second", ["finish", "reach_cap", "fail"])
+@pytest.mark.parametrize("first", ["finish", "reach_cap", "fail", "cancel"])
+@pytest.mark.parametrize("second", ["finish", "reach_cap", "fail", "cancel"])
 def test_a_stream_ends_once_with_one_reason(family: Family, first: str, second: str) -> None:
     state, _ = opened(family)
     getattr(state, first)(110.0)
     reason = state.reason
     assert reason is not None
-    assert getattr(state, second)(111.0) == (b"", False)
+    assert getattr(state, second)(111.0) == (b"", False, b"")
     assert state.reason is reason
 
 
@@ -130,7 +131,13 @@ def test_the_reasons_are_the_words_of_the_contract() -> None:
         "stream_id": "s",
         "trace_id": "t",
     }
-    assert {reason.value for reason in Reason} == {"finished", "duration_cap", "error"}
+    of_readers = {"lost", "gone", "unavailable"}
+    assert {reason.value for reason in Reason} - of_readers == {
+        "finished",
+        "duration_cap",
+        "cancelled",
+        "error",
+    }
 
 
 def test_an_ended_stream_makes_no_heartbeat_due_but_can_still_reach_its_cap() -> None:

@@ -1,0 +1,168 @@
+"""The outbox of a stream that is kept: it outlives its reader.
+
+Where the client goes away, or its connection reaches the cap, the app goes on and does not know.
+Its events go to the log, and a reader who comes back follows that. Who waits for a reader and gets
+none gives up: the app hears `http.disconnect`, and the log goes.
+"""
+
+import asyncio
+import math
+import random
+from typing import Any
+
+from sse_middleware.lingering import Lingering
+from sse_middleware.outbox import Outbox
+from sse_middleware.state import End
+from sse_middleware.stores.base import EventStore, Log, LogInfo, State
+
+
+class RecordedOutbox(Outbox):
+    """Write one stream, and its log.
+
+    Args:
+        *arguments: those of an `Outbox`.
+        store: where the log is kept.
+        info: the log's.
+        lingering: the streams that wait for a reader.
+        linger_seconds: how long one does.
+        **options: those of an `Outbox`.
+    """
+
+    __slots__ = ("_followed", "_linger_at", "_linger_seconds", "_lingering", "_log", "_over")
+
+    def __init__(
+        self,
+        *arguments: Any,
+        store: EventStore,
+        info: LogInfo,
+        lingering: Lingering,
+        linger_seconds: float,
+        **options: Any,
+    ) -> None:
+        self._log: Log = store.create(info, self)
+        self._lingering = lingering
+        self._linger_seconds = linger_seconds
+        self._linger_at = math.inf
+        self._followed = False
+        self._over: asyncio.Event | None = None
+        super().__init__(*arguments, **options)
+        self._state.recording = self._log
+
+    def set_name(self, name: str) -> None:
+        """Let the stream be found by a name."""
+        self._log.set_name(name)
+
+    async def until_over(self) -> None:
+        """Wait until the stream has ended."""
+        if self._over is None:
+            self._over = asyncio.Event()
+        await self._over.wait()
+
+    def on_cancel(self) -> None:
+        """End the stream because a reader has asked for that."""
+        if not self._closed and self._state.reason is None:
+            self._close(self._state.cancel(self._clock()), State.CANCELLED)
+            self._owner.on_end()
+
+    def on_followed(self, *, followed: bool) -> None:
+        """Wait for a reader where the last one has gone."""
+        self._followed = followed
+        if self._unread and not self._closed:
+            self._wait_for_reader()
+
+    def give_up(self) -> None:
+        """End what nobody has come back to."""
+        if self._unread and not self._closed and self._state.reason is None:
+            self._log.end(State.GONE)
+            self._close(End(b"", clean=False))
+            self._owner.on_end()
+
+    async def settle(self, patience: float, outcome: str) -> None:
+        """Leave nothing behind."""
+        self._state.recording = None  # nothing comes any more
+        self._end_log(State.LOST)  # where nothing else has ended it
+        self._state.recording = None  # a write that fails from here on is no reason to linger
+        await super().settle(patience, outcome)
+
+    def _lose_client(self) -> bool:
+        had_reader = not self._unread
+        self._break()
+        if self._closed or self._state.reason is not None:
+            return self._unread
+        if had_reader and not self._may_go_on():
+            self._log.end(State.GONE)
+            return False
+        if had_reader:
+            self._record.disconnects = 1
+            self._go_on_unread()
+        return True
+
+    def _may_go_on(self) -> bool:
+        if not self._is_recording():
+            return False
+        return self._followed or bool(self._record.chunks and self._linger_seconds)
+
+    def _is_recording(self) -> bool:
+        return self._state.recording is not None
+
+    def _go_on_unread(self) -> None:
+        self._unread = True
+        self._regular = False
+        self._state.go_on_unread()
+        self._wait_for_reader()
+
+    def _wait_for_reader(self) -> None:
+        waits = not self._followed
+        self._linger_at = self._clock() + self._linger_seconds if waits else math.inf
+        self._set_timer()
+        if waits:
+            self._lingering.add(self)
+        else:
+            self._lingering.discard(self)
+
+    def _look_at_time(self, now: float) -> None:
+        if now >= self._linger_at:
+            self.give_up()
+            return
+        if not self._unread:
+            self._owner.on_silence()
+        super()._look_at_time(now)
+
+    def _deadline(self) -> float:
+        deadline = super()._deadline()
+        # Nothing else wakes a stream that is followed only, and observers want to hear of it.
+        return min(deadline, self._linger_at, self._tell_at) if self._unread else deadline
+
+    def _reach_cap(self, now: float) -> None:
+        if not (self._state.rotates and self._is_recording()):
+            super()._reach_cap(now)
+        elif self._linger_seconds or self._followed:
+            end = self._state.rotate(now, random.random())  # noqa: S311 - no secret
+            self._go_on_unread()
+            self._end = end
+            self._write_in_background()
+        else:
+            self._log.end(State.GONE)
+            super()._reach_cap(now)
+
+    def _feed(self, body: Any, now: float) -> list[bytes]:
+        parts = super()._feed(body, now)
+        if self._unread and not self._is_recording():
+            self.give_up()  # nobody can come back to a stream that the app numbers itself
+        return parts
+
+    def _close(self, end: End, state: State = State.FINISHED) -> None:
+        self._end_log(state, end.frame)
+        super()._close(end)
+
+    def _finish(self, now: float) -> End:
+        end = super()._finish(now)
+        self._end_log(State.FINISHED, end.frame)
+        return end
+
+    def _end_log(self, state: State, frame: bytes = b"") -> None:
+        self._log.end(state, frame)
+        self._linger_at = math.inf
+        self._lingering.discard(self)
+        if self._over is not None:
+            self._over.set()

@@ -1,0 +1,187 @@
+"""What a setting is: how its variable is read, what is allowed, and what it means.
+
+Each function here makes a field of `Options` that carries its `Setting`.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+OFF = "off"
+
+
+_YEAR = 31_536_000.0  # the longest time: far past any stream, near enough to calculate with
+_WORDS = {"1": True, "true": True, "yes": True, "on": True}
+_WORDS |= {"0": False, "false": False, "no": False, "off": False}
+
+
+def _as_it_is(value: object) -> object:
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How one field of `Options` is read and checked.
+
+    Attributes:
+        env: the variable that sets it.
+        bare: the older variable without the prefix, which works too.
+        parse: reads the variable's text; raises `ValueError` where it is none of its values.
+        check: tells whether a value of any type is allowed.
+        allowed: what is, in words.
+        meaning: what it does, and why the default is what it is.
+        may_be_empty: whether an empty variable is a value, and not as good as unset.
+        masked: returns a value as it may be shown; some hold a password.
+    """
+
+    env: str
+    bare: str = ""
+    parse: Callable[[str], object]
+    check: Callable[[object], bool]
+    allowed: str
+    meaning: str
+    may_be_empty: bool = False
+    masked: Callable[[object], object] = _as_it_is
+
+
+def _is_number(value: object, lowest: float, highest: float) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return lowest <= value <= highest
+
+
+def _setting(default: object, setting: Setting) -> Any:
+    return field(default=default, metadata={"setting": setting})
+
+
+def seconds(
+    env: str,
+    default: float,
+    meaning: str,
+    *,
+    lowest: float,
+    bare: str = "",
+    may_be_off: bool = True,
+) -> Any:
+    """Make a field of seconds, `None` for off where it may be."""
+
+    def parse(text: str) -> float | None:
+        return None if may_be_off and text.lower() == OFF else float(text)
+
+    def check(value: object) -> bool:
+        return (may_be_off and value is None) or _is_number(value, lowest, _YEAR)
+
+    return _setting(
+        default,
+        Setting(
+            env=env,
+            bare=bare,
+            parse=parse,
+            check=check,
+            allowed=f"seconds from {lowest:g} to {_YEAR:.0f}" + ", or off (None)" * may_be_off,
+            meaning=meaning,
+        ),
+    )
+
+
+def whole(
+    env: str, default: int, meaning: str, *, lowest: int, highest: int, unit: str, bare: str = ""
+) -> Any:
+    """Make a field of a whole number."""
+    return _setting(
+        default,
+        Setting(
+            env=env,
+            bare=bare,
+            parse=int,
+            check=lambda value: isinstance(value, int) and _is_number(value, lowest, highest),
+            allowed=f"whole {unit} from {lowest} to {highest}",
+            meaning=meaning,
+        ),
+    )
+
+
+def flag(env: str, meaning: str, *, default: bool) -> Any:
+    """Make a field of yes or no."""
+
+    def parse(text: str) -> bool:
+        if text.lower() not in _WORDS:
+            raise ValueError(text)
+        return _WORDS[text.lower()]
+
+    return _setting(
+        default,
+        Setting(
+            env=env,
+            parse=parse,
+            check=lambda value: isinstance(value, bool),
+            allowed="1, true, yes, on, 0, false, no or off",
+            meaning=meaning,
+        ),
+    )
+
+
+def text(env: str, default: str, meaning: str, *, pattern: str, allowed: str) -> Any:
+    """Make a field of text that `pattern` matches."""
+    return _setting(
+        default,
+        Setting(
+            env=env,
+            parse=str,
+            check=lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None,
+            allowed=allowed,
+            meaning=meaning,
+            may_be_empty=re.fullmatch(pattern, "") is not None,
+        ),
+    )
+
+
+def several(env: str, meaning: str, *, pattern: str, allowed: str) -> Any:
+    """Make a field of several texts that `pattern` matches each."""
+
+    def check(value: object) -> bool:
+        return isinstance(value, tuple) and all(
+            isinstance(item, str) and re.fullmatch(pattern, item) for item in value
+        )
+
+    return _setting(
+        (),
+        Setting(
+            env=env,
+            parse=lambda text: tuple(item.strip() for item in text.split(",") if item.strip()),
+            check=check,
+            allowed=f"{allowed}, separated by commas (a tuple)",
+            meaning=meaning,
+        ),
+    )
+
+
+def globs(env: str, meaning: str) -> Any:
+    """Make a field of path globs."""
+    return several(
+        env, meaning, pattern=r"[/*](?s:.*)", allowed="path globs, each with a / or * first"
+    )
+
+
+def names(env: str, meaning: str) -> Any:
+    """Make a field of names of cookies."""
+    # RFC 6265 4.1.1: a cookie's name is a token of RFC 9110 5.6.2.
+    return several(env, meaning, pattern=r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", allowed="names of cookies")
+
+
+def url(env: str, meaning: str, *, schemes: tuple[str, ...]) -> Any:
+    """Make a field of a URL of one of `schemes`, or of nothing."""
+    pattern = rf"((?:{'|'.join(map(re.escape, schemes))})://\S+)?"
+    return _setting(
+        "",
+        Setting(
+            env=env,
+            parse=str,
+            check=lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None,
+            allowed=f"a URL of {', '.join(schemes)}, or nothing",
+            meaning=meaning,
+            may_be_empty=True,
+            masked=lambda value: re.sub(r"^(.*?://)?.*@", r"\1***@", str(value)),
+        ),
+    )

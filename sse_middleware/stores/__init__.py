@@ -1,0 +1,1 @@
+"""Where events are kept for readers who come back."""

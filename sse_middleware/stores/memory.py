@@ -1,0 +1,380 @@
+"""The store in the memory of this process, bounded for each stream and in all.
+
+Logs that have ended go after their time, or before it where memory is short, the oldest first;
+where none has ended, the log that grows loses its own oldest events, and itself where even that is
+not enough. Each event loop may use it, also those of several threads.
+"""
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+
+from sse_middleware.stores.base import Batch, Found, Log, LogInfo, Producer, State
+from sse_middleware.stores.frames import Frames
+
+_READ_BYTES = 1 << 16
+"""What a reader is given at once, so that a slow one holds no more."""
+_LOG_BYTES = 1000
+"""What a log costs beside its buffers and the longest of its texts: measured, see its test."""
+_SOONEST_SECONDS = 0.05
+"""How soon a timer follows another one, however many logs have to go one after the other."""
+
+
+class MemoryStore:
+    """Keep events in memory.
+
+    Args:
+        max_events: how many of a stream are kept.
+        max_bytes: how many bytes of a stream are kept.
+        max_total_bytes: how much memory all logs may take.
+        ttl: how long a log is kept behind its end, in seconds.
+        clock: the time in seconds.
+
+    Attributes:
+        total_bytes: the memory that all logs take, close to what the process pays for them.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_events: int = 10_000,
+        max_bytes: int = 4 << 20,
+        max_total_bytes: int = 256 << 20,
+        ttl: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total_bytes = 0
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._max_total_bytes = max_total_bytes
+        self._ttl = ttl
+        self._clock = clock
+        self._logs: dict[str, _MemoryLog] = {}
+        self._names: dict[str, str] = {}
+        self._ended: OrderedDict[str, float] = OrderedDict()  # by the time they have to go
+        self._timers: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
+        self.lock = threading.RLock()
+
+    def __len__(self) -> int:
+        """Return the number of logs."""
+        with self.lock:
+            self._drop_expired()
+            return len(self._logs)
+
+    def create(self, info: LogInfo, producer: Producer) -> Log:
+        """Begin the log of a new stream; one that has the same id is gone."""
+        frames = Frames(self._max_events, self._max_bytes)
+        log = _MemoryLog(self, info, producer, frames)
+        with self.lock:
+            self._drop_expired()
+            if (earlier := self._logs.get(info.stream_id)) is not None:
+                self.drop(earlier)
+            self._logs[info.stream_id] = log
+            self.recount(log)
+        return log
+
+    async def find(self, stream_id: str) -> Found | None:
+        """Return the log of a stream, `None` where there is none."""
+        log = self._living(stream_id)
+        return None if log is None else log.found()
+
+    async def find_named(self, name: str) -> Found | None:
+        """Return the latest log of a name, `None` where there is none."""
+        stream_id = self._names.get(name)
+        return None if stream_id is None else await self.find(stream_id)
+
+    async def follow(self, stream_id: str, after: int) -> AsyncGenerator[Batch, None]:
+        """Read a log behind the event `after`, and go on as it grows, until it ends."""
+        log = self._living(stream_id)
+        if log is None:
+            yield Batch(State.GONE, after, b"")
+            return
+        log.join()
+        try:
+            while True:
+                batch = log.read(after)
+                if batch is None:
+                    await log.growth(after)
+                    continue
+                yield batch
+                after = batch.last
+                if batch.state not in (State.RUNNING, State.TRUNCATED):
+                    return
+        finally:
+            log.leave()
+
+    async def cancel(self, stream_id: str) -> bool:
+        """Tell the producer of a stream to end it; `False` where there is no such log."""
+        log = self._living(stream_id)
+        if log is None:
+            return False
+        log.cancel()
+        return True
+
+    async def close(self) -> None:
+        """Let go of the timers."""
+        with self.lock:
+            timers, self._timers = self._timers, {}
+        for loop, timer in timers.items():
+            _call_in(loop, timer.cancel)
+
+    # What follows is for the logs, which hold the lock when they call.
+
+    def recount(self, log: "_MemoryLog") -> None:
+        """Take note that a log may have got another size, and drop what is over the limit."""
+        self._resize(log, log.measure())
+        while self.total_bytes > self._max_total_bytes and self._ended:
+            self.drop(self._logs[next(iter(self._ended))])
+        if self.total_bytes > self._max_total_bytes:
+            log.shrink(self.total_bytes - self._max_total_bytes)
+            self._resize(log, log.measure())
+        if self.total_bytes > self._max_total_bytes:
+            self.drop(log)
+
+    def set_name(self, log: "_MemoryLog", name: str) -> None:
+        """Let a log be found by a name, and by no other one."""
+        self._forget_name(log)
+        self._names[name] = log.info.stream_id
+
+    def has_ended(self, log: "_MemoryLog") -> None:
+        """Keep an ended log for its time."""
+        self._ended[log.info.stream_id] = self._clock() + self._ttl
+        loop = _running_loop()
+        if loop is not None and loop not in self._timers:
+            self._arm(loop, self._ttl)
+
+    def drop(self, log: "_MemoryLog") -> None:
+        """Forget a log."""
+        if self._logs.get(log.info.stream_id) is not log:
+            return
+        del self._logs[log.info.stream_id]
+        self._ended.pop(log.info.stream_id, None)
+        self._forget_name(log)
+        self._resize(log, 0)
+        log.forget()
+
+    def _living(self, stream_id: str) -> "_MemoryLog | None":
+        with self.lock:
+            self._drop_expired()
+            return self._logs.get(stream_id)
+
+    def _resize(self, log: "_MemoryLog", size: int) -> None:
+        self.total_bytes += size - log.size
+        log.size = size
+
+    def _forget_name(self, log: "_MemoryLog") -> None:
+        if self._names.get(log.name) == log.info.stream_id:
+            del self._names[log.name]
+
+    def _drop_expired(self) -> None:
+        now = self._clock()
+        while self._ended:
+            stream_id, goes_at = next(iter(self._ended.items()))
+            if goes_at > now:
+                return
+            self.drop(self._logs[stream_id])
+
+    def _arm(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        """See to it that ended logs go, also where nothing is asked of the store any more."""
+        for other in [other for other in self._timers if other.is_closed()]:
+            del self._timers[other]
+        self._timers[loop] = loop.call_later(seconds, self._on_time, loop)
+
+    def _on_time(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self.lock:
+            self._timers.pop(loop, None)
+            self._drop_expired()
+            if self._ended:
+                remaining = next(iter(self._ended.values())) - self._clock()
+                self._arm(loop, max(remaining, _SOONEST_SECONDS))
+
+
+class _MemoryLog:
+    """One log. Its producer is called in its own loop, and never under the lock."""
+
+    __slots__ = (
+        "_fixed_size",
+        "_followed",
+        "_frame",
+        "_frames",
+        "_loop",
+        "_producer",
+        "_readers",
+        "_state",
+        "_store",
+        "_waiting",
+        "info",
+        "name",
+        "size",
+    )
+
+    def __init__(
+        self, store: MemoryStore, info: LogInfo, producer: Producer, frames: Frames
+    ) -> None:
+        self.info = info
+        self.name = ""
+        self.size = 0
+        self._store = store
+        self._frames = frames
+        self._frame = b""
+        self._state = State.RUNNING
+        self._producer: Producer | None = producer
+        self._loop = asyncio.get_running_loop()
+        self._followed = False  # as the producer has heard
+        self._readers = 0
+        self._waiting: dict[asyncio.Future[None], None] = {}
+        self._fixed_size = _LOG_BYTES + len(info.headers) + len(info.path) + len(info.origin)
+
+    def append(self, seq: int, frame: bytes) -> None:
+        """Keep the frame of the event `seq`."""
+        if not self._frames.maybe_append(seq, frame):
+            self._append(seq, frame)
+        if self._waiting:  # looked at behind the event, as `growth` looks at events behind this
+            self._wake()
+
+    def skip(self, seq: int) -> None:
+        """Take note that the event `seq` is not kept."""
+        with self._store.lock:
+            if self._state is State.RUNNING:
+                self._frames.skip(seq)
+                self._store.recount(self)
+                self._wake()
+
+    def end(self, state: State, frame: bytes = b"") -> None:
+        """End the log, once."""
+        with self._store.lock:
+            if self._state is not State.RUNNING:
+                return
+            if state is State.GONE:
+                self._store.drop(self)
+                return
+            self._state = state
+            self._frame = frame
+            self._producer = None
+            self._frames.close()
+            self._store.has_ended(self)
+            self._store.recount(self)
+            self._wake()
+
+    def disown(self) -> None:
+        """Drop the events and end the log."""
+        with self._store.lock:
+            if self._state is State.RUNNING:
+                self._frames.drop_all()
+                self.end(State.DISOWNED)
+
+    def set_name(self, name: str) -> None:
+        """Let `find_named` find this log."""
+        with self._store.lock:
+            if self._state is State.RUNNING:
+                self._store.set_name(self, name)
+                self.name = name
+                self._store.recount(self)
+
+    def found(self) -> Found:
+        with self._store.lock:
+            return Found(
+                self.info, self._state, self._frames.last, bool(self._frame), self._frames.first
+            )
+
+    def read(self, after: int) -> Batch | None:
+        """Return what stands behind the event `after`, `None` where nothing does yet."""
+        with self._store.lock:
+            frames = self._frames
+            if self._state in (State.GONE, State.DISOWNED):
+                return Batch(self._state, after, self._frame)
+            if after < frames.first - 1:
+                return Batch(State.TRUNCATED, frames.first - 1, b"")
+            if after < frames.last:
+                return Batch(State.RUNNING, *frames.read(after, _READ_BYTES))
+            if self._state is State.RUNNING:
+                return None
+            return Batch(self._state, after, self._frame)
+
+    async def growth(self, after: int) -> None:
+        """Wait until there is something behind the event `after`, or the end."""
+        news = asyncio.get_running_loop().create_future()
+        with self._store.lock:
+            self._waiting[news] = None
+        try:
+            if self.read(after) is None:  # another thread may have been faster
+                await news
+        finally:
+            with self._store.lock:
+                self._waiting.pop(news, None)
+
+    def join(self) -> None:
+        with self._store.lock:
+            self._readers += 1
+        _call_in(self._loop, self._tell_followed)
+
+    def leave(self) -> None:
+        with self._store.lock:
+            self._readers -= 1
+        _call_in(self._loop, self._tell_followed)
+
+    def cancel(self) -> None:
+        _call_in(self._loop, self._tell_cancel)
+
+    def shrink(self, size: int) -> None:
+        """Drop the oldest frames, so that at least `size` bytes are free, or all."""
+        self._frames.shrink(size)
+
+    def forget(self) -> None:
+        """Let readers know that the log is gone."""
+        self._state = State.GONE
+        self._frame = b""
+        self._producer = None
+        self._frames.close()
+        self._frames.drop_all()
+        self._wake()
+
+    def measure(self) -> int:
+        """Return the memory that the log takes."""
+        return self._fixed_size + self._frames.size + len(self._frame) + len(self.name)
+
+    def _append(self, seq: int, frame: bytes) -> None:
+        with self._store.lock:
+            if self._state is State.RUNNING:
+                self._frames.append(seq, frame)
+                self._store.recount(self)
+
+    def _wake(self) -> None:
+        with self._store.lock:
+            waiting, self._waiting = self._waiting, {}
+        for news in waiting:
+            _call_in(news.get_loop(), _set, news)
+
+    def _tell_followed(self) -> None:
+        followed = self._readers > 0
+        if self._producer is not None and followed is not self._followed:
+            self._followed = followed
+            self._producer.on_followed(followed=followed)
+
+    def _tell_cancel(self) -> None:
+        if self._producer is not None:
+            self._producer.on_cancel()
+
+
+def _set(news: "asyncio.Future[None]") -> None:
+    if not news.done():
+        news.set_result(None)
+
+
+def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: object) -> None:
+    """Call something in its event loop: at once where that is this one, never in a closed one."""
+    if loop is _running_loop():
+        call(*args)
+    else:
+        with suppress(RuntimeError):  # it is closed
+            loop.call_soon_threadsafe(call, *args)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

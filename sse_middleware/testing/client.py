@@ -1,0 +1,271 @@
+"""An in-process ASGI server and its client, for one request: reads endless streams, hangs, leaves.
+
+There is no socket and no thread, so that a test sees each message when it is sent, and runs as well
+on a loop whose clock is faked.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Scope
+
+from sse_middleware.events import Event
+from sse_middleware.parser import EventParser
+
+EVENTSOURCE_HEADERS = [(b"accept", b"text/event-stream"), (b"cache-control", b"no-cache")]
+"""What a native `EventSource` is known by."""
+
+
+def http_scope(
+    *,
+    method: str = "GET",
+    path: str = "/",
+    headers: list[tuple[bytes, bytes]] | None = None,
+    **others: object,
+) -> Scope:
+    """Return the scope of a request as a server of today makes it (ASGI HTTP 2.3).
+
+    Args:
+        method: the HTTP method.
+        path: the decoded path.
+        headers: names in lower case and values, none by default.
+        **others: any other key of the scope, such as `query_string` (bytes) or `state`.
+    """
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers if headers is not None else [],
+        "client": ("127.0.0.1", 50000),
+        "server": ("127.0.0.1", 80),
+        **others,
+    }
+
+
+class Exchange:
+    """One request in the hands of an app; `send` and `receive` are the server's side of it.
+
+    Args:
+        scope: the request's, as `http_scope` makes it.
+        body: the request's.
+
+    Attributes:
+        scope: the request's.
+        messages: what the app has sent, each with the loop's time.
+        refusal: what a write raises, as a server does whose client is gone; `None` for none.
+        overlaps: how often a write began while another was under way.
+        receives: how often the app has called `receive`.
+        task: the app's, while it is `running`; await it for the exception that the app has raised.
+    """
+
+    def __init__(self, scope: Scope, *, body: bytes = b"") -> None:
+        self.scope = scope
+        self.messages: list[tuple[float, MutableMapping[str, Any]]] = []
+        self.refusal: Exception | None = None
+        self.overlaps = 0
+        self.receives = 0
+        self.task: asyncio.Task[None] | None = None
+        self._body: bytes | None = body
+        self._disconnected = asyncio.Event()
+        self._readable = asyncio.Event()
+        self._readable.set()
+        self._news = asyncio.Event()
+        self._writing = False
+        self._parser = EventParser()
+        self._parsed = 0
+        self._events: list[Event] = []
+
+    async def send(self, message: Message) -> None:
+        """Take a message of the app; it waits while the client is blocked."""
+        if self.refusal is not None:
+            raise self.refusal
+        self.overlaps += self._writing
+        self._writing = True
+        try:
+            await self._readable.wait()
+        finally:
+            self._writing = False
+        self.messages.append((asyncio.get_running_loop().time(), message))
+        self._news.set()
+
+    async def receive(self) -> Message:
+        """Give the request's body to the app, and then wait for the client to leave."""
+        self.receives += 1
+        if self._body is not None:
+            body, self._body = self._body, None
+            return {"type": "http.request", "body": body, "more_body": False}
+        await self._disconnected.wait()
+        return {"type": "http.disconnect"}
+
+    def block(self) -> None:
+        """Stop reading, so that the next write waits."""
+        self._readable.clear()
+
+    def unblock(self) -> None:
+        """Read on."""
+        self._readable.set()
+
+    def disconnect(self) -> None:
+        """Leave: `receive` says so. For writes that fail, set `refusal`."""
+        self._disconnected.set()
+
+    @property
+    def start(self) -> MutableMapping[str, Any]:
+        """The response start; an `AssertionError` is raised where there is none yet."""
+        for _, message in self.messages:
+            if message["type"] == "http.response.start":
+                return message
+        raise AssertionError("the response has not started")
+
+    @property
+    def status(self) -> int:
+        """The status of the response."""
+        status: int = self.start["status"]
+        return status
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        """The headers of the response, the last one of each name."""
+        return dict(self.start["headers"])
+
+    @property
+    def body(self) -> bytes:
+        """All body bytes so far."""
+        return b"".join(m.get("body", b"") for _, m in self.messages)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the response was completed."""
+        return any(
+            m["type"] == "http.response.body" and not m.get("more_body") for _, m in self.messages
+        )
+
+    @property
+    def events(self) -> list[Event]:
+        """What a client has dispatched so far."""
+        self._parse()
+        return self._events.copy()
+
+    @property
+    def names(self) -> list[str]:
+        """The types of those events."""
+        return [event.event for event in self.events]
+
+    @property
+    def last_event_id(self) -> str:
+        """What a client would send as `Last-Event-ID` now; `""` where it would send none."""
+        self._parse()
+        return self._parser.last_event_id
+
+    @property
+    def retry(self) -> int | None:
+        """How long a client would wait before it reconnects, in milliseconds, if it was told."""
+        self._parse()
+        return self._parser.retry
+
+    async def until(self, name: str) -> Event:
+        """Wait for an event of the type `name` and return the latest one.
+
+        Raises:
+            AssertionError: the stream has ended without one.
+        """
+        await self._until(lambda: name in self.names, f"an event {name!r}")
+        return next(event for event in reversed(self.events) if event.event == name)
+
+    async def until_count(self, count: int, name: str | None = None) -> list[Event]:
+        """Wait for `count` events and return all that there are.
+
+        Args:
+            count: how many.
+            name: of which type; any by default.
+
+        Raises:
+            AssertionError: the stream has ended before that.
+        """
+
+        def found() -> list[Event]:
+            return [event for event in self.events if name in (None, event.event)]
+
+        await self._until(lambda: len(found()) >= count, f"{count} events {name or ''}".rstrip())
+        return found()
+
+    async def until_end(self) -> None:
+        """Wait for the end of the response.
+
+        Raises:
+            AssertionError: the app has returned or failed without one.
+        """
+        await self._until(lambda: self.ended, "an end of the response")
+
+    def _parse(self) -> None:
+        for _, message in self.messages[self._parsed :]:
+            self._events += self._parser.feed(message.get("body", b""))
+        self._parsed = len(self.messages)
+
+    async def _until(self, holds: Callable[[], bool], what: str) -> None:
+        while not holds():
+            if self.ended or (self.task is not None and self.task.done()):
+                message = f"the stream has ended without {what}, it had {', '.join(self.names)}"
+                raise AssertionError(message) from self._failure()
+            self._news.clear()
+            await self._news.wait()
+
+    def _failure(self) -> BaseException | None:
+        if self.task is None or not self.task.done() or self.task.cancelled():
+            return None
+        return self.task.exception()
+
+    def _on_return(self, _: "asyncio.Task[None]") -> None:
+        self._news.set()
+
+
+@asynccontextmanager
+async def running(app: ASGIApp, exchange: Exchange) -> AsyncIterator[Exchange]:
+    """Run `app` on `exchange` in a task of its own, and see it end or end it.
+
+    Behind the block the app has returned, failed, or was cancelled. What it raised is not raised
+    again: `await exchange.task` inside the block does that.
+    """
+    exchange.task = asyncio.ensure_future(_run(app, exchange))
+    exchange.task.add_done_callback(exchange._on_return)  # noqa: SLF001
+    try:
+        yield exchange
+    finally:
+        if not exchange.task.done():
+            exchange.task.cancel()
+        await asyncio.gather(exchange.task, return_exceptions=True)
+
+
+async def _run(app: ASGIApp, exchange: Exchange) -> None:
+    await app(exchange.scope, exchange.receive, exchange.send)
+
+
+async def handle(
+    app: ASGIApp,
+    *,
+    headers: list[tuple[bytes, bytes]] | None = None,
+    body: bytes = b"",
+    **scope: Any,
+) -> Exchange:
+    """Run `app` on one request to its end, with a client that reads everything.
+
+    Args:
+        app: the app.
+        headers: those of the request.
+        body: that of the request.
+        **scope: what else `http_scope` takes.
+
+    Returns:
+        The exchange, with all that the app has sent. What the app raises is raised.
+    """
+    exchange = Exchange(http_scope(headers=headers, **scope), body=body)
+    await app(exchange.scope, exchange.receive, exchange.send)
+    return exchange

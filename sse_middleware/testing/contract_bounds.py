@@ -1,0 +1,149 @@
+"""The contract of a store, what it keeps: within its bounds, for its time, and told where not."""
+
+from contextlib import aclosing
+
+from sse_middleware.stores.base import Batch, EventStore, State
+from sse_middleware.testing.streams import FakeStream, Reader
+from sse_middleware.testing.trials import TTL_SECONDS, StoreTrials, trial
+
+_EVENTS = 100
+_BYTES = 10_000
+_SIZE = 100
+"""Of an event, in bytes."""
+
+
+class BoundsTrials(StoreTrials):
+    """The latest events are kept, half of what is allowed at least; the others are told as gone."""
+
+    @trial(max_events=_EVENTS)
+    async def test_so_many_events_are_kept(self, store: EventStore) -> None:
+        """The bound of events holds, and what is kept are the latest ones."""
+        stream = FakeStream(store)
+        stream.write(10 * _EVENTS)
+        await self._check_kept(store, stream, _EVENTS)
+
+    @trial(max_bytes=_BYTES)
+    async def test_so_many_bytes_are_kept(self, store: EventStore) -> None:
+        """The bound of bytes holds, and what is kept are the latest events."""
+        stream = FakeStream(store)
+        stream.write(10 * _BYTES // _SIZE, size=_SIZE)
+        await self._check_kept(store, stream, _BYTES // _SIZE)
+
+    @trial(max_events=_EVENTS)
+    async def test_a_log_within_its_bounds_is_kept_whole(self, store: EventStore) -> None:
+        """Nothing goes before it has to."""
+        stream = FakeStream(store)
+        stream.write(_EVENTS)
+        stream.log.end(State.FINISHED)
+        reader = await Reader(store, stream.id).read_all()
+        assert (len(reader.numbers), reader.holes) == (_EVENTS, [])
+
+    @trial(max_bytes=_BYTES)
+    async def test_an_event_larger_than_the_bound_is_told_as_gone(self, store: EventStore) -> None:
+        """It leaves a hole, and the next one is kept again."""
+        stream = FakeStream(store)
+        stream.write(3)
+        stream.write(1, size=2 * _BYTES)
+        stream.write(2)
+        stream.log.end(State.FINISHED)
+        reader = await Reader(store, stream.id, 3).read_all()
+        assert (reader.holes, reader.numbers) == ([(4, 4)], [5, 6])
+
+    @trial(max_events=20)
+    async def test_who_keeps_up_is_told_of_no_hole(self, store: EventStore) -> None:
+        """What goes behind a reader's back is none of its business."""
+        stream = FakeStream(store)
+        async with Reader(store, stream.id) as reader:
+            for _ in range(70):
+                stream.write()
+                await reader.until(stream.last)
+        assert reader.numbers == list(range(1, 71))
+        assert reader.holes == []
+
+    @trial(max_events=_EVENTS)
+    async def test_who_is_overtaken_is_told_so(self, store: EventStore) -> None:
+        """A slow reader hears up to where it has missed something."""
+        stream = FakeStream(store)
+        reader = Reader(store, stream.id)
+        async with aclosing(store.follow(stream.id, 0)) as batches:
+            stream.write()
+            reader.take(await anext(batches))
+            stream.write(10 * _EVENTS)
+            stream.log.end(State.FINISHED)
+            async for batch in batches:
+                reader.take(batch)
+        assert reader.holes
+        assert reader.last == stream.last
+        assert len(reader.numbers) + sum(b - a + 1 for a, b in reader.holes) == stream.last
+
+    @trial()
+    async def test_an_ended_log_is_kept_for_its_time(self, store: EventStore) -> None:
+        """And found, followed, cancelled and named no longer than that."""
+        stream, name = FakeStream(store), "kept"
+        stream.log.set_name(name + stream.id)
+        stream.write(3)
+        stream.log.end(State.FINISHED)
+        await self.found(store, stream.id, state=State.FINISHED)
+        await self.pass_time(TTL_SECONDS / 2)
+        assert (await Reader(store, stream.id).read_all()).numbers == [1, 2, 3]
+        assert await store.find_named(name + stream.id) is not None
+        await self.pass_time(TTL_SECONDS)
+        await self.lost(store, stream.id)
+        assert await store.find_named(name + stream.id) is None
+        assert not await store.cancel(stream.id)
+        reader = await Reader(store, stream.id, 2).read_all()
+        assert reader.end == Batch(State.GONE, 2, b"")
+
+    @trial()
+    async def test_a_disowned_log_is_kept_for_its_time(self, store: EventStore) -> None:
+        """Though there is nothing in it."""
+        stream = FakeStream(store)
+        stream.write(3)
+        stream.log.disown()
+        await self.found(store, stream.id, state=State.DISOWNED)
+        await self.pass_time(1.5 * TTL_SECONDS)
+        await self.lost(store, stream.id)
+
+    @trial()
+    async def test_a_running_log_is_kept_however_old_and_silent(self, store: EventStore) -> None:
+        """Its time begins with its end."""
+        stream = FakeStream(store)
+        stream.write(3)
+        async with Reader(store, stream.id) as reader:
+            await reader.until(3)
+            await self.pass_time(3 * TTL_SECONDS)
+            await self.found(store, stream.id, state=State.RUNNING, last=3)
+            stream.write()
+            await reader.until(4)
+        await self.pass_time(3 * TTL_SECONDS)
+        stream.log.end(State.FINISHED)
+        assert (await Reader(store, stream.id).read_all()).numbers == [1, 2, 3, 4]
+
+    @trial()
+    async def test_a_reader_too_slow_for_the_time_is_not_told_of_an_end(
+        self, store: EventStore
+    ) -> None:
+        """It gets the rest, or hears that the log is gone; an end would say that it has it all."""
+        stream = FakeStream(store)
+        stream.write(40, size=100_000)
+        stream.log.end(State.FINISHED)
+        reader = Reader(store, stream.id)
+        async with aclosing(store.follow(stream.id, 0)) as batches:
+            reader.take(await anext(batches))
+            await self.pass_time(2 * TTL_SECONDS)
+            async for batch in batches:
+                reader.take(batch)
+        assert reader.end is not None
+        assert reader.last == stream.last or reader.end.state is State.GONE
+
+    async def _check_kept(self, store: EventStore, stream: FakeStream, bound: int) -> None:
+        stream.log.end(State.FINISHED)
+        reader = await Reader(store, stream.id).read_all()
+        assert bound // 2 <= len(reader.numbers) <= bound, f"{len(reader.numbers)} events are kept"
+        first = reader.numbers[0]
+        assert reader.numbers == list(range(first, stream.last + 1))
+        assert reader.holes == [(1, first - 1)]
+        await self.found(store, stream.id, first=first)
+        for after, holes in ((first - 2, [(first - 1, first - 1)]), (first - 1, [])):
+            reader = await Reader(store, stream.id, after).read_all()
+            assert (reader.holes, reader.numbers[0]) == (holes, first)

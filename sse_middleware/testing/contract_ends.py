@@ -1,0 +1,195 @@
+"""The contract of a store, how a log ends and how it is found: once, and the same for everybody."""
+
+from contextlib import aclosing
+
+from sse_middleware.stores.base import Batch, EventStore, State
+from sse_middleware.testing.streams import FakeStream, Reader, eventually, log_info
+from sse_middleware.testing.trials import StoreTrials, trial
+
+_KEPT = (State.FINISHED, State.CANCELLED, State.LOST)
+_END = b"event: complete\ndata: {}\n\n"
+
+
+class EndTrials(StoreTrials):
+    """A log has one end, of one kind; what comes behind it is ignored."""
+
+    @trial()
+    async def test_an_end_is_what_every_reader_gets_last(self, store: EventStore) -> None:
+        """The last batch says how the stream has ended, with a frame or without one."""
+        for state in _KEPT:
+            for frame in (_END, b""):
+                stream = FakeStream(store)
+                stream.write(3)
+                async with Reader(store, stream.id) as waiting:
+                    await waiting.until(3)
+                    stream.log.end(state, frame)
+                    await waiting.until_end()
+                late = await Reader(store, stream.id).read_all()
+                behind = await Reader(store, stream.id, 3).read_all()
+                for reader in (waiting, late, behind):
+                    assert reader.end == Batch(state, 3, frame)
+                assert waiting.frames == late.frames
+                await self.found(store, stream.id, state=state, last=3, tells_end=bool(frame))
+
+    @trial()
+    async def test_nothing_follows_the_end(self, store: EventStore) -> None:
+        """The last batch is the last one."""
+        stream = FakeStream(store)
+        stream.write(2)
+        stream.log.end(State.FINISHED, _END)
+        async with aclosing(store.follow(stream.id, 0)) as batches:
+            states = [batch.state async for batch in batches]
+        assert states[-1] is State.FINISHED
+        assert set(states[:-1]) == {State.RUNNING}
+
+    @trial()
+    async def test_a_log_without_events_has_an_end_as_well(self, store: EventStore) -> None:
+        """There need not be an event before it."""
+        stream = FakeStream(store)
+        stream.log.end(State.FINISHED, _END)
+        assert (await Reader(store, stream.id).read_all()).end == Batch(State.FINISHED, 0, _END)
+
+    @trial()
+    async def test_a_log_ends_once(self, store: EventStore) -> None:
+        """The first end counts, and what comes later is ignored."""
+        stream = FakeStream(store)
+        stream.write(2)
+        stream.log.end(State.FINISHED, _END)
+        stream.log.append(3, b"id: 3\ndata: late\n\n")
+        stream.log.end(State.CANCELLED, b"event: late\n\n")
+        stream.log.end(State.GONE)
+        stream.log.disown()
+        stream.log.set_name(f"late:{stream.id}")
+        reader = await Reader(store, stream.id).read_all()
+        assert reader.numbers == [1, 2]
+        assert reader.end == Batch(State.FINISHED, 2, _END)
+        assert await store.find_named(f"late:{stream.id}") is None
+
+    @trial()
+    async def test_an_unknown_log_is_gone(self, store: EventStore) -> None:
+        """There is nothing to find, to follow and to cancel."""
+        unknown = log_info().stream_id
+        assert await store.find(unknown) is None
+        assert await store.find_named(unknown) is None
+        assert not await store.cancel(unknown)
+        for after in (0, 7):
+            reader = await Reader(store, unknown, after).read_all()
+            assert reader.end == Batch(State.GONE, after, b"")
+
+    @trial()
+    async def test_a_log_that_goes_is_gone_for_everybody(self, store: EventStore) -> None:
+        """It is dropped, and who waits for it hears so."""
+        stream = FakeStream(store)
+        stream.log.set_name(f"name:{stream.id}")
+        stream.write(3)
+        async with Reader(store, stream.id) as waiting:
+            await waiting.until(3)
+            stream.log.end(State.GONE, _END)
+            assert await waiting.until_end() is State.GONE
+        stream.log.append(4, b"id: 4\ndata: late\n\n")
+        stream.log.end(State.FINISHED, _END)
+        await self.lost(store, stream.id)
+        assert await store.find_named(f"name:{stream.id}") is None
+        assert not await store.cancel(stream.id)
+        reader = await Reader(store, stream.id).read_all()
+        assert reader.end == Batch(State.GONE, 0, b"")
+
+    @trial()
+    async def test_the_events_of_a_disowned_log_are_dropped(self, store: EventStore) -> None:
+        """It is still found, so that a cursor into it is known for what it is."""
+        stream = FakeStream(store)
+        stream.write(3)
+        async with Reader(store, stream.id) as waiting:
+            await waiting.until(3)
+            stream.log.disown()
+            await waiting.until_end()
+        stream.log.append(4, b"id: 4\ndata: late\n\n")
+        stream.log.end(State.FINISHED, _END)
+        await self.found(store, stream.id, state=State.DISOWNED)
+        late = await Reader(store, stream.id).read_all()
+        for reader in (waiting, late):
+            assert reader.end is not None
+            assert reader.end.state is State.DISOWNED
+            assert not reader.end.frames
+        assert late.numbers == []
+
+    @trial()
+    async def test_a_log_is_found_as_it_is(self, store: EventStore) -> None:
+        """All that is known of the stream, and how far it is."""
+        stream = FakeStream(store)
+        await self.found(
+            store,
+            stream.id,
+            info=stream.info,
+            state=State.RUNNING,
+            last=0,
+            tells_end=False,
+            first=1,
+        )
+        stream.write(3)
+        await self.found(
+            store,
+            stream.id,
+            info=stream.info,
+            state=State.RUNNING,
+            last=3,
+            tells_end=False,
+            first=1,
+        )
+        stream.log.end(State.FINISHED, _END)
+        await self.found(
+            store,
+            stream.id,
+            info=stream.info,
+            state=State.FINISHED,
+            last=3,
+            tells_end=True,
+            first=1,
+        )
+
+    @trial()
+    async def test_what_is_known_of_a_stream_comes_back_as_it_was(self, store: EventStore) -> None:
+        """Each field, whatever stands in it."""
+        bare = FakeStream(
+            store,
+            identity="",
+            body_digest=None,
+            origin="",
+            headers=b"",
+            route="",
+            marked=False,
+            app_ids=True,
+            max_seconds=None,
+            rotates=True,
+            heartbeat_interval=None,
+            silence_threshold=0.25,
+        )
+        odd = FakeStream(store, path="/\x00\r\n\ud7ff\U0001f600", headers=bytes(range(256)))
+        for stream in (bare, odd):
+            await self.found(store, stream.id, info=stream.info)
+
+    @trial()
+    async def test_the_latest_log_of_a_name_counts(self, store: EventStore) -> None:
+        """A name leads to one log; where that is gone, to none."""
+        first, second = FakeStream(store), FakeStream(store)
+        name = f"chat:{first.id}"
+        first.log.set_name(name)
+        await self._named(store, name, first.id)
+        second.log.set_name(name)
+        await self._named(store, name, second.id)
+        second.write(2)
+        second.log.end(State.FINISHED)
+        await self._named(store, name, second.id)
+        third = FakeStream(store)
+        third.log.set_name(name)
+        await self._named(store, name, third.id)
+        third.log.end(State.GONE)
+        await self._named(store, name, None)
+        assert await store.find_named(f"other:{first.id}") is None
+
+    async def _named(self, store: EventStore, name: str, stream_id: str | None) -> None:
+        async def ask() -> str | None:
+            found = await store.find_named(name)
+            return None if found is None else found.info.stream_id
+
+        await eventually(ask, lambda got: got == stream_id, f"{name} was to lead to {stream_id}")

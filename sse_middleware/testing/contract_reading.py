@@ -1,0 +1,229 @@
+"""The contract of a store, what a reader is given: all of it, in order, none twice."""
+
+import asyncio
+import random
+from contextlib import AsyncExitStack, aclosing
+
+from sse_middleware.stores.base import Batch, EventStore, State
+from sse_middleware.testing.streams import FakeStream, Reader
+from sse_middleware.testing.trials import StoreTrials, trial
+
+_MANY = 20_000
+_LARGE = 1 << 20
+
+
+class ReadingTrials(StoreTrials):
+    """Replay and tail are one sequence; a hole in it is told."""
+
+    @trial()
+    async def test_a_reader_gets_what_is_kept_and_then_what_comes(self, store: EventStore) -> None:
+        """What is kept and what comes later are one sequence."""
+        stream = FakeStream(store)
+        frames = stream.write(3)
+        async with Reader(store, stream.id) as reader:
+            await reader.until(3)
+            frames += stream.write(2)
+            await reader.until(5)
+            frames += stream.write(1)
+            stream.log.end(State.FINISHED, b"event: complete\n\n")
+            assert await reader.until_end() is State.FINISHED
+        assert reader.frames == frames
+        assert reader.holes == []
+
+    @trial()
+    async def test_a_reader_may_begin_behind_any_event(self, store: EventStore) -> None:
+        """It is given what stands behind its cursor, and nothing of what stands before it."""
+        stream = FakeStream(store)
+        stream.write(7)
+        stream.log.end(State.FINISHED)
+        for after in range(8):
+            reader = await Reader(store, stream.id, after).read_all()
+            assert reader.numbers == list(range(after + 1, 8))
+            assert reader.holes == []
+
+    @trial()
+    async def test_a_reader_before_the_first_event_waits_for_it(self, store: EventStore) -> None:
+        """A log without events is one to wait for."""
+        stream = FakeStream(store)
+        async with Reader(store, stream.id) as reader:
+            await stream.producer.hears("followed")
+            assert reader.end is None
+            stream.write()
+            await reader.until(1)
+
+    @trial()
+    async def test_an_event_between_two_batches_is_not_missed(self, store: EventStore) -> None:
+        """There is no gap between what a reader was given and what it waits for."""
+        stream = FakeStream(store)
+        stream.write(2)
+        reader = Reader(store, stream.id)
+        async with aclosing(store.follow(stream.id, 0)) as batches:
+            for number in range(3, 30):
+                while reader.last < number - 1:
+                    reader.take(await anext(batches))
+                stream.write(1)
+            stream.log.end(State.FINISHED)
+            async for batch in batches:
+                reader.take(batch)
+        assert reader.numbers == list(range(1, 30))
+        assert reader.end is not None
+
+    @trial()
+    async def test_many_readers_of_a_growing_log_each_get_all_of_it(
+        self, store: EventStore
+    ) -> None:
+        """Whoever comes, whenever, from wherever: the same events."""
+        stream, count, dice = FakeStream(store), 300, random.Random(1)  # noqa: S311
+        readers: dict[Reader, int] = {}
+        frames: list[bytes] = []
+        async with AsyncExitStack() as stack:
+            while stream.last < count:
+                frames += [stream.write() for _ in range(dice.randrange(4))]
+                if not dice.randrange(10):
+                    after = dice.randrange(len(frames) + 1)
+                    reader = await stack.enter_async_context(Reader(store, stream.id, after))
+                    readers[reader] = after
+                await asyncio.sleep(dice.choice((0, 0, 0, 0.001)))
+            stream.log.end(State.FINISHED)
+            for reader in readers:
+                await reader.until_end()
+        for reader, after in readers.items():
+            assert reader.frames == b"".join(frames[after:])
+            assert reader.holes == []
+
+    @trial()
+    async def test_frames_come_back_byte_for_byte(self, store: EventStore) -> None:
+        """What stands in a frame is none of the store's business."""
+        stream = FakeStream(store)
+        frames = [
+            b"id: 1\r\ndata: carriage returns\r\n\r\n",
+            b"id: 2\rdata: and alone\r\r",
+            b"id: 3\ndata: \x00\xff\xfe \xef\xbb\xbf \xc3\xa4\n\n",
+            b": a comment\nid: 4\nretry: 5\nevent: x\ndata: 1\ndata\n\n",
+            b"id: 5\ndata: " + bytes(set(range(256)) - set(b"\r\n")) + b"\n\n",
+        ]
+        for number, frame in enumerate(frames, 1):
+            stream.log.append(number, frame)
+        end = b"event: complete\r\ndata: \x00\xff\r\n\r\n"
+        stream.log.end(State.FINISHED, end)
+        reader = await Reader(store, stream.id).read_all()
+        assert reader.frames == b"".join(frames)
+        assert reader.end == Batch(State.FINISHED, len(frames), end)
+
+    @trial()
+    async def test_a_large_log_is_read_back_in_order(self, store: EventStore) -> None:
+        """However many events there are."""
+        stream = FakeStream(store)
+        frames = stream.write(_MANY, size=100)
+        stream.log.end(State.FINISHED)
+        reader = await Reader(store, stream.id).read_all()
+        assert reader.frames == frames
+        reader = await Reader(store, stream.id, _MANY - 1).read_all()
+        assert reader.numbers == [_MANY]
+
+    @trial()
+    async def test_a_large_event_is_read_back_whole(self, store: EventStore) -> None:
+        """A batch has whole frames, however long one is."""
+        stream = FakeStream(store)
+        frames = b"".join(stream.write(size=size) for size in (100, _LARGE, 100, _LARGE))
+        stream.log.end(State.FINISHED)
+        assert (await Reader(store, stream.id).read_all()).frames == frames
+
+    @trial()
+    async def test_a_slow_reader_gets_all_as_well(self, store: EventStore) -> None:
+        """The log does not wait for its readers, and they miss nothing by taking their time."""
+        stream = FakeStream(store)
+        reader = Reader(store, stream.id)
+        async with aclosing(store.follow(stream.id, 0)) as batches:
+            stream.write(10)
+            reader.take(await anext(batches))
+            frames = stream.write(500, size=1000)
+            stream.log.end(State.FINISHED)
+            async for batch in batches:
+                await asyncio.sleep(0)
+                reader.take(batch)
+        assert reader.last == stream.last
+        assert reader.frames.endswith(frames)
+        assert reader.holes == []
+
+    @trial()
+    async def test_logs_do_not_mix(self, store: EventStore) -> None:
+        """Each reader reads one log."""
+        streams = [FakeStream(store) for _ in range(3)]
+        frames = [b""] * 3
+        for _ in range(20):
+            for index, stream in enumerate(streams):
+                frames[index] += stream.write(size=30 + index)
+        for index, stream in enumerate(streams):
+            stream.log.end(State.FINISHED, b"%d" % index)
+        for index, stream in enumerate(streams):
+            reader = await Reader(store, stream.id).read_all()
+            assert reader.frames == frames[index]
+            assert reader.end == Batch(State.FINISHED, 20, b"%d" % index)
+
+    @trial()
+    async def test_a_cursor_ahead_of_the_log_waits_for_it(self, store: EventStore) -> None:
+        """An event is shown first and stored soon after: its reader may be faster."""
+        stream = FakeStream(store)
+        stream.write(2)
+        async with Reader(store, stream.id, 5) as reader:
+            await stream.producer.hears("followed")
+            for _ in range(3):
+                stream.write()
+                await asyncio.sleep(0.01)
+            assert reader.numbers == []
+            stream.write(2)
+            await reader.until(7)
+            stream.log.end(State.FINISHED)
+            await reader.until_end()
+        assert reader.numbers == [6, 7]
+        assert reader.holes == []
+
+    @trial()
+    async def test_a_cursor_ahead_of_an_ended_log_gets_the_end(self, store: EventStore) -> None:
+        """What the log has not got, it will not get any more."""
+        stream = FakeStream(store)
+        stream.write(2)
+        stream.log.end(State.LOST, b"event: error\n\n")
+        reader = await Reader(store, stream.id, 5).read_all()
+        assert reader.end == Batch(State.LOST, 5, b"event: error\n\n")
+
+    @trial()
+    async def test_a_number_left_out_is_told(self, store: EventStore) -> None:
+        """Nobody reads over a hole, and what stands behind it is there."""
+        stream = FakeStream(store)
+        stream.write(2)
+        stream.write_number(5)
+        behind = stream.write_number(6)
+        stream.log.end(State.FINISHED)
+        for after in range(4):
+            reader = await Reader(store, stream.id, after).read_all()
+            assert reader.holes[-1][1:] == (4,)
+            assert reader.numbers[-2:] == [5, 6]
+        for after in (4, 5):
+            reader = await Reader(store, stream.id, after).read_all()
+            assert reader.holes == []
+            assert reader.frames.endswith(behind)
+
+    @trial()
+    async def test_a_hole_before_the_first_event_is_told(self, store: EventStore) -> None:
+        """A log may begin late."""
+        stream = FakeStream(store)
+        stream.write_number(3)
+        stream.log.end(State.FINISHED)
+        reader = await Reader(store, stream.id).read_all()
+        assert (reader.holes, reader.numbers) == ([(1, 2)], [3])
+        reader = await Reader(store, stream.id, 2).read_all()
+        assert (reader.holes, reader.numbers) == ([], [3])
+
+    @trial()
+    async def test_a_reader_who_waits_is_told_of_a_hole(self, store: EventStore) -> None:
+        """A hole is told to who has read all before it, too."""
+        stream = FakeStream(store)
+        stream.write(2)
+        async with Reader(store, stream.id) as reader:
+            await reader.until(2)
+            stream.write_number(9)
+            await reader.until(9)
+        assert reader.numbers == [1, 2, 9]
+        assert reader.holes == [(3, 8)]

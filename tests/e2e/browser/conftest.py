@@ -1,0 +1,75 @@
+"""Real servers behind scissors, and pages of a real browser."""
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.browser.scissors import Scissors, standing
+from tests.e2e.browser.site import APP, COMMON, PATIENCE_SECONDS, UVICORN, Site
+from tests.e2e.clients import needs
+from tests.e2e.servers import Server, serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import BrowserContext, Page
+
+Start = Callable[[str, dict[str, str]], tuple[Server, Scissors]]
+
+
+@pytest.fixture(scope="package")
+def servers(browser: "BrowserContext", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start each server when it is first asked for, and none where there is no browser."""
+    with ExitStack() as stack:
+        running: dict[str, tuple[Server, Scissors]] = {}
+
+        def start(name: str, settings: dict[str, str]) -> tuple[Server, Scissors]:
+            key = f"{name} {settings}"
+            if key not in running:
+                directory = tmp_path_factory.mktemp(name)
+                server = stack.enter_context(serving(name, APP, directory, COMMON | settings))
+                running[key] = server, stack.enter_context(standing(server.port))
+            return running[key]
+
+        yield start
+        for server, _ in running.values():
+            server.process.kill()  # which else waits for the feeds that go on without a reader
+
+
+def site_of(server: Server, scissors: Scissors) -> Iterator[Site]:
+    yield Site(server, scissors, secrets.token_hex(4))
+    assert scissors.lay_down() == 0, "not all cuts were made"
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest, servers: Start) -> Iterator[Site]:
+    yield from site_of(*servers(getattr(request, "param", UVICORN), {}))
+
+
+@pytest.fixture
+def capped(servers: Start) -> Iterator[Site]:
+    """The same with a cap of a second."""
+    yield from site_of(*servers(UVICORN, {"SSE_STREAM_MAX_SECONDS": "1"}))
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator["BrowserContext"]:
+    chromium, playwright = needs.chromium(), needs.module("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        launched = driver.chromium.launch(executable_path=chromium, args=quiet)
+        yield launched.new_context()
+        launched.close()
+
+
+@pytest.fixture
+def page(browser: "BrowserContext") -> Iterator["Page"]:
+    complaints: list[str] = []
+    opened = browser.new_page()
+    opened.set_default_timeout(PATIENCE_SECONDS * 1000)
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    yield opened
+    opened.close()
+    browser.clear_cookies()
+    assert complaints == []

@@ -1,0 +1,144 @@
+"""A page in a real browser that opens a native `EventSource` and keeps all that it hears."""
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+PAGE = """<!doctype html>
+<link rel="icon" href="data:,">
+<title>page</title>
+<script>
+const NAMES = ["message", "start", "heartbeat", "complete", "error", "reset"];
+const sources = [];
+
+function follow(url, closesAt, withCredentials) {
+  const source = new EventSource(url, { withCredentials });
+  const told = { source, events: [], opened: 0, failed: 0 };
+  for (const name of NAMES) {
+    source.addEventListener(name, (event) => {
+      if (event.data === undefined) return told.failed++;
+      told.events.push([event.type, event.data, event.lastEventId]);
+      if (closesAt.includes(event.type)) source.close();
+    });
+  }
+  source.addEventListener("open", () => told.opened++);
+  return sources.push(told) - 1;
+}
+
+function heard(index, name) {
+  return sources[index].events.filter((event) => event[0] === name).length;
+}
+</script>
+"""
+
+CONTROLS = ("start", "heartbeat", "complete", "error", "reset")
+CLOSED = 2
+"""`EventSource.CLOSED`"""
+
+_CURSOR = re.compile(r"([A-Za-z0-9_-]{22})-([0-9]+)(?:\.(end|again|cut))?")
+
+
+class Heard(NamedTuple):
+    """An event as a page gets it."""
+
+    type: str
+    data: str
+    last_event_id: str
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The data as JSON."""
+        told: dict[str, Any] = json.loads(self.data)
+        return told
+
+    @property
+    def place(self) -> tuple[str, int, str]:
+        """The secret, the number and the ending that its id tells."""
+        found = _CURSOR.fullmatch(self.last_event_id)
+        assert found is not None, f"{self.last_event_id!r} is no cursor"
+        return found[1], int(found[2]), found[3] or ""
+
+
+def visit(page: "Page", address: str) -> None:
+    """Load `PAGE` from where it is served."""
+    response = page.goto(address)
+    assert response is not None
+    assert response.ok, response.status_text
+
+
+class Follower:
+    """An `EventSource` in `page` on `url`.
+
+    Args:
+        page: one that was served `PAGE`.
+        url: what it asks for.
+        closes_at: the events at which the page closes it; the browser comes back without.
+        credentials: whether it sends cookies to other origins.
+    """
+
+    def __init__(
+        self,
+        page: "Page",
+        url: str,
+        *,
+        closes_at: tuple[str, ...] = ("complete",),
+        credentials: bool = False,
+    ) -> None:
+        self._page = page
+        self._index: int = page.evaluate(
+            "([url, closesAt, credentials]) => follow(url, closesAt, credentials)",
+            [url, list(closes_at), credentials],
+        )
+
+    def events(self, *names: str) -> list[Heard]:
+        """Return what it has heard so far, of the given names or all."""
+        heard = self._page.evaluate("(index) => sources[index].events", self._index)
+        events = [Heard(*event) for event in heard]
+        return [event for event in events if event.type in names] if names else events
+
+    def numbers(self) -> list[int]:
+        """Return the data of the app's events so far."""
+        return [int(event.data) for event in self.events("message")]
+
+    @property
+    def cursor(self) -> str:
+        """The last id that it has heard."""
+        return self.events()[-1].last_event_id
+
+    @property
+    def opened(self) -> int:
+        """How often it has been answered with a stream."""
+        opened: int = self._page.evaluate("(index) => sources[index].opened", self._index)
+        return opened
+
+    @property
+    def state(self) -> int:
+        """Its `readyState`."""
+        state: int = self._page.evaluate("(index) => sources[index].source.readyState", self._index)
+        return state
+
+    def wait_for(self, name: str, count: int = 1) -> None:
+        """Wait until it has heard so many events of a name."""
+        self._wait("([index, name, count]) => heard(index, name) >= count", name, count)
+
+    def wait_for_openings(self, count: int) -> None:
+        """Wait until it has been answered so many times."""
+        self._wait("([index, count]) => sources[index].opened >= count", count)
+
+    def wait_until_closed(self) -> None:
+        """Wait until the browser, or the page, has closed it for good."""
+        self._wait("([index]) => sources[index].source.readyState === EventSource.CLOSED")
+
+    def close(self) -> None:
+        """Close it as a page does."""
+        self._page.evaluate("(index) => sources[index].source.close()", self._index)
+
+    def _wait(self, condition: str, *arguments: object) -> None:
+        try:
+            self._page.wait_for_function(condition, arg=[self._index, *arguments], polling=20)
+        except Exception as exc:
+            exc.add_note(f"heard last, in state {self.state}: {self.events()[-9:]}")
+            raise

@@ -1,0 +1,373 @@
+"""A page with a native `EventSource` whose connections are cut, or end by themselves.
+
+All is seen from the page: each event once and in order, with no code but `new EventSource(...)`.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sse_middleware import EventParser
+from tests.e2e.browser.page import CLOSED, Follower, Heard, visit
+from tests.e2e.browser.scissors import standing
+from tests.e2e.browser.site import (
+    APP,
+    COMMON,
+    SERVERS,
+    UVICORN,
+    Site,
+    assert_gapless,
+    assert_resumed,
+    assert_whole,
+    reasons,
+)
+from tests.e2e.cutting import How
+from tests.e2e.servers import serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+
+# A job that ends
+
+
+@pytest.mark.parametrize("site", SERVERS, indirect=True)
+def test_a_job_that_is_cut_is_heard_once_and_in_order(site: Site, page: "Page") -> None:
+    visit(page, site.page())
+    site.scissors.cut(rb"data: 5", rb"event: st", rb"data: 15\nid: .", rb"event: compl")
+    follower = Follower(page, site.url("/job", n=25))
+    follower.wait_until_closed()
+    assert_whole(follower.events(), 25)
+    assert_resumed(follower)
+    assert reasons(follower) == ["finished"]
+    assert site.runs() == [""]
+
+
+@pytest.mark.parametrize("how", [How.RESET, How.UNNOTICED])
+def test_it_does_not_matter_how_a_connection_is_lost(site: Site, page: "Page", how: How) -> None:
+    visit(page, site.page())
+    site.scissors.cut(rb"data: 5", rb"data: 12", how=how)
+    follower = Follower(page, site.url("/job"))
+    follower.wait_until_closed()
+    assert_whole(follower.events(), 20)
+    assert reasons(follower) == ["finished"]
+    assert site.runs() == [""]
+
+
+def test_a_page_that_is_offline_for_a_while_gets_the_rest(site: Site, page: "Page") -> None:
+    visit(page, site.page())
+    follower = Follower(page, site.url("/job", n=50))
+    follower.wait_for("message", 5)
+    page.context.set_offline(offline=True)
+    site.scissors.cut(rb"\ndata: \d")
+    page.wait_for_timeout(500)
+    assert follower.opened == 1
+    page.context.set_offline(offline=False)
+    follower.wait_until_closed()
+    assert_whole(follower.events(), 50)
+    assert site.runs() == [""]
+
+
+@pytest.mark.parametrize("places", [[], [rb"data: 19\nid: [\w-]+\n\n"], [rb"event: complete\nda"]])
+def test_a_page_that_does_not_close_a_finished_job_is_stopped(
+    site: Site, page: "Page", places: list[bytes]
+) -> None:
+    visit(page, site.page())
+    site.scissors.cut(*places)
+    follower = Follower(page, site.url("/job"), closes_at=())
+    follower.wait_until_closed()
+    assert_whole(follower.events(), 20)
+    assert reasons(follower) == ["finished"]
+    page.wait_for_timeout(400)
+    assert follower.state == CLOSED
+    told = site.told()
+    assert told["asked"] == [*[["GET", 200]] * (1 + len(places)), ["GET", 204]]
+    assert told["runs"] == [""]
+
+
+def test_a_page_that_opens_anew_with_its_cursor_in_the_query_gets_the_rest(
+    site: Site, page: "Page"
+) -> None:
+    visit(page, site.page())
+    first = Follower(page, site.url("/job", n=60))
+    first.wait_for("message", 4)
+    first.close()
+    site.scissors.cut(rb"data: 50")
+    second = Follower(page, site.url("/job", n=60, last_event_id=first.cursor))
+    second.wait_until_closed()
+    assert_whole([*first.events(), *second.events()], 60)
+    assert all(event.told["resumed"] for event in second.events("start"))
+    assert site.runs() == [""]
+
+
+def test_a_page_that_does_not_close_where_the_app_tells_the_end_itself_is_stopped(
+    site: Site, page: "Page"
+) -> None:
+    visit(page, site.page())
+    site.scissors.cut(rb"data: 7", rb"event: compl", rb"event: complete\n(.+\n)+\n")
+    follower = Follower(page, site.url("/job", completes=1), closes_at=())
+    follower.wait_until_closed()
+    assert follower.numbers() == list(range(20))
+    assert [event.data for event in follower.events("complete")] == ["{}"]
+    assert follower.events("reset", "error") == []
+    told = site.told()
+    assert told["asked"] == [*[["GET", 200]] * 3, ["GET", 204]]
+    assert told["runs"] == [""]
+
+
+POST_AND_LEAVE = """async (url) => {
+    const leaving = new AbortController();
+    const headers = { accept: "text/event-stream;events=named" };
+    const response = await fetch(url, { method: "POST", headers, signal: leaving.signal });
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let text = "";
+    while (!text.includes("data: 5")) text += (await reader.read()).value;
+    leaving.abort();
+    return text;
+}"""
+
+
+def test_a_page_goes_on_with_what_it_began_by_post(site: Site, page: "Page") -> None:
+    visit(page, site.page())
+    site.scissors.cut(rb"data: 12")
+    text: str = page.evaluate(POST_AND_LEAVE, site.url("/job"))
+    events = EventParser().feed(text.encode())
+    begun = [Heard(event.event, event.data, event.id or "") for event in events]
+    follower = Follower(page, site.url("/job", last_event_id=begun[-1].last_event_id))
+    follower.wait_until_closed()
+    assert_whole([*begun, *follower.events()], 20)
+    assert reasons(follower) == ["finished"]
+    assert site.runs() == [""]
+
+
+def test_two_pages_follow_one_job(site: Site, page: "Page") -> None:
+    visit(page, site.page())
+    site.scissors.cut(rb"data: 9")
+    first = Follower(page, site.url("/job", n=30))
+    first.wait_for("message", 4)
+    beginning = first.events("message")[0]
+    second = Follower(page, site.url("/job", last_event_id=beginning.last_event_id))
+    for follower in (first, second):
+        follower.wait_until_closed()
+    assert_whole(first.events(), 30)
+    assert_whole([beginning, *second.events()], 30)
+    assert site.runs() == [""]
+
+
+def test_an_app_that_fails_is_told_and_begins_anew(site: Site, page: "Page") -> None:
+    visit(page, site.page())
+    site.scissors.cut(rb"data: 3")
+    follower = Follower(page, site.url("/job", n=6, boom=1), closes_at=())
+    follower.wait_for("message", 12)
+    follower.close()
+    assert follower.numbers()[:12] == [*range(6), *range(6)]
+    names = [event.type for event in follower.events("error", "reset", "complete")]
+    assert names[:2] == ["error", "reset"]
+    assert "complete" not in names
+    assert follower.events("reset")[0].told["reason"] == "gone"
+    assert set(site.runs()) == {""}
+
+
+def test_a_stream_that_a_new_process_knows_nothing_of_is_reset(
+    site: Site, page: "Page", tmp_path: Path
+) -> None:
+    with standing(0) as scissors:
+        with serving(UVICORN, APP, tmp_path, COMMON) as server:
+            scissors.server_port = server.port
+            first = Site(server, scissors, site.key)
+            visit(page, first.page())
+            follower = Follower(page, first.url("/job", n=100))
+            follower.wait_for("message", 4)
+            server.process.kill()
+            server.process.wait()
+        scissors.server_port = site.server.port
+        follower.wait_for("reset")
+        follower.wait_until_closed()
+    events = follower.events()
+    at = [event.type for event in events].index("reset")
+    assert events[at].told["reason"] == "gone"
+    assert not events[at].told["resumed"]
+    assert_whole(events[at:], 100)
+    assert site.runs() == [""]
+
+
+# A page that polls by reconnecting
+
+
+def test_a_page_that_polls_goes_on_for_ever(site: Site, page: "Page") -> None:
+    visit(page, site.page())
+    follower = Follower(page, site.url("/poll", n=4), closes_at=())
+    follower.wait_for("message", 24)
+    assert follower.state != CLOSED
+    follower.close()
+    events = follower.events()
+    rounds = [number for number, event in enumerate(events) if event.type == "start"]
+    assert len(rounds) >= 6
+    for begin, end in pairwise(rounds):
+        assert_whole(events[begin:end], 4)
+    assert not any(event.told["resumed"] for event in follower.events("start"))
+    assert follower.events("reset", "error") == []
+    assert set(reasons(follower)) == {"finished"}
+    assert site.runs() == [""] * len(rounds)
+
+
+def test_a_page_that_polls_and_is_cut_gets_each_round_once(site: Site, page: "Page") -> None:
+    visit(page, site.page())
+    site.scissors.cut(rb"data: 2", rb"event: comp", rb"data: 3\nid: [\w-]+\n\n", rb"data: 0")
+    follower = Follower(page, site.url("/poll", n=4), closes_at=())
+    follower.wait_for("message", 20)
+    follower.close()
+    assert follower.numbers()[:20] == [*range(4)] * 5
+    assert follower.events("reset", "error") == []
+    assert follower.opened >= 9
+    assert set(site.runs()) == {""}
+
+
+# Feeds
+
+
+@pytest.mark.parametrize("site", SERVERS, indirect=True)
+def test_a_live_feed_that_is_cut_five_times_loses_nothing(site: Site, page: "Page") -> None:
+    visit(page, site.page())
+    follower = Follower(page, site.url("/live"))
+    for cuts in range(1, 6):
+        follower.wait_for("message", 5 * cuts)
+        site.scissors.cut(rb"\ndata: \d")
+        follower.wait_for_openings(cuts + 1)
+    follower.wait_for("message", 40)
+    follower.close()
+    assert_gapless(follower.numbers())
+    assert_resumed(follower)
+    assert follower.events("reset", "complete", "error") == []
+    assert site.runs() == [""]
+
+
+def test_without_us_a_live_feed_loses_what_comes_meanwhile(site: Site, page: "Page") -> None:
+    visit(page, site.page())
+    follower = Follower(page, site.url("/without/live"))
+    follower.wait_for("message", 5)
+    site.scissors.cut(rb"\ndata: \d")
+    follower.wait_for_openings(2)
+    held = len(follower.numbers())
+    follower.wait_for("message", held + 5)
+    numbers = follower.numbers()
+    assert len(numbers) < numbers[-1] - numbers[0]
+    assert site.runs() == ["", ""]
+
+
+def test_an_endless_feed_goes_on_across_three_rotations(capped: Site, page: "Page") -> None:
+    visit(page, capped.page())
+    follower = Follower(page, capped.url("/live"))
+    follower.wait_for_openings(3)
+    held = len(follower.numbers())
+    follower.wait_for("message", held + 5)
+    capped.scissors.cut(rb"\ndata: \d")
+    follower.wait_for_openings(5)
+    held = len(follower.numbers())
+    follower.wait_for("message", held + 5)
+    follower.close()
+    assert_gapless(follower.numbers())
+    assert_resumed(follower)
+    assert follower.events("reset", "complete", "error") == []
+    assert capped.runs() == [""]
+
+
+def test_a_marked_stream_is_complete_at_its_cap(capped: Site, page: "Page") -> None:
+    visit(page, capped.page())
+    capped.scissors.cut(rb"data: 7", rb"event: compl")
+    follower = Follower(page, capped.url("/job", n=1000))
+    follower.wait_until_closed()
+    assert reasons(follower) == ["duration_cap"]
+    assert_whole(follower.events(), len(follower.numbers()))
+    assert capped.told()["left"] == 1
+
+
+def test_a_page_that_does_not_close_behind_the_cap_begins_anew(capped: Site, page: "Page") -> None:
+    visit(page, capped.page())
+    follower = Follower(page, capped.url("/job", n=1000), closes_at=())
+    follower.wait_for("reset")
+    held = len(follower.numbers())
+    follower.wait_for("message", held + 3)
+    follower.close()
+    assert reasons(follower) == ["duration_cap"]
+    assert follower.events("reset")[0].told["reason"] == "gone"
+    numbers = follower.numbers()
+    again = numbers.index(0, 1)
+    assert_gapless(numbers[:again])
+    assert_gapless(numbers[again:])
+    assert capped.runs() == ["", ""]
+
+
+# Apps that number their events
+
+
+def ids_of(follower: Follower) -> list[str]:
+    return [event.last_event_id for event in follower.events("message")]
+
+
+def test_an_app_that_numbers_its_events_resumes_them_itself(site: Site, page: "Page") -> None:
+    visit(page, site.page())
+    site.scissors.cut(rb"data: 4", rb"id: 9\nd", rb"data: 15\n\n")
+    follower = Follower(page, site.url("/numbered"))
+    follower.wait_for("message", 20)
+    follower.close()
+    numbers = follower.numbers()
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert ids_of(follower) == [str(number) for number in numbers]
+    asked_behind = site.runs()
+    assert len(asked_behind) == 4
+    assert asked_behind[0] == ""
+    assert all(int(number) in numbers for number in asked_behind[1:])
+    assert follower.events("reset", "complete", "error") == []
+
+
+def test_an_app_that_numbers_its_events_is_asked_behind_the_last_one_that_was_heard(
+    site: Site, page: "Page"
+) -> None:
+    visit(page, site.page())
+    first_start = rb"event: start\ndata: .*\n(.+\n)+\n"
+    site.scissors.cut(first_start, rb"data: 4", first_start, first_start)
+    follower = Follower(page, site.url("/numbered", delay=0.2))
+    follower.wait_for("message", 8)
+    follower.close()
+    numbers = follower.numbers()
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert site.runs() == ["", "", "3", "3", "3"]
+    assert follower.events("reset", "complete", "error") == []
+
+
+def test_an_app_that_numbers_its_events_is_asked_again_behind_each_cap(
+    capped: Site, page: "Page"
+) -> None:
+    visit(page, capped.page())
+    follower = Follower(page, capped.url("/numbered"))
+    follower.wait_for_openings(4)
+    held = len(follower.numbers())
+    follower.wait_for("message", held + 3)
+    follower.close()
+    numbers = follower.numbers()
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert ids_of(follower) == [str(number) for number in numbers]
+    asked_behind = capped.runs()
+    assert len(asked_behind) == 4
+    assert asked_behind[0] == ""
+    assert all(int(number) in numbers for number in asked_behind[1:])
+    assert follower.events("reset", "complete", "error") == []
+
+
+@pytest.mark.parametrize("closes_at", [("complete",), ()])
+def test_an_app_that_numbers_its_events_and_keeps_none_is_resumed_by_its_ids(
+    site: Site, page: "Page", closes_at: tuple[str, ...]
+) -> None:
+    visit(page, site.page())
+    site.scissors.cut(rb"data: 4", rb"event: st", rb"id: 9\nd", rb"data: 15\n\n", rb"event: compl")
+    follower = Follower(page, site.url("/keyed"), closes_at=closes_at)
+    follower.wait_until_closed()
+    numbers = follower.numbers()
+    assert numbers == list(range(1, 21))
+    assert ids_of(follower) == [str(number) for number in numbers]
+    assert_resumed(follower)
+    assert reasons(follower) == ["finished"]
+    assert site.runs() == [""]

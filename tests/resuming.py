@@ -1,0 +1,171 @@
+"""What the tests of resuming share: streams that are kept, an app, and clients that come back."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sse_middleware import SSEMiddleware
+from sse_middleware.stores.memory import MemoryStore
+from tests.asgi import EVENTSOURCE, Exchange, handle, http_scope, running
+
+Headers = list[tuple[bytes, bytes]]
+
+LINGER = 15.0
+TTL = 60.0
+UNKNOWN = "A" * 22 + "-3"
+"""A cursor such as ours, of no stream."""
+
+
+class Counting:
+    """An app that counts as Starlette streams, and takes note of what it is asked and how it ends.
+
+    Args:
+        count: up to which number.
+        pause: the time behind each number, in seconds.
+        headers: of its response.
+
+    Attributes:
+        scopes: those of its requests.
+        bodies: those of its requests.
+        ends: how its runs have ended, `finished` or `cancelled`.
+    """
+
+    def __init__(
+        self, count: int = 5, *, pause: float = 1.0, headers: dict[str, str] | None = None
+    ) -> None:
+        self.scopes: list[Scope] = []
+        self.bodies: list[bytes] = []
+        self.ends: list[str] = []
+        self._count = count
+        self._pause = pause
+        self._headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scopes.append(dict(scope))
+        self.bodies.append(await Request(scope, receive).body())
+        response = StreamingResponse(
+            self._events(), headers=self._headers, media_type="text/event-stream"
+        )
+        await response(scope, receive, send)
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        try:
+            for number in range(1, self._count + 1):
+                yield b"data: %d\n\n" % number
+                await asyncio.sleep(self._pause)
+        except BaseException:
+            self.ends.append("cancelled")
+            raise
+        self.ends.append("finished")
+
+
+class Chunked(Exchange):
+    """A request whose body comes in parts, and may be cut off."""
+
+    def __init__(self, scope: Scope, *parts: bytes, cut: bool = False) -> None:
+        super().__init__(scope)
+        self._body = None
+        more = [*[True] * (len(parts) - 1), cut]
+        self._parts: list[Message] = [
+            {"type": "http.request", "body": part, "more_body": more_body}
+            for part, more_body in zip(parts, more, strict=True)
+        ]
+        if cut:
+            self.disconnect()
+
+    async def receive(self) -> Message:
+        await asyncio.sleep(0)
+        return self._parts.pop(0) if self._parts else await super().receive()
+
+
+def memory(**bounds: Any) -> MemoryStore:
+    """Return a store whose clock is that of the running loop."""
+    return MemoryStore(**{"ttl": TTL, "clock": asyncio.get_running_loop().time, **bounds})
+
+
+def resumable(app: ASGIApp, **options: Any) -> SSEMiddleware:
+    """Return `app` behind a middleware that keeps its streams and lets them linger."""
+    if "store" not in options:
+        options["store"] = memory()
+    return SSEMiddleware(app, **{"linger_seconds": LINGER, **options})
+
+
+def back(event_id: str, *headers: tuple[bytes, bytes]) -> Headers:
+    """Return the headers of an `EventSource` that comes back behind the event `event_id`."""
+    return [*EVENTSOURCE, (b"last-event-id", event_id.encode()), *headers]
+
+
+def opened(
+    app: ASGIApp, *headers: tuple[bytes, bytes], body: bytes = b"", **scope: Any
+) -> AbstractAsyncContextManager[Exchange]:
+    """Run `app` on a request of an `EventSource`."""
+    exchange = Exchange(http_scope(headers=[*EVENTSOURCE, *headers], **scope), body=body)
+    return running(app, exchange)
+
+
+def returning(
+    app: ASGIApp, event_id: str, *headers: tuple[bytes, bytes], **scope: Any
+) -> AbstractAsyncContextManager[Exchange]:
+    """Run `app` on a request of an `EventSource` that comes back behind the event `event_id`."""
+    return opened(app, (b"last-event-id", event_id.encode()), *headers, **scope)
+
+
+@asynccontextmanager
+async def left(
+    app: ASGIApp, events: int = 2, *headers: tuple[bytes, bytes], **scope: Any
+) -> AsyncIterator[Exchange]:
+    """Run `app` on a request of an `EventSource` that has gone away behind some events."""
+    async with opened(app, *headers, **scope) as exchange:
+        await exchange.until_count(events, "message")
+        exchange.disconnect()
+        await asyncio.sleep(0.01)
+        yield exchange
+
+
+async def read(app: ASGIApp, *headers: tuple[bytes, bytes], **scope: Any) -> Exchange:
+    """Run `app` to its end on a request of an `EventSource` that reads everything."""
+    return await handle(app, headers=[*EVENTSOURCE, *headers], **scope)
+
+
+async def resume(
+    app: ASGIApp, event_id: str, *headers: tuple[bytes, bytes], **scope: Any
+) -> Exchange:
+    """Come back behind the event `event_id` and read everything."""
+    return await read(app, (b"last-event-id", event_id.encode()), *headers, **scope)
+
+
+def texts(exchange: Exchange) -> list[str]:
+    """Return what the app's unnamed events say."""
+    return [event.data for event in exchange.events if event.event == "message"]
+
+
+def counted(first: int, last: int) -> list[str]:
+    """Return what the events `first` to `last` of a `Counting` say."""
+    return [str(number) for number in range(first, last + 1)]
+
+
+def behind(whole: Exchange, event_id: str) -> bytes:
+    """Return the bytes of a whole answer behind the event `event_id`."""
+    place = whole.body.index(b"\nid: %b\n" % event_id.encode())
+    return whole.body[whole.body.index(b"\n\n", place) + 2 :]
+
+
+def opening(exchange: Exchange) -> bytes:
+    """Return the first block of an answer."""
+    return exchange.body[: exchange.body.index(b"\n\n") + 2]
+
+
+def id_of(exchange: Exchange, number: int) -> str:
+    """Return the id of the event `number` of an answer that begins with `start`."""
+    secret = str(exchange.events[0].id).rpartition("-")[0]
+    return f"{secret}-{number}"
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
+    return registry.get_sample_value(name, labels) or 0.0
