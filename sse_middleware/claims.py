@@ -20,7 +20,7 @@ CANCEL_PARAMETER = "sse_cancel"
 """The query parameter of a POST that ends the stream of the cursor which it carries."""
 
 Identify = Callable[[Any], str | None]
-"""Tells from the scope of a request whose it is, `None` where it is nobody's."""
+"""Tells from the scope of a request whose it is, `None` or `""` where it is nobody's."""
 
 _HEADER = b"last-event-id"
 _FIELDS_LIMIT = 100
@@ -97,7 +97,7 @@ def identity_of(
         except Exception:
             logger.exception("identify(scope) has failed; the request can resume nothing")
             return None
-        if who is not None:
+        if who:
             return _digest(b"identity", str(who).encode("utf-8", "surrogatepass"))
     if b"authorization" in headers:
         return _digest(b"authorization", headers[b"authorization"])

@@ -76,8 +76,13 @@ class CurrentStream:
 
     @property
     def remaining_seconds(self) -> float | None:
-        """The time until the cap; `None` where there is none, or no stream yet."""
-        return None if self._state is None else self._state.remaining_seconds(self._clock())
+        """The time until the cap; `None` where there is none, or no stream yet.
+
+        Where the cap ends connections only, the stream has none.
+        """
+        if self._state is None or self._state.rotates:
+            return None
+        return self._state.remaining_seconds(self._clock())
 
     def add_tokens(self, count: int) -> None:
         """Add to the tokens of the stream, which heartbeats, `complete` and the log tell.

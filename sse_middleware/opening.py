@@ -179,4 +179,6 @@ class Opening:
             rotates=state.rotates,
             heartbeat_interval=self._options.heartbeat_interval,
             silence_threshold=self._options.silence_threshold,
+            event_prefix=self._options.event_prefix,
+            retry_ms=state.retry_ms,
         )

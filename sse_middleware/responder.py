@@ -139,6 +139,7 @@ class Responder:
                 why = "its endpoint is marked so"
             if why is None:
                 return self._open(message, mark)
+            self._body = None
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug("response left alone: %s, trace id %s", why, self._current.trace_id)
         return self._send(message)
@@ -228,6 +229,7 @@ class Responder:
         self._cancels = self._task.cancelling()
         self._outcome = "incomplete"  # unless something ends it
         self._outbox = opening.outbox(self._send, start, owner=self)
+        self._body = None
         return self._outbox.open(opening.start(start), opening.words)
 
     def _keep(self, message: Message) -> None:

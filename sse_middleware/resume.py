@@ -66,20 +66,19 @@ class Resumption:
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> Anew | None:
         """Answer a request that claims something; return it where the app has to."""
-        method = scope.get("method")
         cancelled = parse_cursor(cancelled_id(scope) or "")
         held = last_event_id(scope)
+        cursor = parse_cursor(held or "")
+        if cursor is not None:
+            scope["headers"] = without_event_id(scope["headers"])
         anew = Anew(receive, send)
         try:
             if cancelled is not None:
                 return None if await self._cancel(cancelled, scope, send) else anew
-            told = held if method in ("GET", "POST") else None
-            if told is None:
+            if held is None or scope.get("method") not in ("GET", "POST"):
                 return anew
-            cursor = parse_cursor(told)
             if cursor is None:
-                return await self._resume_by_app_id(told, scope, anew)
-            scope["headers"] = without_event_id(scope["headers"])
+                return await self._resume_by_app_id(held, scope, anew)
             return await self._resume(cursor, scope, anew)
         except StoreError as exc:
             if cancelled is None:

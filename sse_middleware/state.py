@@ -71,6 +71,7 @@ class StreamState(Timing):
     Attributes:
         app_owns_ids: whether an id of the app's has been seen.
         recording: where numbered events are kept, `None` for nowhere.
+        retry_ms: when a client that was cut is to come back.
     """
 
     __slots__ = (
@@ -85,12 +86,12 @@ class StreamState(Timing):
         "_opened_on",
         "_options",
         "_passes_all",
-        "_retry_ms",
         "_secret",
         "_splitter",
         "_wrote",
         "app_owns_ids",
         "recording",
+        "retry_ms",
     )
 
     def __init__(
@@ -107,9 +108,9 @@ class StreamState(Timing):
         super().__init__(options, family=family, record=record, marked=marked)
         self.recording: Recording | None = None
         self._options = options
-        self._retry_ms = options.retry_ms
+        self.retry_ms = options.retry_ms
         if options.linger_seconds:  # who waits longer finds nothing
-            self._retry_ms = min(self._retry_ms, int(options.linger_seconds * 1000))
+            self.retry_ms = min(self.retry_ms, int(options.linger_seconds * 1000))
         self._marked = marked
         self._secret = secret
         self._id_prefix = f"\nid: {secret}-".encode()
@@ -169,7 +170,7 @@ class StreamState(Timing):
 
     def lost(self) -> bytes:
         """Tell a reader that the producer is gone."""
-        return controls.lost(self._name("error"), self.record, self._retry_ms)
+        return controls.lost(self._name("error"), self.record, self.retry_ms)
 
     def _open_words(self, reset: str, cursor: Cursor | str | None, *, resumed: bool) -> bytes:
         return controls.opening(
@@ -180,7 +181,7 @@ class StreamState(Timing):
             reset=reset,
             resumed=resumed,
             cursor=cursor,
-            retry=self._retry_ms,
+            retry=self.retry_ms,
         )
 
     def feed(self, chunk: bytes, now: float) -> bytes:
@@ -262,7 +263,7 @@ class StreamState(Timing):
             now: the time.
             jitter: from 0 to 1, so that not all come back at once.
         """
-        retry = int(self._retry_ms * (0.5 + 0.5 * jitter))
+        retry = int(self.retry_ms * (0.5 + 0.5 * jitter))
         words = self.heartbeat(now, retry=retry)
         self.go_on_unread()
         return End(words, clean=True)

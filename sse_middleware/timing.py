@@ -11,9 +11,6 @@ from sse_middleware.families import Family
 from sse_middleware.options import Options
 from sse_middleware.record import StreamRecord
 
-_PATIENCE_SECONDS = 2.0
-"""How long a reader waits behind the cap of a stream for the producer to tell its end."""
-
 
 class Reason(enum.StrEnum):
     """Why a stream has ended."""
@@ -94,10 +91,9 @@ class Timing:
         self._ends_at = math.inf
         if self.max_seconds is not None:
             self._ends_at = self.max_seconds + (now if self.rotates else self.record.opened_at)
-        # A reader waits for the end that the producer tells, and makes its own where none comes.
-        patience = _PATIENCE_SECONDS if is_reader and not self.rotates else 0.0
-        self._cap_at = self._ends_at + patience
-        if ends_in is not None and now + ends_in < self._ends_at:
+        # To a reader the log tells the end, if need be that its producer is gone.
+        self._cap_at = math.inf if is_reader and not self.rotates else self._ends_at
+        if ends_in is not None and now + ends_in < self._cap_at:
             self._ends_at = self._cap_at = now + ends_in
 
     def deadline(self) -> float:

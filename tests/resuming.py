@@ -1,6 +1,7 @@
 """What the tests of resuming share: streams that are kept, an app, and clients that come back."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -165,6 +166,12 @@ def id_of(exchange: Exchange, number: int) -> str:
     """Return the id of the event `number` of an answer that begins with `start`."""
     secret = str(exchange.events[0].id).rpartition("-")[0]
     return f"{secret}-{number}"
+
+
+def living(*kinds: type) -> list[object]:
+    """Return the objects of these classes that are not collected."""
+    gc.collect()
+    return [thing for thing in gc.get_objects() if isinstance(thing, kinds)]
 
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float:

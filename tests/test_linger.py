@@ -2,17 +2,19 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
 from starlette.background import BackgroundTask
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware import streaming
-from tests.asgi import body, http_scope, running, stream_start
+from tests.asgi import Exchange, body, http_scope, running, stream_start
 from tests.resuming import (
     LINGER,
     TTL,
@@ -58,7 +60,7 @@ class Listening:
         self._listeners = listeners
         self._leaves = leaves
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         tasks = [asyncio.ensure_future(self._listen(receive)) for _ in range(self._listeners)]
         try:
@@ -99,7 +101,7 @@ class Deaf:
         self.ends: list[tuple[float, str]] = []
         self._count = count
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         try:
             await send(stream_start())
             for number in range(1, self._count + 1):
@@ -133,7 +135,8 @@ async def test_a_listening_app_hears_that_its_client_is_gone_when_nobody_has_com
         await first.task
     assert listening.heard == [pytest.approx(gone + LINGER, abs=0.1)] * listeners
     ((ended, how),) = listening.ends
-    assert (ended, how) == (pytest.approx(gone + LINGER, abs=0.1), "left")
+    assert ended == pytest.approx(gone + LINGER, abs=0.1)
+    assert how == "left"
     assert texts(first) == counted(1, 2)
     assert not first.ended
     assert len(store) == 0
@@ -165,7 +168,8 @@ async def test_an_app_that_does_not_listen_is_cancelled_a_second_later() -> None
         assert first.task is not None
         await first.task
     ((ended, how),) = deaf.ends
-    assert (ended, how) == (pytest.approx(gone + LINGER + 1, abs=0.1), "CancelledError")
+    assert ended == pytest.approx(gone + LINGER + 1, abs=0.1)
+    assert how == "CancelledError"
 
 
 async def test_an_app_that_never_asks_is_given_up_though_no_write_of_its_own_fails() -> None:
@@ -266,7 +270,8 @@ async def test_an_app_that_asks_now_and_then_hears_no_while_it_lingers_and_then_
         assert first.task is not None
         await first.task
     heard, yes = answers[-1]
-    assert (heard, yes) == (pytest.approx(gone + 1 + LINGER, abs=1.1), True)
+    assert yes
+    assert heard == pytest.approx(gone + 1 + LINGER, abs=1.1)
 
 
 async def test_an_app_of_starlettes_is_cancelled_by_starlette_and_its_background_task_runs() -> (
@@ -300,6 +305,25 @@ async def test_an_app_of_starlettes_is_cancelled_by_starlette_and_its_background
         assert first.task is not None
         await first.task
     assert notes == ["cancelled at 15", "background"]
+
+
+async def test_an_app_behind_a_base_http_middleware_lingers_too() -> None:
+    async def pass_on(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+    counting = Counting(8)
+    app = resumable(BaseHTTPMiddleware(counting, pass_on))
+    async with left(app, 2) as first:
+        again = await resume(app, first.last_event_id)
+    assert texts(first) + texts(again) == counted(1, 8)
+    assert counting.ends == ["finished"]
+    endless = Counting(1000)
+    async with left(resumable(BaseHTTPMiddleware(endless, pass_on), **UNCAPPED), 2) as first:
+        gone = now()
+        assert first.task is not None
+        await first.task
+        assert now() == pytest.approx(gone + LINGER, abs=1.1)
+    assert endless.ends == ["cancelled"]
 
 
 # Who comes back
@@ -550,6 +574,32 @@ async def test_a_burst_that_is_refused_is_kept() -> None:
     assert [int(text.split()[0]) for text in texts(again)] == list(range(2, 401))
 
 
+def test_a_file_that_the_app_sends_while_nobody_reads_is_kept(tmp_path: Path) -> None:
+    file = tmp_path / "events"
+    file.write_bytes(b"data: 2\n\ndata: 3\n\n")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        listening = asyncio.ensure_future(receive())
+        await send(stream_start())
+        await send(body(b"data: 1\n\n"))
+        await asyncio.sleep(0.1)
+        assert not listening.done()
+        await send({"type": "http.response.pathsend", "path": str(file)})
+        listening.cancel()
+
+    async def serve() -> Exchange:  # on a loop that has threads, in which files are read
+        kept = resumable(app)
+        async with left(kept, 1) as first:
+            assert first.task is not None
+            await first.task
+        return await resume(kept, id_of(first, 0))
+
+    again = asyncio.run(serve())
+    assert texts(again) == ["1", "2", "3"]
+    assert again.names[-1] == "complete"
+
+
 async def test_a_write_that_was_blocked_when_the_client_left_is_in_the_log() -> None:
     deaf = Deaf(8)
     app = resumable(deaf)
@@ -646,6 +696,21 @@ async def test_of_too_many_that_wait_the_one_that_has_waited_longest_gives_way()
                 assert [len(each.heard) for each in apps] == [1, 0, 1, 0]
                 assert value(registry, "sse_lingering_streams") == 2
         assert (await resume(kept, id_of(first, 1), path="/0")).names[0] == "reset"
+    assert value(registry, "sse_lingering_streams") == 0
+    assert value(registry, "sse_streams_active") == 0
+
+
+async def test_a_stream_for_which_there_is_no_room_goes_on_and_is_given_up_like_any() -> None:
+    listening = Listening()
+    registry = CollectorRegistry()
+    store = memory(max_total_bytes=500)
+    app = resumable(listening, store=store, registry=registry, **UNCAPPED)
+    async with left(app, 2) as first:
+        gone = now()
+        assert len(store) == 0
+        assert first.task is not None
+        await first.task
+    assert listening.heard[0] <= gone + LINGER + 0.1
     assert value(registry, "sse_lingering_streams") == 0
     assert value(registry, "sse_streams_active") == 0
 

@@ -11,15 +11,13 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware, streaming
-from tests.asgi import EVENTSOURCE, Exchange, body, handle, http_scope, stream_of, stream_start
+from sse_middleware import streaming
+from tests.asgi import EVENTSOURCE, Exchange, body, handle, http_scope, stream_start
 from tests.resuming import (
-    LINGER,
     UNKNOWN,
     Counting,
-    Headers,
     back,
     behind,
     counted,
@@ -118,7 +116,7 @@ async def test_a_path_that_a_layer_has_changed_for_the_app_is_the_same_on_the_wi
     assert texts(await resume(app, cursor, path="/b", raw_path=b"/v1/a?x=1")) == ["5"]
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT", "HEAD"])
 @pytest.mark.parametrize("ending", ["", ".again", ".cut"])
 async def test_the_app_never_hears_of_a_cursor_of_ours(method: str, ending: str) -> None:
     counting = Counting(1)
@@ -147,9 +145,7 @@ async def test_a_resumed_answer_begins_with_a_start_that_keeps_the_clients_own_c
     assert again.names[1:] == ["message", "message", "complete"]
 
 
-async def test_a_resumed_answer_has_the_headers_of_the_first_one_but_for_those_of_one_response() -> (
-    None
-):
+async def test_a_resumed_answer_has_the_first_ones_headers_but_for_those_of_one_response() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         added = [
             (b"X-Model", b"m-1"),
@@ -195,6 +191,21 @@ async def test_what_a_mark_has_set_holds_for_a_resumed_answer_too() -> None:
         assert again.headers[b"x-silence-threshold"] == b"off"
         start = json.loads(again.events[0].data)
         assert (start["max_duration"], start["silence_threshold"]) == (33, None)
+
+
+async def test_our_events_keep_the_names_that_a_mark_has_given_them() -> None:
+    mark = streaming(event_prefix="sse.", retry_ms=300)
+    app = resumable(Counting(3, pause=4), marks={"/*": mark})
+    async with left(app, 1) as first, returning(app, id_of(first, 1)) as again:
+        await again.until_end()
+    assert (first.events[0].event, first.retry) == ("sse.start", 300)
+    assert [name for name in again.names if name != "message"] == [
+        "sse.start",
+        "sse.heartbeat",
+        "sse.heartbeat",
+        "sse.complete",
+    ]
+    assert again.retry == 300
 
 
 @pytest.mark.parametrize("answer", ["resumed", "stopped", "refused", "cancelled"])
@@ -263,9 +274,8 @@ async def test_a_reader_hears_heartbeats_of_a_stream_that_is_silent() -> None:
     app = resumable(Counting(2, pause=12), heartbeat_interval=5)
     async with left(app, 1) as first, returning(app, first.last_event_id) as again:
         await again.until_end()
-    assert again.names == ["start", "heartbeat", "heartbeat", "message", *["heartbeat"] * 2] + [
-        "complete"
-    ]
+    beats = ["heartbeat", "heartbeat"]
+    assert again.names == ["start", *beats, "message", *beats, "complete"]
     beat = json.loads(again.events[2].data)
     assert beat["total_chunks"] == 1
     assert beat["heartbeat_count"] == 2
@@ -280,7 +290,7 @@ async def test_a_client_that_is_cut_again_and_again_gets_each_event_once() -> No
         first.disconnect()
         seen += texts(first)
         held = first.last_event_id
-        while not seen[-1] == "20":
+        while seen[-1] != "20":
             async with returning(app, held) as again:
                 await again.until_count(len(seen) % 3 + 1, "message")
             seen += texts(again)
@@ -382,6 +392,30 @@ async def test_the_time_that_a_reader_has_left_is_that_of_the_stream(
     assert json.loads(complete.data)["reason"] == "duration_cap"
     assert complete.id == f"{id_of(first, 20)}.cut"
     assert texts(first) + texts(again) == counted(1, 20)
+
+
+async def test_who_comes_back_behind_the_cap_gets_what_is_kept_however_slowly_it_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class SlowExchange(Exchange):
+        async def send(self, message: Message) -> None:
+            await asyncio.sleep(1)
+            await super().send(message)
+
+    async def many(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(stream_start())
+        for number in range(1, 1001):
+            await send(body(b"data: %d %b\n\n" % (number, b"x" * 500)))
+        await send(body(b"", more=False))
+
+    monkeypatch.setattr(time, "time", wall_time)
+    app = resumable(many, cap_action="complete", stream_max_seconds=10)
+    whole = await read(app)
+    await asyncio.sleep(30)
+    again = SlowExchange(http_scope(headers=back(id_of(whole, 1))))
+    await app(again.scope, again.receive, again.send)
+    assert [int(text.split()[0]) for text in texts(again)] == list(range(2, 1001))
+    assert again.events[-1] == whole.events[-1]
 
 
 # What is told

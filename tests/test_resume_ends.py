@@ -1,4 +1,4 @@
-"""How streams end, and what a client gets that comes back behind the end, or to no stream at all."""
+"""How streams end, and what a client gets that comes back behind the end, or to none at all."""
 
 import asyncio
 import json
@@ -6,11 +6,12 @@ import logging
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware, streaming
 from tests.asgi import EVENTSOURCE, body, handle, stream_of, stream_start
@@ -21,7 +22,6 @@ from tests.resuming import (
     back,
     counted,
     id_of,
-    left,
     memory,
     opened,
     read,
@@ -29,6 +29,7 @@ from tests.resuming import (
     resume,
     returning,
     texts,
+    value,
 )
 
 pytestmark = pytest.mark.anyio
@@ -257,7 +258,7 @@ async def test_any_other_refusal_of_the_app_is_the_clients(status: int) -> None:
 
 
 async def test_an_answer_that_is_no_stream_passes_as_it_is() -> None:
-    messages = [
+    messages: list[Message] = [
         {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]},
         {"type": "http.response.body", "body": b"ok"},
     ]
@@ -356,7 +357,8 @@ async def test_a_producer_that_returns_without_an_end_is_lost() -> None:
 
 
 async def test_a_producer_that_the_server_cancels_is_lost() -> None:
-    app = resumable(Counting(9))
+    registry = CollectorRegistry()
+    app = resumable(Counting(9), registry=registry)
     async with opened(app) as first:
         await first.until_count(2, "message")
         async with returning(app, id_of(first, 1)) as reader:
@@ -364,6 +366,8 @@ async def test_a_producer_that_the_server_cancels_is_lost() -> None:
             assert first.task is not None
             first.task.cancel()
             await reader.until_end()
+    how = {"route": "unmatched", "family": "eventsource", "outcome": "aborted"}
+    assert value(registry, "sse_streams_total", **how) == 1
     for again in (reader, await resume(app, id_of(first, 1))):
         assert again.names == ["start", "message", "error"]
         assert json.loads(again.events[-1].data)["error"]["code"] == "producer_lost"

@@ -233,7 +233,7 @@ async def test_a_refused_resume_looks_like_an_unknown_stream(*, allows: bool) ->
     app = resumable(
         Counting(2, pause=0),
         authorize_resume=lambda _scope, _info: allows,
-        expires_at=lambda scope: None if allows else 1.0,
+        expires_at=lambda _scope: None if allows else 1.0,
     )
     whole = await read(app)
     refused = await resume(app, id_of(whole, 1))
@@ -255,7 +255,13 @@ async def test_a_stream_by_name_looks_to_a_stranger_like_none() -> None:
     kept, empty = resumable(app, identify=user), resumable(app, identify=user)
     async with opened(kept, ANN, path="/a") as victim:
         await victim.until_count(1, "message")
-        cursors = [None, f"{OTHER}-1", id_of(victim, 1), id_of(victim, 0), id_of(victim, 1) + ".cut"]
+        cursors = [
+            None,
+            f"{OTHER}-1",
+            id_of(victim, 1),
+            id_of(victim, 0),
+            id_of(victim, 1) + ".cut",
+        ]
         for cursor in cursors:
             for headers in ([BOB], []):
                 held = [] if cursor is None else [(b"last-event-id", cursor.encode())]

@@ -135,6 +135,13 @@ async def test_where_identify_knows_nobody_the_rest_tells() -> None:
     )
 
 
+async def test_an_empty_answer_of_identify_is_nobody() -> None:
+    app = resumable(Counting(3), identify=lambda _scope: "")
+    await assert_owned(
+        app, [authorization("Bearer a")], [[authorization("Bearer a")]], [[authorization("b")], []]
+    )
+
+
 async def test_the_same_text_from_another_source_is_somebody_else() -> None:
     await assert_owned(
         resumable(Counting(3), identify=user, identity_cookies=("session",)),

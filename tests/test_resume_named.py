@@ -319,7 +319,7 @@ async def test_a_named_stream_is_not_followed_by_whom_the_operator_refuses() -> 
 async def test_a_store_out_of_reach_brings_the_client_of_a_name_back() -> None:
     class Failing(MemoryStore):
         async def find_named(self, name: str) -> Found | None:
-            raise StoreError("it is down")
+            raise StoreError(f"{name} cannot be looked up")
 
     app = named(Counting(6), store=Failing())
     for exchange in (

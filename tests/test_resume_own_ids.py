@@ -59,7 +59,7 @@ class Numbering:
 
 
 def keyed(
-    key: Callable[[Scope], str] = lambda scope: "k", **overrides: Any
+    key: Callable[[Scope], str] = lambda _scope: "k", **overrides: Any
 ) -> dict[str, dict[str, Any]]:
     """Return the mark of an app that numbers its events and does not keep them."""
     return {"marks": {"/*": streaming(ids="app", stream_key=key, **overrides)}}
@@ -334,7 +334,7 @@ async def test_the_key_of_a_route_and_a_name_of_a_stream_do_not_meet() -> None:
             current_stream().name("key:/:k")
         await stream_of(b"id: 1\ndata: x\n\nid: 2\ndata: y\n\n")(scope, receive, send)
 
-    mark = streaming(ids="app", stream_key=lambda scope: "k")
+    mark = streaming(ids="app", stream_key=lambda _scope: "k")
     kept = resumable(app, marks={"/": mark})
     await read(kept, path="/named")
     assert (await resume(kept, "1", path="/")).names[0] == "reset"

@@ -6,6 +6,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
+from sse_middleware.claims import RequestBody
 from tests.asgi import Exchange, body, handle, http_scope, running, stream_start
 from tests.resuming import (
     UNKNOWN,
@@ -14,6 +15,7 @@ from tests.resuming import (
     back,
     counted,
     id_of,
+    living,
     resumable,
     resume,
     texts,
@@ -113,6 +115,15 @@ async def test_a_body_of_a_mebibyte_resumes_and_a_longer_one_only_reaches_the_ap
     assert again.names[0] == ("reset" if more else "start")
     assert [len(each) for each in counting.bodies] == [MEBIBYTE + more] * (1 + more)
     assert texts(await resume(app, id_of(whole, 1))) == ["2"]
+
+
+async def test_a_body_is_not_kept_while_its_stream_goes_on() -> None:
+    before = living(RequestBody)
+    app = resumable(Counting(5))
+    exchange = Chunked(http_scope(method="POST", headers=NAMED), b"x" * 1000, b"y" * 1000)
+    async with running(app, exchange):
+        await exchange.until_count(1, "message")
+        assert len(living(RequestBody)) == len(before)
 
 
 async def test_a_body_that_is_cut_off_resumes_nothing() -> None:

@@ -275,7 +275,7 @@ async def test_a_reader_cancelled_at_any_turn_leaves_nothing_and_its_stream_alon
         )
 
     async def try_at(turn: int) -> bool:
-        world = World(app, identify=lambda scope: "ann")
+        world = World(app, identify=lambda _scope: "ann")
         named = (b"accept", b"text/event-stream;events=named")
         async with opened(world.app, named, method="POST", body=b"ab") as first:
             await first.until_count(1, "message")

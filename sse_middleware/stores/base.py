@@ -50,6 +50,8 @@ class LogInfo:
         rotates: whether the cap holds for a connection, and not for the stream.
         heartbeat_interval: in seconds, `None` for none.
         silence_threshold: in seconds, `None` for none.
+        event_prefix: what stands before the names of our events.
+        retry_ms: when a client is to come back.
     """
 
     stream_id: str
@@ -67,6 +69,8 @@ class LogInfo:
     rotates: bool
     heartbeat_interval: float | None
     silence_threshold: float | None
+    event_prefix: str
+    retry_ms: int
 
 
 class Found(NamedTuple):

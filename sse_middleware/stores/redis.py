@@ -5,19 +5,25 @@ inbox for all streams, and once a second in case that it was not.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final
-from weakref import WeakKeyDictionary
 
 from sse_middleware.observers import Observer
 from sse_middleware.stores.base import Batch, Found, Log, LogInfo, Producer, State
-from sse_middleware.stores.entries import Kept, Pending
+from sse_middleware.stores.entries import Pending
 from sse_middleware.stores.redis_link import AnyRedis, Keys, Link, digest
 from sse_middleware.stores.redis_station import Station
 from sse_middleware.stores.redis_writer import RedisLog
 
 _POLL_SECONDS: Final = 1.0
 """How long a reader waits for news before it looks itself."""
+_LOOK_EVERY: Final = 4
+"""How many polls find nothing until one looks for the reason."""
+_READ_BYTES: Final = 1 << 16
+"""How much a reader is given at once, about."""
+_ENTRIES: Final = 8
+_MAX_ENTRIES: Final = 512
 
 
 class RedisStore:
@@ -30,6 +36,7 @@ class RedisStore:
         max_events: how many of a stream are kept.
         max_bytes: how many bytes of a stream are kept, there and while Redis is out of reach.
         ttl: how long a log is kept behind its end, in seconds.
+        lease_seconds: within which time readers hear of a process that has died.
         observers: who is told of failures.
     """
 
@@ -42,6 +49,7 @@ class RedisStore:
         max_events: int = 10_000,
         max_bytes: int = 4 << 20,
         ttl: float = 60.0,
+        lease_seconds: float = 20.0,
         observers: Sequence[Observer] = (),
     ) -> None:
         if bool(url) is (client is not None):
@@ -52,14 +60,14 @@ class RedisStore:
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._ttl = ttl
+        self._lease_seconds = lease_seconds
         self._observers = observers
-        self._stations: WeakKeyDictionary[asyncio.AbstractEventLoop, Station] = WeakKeyDictionary()
+        self._stations: dict[asyncio.AbstractEventLoop, Station] = {}
 
     def create(self, info: LogInfo, producer: Producer) -> Log:
         """Begin the log of a new stream."""
         station = self._station()
-        pending, kept = Pending(self._max_bytes), Kept(self._max_events, self._max_bytes)
-        log = RedisLog(station.writer, info, producer, pending, kept)
+        log = RedisLog(station.writer, info, producer, Pending(self._max_events, self._max_bytes))
         station.keep(log)
         return log
 
@@ -69,10 +77,7 @@ class RedisStore:
 
     async def find_named(self, name: str) -> Found | None:
         """Return the latest log of a name, `None` where there is none."""
-        station = self._station()
-        async with station.link.attempt("find") as client:
-            stream_id = await client.get(self._keys.name(digest(name)))
-        return None if stream_id is None else await station.find(stream_id.decode())
+        return await self._station().find_named(digest(name))
 
     async def follow(self, stream_id: str, after: int) -> AsyncGenerator[Batch, None]:
         """Read a log behind the event `after`, and go on as it grows, until it ends."""
@@ -82,32 +87,20 @@ class RedisStore:
             yield Batch(State.GONE, after, b"")
             return
         news = station.join(stream_id, process)
+        tail = _Tail(station, stream_id, process, news)
         try:
             while True:
-                news.clear()
-                waits = True
-                for batch in await station.read(stream_id, after):
-                    waits = False
+                for batch in await tail.read(after):
                     yield batch
                     after = batch.last
                     if batch.state not in (State.RUNNING, State.TRUNCATED):
                         return
-                if waits and not await _happens(news, _POLL_SECONDS):
-                    end = await station.look_for_end(stream_id, process, after)
-                    if end is not None:
-                        yield end
-                        return
         finally:
-            station.leave(stream_id, process, news)
+            station.leave(stream_id, news)
 
     async def cancel(self, stream_id: str) -> bool:
         """Tell the producer of a stream to end it; `False` where there is no such log."""
-        station = self._station()
-        process = await station.producer_of(stream_id)
-        if process is None:
-            return False
-        await station.tell(process, "cancel", [stream_id])
-        return True
+        return await self._station().cancel(stream_id)
 
     async def close(self) -> None:
         """Write what is to be written, and let go of connections, tasks and the lease."""
@@ -115,19 +108,62 @@ class RedisStore:
         if station is not None:
             await station.close()
 
-    def _station(self) -> "Station":
+    def _station(self) -> Station:
         loop = asyncio.get_running_loop()
         station = self._stations.get(loop)
         if station is None:
-            link = Link(self._url, self._client, self._keys, self._observers)
+            for other in [other for other in self._stations if other.is_closed()]:
+                del self._stations[other]
+            link = Link(self._url, self._client, self._keys, self._observers, self._lease_seconds)
             station = self._stations[loop] = Station(link, self._ttl)
         return station
 
 
-async def _happens(news: asyncio.Event, within: float) -> bool:
-    try:
-        async with asyncio.timeout(within):
-            await news.wait()
-    except TimeoutError:
-        return False
-    return True
+class _Tail:
+    """One reader's view of a log: reads when there may be more, and looks why nothing comes."""
+
+    def __init__(self, station: Station, stream_id: str, process: str, news: asyncio.Event) -> None:
+        self._station = station
+        self._stream_id = stream_id
+        self._process = process
+        self._news = news
+        self._log = station.log(stream_id)
+        self._count = _ENTRIES
+        self._is_behind = True
+        self._polls = 0
+        self._doubted: dict[State, float] = {}  # what the end may be, and since when
+
+    async def read(self, after: int) -> list[Batch]:
+        """Return what stands behind the event `after`, or nothing where nobody knows yet."""
+        if not self._is_behind:
+            await self._wait()
+        self._news.clear()
+        if self._log is not None and self._log.is_gone:
+            return [Batch(State.GONE, after, b"")]
+        batches, self._is_behind = await self._station.read(self._stream_id, after, self._count)
+        if batches:
+            self._doubted.clear()
+            size = sum(len(batch.frames) for batch in batches)
+            count = self._count * _READ_BYTES // (size + 1)
+            self._count = min(_MAX_ENTRIES, max(_ENTRIES, count))
+        elif self._polls % _LOOK_EVERY == 0 or self._doubted:
+            return await self._look_for_end(after)
+        return batches
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(_POLL_SECONDS):
+                await self._news.wait()
+            self._polls = 0
+        except TimeoutError:
+            self._polls += 1
+
+    async def _look_for_end(self, after: int) -> list[Batch]:
+        """Return the end, once it is beyond doubt."""
+        end, patience = await self._station.look_for_end(self._stream_id, self._process, after)
+        if end is None:
+            self._doubted.clear()
+            return []
+        now = time.monotonic()
+        since = self._doubted.setdefault(end.state, now)
+        return [end] if now - since >= patience else []

@@ -7,265 +7,302 @@ that it is to end. A message that is lost costs a reader a second and nobody an 
 import asyncio
 import logging
 import time
-from typing import Any, Final
-
-from redis.exceptions import RedisError
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
 
 from sse_middleware.errors import StoreError
-from sse_middleware.stores.base import Batch, Found, LogInfo, State
-from sse_middleware.stores.entries import batches, last_of, unpacked_info
-from sse_middleware.stores.redis_link import INBOX_LENGTH, Link
-from sse_middleware.stores.redis_writer import RUNNING_SECONDS, LogWriter, RedisLog
+from sse_middleware.stores.base import Batch, Found, State
+from sse_middleware.stores.entries import (
+    Known,
+    batches,
+    end_told,
+    first_of,
+    last_of,
+    unpack_known,
+)
+from sse_middleware.stores.redis_link import FAILURES, Link
+from sse_middleware.stores.redis_writer import PRESENCE_SECONDS, LogWriter, RedisLog
 
 logger = logging.getLogger("sse_middleware")
 
-_PRESENCE_SECONDS: Final = 5.0
-"""How often a process says that it still follows."""
-_ENTRIES_AT_ONCE: Final = 16
-_PAUSE_SECONDS: Final = 0.5
+_PAUSE_SECONDS: Final = 0.25
+_CLOSING_SECONDS: Final = 3.0
+_GONE_SECONDS: Final = 1.0
 
 
 class Station:
-    """What one event loop has of the store: its link, its writer, its readers and its inbox."""
+    """What one event loop has of the store: its link, its writer, its readers and its inbox.
+
+    Attributes:
+        link: to Redis.
+        writer: writes the logs.
+    """
 
     def __init__(self, link: Link, ttl: float) -> None:
         self.link = link
         self.writer = LogWriter(link, ttl, self._on_written)
+        self._ttl = ttl
         self._logs: dict[str, RedisLog] = {}  # that are written here
         self._readers: dict[str, set[asyncio.Event]] = {}  # of any log, by its stream
         self._producers: dict[str, str] = {}  # the process that writes what is read here
-        self._listens: asyncio.Task[None] | None = None
-        self._keeps_touch: asyncio.Task[None] | None = None
-        self._messages: set[asyncio.Task[None]] = set()
+        self._mail: dict[str, list[str]] = {}  # what is to be told to which process
+        self._postman: asyncio.Task[None] | None = None
+        self._place = b"0-0"  # in the inbox
+        self._tasks: list[asyncio.Task[None]] = []
 
     def keep(self, log: RedisLog) -> None:
         """Write a log until it has ended."""
-        self._logs[log.info.stream_id] = log
-        for _ in range(len(self._readers.get(log.info.stream_id, ()))):
-            log.join()
-        self.link.hold_lease()
         self._attend()
-        self.writer.write_soon(log)
+        self._logs[log.info.stream_id] = log
+        self.writer.write_soon(log, urgent=True)
 
-    async def find(self, stream_id: str) -> Found | None:
-        """Return what Redis has of a log."""
+    def log(self, stream_id: str) -> RedisLog | None:
+        """Return a log that is written here, `None` where it is not."""
+        return self._logs.get(stream_id)
+
+    async def find(self, stream_id: str, name: str = "") -> Found | None:
+        """Return a log as it is, `None` where there is none, or not by that name."""
+        log = self._logs.get(stream_id)
+        if log is not None:
+            return log.found() if name in ("", log.name) else None
         keys = self.link.keys
-        async with self.link.attempt("find") as client:
-            pipe = client.pipeline(transaction=False)
-            pipe.get(keys.info(stream_id))
-            pipe.xrange(keys.log(stream_id), count=1)
-            pipe.xrevrange(keys.log(stream_id), count=1)
-            info_data, oldest, newest = await pipe.execute()
-            if info_data is None:
-                return None
-            info, process = _known(info_data)
-            alive = process == self.link.process or await client.exists(keys.lease(process))
-        state, last, frame, first = State.RUNNING if alive else State.LOST, 0, b"", 1
+        data, oldest, newest = await self.link.ask(
+            "find",
+            ("GET", keys.info(stream_id)),
+            ("XRANGE", keys.log(stream_id), "-", "+", "COUNT", 1),
+            ("XREVRANGE", keys.log(stream_id), "+", "-", "COUNT", 1),
+        )
+        known = self._known(data)
+        if known is None or name not in ("", known.name):
+            return None
+        last, first, state, frame = 0, 1, State.RUNNING, b""
         for entry_id, fields in newest:
             last = last_of(entry_id)
-            if b"s" in fields:
-                state, frame = State(fields[b"s"].decode()), fields[b"e"]
-        for _, fields in oldest:
-            first = int(fields.get(b"f", last + 1))
-        return Found(info, state, last, bool(frame), first)
+            state, frame = State(fields.get(b"s", b"running").decode()), fields.get(b"e", b"")
+        for entry_id, fields in oldest:
+            first = first_of(entry_id, fields)
+        if state is State.RUNNING and not await self._lives(known.process):
+            state = State.LOST
+        return Found(known.info, state, last, bool(frame), first)
+
+    async def find_named(self, name: str) -> Found | None:
+        """Return the latest log of a name, by its digest, `None` where there is none."""
+        (stream_id,) = await self.link.ask("find", ("GET", self.link.keys.name(name)))
+        return None if stream_id is None else await self.find(stream_id.decode(), name)
 
     async def producer_of(self, stream_id: str) -> str | None:
         """Return the process that writes a log, `None` where there is no such log."""
-        if stream_id in self._logs:
-            return self.link.process
-        async with self.link.attempt("follow") as client:
-            data = await client.get(self.link.keys.info(stream_id))
-        return None if data is None else _known(data)[1]
+        log = self._logs.get(stream_id)
+        if log is not None:
+            return None if log.is_gone else self.link.process
+        (data,) = await self.link.ask("follow", ("GET", self.link.keys.info(stream_id)))
+        known = self._known(data)
+        return None if known is None else known.process
 
-    async def read(self, stream_id: str, after: int) -> list[Batch]:
-        """Return what stands behind the event `after`."""
-        async with self.link.attempt("follow") as client:
-            entries = await client.xrange(
-                self.link.keys.log(stream_id), min=f"({after}-0", count=_ENTRIES_AT_ONCE
-            )
-        found: list[Batch] = []
-        for entry_id, fields in entries:
-            try:
-                for batch in batches(entry_id, fields, after):
-                    found.append(batch)
-                    after = batch.last
-            except ValueError as exc:
-                raise StoreError(f"a log has an entry that is none of ours: {exc}") from exc
-        return found
+    async def read(self, stream_id: str, after: int, count: int) -> tuple[list[Batch], bool]:
+        """Return what stands behind the event `after`, and whether there is more.
 
-    async def look_for_end(self, stream_id: str, process: str, after: int) -> Batch | None:
-        """Return why nothing comes any more, `None` where something may."""
+        Args:
+            stream_id: of which stream.
+            after: the event that the reader has last.
+            count: how many entries are read.
+        """
+        question = ("XRANGE", self.link.keys.log(stream_id), f"({after}-0", "+", "COUNT", count)
+        (entries,) = await self.link.ask("follow", question)
+        try:
+            return list(batches(entries, after)), len(entries) == count
+        except (ValueError, KeyError) as exc:
+            raise StoreError(f"a log has an entry that is none of ours: {exc}") from exc
+
+    async def look_for_end(
+        self, stream_id: str, process: str, after: int
+    ) -> tuple[Batch | None, float]:
+        """Return why nothing comes any more, `None` where something may.
+
+        And for how many seconds that has to be so until it is beyond doubt.
+        """
         keys = self.link.keys
-        async with self.link.attempt("follow") as client:
-            pipe = client.pipeline(transaction=False)
-            pipe.exists(keys.info(stream_id))
-            pipe.xrevrange(keys.log(stream_id), count=1)
-            exists, newest = await pipe.execute()
-            alive = process == self.link.process or await client.exists(keys.lease(process))
-        if not exists:
-            return Batch(State.GONE, after, b"")
+        exists, newest = await self.link.ask(
+            "follow",
+            ("EXISTS", keys.info(stream_id)),
+            ("XREVRANGE", keys.log(stream_id), "+", "-", "COUNT", 1),
+        )
         for entry_id, fields in newest:
-            if b"s" in fields and last_of(entry_id) < after:  # the cursor was ahead of the log
-                return Batch(State(fields[b"s"].decode()), after, fields[b"e"])
-        return None if alive else Batch(State.LOST, after, b"")
+            if (end := end_told(entry_id, fields, after)) is not None:
+                return end, 0.0
+        if stream_id in self._logs:
+            return None, 0.0
+        if not exists:  # or Redis was emptied, and the producer is about to write all again
+            return Batch(State.GONE, after, b""), _GONE_SECONDS
+        if not await self._lives(process):
+            return Batch(State.LOST, after, b""), self.link.lease_seconds / 5
+        return None, 0.0
 
     def join(self, stream_id: str, process: str) -> asyncio.Event:
         """Take note of a reader, and return what is set when there may be more for it."""
+        self._attend()
         news = asyncio.Event()
         readers = self._readers.setdefault(stream_id, set())
         readers.add(news)
-        if stream_id in self._logs:
-            self._logs[stream_id].join()
-        elif len(readers) == 1:
+        if (log := self._logs.get(stream_id)) is not None:
+            log.join()
+        elif process != self.link.process:
             self._producers[stream_id] = process
-            self._attend()
-            self._tell_soon(process, "follow", [stream_id])
+            if len(readers) == 1:
+                self._tell(process, "follow", stream_id)
         return news
 
-    def leave(self, stream_id: str, process: str, news: asyncio.Event) -> None:
+    def leave(self, stream_id: str, news: asyncio.Event) -> None:
         """Take note that a reader has left."""
-        readers = self._readers.get(stream_id, set())
+        readers = self._readers[stream_id]
         readers.discard(news)
-        if stream_id in self._logs:
-            self._logs[stream_id].leave()
         if not readers:
-            self._readers.pop(stream_id, None)
-            if self._producers.pop(stream_id, None) is not None:
-                self._tell_soon(process, "leave", [stream_id])
+            del self._readers[stream_id]
+        if (log := self._logs.get(stream_id)) is not None:
+            log.leave()
+        elif not readers and (process := self._producers.pop(stream_id, None)) is not None:
+            self._tell(process, "leave", stream_id)
 
-    async def tell(self, process: str, what: str, stream_ids: list[str]) -> None:
-        """Say something to a process, which may be this one.
-
-        Raises:
-            StoreError: Redis is out of reach.
-        """
+    async def cancel(self, stream_id: str) -> bool:
+        """Tell the producer of a stream to end it; `False` where there is no such log."""
+        process = await self.producer_of(stream_id)
+        if process is None:
+            return False
         if process == self.link.process:
-            self._hear(what, stream_ids, process)
-            return
-        message = {"t": what, "i": " ".join(stream_ids), "p": self.link.process}
-        async with self.link.attempt("tell") as client:
-            await client.xadd(
-                self.link.keys.inbox(process), message, nomkstream=True, maxlen=INBOX_LENGTH
-            )
+            self._hear("cancel", stream_id, process)
+        else:
+            await self.link.ask("cancel", self.link.message_to(process, f"cancel {stream_id}"))
+        return True
 
     async def close(self) -> None:
         """Write what there is, and let go of all."""
-        await self.writer.flush()
-        await self.writer.close()
-        tasks = [task for task in (self._listens, self._keeps_touch) if task is not None]
-        tasks += self._messages
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.writer.close(_CLOSING_SECONDS)
+        if self._postman is not None:
+            await self._postman
         await self.link.close()
 
     # The inbox
 
     def _attend(self) -> None:
-        """Read the inbox for as long as anybody here reads or writes."""
-        loop = asyncio.get_running_loop()
-        if self._listens is None:
-            self._listens = loop.create_task(self._listen())
-        if self._keeps_touch is None:
-            self._keeps_touch = loop.create_task(self._keep_touch())
-
-    def _is_busy(self) -> bool:
-        return bool(self._logs or self._readers)
+        """Listen to other processes from now on, and let them know of this one."""
+        if not self._tasks:
+            self.link.hold_lease()
+            loop = asyncio.get_running_loop()
+            for step in (self._listen, self._keep_touch):
+                self._tasks.append(loop.create_task(_for_ever(step)))
 
     async def _listen(self) -> None:
-        inbox, place = self.link.keys.inbox(self.link.process), "0-0"
         try:
-            while self._is_busy():
-                try:
-                    answer = await self.link.client.xread({inbox: place}, block=1000)
-                except (RedisError, OSError, TimeoutError):
-                    self.link.failed("inbox")
-                    await asyncio.sleep(_PAUSE_SECONDS)
-                    continue
-                for _, messages in _pairs(answer):
-                    for message_id, fields in messages:
-                        place = message_id
-                        self._take(fields)
-        finally:
-            self._listens = None
+            messages = await self.link.read_inbox(self._place)
+        except FAILURES as exc:
+            self.link.failed("inbox", exc)
+            await asyncio.sleep(_PAUSE_SECONDS)
+            self.link.renew_lease()
+            return
+        for message_id, fields in messages:
+            self._place = message_id
+            process = fields.get(b"p", b"").decode()
+            words = fields[b"w"].decode().split()
+            if words == ["hello"]:
+                self._restore()
+            for what, stream_id in zip(words[::2], words[1::2], strict=False):
+                self._hear(what, stream_id, process)
 
-    def _take(self, fields: dict[bytes, bytes]) -> None:
-        what = fields.get(b"t", b"").decode("latin-1")
-        stream_ids = fields.get(b"i", b"").decode("latin-1").split()
-        self._hear(what, stream_ids, fields.get(b"p", b"").decode("latin-1"))
+    def _hear(self, what: str, stream_id: str, process: str) -> None:
+        log = self._logs.get(stream_id)
+        if what == "news":
+            self._wake(stream_id)
+        elif log is None:
+            pass
+        elif what == "follow":
+            log.join(process)
+        elif what == "leave":
+            log.leave(process)
+        elif what == "cancel":
+            log.cancel()
 
-    def _hear(self, what: str, stream_ids: list[str], process: str) -> None:
-        for stream_id in stream_ids:
-            log = self._logs.get(stream_id)
-            if what == "news":
-                self._wake(stream_id)
-            elif log is None:
-                continue
-            elif what == "follow":
-                log.join(process)
-            elif what == "leave":
-                log.leave(process)
-            elif what == "cancel":
-                log.cancel()
+    def _restore(self) -> None:
+        """Look after all logs, since Redis had no inbox of ours: it is new, or Redis is."""
+        for log in self._logs.values():
+            log.renew_at = 0.0
+            self.writer.write_soon(log)
+        self._show_presence()
 
     def _wake(self, stream_id: str) -> None:
         for news in self._readers.get(stream_id, ()):
             news.set()
 
-    def _on_written(self, logs: list[RedisLog]) -> None:
+    def _on_written(self, logs: Iterable[RedisLog]) -> None:
         """Let readers know of the logs that have grown, here and elsewhere."""
-        elsewhere: dict[str, list[str]] = {}
         for log in logs:
             stream_id = log.info.stream_id
-            self._wake(stream_id)
-            for process in log.readers_elsewhere:
-                elsewhere.setdefault(process, []).append(stream_id)
-            if log.state is not State.RUNNING and log.pending.is_empty:
+            if log.has_news:
+                log.has_news = False
+                self._wake(stream_id)
+                for process in log.readers_elsewhere:
+                    self._tell(process, "news", stream_id)
+            if log.is_done:
                 self._logs.pop(stream_id, None)
-        for process, stream_ids in elsewhere.items():
-            self._tell_soon(process, "news", stream_ids)
 
-    def _tell_soon(self, process: str, what: str, stream_ids: list[str]) -> None:
-        task = asyncio.get_running_loop().create_task(self._try_to_tell(process, what, stream_ids))
-        self._messages.add(task)
-        task.add_done_callback(self._messages.discard)
+    def _tell(self, process: str, what: str, stream_id: str) -> None:
+        """Say something to another process, soon, if it can be reached."""
+        self._mail.setdefault(process, []).append(f"{what} {stream_id}")
+        if self._postman is None:
+            self._postman = asyncio.get_running_loop().create_task(self._post())
 
-    async def _try_to_tell(self, process: str, what: str, stream_ids: list[str]) -> None:
+    async def _post(self) -> None:
         try:
-            await self.tell(process, what, stream_ids)
-        except StoreError as exc:
-            logger.debug("a message was not sent: %s", exc)
+            while self._mail:
+                mail, self._mail = self._mail, {}
+                commands = [self.link.message_to(to, " ".join(says)) for to, says in mail.items()]
+                try:
+                    await self.link.ask("tell", *commands)
+                except StoreError as exc:
+                    logger.debug("what other processes were to be told is lost: %s", exc)
+        finally:
+            self._postman = None
 
     async def _keep_touch(self) -> None:
-        """Say again and again what is followed, and forget who has not said so for long."""
+        """Say again what is followed, and forget what is over."""
+        await asyncio.sleep(PRESENCE_SECONDS / 3)
+        self._show_presence()
+        now = time.monotonic()
+        for stream_id, log in list(self._logs.items()):
+            log.look_for_readers(now)
+            if log.state is not State.RUNNING and now > log.ended_at + self._ttl:
+                self.writer.forsake(log)
+                del self._logs[stream_id]
+            elif now >= log.renew_at:
+                self.writer.write_soon(log)
+
+    def _show_presence(self) -> None:
+        for stream_id, process in self._producers.items():
+            self._tell(process, "follow", stream_id)
+
+    def _known(self, data: bytes | None) -> Known | None:
+        if data is None:
+            if self.link.may_be_forgetful:
+                raise StoreError("Redis has no such log, but was out of reach a moment ago")
+            return None
         try:
-            while self._is_busy():
-                await asyncio.sleep(_PRESENCE_SECONDS)
-                followed: dict[str, list[str]] = {}
-                for stream_id, process in self._producers.items():
-                    followed.setdefault(process, []).append(stream_id)
-                for process, stream_ids in followed.items():
-                    await self._try_to_tell(process, "follow", stream_ids)
-                now = time.monotonic()
-                for log in list(self._logs.values()):
-                    log.look_for_readers(now)
-                    if now > log.expires_at - RUNNING_SECONDS / 2:
-                        self.writer.write_soon(log)
-        finally:
-            self._keeps_touch = None
+            return unpack_known(data)
+        except ValueError as exc:
+            raise StoreError(str(exc)) from exc
+
+    async def _lives(self, process: str) -> bool:
+        if process == self.link.process:
+            return True
+        (lives,) = await self.link.ask("follow", ("EXISTS", self.link.keys.lease(process)))
+        return bool(lives)
 
 
-def _known(data: bytes) -> tuple[LogInfo, str]:
-    try:
-        return unpacked_info(data)
-    except ValueError as exc:
-        raise StoreError(str(exc)) from exc
-
-
-def _pairs(answer: Any) -> list[tuple[Any, Any]]:
-    """Return what XREAD has given, which is a mapping in RESP 3 and a list in RESP 2."""
-    if not answer:
-        return []
-    if isinstance(answer, dict):
-        return [(key, parts[0] if len(parts) == 1 else parts) for key, parts in answer.items()]
-    return list(answer)
+async def _for_ever(step: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await step()
+        except Exception:
+            logger.exception("the store in Redis goes on, whatever this was")
+            await asyncio.sleep(_PAUSE_SECONDS)

@@ -7,60 +7,77 @@ until its outcome is known, and Redis takes each once. Streams are told nothing 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from typing import Final, NamedTuple
 
-from redis.exceptions import RedisError, ResponseError
-
-from sse_middleware.stores.base import LogInfo, Producer, State
-from sse_middleware.stores.entries import Entry, Kept, Pending, packed_info
-from sse_middleware.stores.redis_link import Link, digest
+from sse_middleware.stores.base import Found, LogInfo, Producer, State
+from sse_middleware.stores.entries import Entry, Known, Pending, pack_known
+from sse_middleware.stores.redis_link import FAILURES, Command, Link, digest
 
 logger = logging.getLogger("sse_middleware")
 
-FLUSH_SECONDS: Final = 0.05
-FOLLOWED_SECONDS: Final = 0.005
-_PRESENCE_SECONDS: Final = 15.0
+_FLUSH_SECONDS: Final = 0.05
+_URGENT_SECONDS: Final = 0.005
+PRESENCE_SECONDS: Final = 15.0
 """How long a reader in another process counts that has not said that it still is there."""
-RUNNING_SECONDS: Final = 120.0
-"""How long the log of a stream outlives a process that has died."""
-_AT_ONCE: Final = 256
-"""How many commands one pipeline has."""
+_RUNNING_SECONDS: Final = 60.0
+"""How long the log of a stream outlives a process that has died, at least."""
+_LOGS_AT_ONCE: Final = 128
 _LONGEST_PAUSE: Final = 1.0
-_PRESENT_ALREADY: Final = "equal or smaller"
+_IS_THERE: Final = "equal or smaller"
+"""What Redis says of an id that it has already, or had once."""
 
 
 class RedisLog:
-    """The writer's side of one log; all of it happens in one event loop."""
+    """The writer's side of one log; all of it happens in one event loop.
+
+    Attributes:
+        info: what is known of the stream.
+        pending: what is to be written.
+        name: a digest of its name, `""` where it has none.
+        state: how it is.
+        ended_at: when it ended.
+        has_news: whether its readers have to be told of something.
+        is_known: whether Redis knows of it, and by its name if it has one.
+        has_entries: whether Redis has entries of it.
+        claimed: the name that it was found by.
+        renew_at: when Redis has to be told to keep it.
+    """
 
     __slots__ = (
-        "_kept",
-        "_link",
         "_local_readers",
         "_producer",
         "_remote_readers",
         "_told_followed",
         "_writer",
-        "exists",
-        "expires_at",
+        "claimed",
+        "ended_at",
+        "has_entries",
+        "has_news",
         "info",
-        "is_gone",
+        "is_known",
         "name",
         "pending",
+        "renew_at",
         "state",
     )
 
     def __init__(
-        self, writer: "LogWriter", info: LogInfo, producer: Producer, pending: Pending, kept: Kept
+        self, writer: "LogWriter", info: LogInfo, producer: Producer, pending: Pending
     ) -> None:
         self.info = info
         self.pending = pending
         self.name = ""
         self.state = State.RUNNING
-        self.exists = False  # in Redis, as far as we know
-        self.is_gone = False
-        self.expires_at = 0.0
-        self._kept = kept
+        self.ended_at = 0.0
+        self.has_news = False
+        self.is_known = False
+        self.has_entries = False
+        self.claimed = ""
+        self.renew_at = 0.0
         self._writer = writer
         self._producer: Producer | None = producer
         self._local_readers = 0
@@ -68,48 +85,69 @@ class RedisLog:
         self._told_followed = False
 
     @property
+    def is_gone(self) -> bool:
+        """Whether there is no such log any more."""
+        return self.state is State.GONE
+
+    @property
+    def is_written(self) -> bool:
+        """Whether Redis knows all of it."""
+        return self.is_known and self.pending.is_empty
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended, and Redis knows all of it."""
+        return self.state is not State.RUNNING and self.is_written
+
+    @property
     def is_followed(self) -> bool:
         """Whether anybody reads it."""
         return bool(self._local_readers or self._remote_readers)
 
     @property
-    def readers_elsewhere(self) -> tuple[str, ...]:
+    def readers_elsewhere(self) -> Iterable[str]:
         """The processes that read it."""
-        return tuple(self._remote_readers)
+        return self._remote_readers
 
     def append(self, seq: int, frame: bytes) -> None:
         """Keep the frame of the event `seq`."""
         if self.state is State.RUNNING:
             self.pending.append(seq, frame)
-            self._writer.write_soon(self)
+            self._writer.write_soon(self, urgent=self.is_followed)
 
     def skip(self, seq: int) -> None:
         """Take note that the event `seq` is not kept."""
         if self.state is State.RUNNING:
             self.pending.skip(seq)
+            self._writer.write_soon(self, urgent=self.is_followed)
 
     def end(self, state: State, frame: bytes = b"") -> None:
         """End the log, once."""
-        if self.state is not State.RUNNING:
-            return
-        self.state = state
-        self._producer = None
-        self.is_gone = state is State.GONE
-        if not self.is_gone:
+        if self.state is State.RUNNING:
+            self.state = state
+            self.ended_at = time.monotonic()
+            self.is_known = self.is_known and not self.is_gone
+            self._producer = None
             self.pending.end(state, frame)
-        self._writer.write_soon(self)
+            self._writer.write_soon(self, urgent=self.is_followed)
 
     def disown(self) -> None:
         """Drop the events and end the log."""
-        if self.state is State.RUNNING:
-            self.pending.clear()
-            self.end(State.DISOWNED)
+        self.end(State.DISOWNED)
 
     def set_name(self, name: str) -> None:
         """Let `find_named` find this log."""
-        self.name = name
-        self.exists = False  # so that it is written
-        self._writer.write_soon(self)
+        if self.state is State.RUNNING:
+            self.name = digest(name)
+            self.is_known = False
+            self._writer.write_soon(self, urgent=True)
+
+    def found(self) -> Found | None:
+        """Return the log as it is, though Redis may not have heard of all of it yet."""
+        if self.is_gone:
+            return None
+        pending = self.pending
+        return Found(self.info, self.state, pending.last, pending.tells_end, pending.first)
 
     def cancel(self) -> None:
         """Let the producer hear that a reader wants the stream to end."""
@@ -121,7 +159,7 @@ class RedisLog:
         if process is None:
             self._local_readers += 1
         else:
-            self._remote_readers[process] = time.monotonic() + _PRESENCE_SECONDS
+            self._remote_readers[process] = time.monotonic() + PRESENCE_SECONDS
         self._tell_followed()
 
     def leave(self, process: str | None = None) -> None:
@@ -138,16 +176,47 @@ class RedisLog:
             if until < now:
                 self.leave(process)
 
-    def oldest_to_keep(self, entry: Entry) -> int:
-        """Return the number of the oldest event that is kept when `entry` is there."""
-        if self.state is State.DISOWNED:
-            return self.pending.last
-        return self._kept.add(entry)
+    def take_known(self, name: str, renew_at: float, _: object) -> None:
+        """Take note that Redis knows of it, and by this name."""
+        self.is_known = name == self.name
+        self.claimed = name
+        self.renew_at = renew_at
+
+    def take_entry(self, entry: Entry, answer: object) -> None:
+        """Take note of what Redis says of an entry."""
+        if answer is None:
+            self.forget()
+        else:
+            self.pending.written(entry)
+            self.has_entries = self.has_news = True
+
+    def take_renewal(self, renew_at: float, answer: object) -> None:
+        """Take note that Redis keeps it, or does not have it."""
+        if answer:
+            self.renew_at = renew_at
+        else:
+            self.forget()
+
+    def take_deletion(self, _: object) -> None:
+        """Take note that Redis has deleted it."""
+        self.is_known = self.has_news = True
+
+    def forget(self) -> None:
+        """Take note that Redis does not have it any more; it is begun again."""
+        self.is_known = self.has_entries = False
+        self.pending.forget()
 
     def _tell_followed(self) -> None:
         if self._producer is not None and self.is_followed is not self._told_followed:
             self._told_followed = self.is_followed
             self._producer.on_followed(followed=self.is_followed)
+
+
+class _Step(NamedTuple):
+    """One command of a flush, and who learns from its answer."""
+
+    command: Command
+    learn: Callable[[object], None] | None = None
 
 
 class LogWriter:
@@ -156,173 +225,164 @@ class LogWriter:
     Args:
         link: to Redis.
         ttl: how long a log is kept behind its end, in seconds.
-        has_news: is told of the logs that have grown.
+        has_news: is told of the logs that were written.
     """
 
-    def __init__(self, link: Link, ttl: float, has_news: Callable[[list[RedisLog]], None]) -> None:
+    def __init__(
+        self, link: Link, ttl: float, has_news: Callable[[Iterable[RedisLog]], None]
+    ) -> None:
         self._link = link
+        self._keys = link.keys
         self._ttl = ttl
+        self._lives = max(ttl, _RUNNING_SECONDS)
         self._has_news = has_news
         self._dirty: dict[RedisLog, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._urgent = asyncio.Event()
 
-    def write_soon(self, log: RedisLog) -> None:
+    def write_soon(self, log: RedisLog, *, urgent: bool = False) -> None:
         """Write what `log` has to be written."""
         self._dirty[log] = None
+        if urgent:
+            self._urgent.set()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
-        if log.is_followed:
-            self._urgent.set()
 
-    async def flush(self) -> None:
-        """Write all that there is, for as long as Redis takes it."""
-        while self._dirty and await self._write_all():
-            pass
+    def forsake(self, log: RedisLog) -> None:
+        """Do not write a log any more."""
+        self._dirty.pop(log, None)
 
-    async def close(self) -> None:
-        """Write no more."""
+    async def close(self, patience: float) -> None:
+        """Write all that there is, if Redis takes it, and then no more."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                while self._dirty and await self._write():
+                    pass
+        if self._dirty:
+            logger.warning("%d logs could not be written to their end", len(self._dirty))
 
     async def _run(self) -> None:
-        pause = FLUSH_SECONDS
+        pause = 0.0
         try:
             while self._dirty:
-                await self._wait(pause)
-                done = await self._write_all()
-                pause = FLUSH_SECONDS if done else min(_LONGEST_PAUSE, 2 * pause)
+                await (asyncio.sleep(pause) if pause else self._until_due())
+                done = await self._write()
+                pause = 0.0 if done else min(max(_FLUSH_SECONDS, 2 * pause), _LONGEST_PAUSE)
         finally:
             self._task = None
 
-    async def _wait(self, pause: float) -> None:
-        """Wait until the next flush is due: sooner where somebody follows."""
-        if pause > FLUSH_SECONDS:
-            await asyncio.sleep(pause)
-            return
-        try:
-            async with asyncio.timeout(pause):
+    async def _until_due(self) -> None:
+        """Wait until the next flush is due: sooner where somebody waits for it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FLUSH_SECONDS - _URGENT_SECONDS):
                 await self._urgent.wait()
-            await asyncio.sleep(FOLLOWED_SECONDS)
-        except TimeoutError:
-            pass
+        await asyncio.sleep(_URGENT_SECONDS)
         self._urgent.clear()
 
-    async def _write_all(self) -> bool:
+    async def _write(self) -> bool:
         """Write what waits; tell whether Redis has taken it."""
         began = time.monotonic()
-        logs = list(self._dirty)[:_AT_ONCE]
+        logs = list(islice(self._dirty, _LOGS_AT_ONCE))
+        for log in logs:
+            del self._dirty[log]
+        failure: BaseException | None = None
         try:
-            settled = [log for log in logs if log.exists and not self._ends(log)]
-            await self._extend(settled, began)
+            for steps, is_atomic in self._trips(logs, began):
+                failure = await self._take(steps, atomic=is_atomic) or failure
+        except FAILURES as exc:
+            failure = exc
+        finally:
             for log in logs:
-                if log not in settled:
-                    await self._begin_or_end(log, began)
-        except (RedisError, OSError, TimeoutError) as exc:
-            logger.debug("a flush has failed: %s", type(exc).__name__)
-            self._link.failed("flush")
-            return False
-        for log in logs:
-            if log.pending.is_empty:
-                self._dirty.pop(log, None)
-            else:  # behind the others
-                self._dirty.pop(log, None)
-                self._dirty[log] = None
-        self._link.flushed(time.monotonic() - began)
+                if not log.is_written or (not log.is_gone and began >= log.renew_at):
+                    self._dirty[log] = None  # behind the others
         self._has_news(logs)
-        return True
+        if failure is None:
+            self._link.flushed(time.monotonic() - began)
+        else:
+            self._link.failed("flush", failure)
+            if sum(log.pending.take_dropped() for log in logs):
+                self._link.failed("drop", failure)
+        return failure is None
 
-    @staticmethod
-    def _ends(log: RedisLog) -> bool:
-        entry = log.pending.next_entry()
-        return log.is_gone or (entry is not None and (entry.ends or log.state is not State.RUNNING))
+    async def _take(self, steps: Sequence[_Step], *, atomic: bool) -> BaseException | None:
+        """Have Redis take some steps, and return why it has refused one."""
+        answers = await self._link.write([step.command for step in steps], atomic=atomic)
+        failure: BaseException | None = None
+        for (_, learn), answer in zip(steps, answers, strict=True):
+            if isinstance(answer, Exception) and _IS_THERE not in str(answer):
+                failure = failure or answer
+            elif learn is not None:
+                learn(answer)
+        return failure
 
-    async def _extend(self, logs: list[RedisLog], now: float) -> None:
-        """Write the next entry of each log that is there already."""
-        written: list[tuple[RedisLog, bool]] = []
-        pipe = self._link.client.pipeline(transaction=False)
+    def _trips(self, logs: list[RedisLog], now: float) -> Iterator[tuple[Sequence[_Step], bool]]:
+        """Return what is sent to Redis in one go, and whether that has to be atomic."""
+        steps: list[_Step] = []
+        beginnings: list[list[_Step]] = []
+        if not all(log.is_known for log in logs):
+            steps.append(_Step(self._link.lease_command()))  # or it is taken for lost
         for log in logs:
-            entry = log.pending.next_entry()
-            if entry is not None:
-                self._xadd(pipe, log, entry, create=False)
-                written.append((log, True))
-            if now > log.expires_at - RUNNING_SECONDS * 2 / 3:
-                for command in self._expiries(log, RUNNING_SECONDS):
-                    pipe.pexpire(*command)
-                    written.append((log, False))
-                log.expires_at = now + RUNNING_SECONDS
-        if not written:
+            if log.is_gone:
+                steps += self._deletion(log)
+                continue
+            steps += self._naming(log, now)
+            entries = log.pending.freeze()
+            if entries and not log.has_entries:
+                # XADD makes a key that lives for ever, and no command that sets its time with it.
+                beginnings.append([*self._greeting(log, now), *self._entries(log, entries, now)])
+            else:
+                steps += self._greeting(log, now) if not log.is_known else ()
+                steps += self._entries(log, entries, now)
+        if steps:
+            yield steps, False
+        if self._link.is_cluster:
+            yield from ((beginning, True) for beginning in beginnings)
+        elif beginnings:
+            yield [step for beginning in beginnings for step in beginning], True
+
+    def _deletion(self, log: RedisLog) -> Iterator[_Step]:
+        for key in (self._keys.info(log.info.stream_id), self._keys.log(log.info.stream_id)):
+            yield _Step(("DEL", key), log.take_deletion)
+
+    def _naming(self, log: RedisLog, now: float) -> Iterator[_Step]:
+        """Let the log be found by its name, and go on to be; the latest that was named counts."""
+        if not log.name or (log.is_known and not self._is_due(log, now)):
             return
-        answers = await pipe.execute(raise_on_error=False)
-        failures = [
-            failure
-            for (log, is_entry), answer in zip(written, answers, strict=True)
-            if is_entry and (failure := self._settle(log, answer)) is not None
-        ]
-        if failures:
-            raise failures[0]
+        key, lives = self._keys.name(log.name), _milliseconds(self._lives)
+        is_new = log.claimed != log.name
+        yield _Step(("SET", key, log.info.stream_id, "PX", lives, *(() if is_new else ("NX",))))
+        if not is_new:
+            yield _Step(("PEXPIRE", key, lives))  # never less than another one needs
 
-    @staticmethod
-    def _settle(log: RedisLog, answer: object) -> RedisError | None:
-        """Take note of what Redis says of an entry; return a failure."""
-        if answer is None:  # the log has run out, or Redis has forgotten all: it is begun again
-            log.exists = False
-        elif not isinstance(answer, Exception) or _PRESENT_ALREADY in str(answer):
-            log.pending.written()
-        elif isinstance(answer, RedisError):
-            return answer
-        return None
+    def _greeting(self, log: RedisLog, now: float) -> Iterator[_Step]:
+        known = pack_known(Known(log.info, self._link.process, log.name))
+        command = ("SET", self._keys.info(log.info.stream_id), known, "PX", self._time_of(log))
+        yield _Step(command, partial(log.take_known, log.name, now + self._lives / 3))
 
-    async def _begin_or_end(self, log: RedisLog, now: float) -> None:
-        """Write the first or the last entries of a log, with the time it may live, as one."""
-        keys, stream_id = self._link.keys, log.info.stream_id
-        pipe = self._link.client.pipeline(transaction=True)
-        if log.is_gone:
-            pipe.delete(keys.log(stream_id), keys.info(stream_id))
-            await pipe.execute()
-            log.pending.clear()
-            while log.pending.next_entry() is not None:
-                log.pending.written()
-            return
-        entry = log.pending.next_entry()
-        lives = self._ttl if entry is not None and entry.ends else RUNNING_SECONDS
-        if not log.exists:
-            info = packed_info(log.info, self._link.process)
-            pipe.set(keys.info(stream_id), info, px=_milliseconds(lives))
-        if entry is not None:
-            self._xadd(pipe, log, entry, create=True)
-        for key, milliseconds in self._expiries(log, lives):
-            pipe.pexpire(key, milliseconds)
-        try:
-            await pipe.execute()
-        except ResponseError as exc:
-            if _PRESENT_ALREADY not in str(exc):
-                raise
-        if log.name:
-            name, value = keys.name(digest(log.name)), stream_id
-            await self._link.client.set(name, value, px=_milliseconds(lives))
-        log.exists = True
-        log.expires_at = now + lives
-        if entry is not None:
-            log.pending.written()
+    def _entries(self, log: RedisLog, entries: Sequence[Entry], now: float) -> Iterator[_Step]:
+        key = self._keys.log(log.info.stream_id)
+        create = () if not log.has_entries else ("NOMKSTREAM",)
+        for entry in entries:
+            command = ("XADD", key, *create, "MINID", entry.oldest, entry.id, *entry.fields)
+            yield _Step(command, partial(log.take_entry, entry))
+        if (entries and not log.has_entries) or self._is_due(log, now):
+            take = partial(log.take_renewal, now + self._lives / 3)
+            time_of = self._time_of(log)
+            yield _Step(("PEXPIRE", self._keys.info(log.info.stream_id), time_of), take)
+            if entries or log.has_entries:
+                yield _Step(("PEXPIRE", key, time_of), take)
 
-    def _xadd(self, pipe: Any, log: RedisLog, entry: Entry, *, create: bool) -> None:
-        oldest = log.oldest_to_keep(entry)
-        pipe.xadd(
-            self._link.keys.log(log.info.stream_id),
-            entry.fields,
-            id=entry.id,
-            nomkstream=not create,
-            minid=oldest,
-            approximate=False,
-        )
+    def _is_due(self, log: RedisLog, now: float) -> bool:
+        return now >= log.renew_at or self._ends(log)
 
-    def _expiries(self, log: RedisLog, seconds: float) -> list[tuple[str, int]]:
-        keys, stream_id = self._link.keys, log.info.stream_id
-        return [
-            (key, _milliseconds(seconds)) for key in (keys.log(stream_id), keys.info(stream_id))
-        ]
+    def _ends(self, log: RedisLog) -> bool:
+        return log.state is not State.RUNNING and log.pending.is_on_its_way
+
+    def _time_of(self, log: RedisLog) -> int:
+        return _milliseconds(self._ttl if self._ends(log) else self._lives)
 
 
 def _milliseconds(seconds: float) -> int:

@@ -59,6 +59,8 @@ def log_info(**fields: Any) -> LogInfo:
         "rotates": False,
         "heartbeat_interval": 5.0,
         "silence_threshold": None,
+        "event_prefix": "",
+        "retry_ms": 2000,
     }
     return LogInfo(**(values | fields))
 

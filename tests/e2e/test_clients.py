@@ -74,7 +74,7 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arms]:
         return tmp_path_factory.mktemp(name)
 
     heartbeats = {"SSE_HEARTBEAT_INTERVAL": "0.2"}
-    capped = {**heartbeats, "SSE_STREAM_MAX_SECONDS": "2"}
+    capped = {**heartbeats, "SSE_STREAM_MAX_SECONDS": "2", "SSE_CAP_ACTION": "complete"}
     blocks = {**heartbeats, "SSE_COMMENT_STYLE": "block"}
     server = "uvicorn-httptools"
     with (

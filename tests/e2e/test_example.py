@@ -36,7 +36,11 @@ def _until_announced(log: Path) -> str:
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("example") / "example.log"
     command = [sys.executable, "-m", "example_app", "--port", "0"]
-    environ = {"SSE_HEARTBEAT_INTERVAL": "0.5", "SSE_STREAM_MAX_SECONDS": "6"}
+    environ = {
+        "SSE_HEARTBEAT_INTERVAL": "0.5",
+        "SSE_STREAM_MAX_SECONDS": "6",
+        "SSE_CAP_ACTION": "complete",
+    }
     with running_process(command, log, environ):
         yield _until_announced(log)
 

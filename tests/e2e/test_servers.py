@@ -21,7 +21,13 @@ EVENTSOURCE = {"accept": "text/event-stream", "cache-control": "no-cache"}
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    environ = {"SSE_STREAM_MAX_SECONDS": "2", "SSE_HEARTBEAT_INTERVAL": "0.25"}
+    environ = {
+        "SSE_STREAM_MAX_SECONDS": "2",
+        "SSE_CAP_ACTION": "complete",
+        "SSE_HEARTBEAT_INTERVAL": "0.25",
+        "SSE_LINGER_SECONDS": "0",
+        "SSE_REPLAY_TTL": "0",
+    }
     with serving(request.param, APP, tmp_path_factory.mktemp("server"), environ) as running:
         yield running
 
