@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
 from sse_middleware.stores.memory import MemoryStore
-from tests.asgi import EVENTSOURCE, Exchange, handle, http_scope, running
+from tests.asgi import EVENTSOURCE, Exchange, body, handle, http_scope, running, stream_start
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -176,3 +176,84 @@ def living(*kinds: type) -> list[object]:
 
 def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
     return registry.get_sample_value(name, labels) or 0.0
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Listening:
+    """An app that counts, a number a second, and waits in other tasks for its client to leave.
+
+    Args:
+        count: up to which number; then it ends its response.
+        listeners: how many tasks wait.
+        leaves: whether it leaves when it hears.
+
+    Attributes:
+        heard: when the tasks have heard that the client has left.
+        ends: when and how it has ended.
+    """
+
+    def __init__(self, count: int = 1000, *, listeners: int = 1, leaves: bool = True) -> None:
+        self.heard: list[float] = []
+        self.ends: list[tuple[float, str]] = []
+        self._count = count
+        self._listeners = listeners
+        self._leaves = leaves
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        tasks = [asyncio.ensure_future(self._listen(receive)) for _ in range(self._listeners)]
+        try:
+            await send(stream_start())
+            for number in range(1, self._count + 1):
+                await send(body(b"data: %d\n\n" % number))
+                if self._leaves:
+                    await asyncio.wait(tasks, timeout=1, return_when=asyncio.FIRST_COMPLETED)
+                else:
+                    await asyncio.sleep(1)
+                if self._leaves and any(task.done() for task in tasks):
+                    self.ends.append((now(), "left"))
+                    return
+            await send(body(b"", more=False))
+            self.ends.append((now(), "finished"))
+        except asyncio.CancelledError:
+            self.ends.append((now(), "cancelled"))
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _listen(self, receive: Receive) -> None:
+        message = await receive()
+        assert message["type"] == "http.disconnect"
+        self.heard.append(now())
+
+
+class Deaf:
+    """An app that counts, a number a second, and never asks whether its client is there.
+
+    Attributes:
+        ends: when and how it has ended.
+    """
+
+    def __init__(self, count: int = 1000) -> None:
+        self.ends: list[tuple[float, str]] = []
+        self._count = count
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        try:
+            await send(stream_start())
+            for number in range(1, self._count + 1):
+                await send(body(b"data: %d\n\n" % number))
+                await asyncio.sleep(1)
+            await send(body(b"", more=False))
+            self.ends.append((now(), "finished"))
+        except BaseException as exc:
+            self.ends.append((now(), type(exc).__name__))
+            raise
+
+
+UNCAPPED: dict[str, Any] = {"stream_max_seconds": None}

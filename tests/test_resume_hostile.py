@@ -308,7 +308,7 @@ queries = st.lists(pieces, max_size=6).map(b"&".join) | st.binary(max_size=200)
     method=st.sampled_from(["GET", "POST", "DELETE", "PUT", "HEAD", "get", ""]),
     status=st.sampled_from([200, 404, 405]),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_no_id_and_no_query_can_break_a_request(
     headers: list[bytes], query_string: bytes, method: str, status: int
 ) -> None:
@@ -339,7 +339,7 @@ def test_no_id_and_no_query_can_break_a_request(
 
 
 @given(headers=st.lists(values, min_size=1, max_size=2), query_string=queries)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_id_and_no_query_opens_a_stream_but_its_own_cursor(
     headers: list[bytes], query_string: bytes
 ) -> None:

@@ -181,6 +181,9 @@ class LogThatEndsAgain:
         self.log._state = State.RUNNING
         self.log.end(state, frame)
 
+    def skip(self, seq: int) -> None:
+        self.log.skip(seq)
+
     def disown(self) -> None:
         self.log.disown()
 

@@ -13,7 +13,8 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -207,7 +208,7 @@ class Link:
     def hold_lease(self) -> None:
         """Say that this process lives, from now on."""
         if self._lease is None:
-            self._lease = _Lease(self, _blocking_client(self._url, self._client))
+            self._lease = _Lease(self, partial(_blocking_client, self._url, self._client))
 
     def renew_lease(self) -> None:
         """Say so again at once, for Redis may have forgotten."""
@@ -257,8 +258,9 @@ class Link:
 class _Lease:
     """Renew a lease in a thread of its own: a blocked event loop is not a dead one."""
 
-    def __init__(self, link: Link, client: Any) -> None:
-        self._client = client
+    def __init__(self, link: Link, connect: Callable[[], Any]) -> None:
+        self._connect = connect  # that of a cluster waits for an answer
+        self._client: Any = None
         self._lease = link.keys.lease(link.process)
         self._inbox = link.keys.inbox(link.process)
         self._milliseconds = link.lease_milliseconds
@@ -284,11 +286,14 @@ class _Lease:
             self._poked.clear()
             self._try(self._renew)
             self._poked.wait(self._pause)
-        self._try(self._give_back)
-        self._client.close()
+        if self._client is not None:
+            self._try(self._give_back)
+            self._client.close()
 
-    def _try(self, call: Any) -> None:
+    def _try(self, call: Callable[[], None]) -> None:
         try:
+            if self._client is None:
+                self._client = self._connect()
             call()
         except FAILURES as exc:
             logger.debug("the lease: %s", type(exc).__name__)

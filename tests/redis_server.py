@@ -1,0 +1,196 @@
+"""A real Redis in a process of its own, which can be stopped, emptied and filled, and a proxy to it
+that can lose what comes back."""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+import redis
+
+from tests.e2e.servers import free_port
+
+PROGRAM = shutil.which("redis-server")
+
+
+def need_redis_server() -> str:
+    """Return the program, skip where it is missing; under CI that is a failure."""
+    if PROGRAM is None:
+        reason = "redis-server is not installed"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return PROGRAM
+
+
+class RedisServer:
+    """A Redis that keeps nothing on disk.
+
+    Attributes:
+        port: where it listens on 127.0.0.1.
+        url: the same.
+    """
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self._program = need_redis_server()
+        self._directory = directory
+        self._arguments = arguments
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.client = redis.Redis(port=self.port, socket_timeout=10)
+
+    def start(self) -> None:
+        """Start it, empty, and wait until it answers."""
+        with (self._directory / f"redis-{self.port}.log").open("ab") as output:
+            self._process = subprocess.Popen(
+                [
+                    self._program,
+                    *("--port", str(self.port), "--bind", "127.0.0.1", "--save", ""),
+                    *("--appendonly", "no", "--dir", str(self._directory)),
+                    *self._arguments,
+                ],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.client.ping()
+            except redis.RedisError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
+
+    def kill(self) -> None:
+        """End it; what it has is lost."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> None:
+        """Start it afresh, with nothing in it."""
+        self.kill()
+        self.start()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Let it hang until the block ends: connections stand, nothing answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def all_keys(self) -> list[str]:
+        return sorted(key.decode() for key in self.client.scan_iter(count=1000))
+
+    def connections(self) -> int:
+        """Return how many connections there are beside the one that asks."""
+        return len(self.client.client_list()) - 1
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.client.close()
+        self.kill()
+
+
+class Proxy:
+    """A TCP proxy in the test's own loop: a network between a store and its Redis.
+
+    Attributes:
+        port: where it listens on 127.0.0.1.
+        url: the same.
+        swallows: whether what Redis answers is lost.
+        is_cut: whether nothing comes through in either direction.
+        forwarded: how many bytes have reached Redis.
+    """
+
+    def __init__(self, target: RedisServer) -> None:
+        self._target = target
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self.swallows = False
+        self.forwarded = 0
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def cut(self) -> None:
+        """Let nothing through any more: a partition, in which no connection is seen to end."""
+        self._flows.clear()
+
+    def heal(self) -> None:
+        """Let all through again."""
+        self._flows.set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await self._flows.wait()
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._target.port)
+        pumps = [
+            asyncio.ensure_future(self._pump(reader, inner_writer, answers=False)),
+            asyncio.ensure_future(self._pump(inner_reader, writer, answers=True)),
+        ]
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            for side in (writer, inner_writer):
+                side.close()
+                with suppress(OSError):
+                    await side.wait_closed()
+
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool
+    ) -> None:
+        with suppress(OSError):
+            while data := await source.read(1 << 16):
+                await self._flows.wait()
+                if answers and self.swallows:
+                    continue
+                sink.write(data)
+                await sink.drain()
+                if not answers:
+                    self.forwarded += len(data)
