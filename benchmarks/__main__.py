@@ -4,6 +4,7 @@
 
 Ratios are taken within a round, in which the contestants take short turns, and their median is
 given with the least and the greatest: a machine that is busy with something else slows them all.
+Who takes part in `recording`, `recorded-bytes` and `resume` is set; `--only` is for the others.
 It is no test: a missed budget is no error, a contestant that drops an event is one. A quick run
 proves that all of this works; its figures mean nothing.
 """
@@ -19,9 +20,10 @@ from types import FrameType
 
 from benchmarks.bench import FULL, QUICK, Bench, Table
 from benchmarks.children import BenchmarkError, cores
-from benchmarks.contestants import CONTESTANTS
+from benchmarks.contestants import CONTESTANTS, UNRECORDED
 from benchmarks.open_streams import run_frozen, run_idle, run_lateness
 from benchmarks.report import budgets_text, table_text, versions
+from benchmarks.resuming import run_recorded_bytes, run_recording, run_resume
 from benchmarks.throughput import CASES, run_cases, run_first_byte, run_in_process
 
 SUITES: dict[str, Callable[[Bench, str], list[Table]]] = {
@@ -31,7 +33,11 @@ SUITES: dict[str, Callable[[Bench, str], list[Table]]] = {
     "idle": run_idle,
     "lateness": run_lateness,
     "frozen": run_frozen,
+    "recording": run_recording,
+    "recorded-bytes": run_recorded_bytes,
+    "resume": run_resume,
 }
+PEERS = tuple(name for name in CONTESTANTS if name != UNRECORDED)
 LONGEST_RUN = 1800  # seconds
 
 
@@ -50,7 +56,7 @@ def main() -> int:
         rounds=arguments.rounds or sizes.rounds,
         streams=arguments.streams or sizes.streams,
     )
-    chosen = [name for name in CONTESTANTS if name in (arguments.only or CONTESTANTS)]
+    chosen = [name for name in CONTESTANTS if name in (arguments.only or PEERS)]
     bench = Bench(sizes, tuple(chosen), measured)
     print(versions(), flush=True)
     try:

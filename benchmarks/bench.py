@@ -1,5 +1,6 @@
 """What the suites share: how much they do, who takes part, and what they hand back."""
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -122,6 +123,12 @@ def undisturbed(figures: list[float]) -> float:
     some milliseconds or seconds at a time.
     """
     return sorted(figures)[len(figures) // 4]
+
+
+def percentiles(figures: list[float]) -> tuple[float, float]:
+    """Return the median and the 99th percentile."""
+    cuts = statistics.quantiles(figures, n=100)
+    return cuts[49], cuts[98]
 
 
 def cpu_of(server: Server, work: Callable[[], object]) -> float:

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -179,13 +180,17 @@ def correlation_and_instrumentator() -> ASGIApp:
     return app
 
 
-def sse_middleware() -> ASGIApp:
+def sse_middleware(**options: Any) -> ASGIApp:
     """Return Starlette's app behind us, with all that we do unless told otherwise."""
     from sse_middleware import SSEMiddleware
 
     app = starlette()
-    app.add_middleware(SSEMiddleware)
+    app.add_middleware(SSEMiddleware, **options)
     return app
+
+
+UNRECORDED = "eventsource-unrecorded"
+"""Who takes part where recording is measured, and elsewhere where it is asked for."""
 
 
 CONTESTANTS = {
@@ -200,6 +205,11 @@ CONTESTANTS = {
     ),
     "sse_middleware as plain": Contestant(
         app=sse_middleware, headers=PLAIN, heartbeat=b"\n: heartbeat"
+    ),
+    UNRECORDED: Contestant(
+        app=partial(sse_middleware, replay_max_events=0),
+        headers=EVENTSOURCE,
+        heartbeat=b"event: heartbeat",
     ),
 }
 US = tuple(name for name in CONTESTANTS if name.startswith("sse_middleware"))

@@ -9,6 +9,7 @@ import selectors
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
@@ -62,6 +63,34 @@ def connect(port: int, *, narrow: bool = False) -> socket.socket:
     connection.connect(("127.0.0.1", port))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
+
+
+def first_byte(port: int, request: Request, *, ends: bool = True) -> tuple[float, bytes]:
+    """Ask for something on a connection of its own.
+
+    Args:
+        port: of the server.
+        request: what is asked.
+        ends: whether the response does, and is read until then, as the rest is not to burden
+            whoever comes next.
+
+    Returns:
+        The seconds from the connecting to the body's first byte, and all that has been read.
+    """
+    encoded = request.encoded()
+    start = time.perf_counter()
+    with closing(connect(port)) as connection:
+        connection.sendall(encoded)
+        seen = b""
+        while not seen.partition(b"\r\n\r\n")[2]:
+            data = connection.recv(65536)
+            if not data:
+                raise BenchmarkError(f"{request.path} has no body")
+            seen += data
+        taken = time.perf_counter() - start
+        while ends and (data := connection.recv(65536)):
+            seen += data
+    return taken, seen
 
 
 class Connection:

@@ -2,13 +2,12 @@
 
 import re
 import resource
-import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
-from benchmarks.bench import Bench, Table, cpu_of
+from benchmarks.bench import Bench, Table, cpu_of, percentiles
 from benchmarks.children import HEARTBEAT_SECONDS, BenchmarkError, Server
 from benchmarks.contestants import CONTESTANTS, US
 from benchmarks.load import Heard, Request, Streams, connect
@@ -34,11 +33,11 @@ def run_idle(bench: Bench, _: str) -> list[Table]:
     for name in bench.turns(min(bench.sizes.rounds, _ROUNDS)):
         with Server(name, bench.core, interval) as server:
             with _idle_streams(server) as streams:
-                _read(streams.open(20, _OPENED_PER_SECOND))  # to warm up
+                read(streams.open(20, _OPENED_PER_SECOND))  # to warm up
             before = server.ask("memory")
             with _idle_streams(server) as streams:
-                _read(streams.open(number, _OPENED_PER_SECOND))
-                _read(streams.listen(_SETTLING))
+                read(streams.open(number, _OPENED_PER_SECOND))
+                read(streams.listen(_SETTLING))
                 memory.add(name, (server.ask("memory") - before) / number)
                 if CONTESTANTS[name].heartbeat:
                     cpu.add(name, _cost_of_heartbeat(server, streams, seconds, interval))
@@ -46,7 +45,7 @@ def run_idle(bench: Bench, _: str) -> list[Table]:
 
 
 def _cost_of_heartbeat(server: Server, streams: Streams, seconds: float, interval: float) -> float:
-    _read(streams.listen(_SETTLING))
+    read(streams.listen(_SETTLING))
     found: list[float] = []
     mark = CONTESTANTS[server.contestant].heartbeat
     cost = cpu_of(server, lambda: found.extend(_lateness(streams.listen(seconds), mark, interval)))
@@ -71,7 +70,7 @@ def run_lateness(bench: Bench, _: str) -> list[Table]:
         with Server(name, bench.core, interval) as server, _idle_streams(server) as streams:
             opening = list(_lateness(streams.open(number, _OPENED_PER_SECOND), mark, interval))
             found = list(_lateness(streams.listen(2 * bench.sizes.seconds), mark, interval))
-        figures = (*_percentiles(found), max(found), max(opening, default=0.0))
+        figures = (*percentiles(found), max(found), max(opening, default=0.0))
         for table, seconds in zip(tables, figures, strict=True):
             table.add(name, seconds * 1e3)
     return tables
@@ -84,7 +83,8 @@ def _idle_streams(server: Server) -> Iterator[Streams]:
         yield streams
 
 
-def _read(heard: Heard) -> None:
+def read(heard: Heard) -> None:
+    """Read all that comes, and look at none of it."""
     deque(heard, maxlen=0)
 
 
@@ -108,7 +108,10 @@ def run_frozen(bench: Bench, _: str) -> list[Table]:
     seconds = bench.sizes.seconds / 3
     peers = ("starlette", "sse-starlette", *US)
     for name in bench.turns(min(bench.sizes.rounds, _ROUNDS), among=peers):
-        with Server(name, bench.core) as server, _readers(server) as readers:
+        with (
+            Server(name, bench.core) as server,
+            readers_of(server, _READERS, _PACED_PER_SECOND) as readers,
+        ):
             without = _cost_and_latency(server, readers, seconds)
             before = server.ask("memory")
             with _frozen_clients(server, readers, number):
@@ -120,25 +123,26 @@ def run_frozen(bench: Bench, _: str) -> list[Table]:
 
 
 @contextmanager
-def _readers(server: Server) -> Iterator[Streams]:
-    path = f"/paced?per_second={_PACED_PER_SECOND}"
+def readers_of(server: Server, number: int, per_second: int) -> Iterator[Streams]:
+    """Open streams without an end, of so many events a second each."""
+    path = f"/paced?per_second={per_second}"
     request = Request(path, CONTESTANTS[server.contestant].headers)
     with closing(Streams(server.port, request)) as streams:
-        _read(streams.open(_READERS, _OPENED_PER_SECOND))
+        read(streams.open(number, _OPENED_PER_SECOND))
         yield streams
 
 
 def _cost_and_latency(server: Server, readers: Streams, seconds: float) -> tuple[float, ...]:
     """Return the CPU time per event, and the median and 99th percentile of the latency."""
-    _read(readers.listen(_SETTLING))  # what has come while nobody was reading says nothing
+    read(readers.listen(_SETTLING))  # what has come while nobody was reading says nothing
     found: list[float] = []
 
-    def read() -> None:
+    def note_latency() -> None:
         for _, data, now in readers.listen(seconds):
             found.extend(now - float(sent) for sent in _SENT.findall(data))
 
-    cost = cpu_of(server, read)
-    return (cost / len(found), *_percentiles(found))
+    cost = cpu_of(server, note_latency)
+    return (cost / len(found), *percentiles(found))
 
 
 @contextmanager
@@ -155,14 +159,9 @@ def _frozen_clients(server: Server, readers: Streams, number: int) -> Iterator[N
         while quiet < _QUIET_LOOKS:
             if time.monotonic() > patience:
                 raise BenchmarkError("the server goes on writing to clients that do not read")
-            cost = cpu_of(server, lambda: _read(readers.listen(_SETTLING)))
+            cost = cpu_of(server, lambda: read(readers.listen(_SETTLING)))
             quiet = quiet + 1 if cost < _SETTLING * 1e6 * _QUIET_SHARE else 0
         yield
-
-
-def _percentiles(values: list[float]) -> tuple[float, float]:
-    cuts = statistics.quantiles(values, n=100)
-    return cuts[49], cuts[98]
 
 
 def _possible(streams: int) -> tuple[int, str]:

@@ -10,7 +10,8 @@ from typing import Literal
 
 import sse_middleware
 from benchmarks.bench import Table
-from benchmarks.contestants import US
+from benchmarks.contestants import UNRECORDED, US
+from benchmarks.resuming import FRESH, RESUMED
 
 PACKAGES = (
     "uvicorn",
@@ -29,7 +30,7 @@ A CPU figure of a round is the one that a quarter of its passes are below. What 
 median of the rounds, and the median of the ratios within each round. `json` shows the noise, as
 sse-starlette's app answers there by Starlette alone. Events are counted and not timed: whoever
 sends several at once is cheaper in `bursts` and `turns`, and later by as long as it waits."""
-_PEERS = ("starlette", "sse-starlette")
+_PEERS = ("starlette", "sse-starlette", UNRECORDED)
 _DIGITS = 4
 _NOISE = 1.25  # of the few events a second that `frozen` looks at
 
@@ -98,6 +99,9 @@ BUDGETS = (
     Budget("lateness: max while they open", 100, kind="figure", who=EVENTSOURCE),
     Budget("frozen: CPU per event", _NOISE, kind="figure"),
     Budget("frozen: p50 of latency", _NOISE, kind="figure"),
+    Budget("recording", 1.1, UNRECORDED, who=EVENTSOURCE),
+    Budget("recorded-bytes", 2, kind="figure", who=EVENTSOURCE),
+    Budget("resume: p99", 10, FRESH, "difference", who=(RESUMED,)),
 )
 
 

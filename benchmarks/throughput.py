@@ -1,16 +1,15 @@
 """Suites that send as fast as they can: the CPU time of an event, a stream, a request."""
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
 from benchmarks.bench import Bench, Sizes, Table, cpu_of, undisturbed
-from benchmarks.children import BenchmarkError, InProcess
+from benchmarks.children import InProcess
 from benchmarks.contestants import CONTESTANTS
-from benchmarks.load import Load, Request, connect, stream_request
+from benchmarks.load import Load, Request, first_byte, stream_request
 
 _FEW = 20  # events, of a short stream and of any in a hurry
 
@@ -149,24 +148,7 @@ def run_first_byte(bench: Bench, _: str) -> list[Table]:
     def milliseconds(name: str) -> float:
         headers = {**CONTESTANTS[name].headers, "Connection": "close"}
         request = stream_request(headers, events=_FEW, burst=1)
-        return _seconds_to_body(servers[name].port, request) * 1e3
+        return first_byte(servers[name].port, request)[0] * 1e3
 
     bench.fill(table, 200, milliseconds, pick=statistics.median)
     return [table]
-
-
-def _seconds_to_body(port: int, request: Request) -> float:
-    encoded = request.encoded()
-    start = time.perf_counter()
-    with closing(connect(port)) as connection:
-        connection.sendall(encoded)
-        seen = b""
-        while not seen.partition(b"\r\n\r\n")[2]:
-            data = connection.recv(65536)
-            if not data:
-                raise BenchmarkError(f"{request.path} has no body")
-            seen += data
-        taken = time.perf_counter() - start
-        while connection.recv(65536):  # the rest is not to burden whoever comes next
-            pass
-    return taken

@@ -49,6 +49,7 @@ class Station:
         self._postman: asyncio.Task[None] | None = None
         self._place = b"0-0"  # in the inbox
         self._tasks: list[asyncio.Task[None]] = []
+        self._closes = False
 
     def keep(self, log: RedisLog) -> None:
         """Write a log until it has ended."""
@@ -176,6 +177,7 @@ class Station:
 
     async def close(self) -> None:
         """Write what there is, and let go of all."""
+        self._closes = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -192,7 +194,15 @@ class Station:
             self.link.hold_lease()
             loop = asyncio.get_running_loop()
             for step in (self._listen, self._keep_touch):
-                self._tasks.append(loop.create_task(_for_ever(step)))
+                self._tasks.append(loop.create_task(self._go_on(step)))
+
+    async def _go_on(self, step: Callable[[], Awaitable[None]]) -> None:
+        while not self._closes:  # the driver may take a cancellation for itself
+            try:
+                await step()
+            except Exception:
+                logger.exception("the store in Redis goes on, whatever this was")
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     async def _listen(self) -> None:
         try:
@@ -225,10 +235,12 @@ class Station:
             log.cancel()
 
     def _restore(self) -> None:
-        """Look after all logs, since Redis had no inbox of ours: it is new, or Redis is."""
+        """Look after all, since Redis had no inbox for what was told us: it is new, or Redis is."""
         for log in self._logs.values():
             log.renew_at = 0.0
             self.writer.write_soon(log)
+        for stream_id in self._readers:
+            self._wake(stream_id)
         self._show_presence()
 
     def _wake(self, stream_id: str) -> None:
@@ -297,12 +309,3 @@ class Station:
             return True
         (lives,) = await self.link.ask("follow", ("EXISTS", self.link.keys.lease(process)))
         return bool(lives)
-
-
-async def _for_ever(step: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        try:
-            await step()
-        except Exception:
-            logger.exception("the store in Redis goes on, whatever this was")
-            await asyncio.sleep(_PAUSE_SECONDS)

@@ -24,6 +24,8 @@ EVERYBODY = (
 )
 BEATING = ("sse-starlette", "sse_middleware as eventsource", "sse_middleware as plain")
 STREAMING = ("starlette", *BEATING)
+RECORDED = BEATING[1:2]
+OPENED = ("fresh", "resumed")
 TABLES = {
     "bursts": EVERYBODY,
     "bursts of 50": EVERYBODY,
@@ -46,6 +48,10 @@ TABLES = {
     "frozen: p50 of latency": STREAMING,
     "frozen: p99 of latency": STREAMING,
     "frozen: memory": STREAMING,
+    "recording": (*RECORDED, "eventsource-unrecorded"),
+    "recorded-bytes": RECORDED,
+    "resume: p50": OPENED,
+    "resume: p99": OPENED,
 }
 
 
