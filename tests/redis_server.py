@@ -165,19 +165,19 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        await self._flows.wait()
-        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", self._target.port)
-        pumps = [
-            asyncio.ensure_future(self._pump(reader, inner_writer, answers=False)),
-            asyncio.ensure_future(self._pump(inner_reader, writer, answers=True)),
-        ]
+        sides, pumps = [writer], list[asyncio.Task[None]]()
         try:
+            await self._flows.wait()
+            there = await asyncio.open_connection("127.0.0.1", self._target.port)
+            sides.append(there[1])
+            pumps.append(asyncio.ensure_future(self._pump(reader, there[1], answers=False)))
+            pumps.append(asyncio.ensure_future(self._pump(there[0], writer, answers=True)))
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for pump in pumps:
                 pump.cancel()
             await asyncio.gather(*pumps, return_exceptions=True)
-            for side in (writer, inner_writer):
+            for side in sides:
                 side.close()
                 with suppress(OSError):
                     await side.wait_closed()
