@@ -7,8 +7,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from prometheus_client import CollectorRegistry
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
@@ -21,6 +22,15 @@ LINGER = 15.0
 TTL = 60.0
 UNKNOWN = "A" * 22 + "-3"
 """A cursor such as ours, of no stream."""
+
+
+async def _refuse(_: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    return Response(status_code=exc.status_code)
+
+
+REFUSING: dict[Any, Any] = {HTTPException: _refuse}
+"""For 404 and 405: the own handlers of older Starlettes run in a thread, beyond a virtual clock."""
 
 
 class Counting:

@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from sse_middleware import streaming
 from tests.asgi import EVENTSOURCE, Exchange, body, handle, http_scope, stream_start
 from tests.resuming import (
+    REFUSING,
     UNKNOWN,
     Counting,
     back,
@@ -217,7 +218,7 @@ async def test_no_cache_may_keep_an_answer_of_ours(answer: str) -> None:
     elif answer == "stopped":
         exchange = await resume(app, f"{cursor}.end")
     elif answer == "refused":
-        exchange = await resume(resumable(Starlette()), UNKNOWN)
+        exchange = await resume(resumable(Starlette(exception_handlers=REFUSING)), UNKNOWN)
     else:
         exchange = await resume(app, cursor, method="DELETE")
     assert exchange.headers[b"cache-control"] == b"no-store"
@@ -433,7 +434,7 @@ async def test_the_metrics_tell_what_became_of_those_who_came_back() -> None:
         return StreamingResponse(events(), media_type="text/event-stream")
 
     app = resumable(
-        Starlette(routes=[Route("/items/{id}", endpoint)]),
+        Starlette(routes=[Route("/items/{id}", endpoint)], exception_handlers=REFUSING),
         registry=registry,
         store=memory(max_events=3),
     )

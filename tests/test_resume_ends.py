@@ -16,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from sse_middleware import SSEMiddleware, streaming
 from tests.asgi import EVENTSOURCE, body, handle, stream_of, stream_start
 from tests.resuming import (
+    REFUSING,
     TTL,
     UNKNOWN,
     Counting,
@@ -242,7 +243,8 @@ async def test_a_get_for_a_stream_that_a_post_began_is_sent_home_when_it_is_gone
     async def answer(request: Request) -> Response:
         raise AssertionError
 
-    app = resumable(Starlette(routes=[Route("/answers", answer, methods=["POST"])]))
+    routes = [Route("/answers", answer, methods=["POST"])]
+    app = resumable(Starlette(routes=routes, exception_handlers=REFUSING))
     again = await resume(app, UNKNOWN, path="/answers")
     assert again.names == ["reset"]
     assert again.last_event_id.endswith("-0.end")
