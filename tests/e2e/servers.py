@@ -20,6 +20,7 @@ SERVERS = {
 }
 """Each server's command line without the app."""
 
+_INHERITED = dict(os.environ)  # once: pytest writes a variable while threads start servers
 _LOCK = threading.Lock()
 _given_ports: set[int] = set()
 
@@ -71,7 +72,7 @@ def running_process(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environ or {})},
+            env={**_INHERITED, "PYTHONUNBUFFERED": "1", **(environ or {})},
             start_new_session=True,
         )
         try:
