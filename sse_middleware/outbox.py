@@ -120,7 +120,7 @@ class Outbox(Writer):
         if data:
             self._hold(data)
 
-    async def write(self, message: Message) -> None:  # noqa: C901 - as few calls as can be
+    async def write(self, message: Message) -> None:  # noqa: C901, PLR0912 - as few calls as can be
         """Send a message of the app's in its turn; behind the end that the cap made, drop it.
 
         Raises:
@@ -157,6 +157,9 @@ class Outbox(Writer):
             self._record.sent_bytes += len(data)
         except Exception:
             if not self._lose_client():
+                raise
+        except asyncio.CancelledError:
+            if not self._was_freed():
                 raise
         finally:
             self._who_writes = NOBODY
@@ -206,11 +209,12 @@ class Outbox(Writer):
         """Do what time has made due."""
         if self._slot is None:
             return
-        self._look_at_time(now)
-        if self._record.outcome is None and now >= self._tell_at:
+        if now >= self._tell_at:
             self._tell_at = now + _PROGRESS_SECONDS
-            for observer in self._observers:
-                observer.progressed(self._record)
+            if self._record.outcome is None:
+                for observer in self._observers:
+                    observer.progressed(self._record)
+        self._look_at_time(now)
 
     def _look_at_time(self, now: float) -> None:
         due = self._state.due(now)
@@ -344,7 +348,8 @@ class Outbox(Writer):
             # FastAPI's event streams end the response before the exception of their generator
             # comes through, by cancelling us in the next turn of the loop.
             await asyncio.sleep(0)
-        await self._wait_for_turn()
+        if not self._unread:
+            await self._wait_for_turn()
         if self._closed:
             return
         self._raise_failure()

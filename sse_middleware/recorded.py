@@ -1,8 +1,9 @@
 """The outbox of a stream that is kept: it outlives its reader.
 
-Where the client goes away, or its connection reaches the cap, the app goes on and does not know.
-Its events go to the log, and a reader who comes back follows that. Who waits for a reader and gets
-none gives up: the app hears `http.disconnect`, and the log goes.
+Where the client goes away, or its connection reaches the cap, the app goes on and does not know; so
+it does where its client blocks it and another one reads. Its events go to the log, and a reader who
+comes back follows that. Who waits for a reader and gets none gives up: the app hears
+`http.disconnect`, and the log goes.
 """
 
 import asyncio
@@ -10,16 +11,22 @@ import math
 import random
 from typing import Any
 
+from starlette.types import Message
+
+from sse_middleware.freeing import Freeing
 from sse_middleware.lingering import Lingering
 from sse_middleware.outbox import Outbox
 from sse_middleware.state import End
 from sse_middleware.stores.base import EventStore, Log, LogInfo, State
+from sse_middleware.writer import APP, Writer
 
 _BREATH_BYTES = 1 << 16
 _BREATH_SECONDS = 0.005
 """The pace of an app that writes as fast as it can while no client slows it down."""
 _UNREAD_BYTES = 2 << 20
 """What an app may write while nobody reads; then it waits, as for a client that is slow."""
+_WRITES = (Outbox.write.__code__, Writer._send_as_app.__code__)  # noqa: SLF001
+"""Where an app waits for the server."""
 
 
 class RecordedOutbox(Outbox):
@@ -38,6 +45,7 @@ class RecordedOutbox(Outbox):
         "_breath",
         "_change",
         "_followed",
+        "_freeing",
         "_linger_at",
         "_linger_seconds",
         "_lingering",
@@ -62,8 +70,14 @@ class RecordedOutbox(Outbox):
         self._change: asyncio.Event | None = None  # of who reads, or the end
         self._breath = 0
         self._unread_bytes = 0
+        self._freeing = Freeing(None)
         super().__init__(*arguments, **options)
         self._state.recording = self._log
+
+    async def open(self, start: Message, data: bytes) -> None:
+        """Do so as any outbox, and know who it is that writes."""
+        self._freeing = Freeing(asyncio.current_task())
+        await super().open(start, data)
 
     def set_name(self, name: str) -> None:
         """Let the stream be found by a name."""
@@ -84,8 +98,13 @@ class RecordedOutbox(Outbox):
         """Wait for a reader where the last one has gone."""
         self._followed = followed
         self._tell_change()
-        if self._unread and not self._closed:
+        if self._is_over():
+            return
+        self._free_from_blockade(self._clock())
+        if self._unread:
             self._wait_for_reader()
+        else:
+            self._set_timer()
 
     def give_up(self) -> None:
         """End what nobody has come back to."""
@@ -142,12 +161,34 @@ class RecordedOutbox(Outbox):
             return
         if not self._unread:
             self._owner.on_silence()
+        self._free_from_blockade(now)
         super()._look_at_time(now)
 
     def _deadline(self) -> float:
-        deadline = super()._deadline()
-        # Nothing else wakes a stream that is followed only, and observers want to hear of it.
-        return min(deadline, self._linger_at, self._tell_at) if self._unread else deadline
+        deadline = min(super()._deadline(), self._linger_at, self._freeing.look_at)
+        # Where nothing else is due: observers want to hear, and others may wait for a blocked app.
+        return min(deadline, self._tell_at) if self._unread or self._followed else deadline
+
+    def _free_from_blockade(self, now: float) -> None:
+        """Let the app go on where it waits for a client that does not count any more."""
+        waits = (self._followed or self._unread) and self._is_recording() and self.app_waits()
+        sent_bytes = self._record.sent_bytes if waits else None
+        if not self._freeing.is_blocked(now, sent_bytes):
+            return
+        if not self._unread:
+            self._record.disconnects = 1
+            self._go_on_unread()
+        self._take_held()
+        # What the client has got of the write is not known: nothing may stand behind it.
+        self._end = None if self.broken else End(b"", clean=True)
+        self._waiting = ()
+        self._wake_waiting()
+        if self._who_writes == APP:
+            self._freeing.interrupt(_WRITES, self)
+        self._write_in_background()
+
+    def _was_freed(self) -> bool:
+        return self._freeing.take_back()
 
     def _reach_cap(self, now: float) -> None:
         if not (self._state.rotates and self._is_recording()):
@@ -156,6 +197,8 @@ class RecordedOutbox(Outbox):
             end = self._state.rotate(now, random.random())  # noqa: S311 - no secret
             self._go_on_unread()
             self._end = end
+            self._free_from_blockade(now)
+            self._set_timer()
             self._write_in_background()
         else:
             self._log.end(State.GONE)

@@ -48,6 +48,7 @@ class Writer:
     __slots__ = (
         "_clock",
         "_failure",
+        "_flushes",
         "_held",
         "_held_bytes",
         "_hold_until",
@@ -81,6 +82,7 @@ class Writer:
         self._taken_bytes = 0  # of all that was ever held
         self._hold_until = 0.0
         self._who_writes = NOBODY
+        self._flushes = 0  # of the app, under way
         self._waiting: tuple[object, ...] = ()  # writes of the app that wait for another one
         self._write_ends: asyncio.Event | None = None
         self.waits_in: asyncio.Task[Any] | None = None
@@ -91,7 +93,7 @@ class Writer:
 
     def app_waits(self) -> bool:
         """Whether a write of the app is under way."""
-        return bool(self._waiting) or self._who_writes is APP
+        return bool(self._flushes or self._waiting) or self._who_writes == APP
 
     async def write_held(self) -> None:
         """Write what is held, and what is to be the last, until none is left or somebody waits."""
@@ -147,9 +149,13 @@ class Writer:
             Exception: what the server has raised in a write of the scribe's.
         """
         behind = self._taken_bytes + self._held_bytes
-        while self._taken_bytes < behind:
-            self._write_in_background()
-            await self._end_of_write()
+        self._flushes += 1
+        try:
+            while self._taken_bytes < behind:
+                self._write_in_background()
+                await self._end_of_write()
+        finally:
+            self._flushes -= 1
         self._raise_failure()
 
     def _raise_failure(self) -> None:
@@ -166,18 +172,25 @@ class Writer:
         except Exception:
             if not self._lose_client():
                 raise
+        except asyncio.CancelledError:
+            if not self._was_freed():
+                raise
         finally:
             self._who_writes = NOBODY
             self._pass_turn_on(began)
 
+    def _was_freed(self) -> bool:
+        """Tell whether the app is to go on though its write was cancelled."""
+        return False
+
     async def _wait_for_turn(self) -> None:
-        """Wait until nobody writes, behind whoever waits already."""
+        """Wait until nobody writes, behind whoever waits already, or until there is no need."""
         if not (self._who_writes or self._waiting):
             return
         me = object()
         self._waiting += (me,)
         try:
-            while self._who_writes or self._waiting[0] is not me:
+            while me in self._waiting and (self._who_writes or self._waiting[0] is not me):
                 await self._end_of_write()
         finally:
             self._waiting = tuple(other for other in self._waiting if other is not me)

@@ -34,6 +34,7 @@ LAYERS = {
     4: {
         "access",
         "farewell",
+        "freeing",
         "lingering",
         "opening",
         "outbox",

@@ -25,13 +25,17 @@ def _leave(how: str) -> None:
 
 
 async def count(request: Request) -> Response:
-    """Send `n` events with `pause` seconds between them; `boom` raises behind them."""
+    """Send `n` events with `pause` seconds between them; `boom` raises behind them.
+
+    Behind each number stand `size` further bytes.
+    """
     query = request.query_params
+    more = " " * int(query.get("size", "0"))
 
     async def events() -> AsyncIterator[bytes]:
         try:
             for number in range(int(query.get("n", "3"))):
-                yield f"data: {number}\n\n".encode()
+                yield f"data: {number}{more}\n\n".encode()
                 await asyncio.sleep(float(query.get("pause", "0.01")))
             if "boom" in query:
                 raise ValueError("swordfish")
