@@ -6,13 +6,14 @@ To whoever may not, it does not exist.
 import hmac
 import inspect
 import logging
+from typing import TypeGuard
 
 from starlette.types import Scope
 
 from sse_middleware.claims import RequestBody, identity_of, place_of
 from sse_middleware.headers import RawHeaders, request_headers, unpacked
 from sse_middleware.setup import Setup
-from sse_middleware.stores.base import LogInfo
+from sse_middleware.stores.base import Found, LogInfo
 
 logger = logging.getLogger("sse_middleware")
 
@@ -29,13 +30,17 @@ class Access:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
 
-    def is_its_own(self, info: LogInfo, scope: Scope) -> bool:
-        """Tell whether a log was opened by whoever asks, where it asks now."""
-        if info.path != place_of(scope):
-            return False
+    def is_its_own(self, found: Found | None, scope: Scope) -> TypeGuard[Found]:
+        """Tell whether a log was opened by whoever asks, where it asks now.
+
+        Who asks is found out for a log that is not there, too: what that takes tells nobody of it.
+        """
         headers = request_headers(scope.get("headers") or ())
         cookies = self._setup.options.identity_cookies
         identity = identity_of(scope, headers, self._setup.identify, cookies)
+        if found is None or found.info.path != place_of(scope):
+            return False
+        info = found.info
         if identity is None or (info.identity and not hmac.compare_digest(identity, info.identity)):
             return False
         origin = headers.get(b"origin", b"").decode("latin-1")
@@ -59,13 +64,14 @@ class Access:
             logger.exception("authorize_resume has failed; the resume is refused")
             return False
 
-    async def may_read_named(self, info: LogInfo, scope: Scope) -> bool:
+    async def may_read_named(self, found: Found | None, scope: Scope) -> bool:
         """Tell whether whoever asks for a stream by its name has opened it, and may read on."""
         headers = request_headers(scope.get("headers") or ())
         identity = identity_of(scope, headers, self._setup.identify, ())
-        if not (identity and info.identity and hmac.compare_digest(identity, info.identity)):
+        if found is None or not (identity and found.info.identity):
             return False
-        return await self.may_go_on(info, scope)
+        its_own = hmac.compare_digest(identity, found.info.identity)
+        return its_own and await self.may_go_on(found.info, scope)
 
 
 def _is_for_one_origin(headers: RawHeaders) -> bool:

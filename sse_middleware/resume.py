@@ -98,7 +98,7 @@ class Resumption:
         found = None
         if cursor.ending is None:
             found = await self._setup.store.find(stream_id(cursor.secret))
-        if found is not None and self._access.is_its_own(found.info, scope):
+        if self._access.is_its_own(found, scope):
             body = None
             if scope["method"] == "POST":
                 body = RequestBody()
@@ -137,7 +137,8 @@ class Resumption:
         anew = Anew(receive, send)
         try:
             found = await self._setup.store.find_named(stream_name(name))
-            if found is None or not await self._access.may_read_named(found.info, scope):
+            allowed = await self._access.may_read_named(found, scope)
+            if found is None or not allowed:
                 await _empty(send, HTTPStatus.NO_CONTENT)
             elif cursor is not None and self._is_place_in(found, cursor):
                 if await self._go_on(found, cursor, scope, anew) is not None:
@@ -162,7 +163,7 @@ class Resumption:
             return anew
         found = await self._setup.store.find_named(name)
         reset = anew._replace(claim=Claim(Cursor("", 0), reset="gone"))
-        if found is None or not self._access.is_its_own(found.info, scope):
+        if not self._access.is_its_own(found, scope):
             return reset
         body = None
         if scope["method"] == "POST":
@@ -231,9 +232,7 @@ class Resumption:
     async def _cancel(self, cursor: Cursor, scope: Scope, send: Send) -> bool:
         """End a stream for whoever may read it; tell whether there is such a one."""
         found = await self._setup.store.find(stream_id(cursor.secret))
-        if found is None or found.state is State.DISOWNED:
-            return False
-        if not self._access.is_its_own(found.info, scope):
+        if not self._access.is_its_own(found, scope) or found.state is State.DISOWNED:
             return False
         await self._setup.store.cancel(found.info.stream_id)
         self._tell(found.info.route, "cancelled")

@@ -241,6 +241,29 @@ async def test_a_refused_resume_looks_like_an_unknown_stream(*, allows: bool) ->
     assert (shape(refused) == shape(unknown)) is not allows
 
 
+@pytest.mark.parametrize("attack", [header, query, by_post, by_delete, by_cancel])
+async def test_as_much_is_asked_about_a_stranger_whether_a_stream_is_there_or_not(
+    attack: Attack,
+) -> None:
+    """What an app does to find out who asks takes its time, and would tell."""
+    asked: list[str] = []
+
+    def identify(scope: Scope) -> str:
+        asked.append(scope["path"])
+        return str(dict(scope["headers"]).get(b"authorization"))
+
+    app = resumable(diary, identify=identify)
+    async with opened(app, ANN, path="/a") as stream:
+        await stream.until_count(1, "message")
+        for path in ("/a", "/b"):
+            counts = []
+            for cursor in (id_of(stream, 1), f"{OTHER}-1"):
+                asked.clear()
+                await ask(app, attack, cursor, path, [BOB])
+                counts.append(len(asked))
+            assert counts[0] == counts[1] >= 1
+
+
 async def test_a_stream_by_name_looks_to_a_stranger_like_none() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/live":
