@@ -10,10 +10,13 @@ from sse_middleware.events import Event
 from sse_middleware.middleware import SSEMiddleware
 from sse_middleware.options import Options
 from sse_middleware.parser import EventParser
+from sse_middleware.process import SHUTDOWN
 from sse_middleware.routes import Mark, streaming
 from sse_middleware.stores.base import EventStore, LogInfo
 from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.wire import format_sse_event
+
+drain = SHUTDOWN.drain
 
 __version__ = "0.1.0.dev0"
 
@@ -33,6 +36,7 @@ __all__ = [
     "StoreError",
     "current_stream",
     "current_trace_id",
+    "drain",
     "format_sse_event",
     "resume_endpoint",
     "streaming",

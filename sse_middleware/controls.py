@@ -25,6 +25,12 @@ _LOST = {
     "message": "The server that wrote this stream is gone.",
 }
 
+_SHUTDOWN = {
+    "type": "server_error",
+    "code": "shutdown",
+    "message": "The server is shutting down.",
+}
+
 _json = json.JSONEncoder(separators=(",", ":")).encode  # ASCII, and so one line
 
 OPENAI_CHUNK = "chat.completion.chunk"
@@ -103,8 +109,13 @@ def heartbeat(
     return control(name, fields, retry=retry)
 
 
-def complete(
-    name: str, record: StreamRecord, reason: str, duration: float, cursor: Cursor | None
+def complete(  # noqa: PLR0917 - as they stand in the event
+    name: str,
+    record: StreamRecord,
+    reason: str,
+    duration: float,
+    cursor: Cursor | None,
+    retry: int | None,
 ) -> bytes:
     """Return `complete`, the last event of a stream that has not failed."""
     fields = {
@@ -114,7 +125,7 @@ def complete(
         "total_tokens": record.tokens,
         **_ids(record),
     }
-    return control(name, fields, cursor=cursor)
+    return control(name, fields, cursor=cursor, retry=retry)
 
 
 def error(name: str, record: StreamRecord, cursor: Cursor | None) -> bytes:
@@ -149,9 +160,9 @@ def openai_chunk(data: bytes) -> dict[str, Any] | None:
     return None
 
 
-def openai_error(line_end: bytes) -> bytes:
+def openai_error(line_end: bytes, *, shutdown: bool = False) -> bytes:
     """Return what makes the clients of OpenAI's API raise their `APIError`, and their end."""
-    return _openai({"error": {**_ERROR, "param": None}}, line_end)
+    return _openai({"error": {**(_SHUTDOWN if shutdown else _ERROR), "param": None}}, line_end)
 
 
 def openai_length(first: Mapping[str, Any], line_end: bytes) -> bytes:

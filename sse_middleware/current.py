@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 from sse_middleware.claims import NO_CLAIM, Claim, stream_name
 from sse_middleware.cursors import Cursor, new_secret, stream_id
@@ -22,6 +22,11 @@ Follow = Callable[[str, Cursor | None, Any, Any, Any], Awaitable[None]]
 _Headers = Iterable[tuple[bytes, bytes]]
 
 
+class _Drain(Protocol):
+    @property
+    def begun(self) -> bool: ...
+
+
 class CurrentStream:
     """The stream of the current request.
 
@@ -32,6 +37,7 @@ class CurrentStream:
     # All is made when somebody asks for it: most requests are no streams.
     __slots__ = (
         "_clock",
+        "_drain",
         "_follow",
         "_headers",
         "_name",
@@ -60,6 +66,7 @@ class CurrentStream:
         self._state: StreamState | None = None
         self._name = ""
         self._set_name: Callable[[str], None] | None = None
+        self._drain: _Drain | None = None
 
     @property
     def trace_id(self) -> str:
@@ -83,6 +90,11 @@ class CurrentStream:
         if self._state is None or self._state.rotates:
             return None
         return self._state.remaining_seconds(self._clock())
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server ends, so that the stream will, within `SSE_DRAIN_SECONDS`."""
+        return self._drain is not None and self._drain.begun
 
     def add_tokens(self, count: int) -> None:
         """Add to the tokens of the stream, which heartbeats, `complete` and the log tell.
@@ -137,10 +149,12 @@ class CurrentStream:
         state: StreamState,
         clock: Callable[[], float],
         set_name: Callable[[str], None] | None = None,
+        drain: _Drain | None = None,
     ) -> None:
         """Begin to tell the time that is left, and give the stream the name that it has."""
         self._state = state
         self._clock = clock
+        self._drain = drain
         self._set_name = set_name
         if set_name is not None and self._name:
             set_name(stream_name(self._name))

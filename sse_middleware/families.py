@@ -52,6 +52,12 @@ def family_of(method: str, headers: dict[bytes, bytes], *, has_cursor: bool) -> 
     return Family.EVENTSOURCE if native else Family.PLAIN
 
 
+def wants_events_only(headers: dict[bytes, bytes]) -> bool:
+    """Tell whether a client accepts nothing but an event stream."""
+    parts = headers.get(b"accept", b"").lower().split(b",")
+    return {part.partition(b";")[0].strip() for part in parts} == {_EXACT_ACCEPT}
+
+
 class CommentForm(enum.StrEnum):
     """How the heartbeat comment of a plain client is written.
 

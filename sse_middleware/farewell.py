@@ -1,6 +1,6 @@
 """The farewell: how an app leaves whose stream we have ended.
 
-It hears `http.disconnect`, also where it is listening at that moment, and has a second to go. Who
+It hears `http.disconnect`, also where it is listening at that moment, and has some time to go. Who
 has not heard of it by then, or still writes, is cancelled, so that its `finally` blocks run; who
 has heard and writes no more is cleaning up, or runs a background task, as behind any disconnect.
 Each cancellation of ours is taken back before anybody else can see it.
@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 GRACE_SECONDS = 1.0
 """How long an app may take to leave, and a last write to get through."""
+HURRIED_SECONDS = 0.5
+"""The same where the server ends."""
 
 
 class Farewell:
@@ -21,6 +23,7 @@ class Farewell:
         cancels: how many cancellations `task` had when the request began.
         listeners: the tasks that wait for the server's next message.
         app_waits: tells whether a write of the app is under way.
+        grace_seconds: how long the app may take.
 
     Attributes:
         heard: whether the app was told by a disconnect.
@@ -44,6 +47,7 @@ class Farewell:
         cancels: int,
         listeners: list[asyncio.Task[object]],
         app_waits: Callable[[], bool],
+        grace_seconds: float,
     ) -> None:
         self._task = task
         self._cancels = cancels
@@ -54,7 +58,7 @@ class Farewell:
         self.heard = False
         for listener in listeners:
             listener.cancel()
-        self._grace = asyncio.get_running_loop().call_later(GRACE_SECONDS, self._on_grace_over)
+        self._grace = asyncio.get_running_loop().call_later(grace_seconds, self._on_grace_over)
 
     async def late_write(self) -> None:
         """Drop what the app writes behind its end.

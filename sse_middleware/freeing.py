@@ -4,53 +4,33 @@ Only a cancellation ends a write that waits in a server. It is ours alone, meets
 nowhere but in that write, and is taken back before anybody else can see it.
 """
 
-import math
 from types import CodeType
 from typing import TYPE_CHECKING, Any
-
-from sse_middleware.farewell import GRACE_SECONDS
 
 if TYPE_CHECKING:
     import asyncio
 
 
 class Freeing:
-    """Know whether the app in `task` is blocked, and let it go.
+    """Let the app in `task` go.
 
     Args:
-        task: the one that writes.
+        task: the one that writes, `None` where it is not known.
 
     Attributes:
-        look_at: when to look again, infinite for no need.
+        tried: whether we have, which is to be done once.
     """
 
-    __slots__ = ("_cancels", "_sent_bytes", "_task", "look_at")
+    __slots__ = ("_cancels", "_task", "tried")
 
     def __init__(self, task: "asyncio.Task[Any] | None") -> None:
         self._task = task
         self._cancels: int | None = None
-        self._sent_bytes = 0
-        self.look_at = math.inf
-
-    def is_blocked(self, now: float, sent_bytes: int | None) -> bool:
-        """Tell whether the client has taken nothing for a second while the app waits.
-
-        Args:
-            now: the time.
-            sent_bytes: what was written so far, `None` where the app does not wait.
-        """
-        if sent_bytes is None:
-            self.look_at = math.inf
-        elif self.look_at == math.inf or sent_bytes != self._sent_bytes:
-            self.look_at = now + GRACE_SECONDS
-            self._sent_bytes = sent_bytes
-        elif now >= self.look_at:
-            self.look_at = math.inf
-            return True
-        return False
+        self.tried = False
 
     def interrupt(self, codes: tuple[CodeType, ...], writer: object) -> None:
         """End the write in which the app waits, if it is one of `codes` of `writer`."""
+        self.tried = True
         if self._task is not None and _waits_in(self._task.get_coro(), codes, writer):
             self._cancels = self._task.cancelling()
             self._task.cancel()

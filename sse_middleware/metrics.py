@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_middleware.process import OncePerKey
 from sse_middleware.record import GAP_BOUNDS, StreamRecord
+from sse_middleware.routes import asks_for
 
 logger = logging.getLogger("sse_middleware")
 
@@ -243,12 +244,7 @@ class MetricsEndpoint:
 
     def serves(self, scope: Scope) -> bool:
         """Tell whether a request is for us."""
-        path: str = scope.get("path", "")
-        if not path.endswith(self._path) or self._app_keeps_it:
-            return False
-        root: str = scope.get("root_path", "")
-        below = path.removeprefix(root) if root and path.startswith(root + "/") else path
-        return below == self._path and scope.get("method") in ("GET", "HEAD")
+        return not self._app_keeps_it and asks_for(self._path, scope)
 
     async def __call__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with the metrics, unless `app` has something of its own there."""

@@ -18,6 +18,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware.claims import NO_CLAIM, Identify, claims_something
+from sse_middleware.closing import tell_readiness, turn_away
 from sse_middleware.current import CURRENT, IN_SCOPE, CurrentStream
 from sse_middleware.cursors import new_secret, stream_id
 from sse_middleware.errors import ConfigurationError
@@ -27,10 +28,10 @@ from sse_middleware.logs import StreamLog
 from sse_middleware.metrics import MetricsEndpoint, metrics_in, registry_to_serve
 from sse_middleware.observers import Observer
 from sse_middleware.options import OptionArguments, Options
-from sse_middleware.process import OncePerKey
+from sse_middleware.process import SHUTDOWN, OncePerKey
 from sse_middleware.responder import Responder
 from sse_middleware.resume import Resumption
-from sse_middleware.routes import Mark, glob_pattern
+from sse_middleware.routes import Mark, asks_for, glob_pattern
 from sse_middleware.setup import Authorize, ExpiresAt, Setup
 from sse_middleware.stores.base import EventStore
 from sse_middleware.stores.memory import MemoryStore
@@ -109,9 +110,10 @@ class SSEMiddleware:
         self._follow_named = self._resumption.follow_named
         self._include = [glob_pattern(glob) for glob in chosen.include]
         self._exclude = [glob_pattern(glob) for glob in chosen.exclude]
-        # The ends of the paths that need a second look: that of the metrics, or all.
+        # The ends of the paths that need a second look: those of our own pages, or all.
         all_paths = chosen.include or chosen.exclude or not chosen.enabled or self._misconfigured
-        self._looked_at = ("",) if all_paths else (chosen.metrics_path,) * bool(chosen.metrics_path)
+        own = tuple(filter(None, (chosen.metrics_path, chosen.ready_path)))
+        self._looked_at = ("",) if all_paths else own
         self._metrics: MetricsEndpoint | None = None
         if chosen.metrics_path:
             self._metrics = MetricsEndpoint(
@@ -130,6 +132,7 @@ class SSEMiddleware:
             scope["type"] != "http"
             or scope.get("path", "").endswith(self._looked_at)
             or IN_SCOPE in scope
+            or SHUTDOWN.begun
         ) and await self._passed_by(scope, receive, send):
             return
         try:
@@ -166,16 +169,36 @@ class SSEMiddleware:
         """Do what is to be done without a responder, and tell whether it was that."""
         if self._misconfigured is not None:
             await self._refuse_start(self._misconfigured, scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self.app(scope, receive, self._with_lifespan(send))
         elif scope["type"] != "http" or IN_SCOPE in scope or not self._setup.options.enabled:
             await self.app(scope, receive, send)
+        elif self._setup.options.ready_path and asks_for(self._setup.options.ready_path, scope):
+            await tell_readiness(send, ready=not _drains())
         elif self._metrics is not None and self._metrics.serves(scope):
             await self._metrics(self._without_metrics, scope, receive, send)
         elif self._is_left_out(scope.get("path", "")):
             logger.debug("request left alone: its path is left out")
             await self.app(scope, receive, send)
         else:
-            return False
+            return _drains() and await turn_away(self._setup, self._resumption, scope, send)
         return True
+
+    def _with_lifespan(self, send: Send) -> Send:
+        """Begin to listen for signals, and return a `send` that keeps what was given to a store."""
+        if not self._setup.options.enabled or not _has_loop():
+            return send
+        SHUTDOWN.drain_of(asyncio.get_running_loop())
+        store = self._setup.store
+        if not store.is_shared:
+            return send
+
+        async def behind_flush(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown."):
+                await store.close()
+            await send(message)
+
+        return behind_flush
 
     def _is_left_out(self, path: str) -> bool:
         if self._include and not any(glob.match(path) for glob in self._include):
@@ -222,6 +245,19 @@ class SSEMiddleware:
             raise exc
         await receive()
         await send({"type": "lifespan.startup.failed", "message": str(exc)})
+
+
+def _has_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _drains() -> bool:
+    """Tell whether the server of the running loop ends."""
+    return SHUTDOWN.begun and _has_loop() and SHUTDOWN.drain_of(asyncio.get_running_loop()).begun
 
 
 def _store(options: Options, observers: Sequence[Observer]) -> EventStore:

@@ -12,13 +12,14 @@ from sse_middleware.current import CurrentStream
 from sse_middleware.cursors import parse_cursor
 from sse_middleware.families import ALL, Family, comment_form, family_of, in_rollout
 from sse_middleware.headers import packed, request_headers, stream_headers
-from sse_middleware.outbox import Outbox, Owner
+from sse_middleware.outbox import Outbox
 from sse_middleware.recorded import RecordedOutbox
 from sse_middleware.routes import Mark, route_name
 from sse_middleware.setup import Setup
 from sse_middleware.state import StreamState
 from sse_middleware.stores.base import LogInfo
 from sse_middleware.ticker import ticker_of
+from sse_middleware.timed import Owner
 
 
 class Opening:
@@ -109,7 +110,7 @@ class Opening:
             )
             if info.app_ids:
                 outbox.set_name(setup.key_name(self._mark, self._scope) or "")
-        self._current.open(state, self._ticker.clock, outbox.set_name)
+        self._current.open(state, self._ticker.clock, outbox.set_name, self._ticker.drain)
         if state.family is Family.EVENTSOURCE and self._current.claim.reset:
             for observer in setup.observers:
                 observer.resumed(state.record.route, self._current.claim.reset, 0)

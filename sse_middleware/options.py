@@ -82,6 +82,21 @@ class Options:
         highest=3_600_000,
         unit="milliseconds",
     )
+    send_timeout: float | None = seconds(
+        "SSE_SEND_TIMEOUT",
+        30.0,
+        "How long a client may block a write before it counts as gone; `off`: for ever. Servers "
+        "and sockets take some megabytes before a write blocks.",
+        lowest=0.05,
+    )
+    drain_seconds: float = seconds(
+        "SSE_DRAIN_SECONDS",
+        5.0,
+        "How long streams may go on when their server ends; 0: not at all. Set it to your longest "
+        "answer, and the grace period of whoever ends the server to a little more.",
+        lowest=0.0,
+        may_be_off=False,
+    )
     linger_seconds: float = seconds(
         "SSE_LINGER_SECONDS",
         15.0,
@@ -183,6 +198,14 @@ class Options:
         "Whether to add `trace_id` to each event of the app whose data is a JSON object.",
         default=False,
     )
+    ready_path: str = text(
+        "SSE_READY_PATH",
+        "",
+        "Where to answer 200, and 503 once the server ends, below the app's `root_path`; empty: "
+        "nowhere.",
+        pattern=r"(/[^?#\s]+)?",
+        allowed="a path with a / first, or nothing",
+    )
     metrics_path: str = text(
         "SSE_METRICS_PATH",
         "/metrics",
@@ -240,6 +263,8 @@ class OptionArguments(TypedDict, total=False):
     chunk_delay_ms: int
     batch: bool
     retry_ms: int
+    send_timeout: float | None
+    drain_seconds: float
     linger_seconds: float
     max_lingering: int
     replay_max_events: int
@@ -256,6 +281,7 @@ class OptionArguments(TypedDict, total=False):
     event_prefix: str
     comment_style: CommentStyle
     trace_in_data: bool
+    ready_path: str
     metrics_path: str
     rollout_percent: int
 

@@ -1,16 +1,14 @@
 """The outbox of one stream: what is written, when, as its state decides.
 
-The app's events go through the state in its own task. What time makes due (a heartbeat, the end at
-the cap) is written in the background. How bytes come to the server is the writer's.
+The app's events go through the state in its own task. What time makes due stands in `timed`; how
+bytes come to the server is the writer's.
 """
 
 import asyncio
 import contextvars
 import logging
-import math
-import random
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.types import Message, Send
 
@@ -18,7 +16,7 @@ from sse_middleware.families import Family
 from sse_middleware.observers import Observer
 from sse_middleware.state import End, StreamState
 from sse_middleware.ticker import TICK_SECONDS, Ticker
-from sse_middleware.timing import Due, Reason
+from sse_middleware.timed import Owner, TimedWriter
 from sse_middleware.wire import has_data
 from sse_middleware.writer import (
     APP,
@@ -26,7 +24,6 @@ from sse_middleware.writer import (
     HELD_BYTES,
     NOBODY,
     STALL_SECONDS,
-    Writer,
     body_message,
     joined,
 )
@@ -35,27 +32,9 @@ logger = logging.getLogger("sse_middleware.stream")
 
 _FILE = "http.response.pathsend"
 _FILE_CHUNK_BYTES = 1 << 16
-_PROGRESS_SECONDS = 10.0
-"""How often observers are told of a stream that goes on, at most; scrapes come each 15 s or so."""
 
 
-class Owner(Protocol):
-    """Whoever runs the app of an outbox."""
-
-    def on_cap(self) -> None:
-        """Hear that the time of the stream or its connection was over."""
-
-    def on_end(self) -> None:
-        """Hear that the stream has ended while the app was still at it."""
-
-    def on_silence(self) -> None:
-        """Hear that somebody should listen for the client's leaving."""
-
-    async def on_late_write(self) -> None:
-        """Hear that the app writes behind the end."""
-
-
-class Outbox(Writer):
+class Outbox(TimedWriter):
     """Write one stream.
 
     Args:
@@ -68,21 +47,7 @@ class Outbox(Writer):
         owner: hears of the end that time has brought.
     """
 
-    __slots__ = (
-        "_busy_deadline",
-        "_closed",
-        "_debug",
-        "_end",
-        "_next_content_at",
-        "_owner",
-        "_pacing",
-        "_pause",
-        "_regular",
-        "_slot",
-        "_state",
-        "_tell_at",
-        "_unread",
-    )
+    __slots__ = ("_next_content_at", "_pacing", "_pause")
 
     def __init__(
         self,
@@ -95,23 +60,12 @@ class Outbox(Writer):
         observers: Sequence[Observer],
         owner: Owner,
     ) -> None:
-        super().__init__(send, ticker, state.record, observers)
-        self._state = state
+        super().__init__(state, send, ticker, observers=observers, owner=owner)
         self._pause = pause
         if pause:
             self._pacing = asyncio.Lock()
             self._next_content_at = 0.0
-        self._owner = owner
-        self._debug = logger.isEnabledFor(logging.DEBUG)
         self._regular = batch and not pause and state.family is not Family.OFF
-        self._unread = False  # whether it goes on though this client reads no more
-        self._closed = False  # by the cap or an exception, while the app was at it
-        self._end: End | None = None  # what is to be written then, until it is
-        self._slot: int | None = None
-        self._tell_at = self._clock() + _PROGRESS_SECONDS
-        self._set_timer()
-        for observer in observers:
-            observer.opened(self._record)
 
     async def open(self, start: Message, data: bytes) -> None:
         """Send the response start at once, and the first bytes of ours with the app's, or soon."""
@@ -167,138 +121,11 @@ class Outbox(Writer):
             if took_long or self._held or self._waiting or not self._regular:
                 self._pass_turn_on(now)
 
-    def fail(self) -> bool:
-        """End the stream because the app has raised an exception; tell whether it was open."""
-        if self._closed or self._state.reason is not None or (self.broken and not self._unread):
-            return False
-        self._close(self._state.fail(self._clock()))
-        return True
-
-    def client_left(self) -> bool:
-        """Take note that nobody reads any more; the cap still holds for the app.
-
-        Returns:
-            Whether the app goes on as if it had a reader, and need not know yet.
-        """
-        if self._state.reason is None and not self._closed and self._lose_client():
-            return True
-        self._tell_end("disconnected")
-        return False
-
     async def until_over(self) -> None:
         """Wait until a stream that goes on without this client has ended."""
 
     def set_name(self, name: str) -> None:
         """Let the stream be found by a name, where it is kept."""
-
-    async def settle(self, patience: float, outcome: str) -> None:
-        """Leave nothing behind.
-
-        Args:
-            patience: how long to wait for what is to be written yet, in seconds.
-            outcome: how the stream has ended, where nothing else has ended it.
-        """
-        self._stop()
-        outcome = "disconnected" if self.broken else outcome
-        try:
-            await self._settle(patience)
-        finally:
-            self._tell_end(outcome)
-
-    def on_time(self, now: float) -> None:
-        """Do what time has made due."""
-        if self._slot is None:
-            return
-        if now >= self._tell_at:
-            self._tell_at = now + _PROGRESS_SECONDS
-            if self._record.outcome is None:
-                for observer in self._observers:
-                    observer.progressed(self._record)
-        self._look_at_time(now)
-
-    def _look_at_time(self, now: float) -> None:
-        due = self._state.due(now)
-        if due is Due.CAP:
-            self._owner.on_cap()
-            self._reach_cap(now)
-            return
-        if due is Due.HEARTBEAT:
-            self._state.plan_heartbeat(now)
-            if not self._who_writes and not self.broken:  # never behind a blocked write
-                heartbeat = self._state.heartbeat(now)
-                if heartbeat:
-                    self._held.append(heartbeat)
-                    self._held_bytes += len(heartbeat)
-                    self._write_in_background()
-                if self._debug:
-                    logger.debug("heartbeat of stream %s", self._record.stream_id)
-        self._set_timer()
-
-    def _reach_cap(self, now: float) -> None:
-        if self._state.rotates:
-            end = self._state.rotate(now, random.random())  # noqa: S311 - no secret
-            self._state.end_as_told(Reason.DURATION_CAP)
-        else:
-            end = self._state.reach_cap(now)
-        self._close(end)
-        self._owner.on_end()
-
-    def _set_timer(self) -> None:
-        self._stop()
-        self._busy_deadline = self._state.busy_deadline()
-        deadline = self._deadline()
-        if deadline < math.inf:
-            self._slot = self._ticker.wake(self, deadline)
-
-    def _deadline(self) -> float:
-        return self._state.deadline()
-
-    def _stop(self) -> None:
-        self._busy_deadline = math.inf
-        if self._slot is not None:
-            self._ticker.forget(self, self._slot)
-            self._slot = None
-
-    def _close(self, end: End) -> None:
-        self._closed = True
-        self._regular = False
-        self._stop()
-        if self.broken or self._unread:  # this connection has ended, or is about to
-            self._tell_end("disconnected")
-        else:
-            self._end = end
-            self._write_in_background()
-
-    def _break(self) -> None:
-        super()._break()
-        self._regular = False
-        self._end = None
-
-    def is_owing(self) -> bool:
-        """Whether there is anything to be written."""
-        return bool(self._held) or self._end is not None
-
-    def _take_all(self) -> tuple[bytes, bool]:
-        end, self._end = self._end, None
-        held = self._take_held()
-        if end is None or not end.clean or self.broken:
-            return joined(held), True
-        return joined([*held, end.data]), False
-
-    def _pass_turn_on(self, began: float) -> None:
-        super()._pass_turn_on(began)
-        if self._closed and not self.is_owing():
-            self._tell_end("disconnected")
-
-    def _tell_end(self, outcome: str) -> None:
-        record = self._record
-        if record.outcome is None:
-            record.outcome = self._state.reason or outcome
-            if record.outcome == "disconnected":
-                record.disconnects = 1
-            record.duration_seconds = self._state.duration_seconds(self._clock())
-            for observer in self._observers:
-                observer.ended(record)
 
     def _feed(self, body: Any, now: float) -> list[bytes]:
         before = self._record.chunks

@@ -1,15 +1,28 @@
-"""What there is once in a process, whatever the number of middlewares in it.
+"""What there is once in a process, whatever the number of middlewares and event loops in it.
 
 Metrics of one name can stand in a registry once, so that all middlewares which count in it share
-them.
+them. A signal comes to the process, so that all its loops hear of it by one handler, which hands it
+on to the one that was there.
 """
 
-from collections.abc import Callable
-from typing import Generic, TypeVar
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
+
+from sse_middleware.drain import Drain
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ONE_SHUTDOWN_SECONDS = 1.0
+"""Ctrl-C reaches a worker twice: from the terminal, and from its parent, which has got it too."""
+_POLL_SECONDS = 0.02
 
 
 class OncePerKey(Generic[Key, Value]):
@@ -24,3 +37,81 @@ class OncePerKey(Generic[Key, Value]):
         if key not in self._made:
             self._made[key] = self._make(key)
         return self._made[key]
+
+    def items(self) -> Iterator[tuple[Key, Value]]:
+        """Return the keys that live, and their values."""
+        return iter(tuple(self._made.items()))
+
+
+class Shutdown:
+    """Tell the streams of all loops in the process that it ends.
+
+    Attributes:
+        begun: whether any loop's server has ever begun to end.
+    """
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.drain_of = OncePerKey[asyncio.AbstractEventLoop, Drain](self._join)
+        self._signalled_at: float | None = None
+
+    def on_signal(self) -> None:
+        """Begin; a second signal, later than by the way of the first, ends all now."""
+        now = time.monotonic()
+        first = self._signalled_at is None
+        if self._signalled_at is None:
+            self._signalled_at = now
+        if first or now - self._signalled_at > _ONE_SHUTDOWN_SECONDS:
+            self._tell(Drain.begin if first else Drain.hurry)
+
+    async def drain(self) -> None:
+        """Let go or end all streams of the process, in `SSE_DRAIN_SECONDS`, and wait for that.
+
+        For servers whose signals we do not see, such as one that runs in a thread. It may be called
+        in any event loop, before the server is told to end; new streams are refused from then on.
+        """
+        self._tell(Drain.begin)
+        # Events are of one loop each, so it is asked.
+        while any(  # noqa: ASYNC110
+            len(drain) for loop, drain in self.drain_of.items() if loop.is_running()
+        ):
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _tell(self, what: Callable[[Drain], None]) -> None:
+        self.begun = True
+        for loop, drain in self.drain_of.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(what, drain)
+
+    def _join(self, _: asyncio.AbstractEventLoop) -> Drain:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                _listen(number, self)
+        return Drain()
+
+
+class _Listener:
+    """A signal handler in front of another one.
+
+    It carries the `__self__` of the other, by which sse-starlette finds the server.
+    """
+
+    def __init__(self, shutdown: Shutdown, handler: Callable[[int, FrameType | None], Any]) -> None:
+        self._shutdown = shutdown
+        self._handler = handler
+        if hasattr(handler, "__self__"):
+            self.__self__ = handler.__self__
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self._shutdown.on_signal()
+        self._handler(number, frame)
+
+
+def _listen(number: int, shutdown: Shutdown) -> None:
+    """Hear of a signal, where somebody handles it: else it ends the process at once."""
+    handler = signal.getsignal(number)
+    if callable(handler) and not isinstance(handler, _Listener):
+        signal.signal(number, _Listener(shutdown, handler))
+
+
+SHUTDOWN = Shutdown()

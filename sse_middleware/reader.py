@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware.errors import StoreError
 from sse_middleware.families import CommentForm, Family
-from sse_middleware.farewell import GRACE_SECONDS
+from sse_middleware.farewell import GRACE_SECONDS, HURRIED_SECONDS
 from sse_middleware.headers import request_headers, stream_headers, trace_id, unpacked
 from sse_middleware.outbox import Outbox
 from sse_middleware.record import StreamRecord
@@ -29,14 +29,37 @@ from sse_middleware.writer import body_message, joined
 
 logger = logging.getLogger("sse_middleware")
 
+_END_OF_LOG_SECONDS = 0.1
 OWN_HEADERS = [(b"cache-control", b"no-store"), (b"vary", b"Last-Event-ID")]
 """Of answers that are ours: they are for one client at one moment."""
 
 
 class Relay(Outbox):
-    """An outbox whose events come from a log, whole and numbered."""
+    """An outbox whose events come from a log, whole and numbered.
 
-    __slots__ = ()
+    Attributes:
+        is_elsewhere: whether its client may as well read on at another worker.
+    """
+
+    __slots__ = ("is_elsewhere",)
+
+    is_elsewhere: bool
+
+    @property
+    def drain_seconds(self) -> float:
+        """How long the stream may go on, and a little more: the log has an end to tell first."""
+        return super().drain_seconds + _END_OF_LOG_SECONDS
+
+    def on_drain(self) -> None:
+        """Let the client go where it can follow elsewhere."""
+        if self.is_elsewhere:
+            self.on_drain_over()
+
+    def on_drain_over(self) -> None:
+        """Let the client go, for the server waits for nothing else."""
+        if not self._is_ended():
+            self._state.prepare_to_drain()
+            self._let_client_go(self._clock(), Reason.SHUTDOWN)
 
     async def relay(self, frames: bytes, last: int, *, reason: Reason | None = None) -> None:
         """Send frames up to the event `last`, and the end with them where there is a `reason`."""
@@ -128,6 +151,7 @@ class Reader:
         self._relay = Relay(
             self._state, send, ticker, batch=False, pause=0.0, observers=setup.observers, owner=self
         )
+        self._relay.is_elsewhere = setup.store.is_shared
 
     async def run(self) -> None:
         """Send it, until the stream ends, or its time is over, or the client leaves."""
@@ -139,7 +163,8 @@ class Reader:
             self._tasks = [follows, listens]
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            patience = 0.0
+            self._relay.on_drain_over()
+            patience = HURRIED_SECONDS
             raise
         finally:
             await self._end(patience)

@@ -9,10 +9,12 @@ comes back follows that. Who waits for a reader and gets none gives up: the app 
 import asyncio
 import math
 import random
+from contextlib import suppress
 from typing import Any
 
 from starlette.types import Message
 
+from sse_middleware.farewell import GRACE_SECONDS, HURRIED_SECONDS
 from sse_middleware.freeing import Freeing
 from sse_middleware.lingering import Lingering
 from sse_middleware.outbox import Outbox
@@ -46,6 +48,7 @@ class RecordedOutbox(Outbox):
         "_change",
         "_followed",
         "_freeing",
+        "_is_shared",
         "_linger_at",
         "_linger_seconds",
         "_lingering",
@@ -63,6 +66,7 @@ class RecordedOutbox(Outbox):
         **options: Any,
     ) -> None:
         self._log: Log = store.create(info, self)
+        self._is_shared = store.is_shared
         self._lingering = lingering
         self._linger_seconds = linger_seconds
         self._linger_at = math.inf
@@ -90,7 +94,7 @@ class RecordedOutbox(Outbox):
 
     def on_cancel(self) -> None:
         """End the stream because a reader has asked for that."""
-        if not self._closed and self._state.reason is None:
+        if not self._is_ended():
             self._close(self._state.cancel(self._clock()), State.CANCELLED)
             self._owner.on_end()
 
@@ -100,15 +104,21 @@ class RecordedOutbox(Outbox):
         self._tell_change()
         if self._is_over():
             return
-        self._free_from_blockade(self._clock())
         if self._unread:
             self._wait_for_reader()
         else:
-            self._set_timer()
+            self._set_timer()  # a client may block the app no longer
+
+    def on_drain(self) -> None:
+        """Let the client go where it can follow elsewhere; the log is filled on."""
+        may_follow = self._is_shared and self._is_recording() and bool(self._linger_seconds)
+        if may_follow and not (self._unread or self.broken or self._is_ended()):
+            self._state.prepare_to_drain()
+            self._rotate(self._clock())
 
     def give_up(self) -> None:
         """End what nobody has come back to."""
-        if self._unread and not self._closed and self._state.reason is None:
+        if self._unread and not self._is_ended():
             self._log.end(State.GONE)
             self._close(End(b"", clean=False))
             self._owner.on_end()
@@ -118,11 +128,15 @@ class RecordedOutbox(Outbox):
         self._end_log(State.LOST)  # where nothing else has ended it
         self._state.recording = None  # a write that fails from here on is no reason to linger
         await super().settle(patience, outcome)
+        if self.drains:  # the server may end when this request has
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HURRIED_SECONDS):
+                    await self._log.flush()
 
     def _lose_client(self) -> bool:
         had_reader = not self._unread
         self._break()
-        if self._closed or self._state.reason is not None:
+        if self._is_ended():
             return self._unread
         if had_reader and not self._may_go_on():
             self._log.end(State.GONE)
@@ -161,19 +175,24 @@ class RecordedOutbox(Outbox):
             return
         if not self._unread:
             self._owner.on_silence()
-        self._free_from_blockade(now)
         super()._look_at_time(now)
 
     def _deadline(self) -> float:
-        deadline = min(super()._deadline(), self._linger_at, self._freeing.look_at)
+        deadline = min(super()._deadline(), self._linger_at)
         # Where nothing else is due: observers want to hear, and others may wait for a blocked app.
         return min(deadline, self._tell_at) if self._unread or self._followed else deadline
 
-    def _free_from_blockade(self, now: float) -> None:
-        """Let the app go on where it waits for a client that does not count any more."""
-        waits = (self._followed or self._unread) and self._is_recording() and self.app_waits()
-        sent_bytes = self._record.sent_bytes if waits else None
-        if not self._freeing.is_blocked(now, sent_bytes):
+    def _patience(self) -> float:
+        """Return less where the app waits for a client that does not count any more."""
+        does_not_count = (self._followed or self._unread) and self._is_recording()
+        if does_not_count and self.app_waits() and not self._freeing.tried:
+            return GRACE_SECONDS
+        return super()._patience()
+
+    def _lose_blocked_client(self) -> None:
+        if not (self._unread or self._may_go_on()):
+            self._log.end(State.GONE)
+            super()._lose_blocked_client()
             return
         if not self._unread:
             self._record.disconnects = 1
@@ -194,15 +213,17 @@ class RecordedOutbox(Outbox):
         if not (self._state.rotates and self._is_recording()):
             super()._reach_cap(now)
         elif self._linger_seconds or self._followed:
-            end = self._state.rotate(now, random.random())  # noqa: S311 - no secret
-            self._go_on_unread()
-            self._end = end
-            self._free_from_blockade(now)
-            self._set_timer()
-            self._write_in_background()
+            self._rotate(now)
         else:
             self._log.end(State.GONE)
             super()._reach_cap(now)
+
+    def _rotate(self, now: float) -> None:
+        """End the connection, and go on."""
+        end = self._state.rotate(now, random.random())  # noqa: S311 - no secret
+        self._go_on_unread()
+        self._end = end
+        self._write_in_background()
 
     def _feed(self, body: Any, now: float) -> list[bytes]:
         parts = super()._feed(body, now)
@@ -235,7 +256,7 @@ class RecordedOutbox(Outbox):
             await self._next_change()
 
     def _is_over(self) -> bool:
-        return self._closed or self._state.reason is not None or self._state.recording is None
+        return self._is_ended() or self._state.recording is None
 
     async def _next_change(self) -> None:
         if self._change is None:

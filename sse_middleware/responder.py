@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware.claims import RequestBody
 from sse_middleware.current import CurrentStream
-from sse_middleware.farewell import GRACE_SECONDS, Farewell
+from sse_middleware.farewell import GRACE_SECONDS, HURRIED_SECONDS, Farewell
 from sse_middleware.headers import why_untouched
 from sse_middleware.opening import Opening
 from sse_middleware.routes import Mark
@@ -96,6 +96,7 @@ class Responder:
             if self._farewell is not None and self._farewell.take_back():
                 return True
             self._outcome = "aborted"
+            self._outbox.abort()
         elif isinstance(exc, Exception) and self._outbox.fail():
             logger.error(
                 "stream ended by %s of the app, trace id %s",
@@ -107,7 +108,8 @@ class Responder:
     async def end(self) -> None:
         """Leave nothing of an opened stream behind."""
         assert self._outbox is not None
-        aborted = self._outcome == "aborted"
+        hurried = self._outcome == "aborted" or self._outbox.drains
+        patience = HURRIED_SECONDS if hurried else GRACE_SECONDS
         try:
             if self._farewell is not None:
                 await self._farewell.end()
@@ -115,7 +117,7 @@ class Responder:
             self._current.close()
             self._is_gone = True  # for whoever asks still
             try:
-                await self._outbox.settle(0.0 if aborted else GRACE_SECONDS, self._outcome)
+                await self._outbox.settle(patience, self._outcome)
             finally:
                 if self._ahead is not None:
                     self._ahead.cancel()
@@ -251,6 +253,7 @@ class Responder:
             cancels=self._cancels,
             listeners=self._listeners or [],
             app_waits=self._outbox.app_waits,
+            grace_seconds=HURRIED_SECONDS if self._outbox.drains else GRACE_SECONDS,
         )
 
     async def on_late_write(self) -> None:

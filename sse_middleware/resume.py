@@ -6,6 +6,7 @@ from one that never was.
 """
 
 import logging
+import random
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -81,8 +82,9 @@ class Resumption:
                 return await self._resume_by_app_id(held, scope, anew)
             return await self._resume(cursor, scope, anew)
         except StoreError as exc:
+            logger.warning("the store is out of reach: %s", exc)
             if cancelled is None:
-                await self._send_away(exc, held, scope, send)
+                await self.send_away(held, scope, send)
             else:  # by a page's `fetch`, which can be told that it has not worked
                 self._tell(UNMATCHED, "unavailable")
                 await _empty(send, HTTPStatus.SERVICE_UNAVAILABLE)
@@ -150,7 +152,8 @@ class Resumption:
             else:
                 await _empty(send, HTTPStatus.NO_CONTENT)
         except StoreError as exc:
-            await self._send_away(exc, None if cursor is None else str(cursor), scope, send)
+            logger.warning("the store is out of reach: %s", exc)
+            await self.send_away(None if cursor is None else str(cursor), scope, send)
 
     @staticmethod
     def _is_place_in(found: Found, cursor: Cursor) -> bool:
@@ -257,19 +260,19 @@ class Resumption:
         end = str(Cursor(secret, 0, Ending.FINAL))
         return self._own_answer(scope, stream_id(secret), event_id=end, reset="gone")
 
-    async def _send_away(self, exc: StoreError, held: str | None, scope: Scope, send: Send) -> None:
-        """Let a client ask again soon, with the cursor that it has."""
-        logger.warning("the store is out of reach: %s", exc)
+    async def send_away(self, held: str | None, scope: Scope, send: Send) -> None:
+        """Let a client ask again soon, with the id that it has held."""
         self._tell(UNMATCHED, "unavailable")
         told = held or str(Cursor(new_secret(), 0))
         cursor = parse_cursor(told)
         name = stream_id(cursor.secret if cursor else told)
-        headers, data = self._own_answer(scope, name, event_id=told, reset="")
+        jitter = random.random()  # noqa: S311 - no secret
+        headers, data = self._own_answer(scope, name, event_id=told, reset="", jitter=jitter)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send(body_message(data, more_body=False))
 
     def _own_answer(
-        self, scope: Scope, name: str, *, event_id: str, reset: str
+        self, scope: Scope, name: str, *, event_id: str, reset: str, jitter: float = 1.0
     ) -> tuple[list[Header], bytes]:
         """Return the headers and the one event of a stream that ends at once."""
         options = self._setup.options
@@ -282,6 +285,7 @@ class Resumption:
             marked=False,
             comment=CommentForm.BLOCK,
         )
+        state.retry_ms = state.spread_retry(jitter)
         headers = stream_headers(
             [(b"content-type", b"text/event-stream; charset=utf-8"), *OWN_HEADERS],
             http_version=scope.get("http_version", ""),

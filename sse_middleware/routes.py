@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from starlette.routing import Match
+from starlette.types import Scope
 
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.families import Family
@@ -43,6 +44,15 @@ _OF_THE_WHOLE_APP = {
 _FAMILIES = (Family.EVENTSOURCE, Family.PLAIN, Family.OPENAI)
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
+def asks_for(path: str, scope: Scope) -> bool:
+    """Tell whether a request is for a page of ours at `path`, below the app's `root_path`."""
+    asked: str = scope.get("path", "")
+    if not asked.endswith(path) or scope.get("method") not in ("GET", "HEAD"):
+        return False
+    root: str = scope.get("root_path", "")
+    return (asked.removeprefix(root) if root and asked.startswith(root + "/") else asked) == path
 
 
 class Mark:

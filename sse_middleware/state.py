@@ -70,6 +70,7 @@ class StreamState(Timing):
 
     Attributes:
         app_owns_ids: whether an id of the app's has been seen.
+        options: the settings.
         recording: where numbered events are kept, `None` for nowhere.
         retry_ms: when a client that was cut is to come back.
     """
@@ -84,12 +85,12 @@ class StreamState(Timing):
         "_marked",
         "_only_adds_ids",
         "_opened_on",
-        "_options",
         "_passes_all",
         "_secret",
         "_splitter",
         "_wrote",
         "app_owns_ids",
+        "options",
         "recording",
         "retry_ms",
     )
@@ -107,7 +108,7 @@ class StreamState(Timing):
     ) -> None:
         super().__init__(options, family=family, record=record, marked=marked)
         self.recording: Recording | None = None
-        self._options = options
+        self.options = options
         self.retry_ms = options.retry_ms
         if options.linger_seconds:  # who waits longer finds nothing
             self.retry_ms = min(self.retry_ms, int(options.linger_seconds * 1000))
@@ -176,7 +177,7 @@ class StreamState(Timing):
         return controls.opening(
             self._name("reset" if reset else "start"),
             self.record,
-            self._options,
+            self.options,
             max_seconds=self.max_seconds,
             reset=reset,
             resumed=resumed,
@@ -263,10 +264,23 @@ class StreamState(Timing):
             now: the time.
             jitter: from 0 to 1, so that not all come back at once.
         """
-        retry = int(self.retry_ms * (0.5 + 0.5 * jitter))
-        words = self.heartbeat(now, retry=retry)
+        words = self.heartbeat(now, retry=self.spread_retry(jitter))
         self.go_on_unread()
         return End(words, clean=True)
+
+    def shut_down(self, now: float, jitter: float) -> End:
+        """End the stream because the server ends; `jitter` is that of `rotate`."""
+        self.prepare_to_drain()
+        return self._end(Reason.SHUTDOWN, now, retry=self.spread_retry(jitter))
+
+    def prepare_to_drain(self) -> None:
+        """Let the client come back while the stream goes on."""
+        longest = int(self.options.drain_seconds * 1000)
+        self.retry_ms = min(self.retry_ms, longest) if longest else self.retry_ms
+
+    def spread_retry(self, jitter: float) -> int:
+        """Return half to all of the usual `retry`, as `jitter` from 0 to 1 says."""
+        return int(self.retry_ms * (0.5 + 0.5 * jitter))
 
     def cancel(self, now: float) -> End:
         """End the stream because its reader has asked for that."""
@@ -281,7 +295,7 @@ class StreamState(Timing):
         return self._end(Reason.ERROR, now)
 
     def _name(self, event: str) -> str:
-        return self._options.event_prefix + event
+        return self.options.event_prefix + event
 
     def _pass_block(self, block: bytes, now: float) -> bytes:
         if not block.endswith(b"\n\n"):
@@ -304,7 +318,7 @@ class StreamState(Timing):
         return block if self._passes_all else self._change_event(block)
 
     def _change_event(self, block: bytes) -> bytes:
-        if self._options.trace_in_data:
+        if self.options.trace_in_data:
             block = controls.with_trace_id(block, self.record.trace_id)
         if self.family is not Family.EVENTSOURCE:
             self._look_for_openai(block)
@@ -323,11 +337,11 @@ class StreamState(Timing):
                 self.family = Family.OPENAI
                 self.record.family = Family.OPENAI
         if self.family is Family.PLAIN:
-            self._passes_all = not self._options.trace_in_data
+            self._passes_all = not self.options.trace_in_data
         elif block.find(b"[DONE]") >= 0 and event_data(block) == b"[DONE]":
             self._app_completed = True
 
-    def _end(self, reason: Reason, now: float) -> End:
+    def _end(self, reason: Reason, now: float, *, retry: int | None = None) -> End:
         if self.reason is not None:
             return End(b"", clean=False)
         self.stop(reason)
@@ -341,19 +355,20 @@ class StreamState(Timing):
             return End(b"", clean=False)
         if self._app_completed:
             return End(self._splitter.flush() if finished else b"", clean=True)
-        frame = self._last_words(reason, now)
+        frame = self._last_words(reason, now, retry)
         return End(self._splitter.take_owed_lf() + frame, clean=True, frame=frame)
 
-    def _last_words(self, reason: Reason, now: float) -> bytes:
+    def _last_words(self, reason: Reason, now: float, retry: int | None) -> bytes:
         if self.family is Family.OPENAI:
-            if reason is Reason.ERROR:
-                return controls.openai_error(self._line_end)
+            if reason in (Reason.ERROR, Reason.SHUTDOWN):
+                return controls.openai_error(self._line_end, shutdown=reason is Reason.SHUTDOWN)
             return controls.openai_length(self._first_chunk or {}, self._line_end)
         cursor = self._cursor_behind(reason)
         if reason is Reason.ERROR:
             return controls.error(self._name("error"), self.record, cursor)
         duration = self.duration_seconds(now)
-        return controls.complete(self._name("complete"), self.record, reason, duration, cursor)
+        name = self._name("complete")
+        return controls.complete(name, self.record, reason, duration, cursor, retry)
 
     def _cursor_behind(self, reason: Reason) -> Cursor | None:
         """Return what a client holds behind the end, `None` where it keeps the app's id."""

@@ -15,6 +15,7 @@ from heapq import heapify, heappop, heappush
 from typing import Protocol
 from weakref import WeakValueDictionary
 
+from sse_middleware.process import SHUTDOWN
 from sse_middleware.scribe import Author, Scribe
 
 TICK_SECONDS = 0.001
@@ -39,6 +40,7 @@ class Ticker:
 
     Attributes:
         clock: the time in seconds on the scale of `loop.time()`.
+        drain: the loop's, which outlives the ticker.
         scribe: who writes in the background.
     """
 
@@ -53,11 +55,13 @@ class Ticker:
         "_timer",
         "_timer_slot",
         "clock",
+        "drain",
         "scribe",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.clock = _clock_of(loop)
+        self.drain = SHUTDOWN.drain_of(loop)
         self.scribe = Scribe(loop)
         self._loop = loop
         self._context = Context()  # of nobody: sleepers bring their own

@@ -18,6 +18,7 @@ class Reason(enum.StrEnum):
     FINISHED = "finished"
     DURATION_CAP = "duration_cap"
     CANCELLED = "cancelled"
+    SHUTDOWN = "shutdown"
     ERROR = "error"
     LOST = "lost"
     """For a reader: the producer is gone."""

@@ -46,6 +46,7 @@ class Writer:
     """
 
     __slots__ = (
+        "_began",
         "_clock",
         "_failure",
         "_flushes",
@@ -80,7 +81,8 @@ class Writer:
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._taken_bytes = 0  # of all that was ever held
-        self._hold_until = 0.0
+        self._hold_until = 0.0  # a tick behind the last write that took the shortest way began
+        self._began = 0.0  # the last one that took another way
         self._who_writes = NOBODY
         self._flushes = 0  # of the app, under way
         self._waiting: tuple[object, ...] = ()  # writes of the app that wait for another one
@@ -98,7 +100,7 @@ class Writer:
     async def write_held(self) -> None:
         """Write what is held, and what is to be the last, until none is left or somebody waits."""
         while not (self._who_writes or self._waiting) and self.is_owing():
-            began = self._clock()
+            began = self._began = self._clock()
             data, more_body = self._take_all()
             self._who_writes = SCRIBE
             try:
@@ -164,7 +166,7 @@ class Writer:
             raise self._failure
 
     async def _send_as_app(self, message: Message, size: int) -> None:
-        began = self._clock()
+        began = self._began = self._clock()
         self._who_writes = APP
         try:
             await self._send(message)

@@ -33,6 +33,8 @@ LAYERS = {
     },
     4: {
         "access",
+        "closing",
+        "drain",
         "farewell",
         "freeing",
         "lingering",
@@ -46,6 +48,7 @@ LAYERS = {
         "scribe",
         "setup",
         "ticker",
+        "timed",
         "writer",
     },
     5: {"endpoint", "logs", "metrics", "middleware", "plugin", "__main__"},

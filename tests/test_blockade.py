@@ -143,7 +143,7 @@ async def test_a_blocked_client_holds_its_app_back_where_nobody_else_reads() -> 
     async with opened(kept) as first:
         await first.until_count(2, "message")
         first.block()
-        await asyncio.sleep(100)
+        await asyncio.sleep(25)
         first.unblock()
         await first.until_end()
         assert texts(first) == counted(1, 30)

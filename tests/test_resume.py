@@ -496,6 +496,8 @@ async def test_an_endless_reader_that_leaves_is_told_of_as_disconnected(
         async with returning(app, first.last_event_id) as again:
             await again.until_count(1, "message")
             again.disconnect()
+            assert again.task is not None
+            await again.task
         (record,) = caplog.records
         told: Any = record
         assert (told.outcome, told.disconnects, told.resumed_after) == ("disconnected", 1, 1)

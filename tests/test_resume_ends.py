@@ -358,7 +358,7 @@ async def test_a_producer_that_returns_without_an_end_is_lost() -> None:
     assert (await resume(kept, id_of(first, 2))).names == ["start", "error"]
 
 
-async def test_a_producer_that_the_server_cancels_is_lost() -> None:
+async def test_a_producer_that_the_server_cancels_says_so_to_all() -> None:
     registry = CollectorRegistry()
     app = resumable(Counting(9), registry=registry)
     async with opened(app) as first:
@@ -368,25 +368,41 @@ async def test_a_producer_that_the_server_cancels_is_lost() -> None:
             assert first.task is not None
             first.task.cancel()
             await reader.until_end()
+    how = {"route": "unmatched", "family": "eventsource", "outcome": "shutdown"}
+    assert value(registry, "sse_streams_total", **how) == 1
+    assert first.ended
+    assert first.names == ["start", "message", "message", "complete"]
+    for again in (first, reader, await resume(app, id_of(first, 1))):
+        assert again.names[-2:] == ["message", "complete"]
+        assert json.loads(again.events[-1].data)["reason"] == "shutdown"
+        assert again.last_event_id == f"{id_of(first, 2)}.cut"
+        assert again.retry is not None
+        assert 1000 <= again.retry <= 2000
+
+
+async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+    await send(stream_start())
+    await send(body(b"data: 1\n\n"))
+    await asyncio.sleep(100)
+
+
+async def test_a_producer_that_is_cancelled_while_its_client_blocks_us_is_lost() -> None:
+    registry = CollectorRegistry()
+    app = resumable(silent, registry=registry)
+    async with opened(app) as first:
+        await first.until_count(1, "message")
+        first.block()
+        await asyncio.sleep(6)  # a heartbeat waits
     how = {"route": "unmatched", "family": "eventsource", "outcome": "aborted"}
     assert value(registry, "sse_streams_total", **how) == 1
-    for again in (reader, await resume(app, id_of(first, 1))):
-        assert again.names == ["start", "message", "error"]
-        assert json.loads(again.events[-1].data)["error"]["code"] == "producer_lost"
-        assert again.last_event_id == id_of(first, 2)
-
-
-async def test_a_client_of_a_lost_producer_gets_a_new_answer_when_the_log_is_gone() -> None:
-    counting = Counting(3)
-    app = resumable(counting)
-    async with opened(app) as first:
-        await first.until_count(2, "message")
-    assert counting.ends == ["cancelled"]
-    lost = await resume(app, id_of(first, 2))
-    assert lost.names == ["start", "error"]
+    lost = await resume(app, id_of(first, 0))
+    assert lost.names == ["start", "message", "error"]
+    assert json.loads(lost.events[-1].data)["error"]["code"] == "producer_lost"
+    assert lost.last_event_id == id_of(first, 1)
     await asyncio.sleep(TTL + 1)
-    again = await resume(app, lost.last_event_id)
-    assert again.names == ["reset", "message", "message", "message", "complete"]
+    async with returning(app, lost.last_event_id) as again:
+        await again.until("message")
+        assert again.names == ["reset", "message"]
 
 
 # Where nothing is kept

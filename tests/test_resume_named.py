@@ -326,7 +326,9 @@ async def test_a_store_out_of_reach_brings_the_client_of_a_name_back() -> None:
         await read(app, ANN, path=LIVE),
         await resume(app, "B" * 22 + "-5", ANN, path=LIVE),
     ):
-        assert (exchange.status, exchange.names, exchange.retry) == (200, ["start"], 2000)
+        assert (exchange.status, exchange.names) == (200, ["start"])
+        assert exchange.retry is not None
+        assert 1000 <= exchange.retry <= 2000
         assert exchange.ended
     assert exchange.last_event_id == "B" * 22 + "-5"
 

@@ -174,7 +174,7 @@ class EndsAgain(MemoryStore):
 
 class LogThatEndsAgain:
     def __init__(self, log: Any) -> None:
-        self.append, self.set_name = log.append, log.set_name
+        self.append, self.set_name, self.flush = log.append, log.set_name, log.flush
         self.log = log
 
     def end(self, state: State, frame: bytes = b"") -> None:

@@ -118,7 +118,7 @@ class Producer(Protocol):
 
 
 class Log(Protocol):
-    """The writer's side of a log. Nothing here waits or raises."""
+    """The writer's side of a log. Nothing here raises, and nothing waits but `flush`."""
 
     def append(self, seq: int, frame: bytes) -> None:
         """Keep the frame of the event `seq`; numbers grow, one that is left out is a hole."""
@@ -141,12 +141,20 @@ class Log(Protocol):
     def set_name(self, name: str) -> None:
         """Let `find_named` find this log; the latest log of a name counts."""
 
+    async def flush(self) -> None:
+        """Wait until the log is kept as it is now, however long that takes."""
+
 
 class EventStore(Protocol):
     """Where logs are kept.
 
     All that waits may raise a `StoreError`: the store is out of reach.
+
+    Attributes:
+        is_shared: whether other processes read the same logs.
     """
+
+    is_shared: bool
 
     def create(self, info: LogInfo, producer: Producer) -> Log:
         """Begin the log of a new stream."""

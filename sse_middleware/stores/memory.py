@@ -37,6 +37,8 @@ class MemoryStore:
         total_bytes: the memory that all logs take, close to what the process pays for them.
     """
 
+    is_shared = False
+
     def __init__(
         self,
         *,
@@ -273,6 +275,9 @@ class _MemoryLog:
                 self._store.set_name(self, name)
                 self.name = name
                 self._store.recount(self)
+
+    async def flush(self) -> None:
+        """Wait for nothing: it is kept."""
 
     def found(self) -> Found:
         with self._store.lock:

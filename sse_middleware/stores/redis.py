@@ -40,6 +40,8 @@ class RedisStore:
         observers: who is told of failures.
     """
 
+    is_shared = True
+
     def __init__(
         self,
         url: str = "",

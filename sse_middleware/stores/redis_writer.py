@@ -142,6 +142,11 @@ class RedisLog:
             self.is_known = False
             self._writer.write_soon(self, urgent=True)
 
+    async def flush(self) -> None:
+        """Wait until Redis has the log as it is now, however long that takes."""
+        while not (self.is_gone or self.is_written):  # noqa: ASYNC110 - once, at the very end
+            await asyncio.sleep(_FLUSH_SECONDS / 5)
+
     def found(self) -> Found | None:
         """Return the log as it is, though Redis may not have heard of all of it yet."""
         if self.is_gone:
