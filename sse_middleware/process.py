@@ -70,10 +70,13 @@ class Shutdown:
         For servers whose signals we do not see, such as one that runs in a thread. It may be called
         in any event loop, before the server is told to end; new streams are refused from then on.
         """
+        self.drain_of(asyncio.get_running_loop())
         self._tell(Drain.begin)
         # Events are of one loop each, so it is asked.
         while any(  # noqa: ASYNC110
-            len(drain) for loop, drain in self.drain_of.items() if loop.is_running()
+            len(drain) or not drain.begun
+            for loop, drain in self.drain_of.items()
+            if loop.is_running()
         ):
             await asyncio.sleep(_POLL_SECONDS)
 
@@ -108,9 +111,13 @@ class _Listener:
 
 
 def _listen(number: int, shutdown: Shutdown) -> None:
-    """Hear of a signal, where somebody handles it: else it ends the process at once."""
+    """Hear of a signal, where a server handles it: else it ends the process, or its main task."""
     handler = signal.getsignal(number)
-    if callable(handler) and not isinstance(handler, _Listener):
+    if not callable(handler) or handler is signal.default_int_handler:
+        return
+    function = getattr(handler, "func", handler)  # asyncio's own is partial
+    is_asyncios = isinstance(getattr(function, "__self__", None), asyncio.Runner)
+    if not (is_asyncios or isinstance(handler, _Listener)):
         signal.signal(number, _Listener(shutdown, handler))
 
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tests.asgi import body, stream_start
+from tests.asgi import EVENTSOURCE, Exchange, body, http_scope, running, stream_start
 from tests.resuming import (
     Counting,
     counted,
@@ -225,3 +225,95 @@ async def test_an_app_that_writes_by_a_task_of_its_own_keeps_its_blocked_client(
             await again.until_end()
             assert texts(again) == counted(3, 5)
     assert not cancelled
+
+
+# SSE_SEND_TIMEOUT
+
+
+async def gone_by(exchange: Exchange) -> float:
+    """Return how long behind its next write an app is told that its client is gone."""
+    assert exchange.task is not None
+    began = asyncio.get_running_loop().time()
+    await asyncio.gather(exchange.task, return_exceptions=True)
+    return asyncio.get_running_loop().time() - began
+
+
+@pytest.mark.parametrize("headers", [EVENTSOURCE, []], ids=["eventsource", "plain"])
+@pytest.mark.parametrize("heartbeat_interval", [None, 5.0, 300.0])
+@pytest.mark.parametrize("app", [bare, Counting(30)], ids=["bare", "starlette"])
+async def test_a_client_that_blocks_a_write_for_long_counts_as_gone(
+    app: Any, headers: Any, heartbeat_interval: float | None
+) -> None:
+    registry = CollectorRegistry()
+    kept = resumable(
+        app,
+        registry=registry,
+        heartbeat_interval=heartbeat_interval,
+        linger_seconds=0,
+        send_timeout=7,
+        **UNCAPPED,
+    )
+    async with running(kept, Exchange(http_scope(headers=headers))) as exchange:
+        await exchange.until_count(2, "message")
+        exchange.block()
+        assert 8 <= await gone_by(exchange) <= 9.1  # a second until it writes, and one to leave
+        assert exchange.overlaps == 0
+    assert value(registry, "sse_disconnects_total") == 1
+    assert value(registry, "sse_streams_active") == 0
+
+
+@pytest.mark.parametrize("headers", [EVENTSOURCE, []], ids=["eventsource", "plain"])
+async def test_a_client_that_blocks_a_heartbeat_for_long_counts_as_gone(headers: Any) -> None:
+    left: list[float] = []
+
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(stream_start())
+        await send(body(b"data: 1\n\n"))
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.append(asyncio.get_running_loop().time())
+
+    kept = resumable(silent, linger_seconds=0, send_timeout=7, **UNCAPPED)
+    async with running(kept, Exchange(http_scope(headers=headers))) as exchange:
+        await exchange.until_count(1, "message")
+        exchange.block()
+        assert 11.5 <= await gone_by(exchange) <= 13.5  # the heartbeat comes at 5 s
+    assert len(left) == 1
+
+
+async def test_whoever_blocks_for_long_can_come_back_as_from_any_cut() -> None:
+    kept = resumable(bare, send_timeout=7, linger_seconds=20, **UNCAPPED)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        first.block()
+        await asyncio.sleep(15)
+        again = await resume(kept, id_of(first, 2))
+        assert texts(again) == counted(3, 30)
+        first.unblock()
+        assert texts(first) == counted(1, 2)
+
+
+async def test_without_a_time_out_a_client_may_block_for_ever() -> None:
+    kept = resumable(bare, send_timeout=None, **UNCAPPED)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        first.block()
+        await asyncio.sleep(10_000)
+        first.unblock()
+        await first.until_end()
+        assert texts(first) == counted(1, 30)
+
+
+async def test_a_reader_that_blocks_for_long_is_let_go() -> None:
+    kept = resumable(bare, send_timeout=7, **UNCAPPED)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        async with returning(kept, id_of(first, 1)) as again:
+            await again.until("message")
+            again.block()
+            assert again.task is not None
+            await again.task
+            assert not again.ended
+        await first.until_end()
+        assert texts(first) == counted(1, 30)
