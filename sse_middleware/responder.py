@@ -96,7 +96,6 @@ class Responder:
             if self._farewell is not None and self._farewell.take_back():
                 return True
             self._outcome = "aborted"
-            self._outbox.abort()
         elif isinstance(exc, Exception) and self._outbox.fail():
             logger.error(
                 "stream ended by %s of the app, trace id %s",
@@ -109,6 +108,8 @@ class Responder:
         """Leave nothing of an opened stream behind."""
         assert self._outbox is not None
         hurried = self._outcome == "aborted" or self._outbox.drains
+        if hurried:  # an app may look for its server's end by itself
+            self._outbox.abort()
         patience = HURRIED_SECONDS if hurried else GRACE_SECONDS
         try:
             if self._farewell is not None:

@@ -99,7 +99,7 @@ class TimedWriter(Writer):
         return self._state.options.drain_seconds
 
     def abort(self) -> None:
-        """End, because the server has cancelled the app; some say nothing else when they end."""
+        """Say that the server ends, where the app has left for that without an end."""
         is_mute = self._is_ended() or self._who_writes or (self.broken and not self._unread)
         if self._state.tells_end and not is_mute:
             self._close(self._state.shut_down(self._clock(), random.random()))  # noqa: S311

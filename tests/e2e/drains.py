@@ -1,0 +1,59 @@
+"""An app of endless streams, for servers that are told to end."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+
+from sse_starlette import EventSourceResponse
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
+
+from sse_middleware import SSEMiddleware
+
+
+async def _events(pause: float = 0.1) -> AsyncIterator[str]:
+    number = 0
+    while True:
+        number += 1
+        yield f"{number}"
+        await asyncio.sleep(pause)
+
+
+async def feed(request: Request) -> Response:
+    """Send a number each `pause` seconds."""
+    pause = float(request.query_params.get("pause", "0.1"))
+    lines = (f"data: {number}\n\n" async for number in _events(pause))
+    return StreamingResponse(lines, media_type="text/event-stream")
+
+
+async def sse_starlettes(request: Request) -> Response:
+    """Do so by sse-starlette, which looks for its server's end by itself."""
+    return EventSourceResponse(_events())
+
+
+async def deaf(scope: Scope, receive: Receive, send: Send) -> None:
+    """Do so and never listen."""
+    headers = [(b"content-type", b"text/event-stream")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    async for number in _events():
+        body = f"data: {number}\n\n".encode()
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def pid(request: Request) -> Response:
+    """Tell which process answers."""
+    return PlainTextResponse(str(os.getpid()))
+
+
+app = Starlette(
+    routes=[
+        Route("/feed", feed),
+        Route("/sse-starlette", sse_starlettes),
+        Route("/pid", pid),
+        Mount("/deaf", deaf),
+    ]
+)
+app.add_middleware(SSEMiddleware)
