@@ -21,6 +21,14 @@ def node() -> str:
     return found
 
 
+def program(name: str) -> str:
+    """Return the path of a program."""
+    found = shutil.which(name)
+    if found is None:
+        missing(f"there is no {name} on this machine")
+    return found
+
+
 def chromium() -> str:
     """Return the path of Chromium."""
     found = shutil.which("chromium") or shutil.which("chromium-browser")
