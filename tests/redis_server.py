@@ -176,11 +176,10 @@ class Proxy:
         finally:
             for pump in pumps:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-            for side in sides:
+            for side in sides:  # all, before anything is awaited: that may be cancelled
                 side.close()
-                with suppress(OSError):
-                    await side.wait_closed()
+            waits = [side.wait_closed() for side in sides]
+            await asyncio.gather(*pumps, *waits, return_exceptions=True)
 
     async def _pump(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool
