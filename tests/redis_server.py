@@ -1,5 +1,5 @@
 """A real Redis in a process of its own, which can be stopped, emptied and filled, and a proxy to it
-that can lose what comes back."""
+that can lose or delay what comes back."""
 
 import asyncio
 import os
@@ -119,7 +119,7 @@ class Proxy:
         port: where it listens on 127.0.0.1.
         url: the same.
         swallows: whether what Redis answers is lost.
-        is_cut: whether nothing comes through in either direction.
+        delay: after how many seconds what Redis answers arrives.
         forwarded: how many bytes have reached Redis.
     """
 
@@ -130,12 +130,18 @@ class Proxy:
         self._flows = asyncio.Event()
         self._flows.set()
         self.swallows = False
+        self.delay = 0.0
         self.forwarded = 0
         self.port = 0
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def connections(self) -> int:
+        """How many connections stand."""
+        return len(self._tasks)
 
     def cut(self) -> None:
         """Let nothing through any more: a partition, in which no connection is seen to end."""
@@ -187,6 +193,8 @@ class Proxy:
         with suppress(OSError):
             while data := await source.read(1 << 16):
                 await self._flows.wait()
+                if answers and self.delay:
+                    await asyncio.sleep(self.delay)
                 if answers and self.swallows:
                     continue
                 sink.write(data)

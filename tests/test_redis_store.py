@@ -107,6 +107,17 @@ class Counting:
 # Another process
 
 
+async def test_a_log_is_found_though_redis_is_about_to_hear_of_it(server: RedisServer) -> None:
+    async with Proxy(server) as proxy, stores(proxy) as (here,), stores(server) as (there,):
+        await visible(there, FakeStream(here))
+        proxy.cut()
+        stream = FakeStream(here)
+        asyncio.get_running_loop().call_later(0.1, proxy.heal)
+        found = await there.find(stream.id)
+        assert found is not None
+        assert found.info == stream.info
+
+
 async def test_a_reader_in_another_process_gets_all_of_it_soon(server: RedisServer) -> None:
     async with stores(server, 2) as (here, there):
         stream = FakeStream(here)

@@ -20,6 +20,11 @@ _POLL_SECONDS: Final = 1.0
 """How long a reader waits for news before it looks itself."""
 _LOOK_EVERY: Final = 4
 """How many polls find nothing until one looks for the reason."""
+_ON_ITS_WAY_SECONDS: Final = (0.01, 0.02, 0.04, 0.08, 0.15, 0.2)
+"""The pauses in which one asks again for a log that there is not.
+
+A client that is cut right behind its first event may come back sooner than Redis hears of it.
+"""
 _READ_BYTES: Final = 1 << 16
 """How much a reader is given at once, about."""
 _ENTRIES: Final = 8
@@ -74,8 +79,15 @@ class RedisStore:
         return log
 
     async def find(self, stream_id: str) -> Found | None:
-        """Return the log of a stream, `None` where there is none."""
-        return await self._station().find(stream_id)
+        """Return the log of a stream, `None` where there is none, and none is on its way."""
+        station = self._station()
+        found = await station.find(stream_id)
+        for pause in _ON_ITS_WAY_SECONDS:
+            if found is not None:
+                break
+            await asyncio.sleep(pause)
+            found = await station.find(stream_id)
+        return found
 
     async def find_named(self, name: str) -> Found | None:
         """Return the latest log of a name, `None` where there is none."""

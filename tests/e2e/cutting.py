@@ -8,10 +8,11 @@ import asyncio
 import codecs
 import contextlib
 import enum
+import itertools
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -57,7 +58,11 @@ class Cut:
 
 
 class CuttingProxy:
-    """Stand before the server at `port`, and cut the first connections, each by its own cut.
+    """Stand before servers, and cut the first connections, each by its own cut.
+
+    Args:
+        ports: of the servers; each connection goes to the next one, as behind a balancer.
+        cuts: of the first connections.
 
     Attributes:
         port: where it listens.
@@ -65,11 +70,11 @@ class CuttingProxy:
         passed: how many bytes of the longest response came through.
     """
 
-    def __init__(self, port: int, cuts: Iterable[Cut]) -> None:
+    def __init__(self, ports: Sequence[int], cuts: Iterable[Cut] = ()) -> None:
         self.port = 0
         self.made: list[Cut] = []
         self.passed = 0
-        self._server_port = port
+        self._server_ports = itertools.cycle(ports)
         self._cuts = iter(cuts)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -94,7 +99,7 @@ class CuttingProxy:
     ) -> None:
         cut = next(self._cuts, None)
         try:
-            from_server, to_server = await asyncio.open_connection(_HOST, self._server_port)
+            from_server, to_server = await asyncio.open_connection(_HOST, next(self._server_ports))
         except OSError:
             _reset(to_client)
             return

@@ -4,212 +4,43 @@ Once and in order, from one run of the app. What fails tells the seed of its sam
 variable `CUTS_SEED` repeats; `-m slow` sweeps over each byte.
 """
 
-import asyncio
 import itertools
-import os
 import random
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import httpx
 import pytest
 
-from tests.e2e import answers
-from tests.e2e.cutting import ENDS, Client, Cut, CuttingProxy, Dispatched, How, events_in
+from tests.e2e.cases import (
+    BEHIND_START,
+    ENVIRON,
+    HASTES,
+    MARKS,
+    PLACES,
+    SEED,
+    SHAPES,
+    Case,
+    all_cuts,
+    complaint,
+    complaints,
+    length_of,
+    one_case_each,
+    path_of,
+    play_all,
+    random_cut,
+    report,
+    sampled_cases,
+    sweep,
+)
+from tests.e2e.cutting import Cut, How, events_in
 from tests.e2e.servers import SERVERS, Server, serving
 
 APP = "tests.e2e.answers:app"
 EXAMPLE = "example_app.app:app"
 SEARCH = "/stream/search?query=What+is+an+event+loop%3F&delay_ms="
-ENVIRON = {"SSE_HEARTBEAT_INTERVAL": str(answers.HEARTBEAT_SECONDS)}
-
-SEED = int(os.environ.get("CUTS_SEED") or random.SystemRandom().randrange(10**6))
 SAMPLE = 60
-AT_ONCE = 40
-PATIENCE_SECONDS = 20
-HASTES = (0.0, 0.005)
-FRAMING_BYTES = 16
-"""What may follow the last event, and make one answer longer than another."""
-MARKS = ("marked", "unmarked")
-SHAPES = ("lf", "crlf", "cr")
-"""Those that are short enough to be cut at each byte."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A client on one answer, and what happens to its connections."""
-
-    path: str
-    cuts: Sequence[Cut]
-    haste: float = 0.0
-    closes: bool = True
-    rotates: bool = False
-    end: str = "complete"
-
-
-class Outcome(NamedTuple):
-    """What has become of a case."""
-
-    case: Case
-    client: Client
-    made: int
-    trouble: str
-    passed: int
-
-
-def path_of(shape: str, mark: str) -> str:
-    return f"/{mark}/{shape}?pause=0.004"
-
-
-async def play(port: int, case: Case, name: str) -> Outcome:
-    async with CuttingProxy(port, case.cuts) as proxy:
-        path = f"{case.path}&client={name}"
-        client = Client(proxy.port, path, haste=case.haste, closes=case.closes)
-        trouble = ""
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                await client.run(most_connections=len(case.cuts) + (20 if case.rotates else 4))
-        except (RuntimeError, TimeoutError) as exc:
-            trouble = repr(exc)
-    return Outcome(case, client, len(proxy.made), trouble, proxy.passed)
-
-
-def play_all(server: Server, cases: Iterable[Case]) -> dict[str, Outcome]:
-    """Play cases, many at once, and return what has become of each by the name of its client."""
-    group = random.SystemRandom().randrange(10**12)
-    waiting = ((f"{group}-{number}", case) for number, case in enumerate(cases))
-    outcomes = {}
-
-    async def play_some() -> None:
-        for name, case in waiting:
-            outcomes[name] = await play(server.port, case, name)
-
-    async def play_them() -> None:
-        await asyncio.gather(*(play_some() for _ in range(AT_ONCE)))
-
-    asyncio.run(play_them())
-    to_be_cut = sum(bool(outcome.case.cuts) for outcome in outcomes.values())
-    assert sum(outcome.made for outcome in outcomes.values()) > 0.9 * to_be_cut - 1
-    return outcomes
-
-
-def length_of(server: Server, path: str) -> int:
-    """Return how many bytes an answer has, its head and framing included, and some more.
-
-    The number is a round one, so that a seed means the same cuts each time.
-    """
-    (outcome,) = play_all(server, [Case(path, ())]).values()
-    return 100 * (1 + (outcome.passed + FRAMING_BYTES) // 100)
-
-
-def complaint(outcome: Outcome, expected: Sequence[Dispatched]) -> str:
-    """Return what is wrong with what a client has got, `""` where nothing is."""
-    case, client, made, trouble, _ = outcome
-    secret = client.events[0].last_event_id.rpartition("-")[0] if client.events else ""
-    wanted = [
-        Dispatched(event.type, event.data, f"{secret}-{number}")
-        for number, event in enumerate(expected, 1)
-    ]
-    told = [event.type for event in client.controls if event.type in ENDS]
-    to_be_told = [] if expected[-1].type in ENDS else [case.end]
-    asked_with = client.asked_with
-    too_often = len(asked_with) > made + 1 + (not case.closes)
-    since_it_holds_a_cursor = itertools.dropwhile(lambda cursor: not cursor, asked_with)
-    problems = (
-        (trouble, trouble),
-        (client.stopped_by != (case.end if case.closes else "204"), f"{client.stopped_by=}"),
-        (client.events != wanted, f"{client.events=}"),
-        (told != to_be_told, f"{told=}"),
-        (client.discarded, f"{client.discarded=}"),
-        (not all(since_it_holds_a_cursor), f"it has lost its cursor: {asked_with}"),
-        (too_often and not case.rotates, f"{made} cuts, but {asked_with=}"),
-    )
-    return "; ".join(problem for is_there, problem in problems if is_there)
-
-
-def complaints(server: Server, cases: Iterable[Case], *, all_made: bool = False) -> list[str]:
-    """Play cases on the app of shapes, and return what is wrong."""
-    outcomes = play_all(server, cases)
-    runs = httpx.get(f"{server.url}/runs", timeout=20).json()
-    found = []
-    for name, outcome in outcomes.items():
-        case = outcome.case
-        shape = re.split(r"[/?]", case.path)[2]
-        problem = complaint(outcome, events_in(answers.body_of(shape)))
-        begun = outcome.client.asked_with.count("")
-        # An app that has sent nothing yet ends with its client, which then begins anew.
-        with_nothing = sum(cursor.endswith("-0") for cursor in outcome.client.asked_with)
-        if not begun <= runs[name] <= begun + with_nothing:
-            problem += f"; the app ran {runs[name]} times and not {begun}"
-        if all_made and outcome.made != len(case.cuts):
-            problem += f"; only {outcome.made} cuts were made"
-        if problem:
-            found.append(f"{case}: {problem}")
-    return found
-
-
-def report(found: Sequence[str]) -> str:
-    return "\n".join([f"CUTS_SEED={SEED}: {len(found)} went wrong", *found[:10]])
-
-
-# Places with a name
-
-CURSOR = rb"id: [\w-]{22}-%d"
-BEHIND_START = rb"retry: \d+\n\n"
-END = rb"event: (?:compl|err)"
-
-PLACES: dict[str, tuple[str, Sequence[bytes]]] = {
-    "in the status line": ("lf", [rb"HTTP/1.1 2"]),
-    "in a header": ("lf", [rb"(?i)content-ty"]),
-    "behind the head": ("lf", [rb"\r\n\r\n"]),
-    "in the name of start": ("lf", [rb"event: sta"]),
-    "in the data of start": ("lf", [rb'"resumed":fa']),
-    "in the id of start": ("lf", [rb"id: [\w-]{7}"]),
-    "in the retry of start": ("lf", [rb"retry: 2"]),
-    "before the blank line of start": ("lf", [rb"retry: \d+\n"]),
-    "behind start": ("lf", [BEHIND_START]),
-    "in a field name": ("lf", [rb"event: named\nda"]),
-    "in the name of our id": ("lf", [rb"data: one\ni"]),
-    "in our id": ("lf", [rb"data: one\nid: [\w-]{7}"]),
-    "in the number of our id": ("lf", [CURSOR % 1]),
-    "before a blank line": ("lf", [CURSOR % 2 + rb"\n"]),
-    "behind an event": ("lf", [CURSOR % 2 + rb"\n\n"]),
-    "in a comment": ("lf", [rb": a comm"]),
-    "in an event of several chunks": ("lf", [rb"data: half\nda"]),
-    "in a character of two bytes": ("lf", [rb"data: \xc3"]),
-    "in a character of three bytes": ("lf", [rb"\xe6\x97"]),
-    "in a character of four bytes": ("lf", [rb"\xf0\x9f\x9a"]),
-    "between CR and LF": ("crlf", [rb"data: one\r"]),
-    "between the CR and LF of our id": ("crlf", [CURSOR % 1 + rb"\r"]),
-    "between the CR and LF of a blank line": ("crlf", [CURSOR % 1 + rb"\r\n\r"]),
-    "between two CRs": ("cr", [CURSOR % 2 + rb"\r"]),
-    "behind two CRs": ("cr", [CURSOR % 2 + rb"\r\r"]),
-    "in the name of a heartbeat": ("lf", [rb"event: heart"]),
-    "in the data of a heartbeat": ("crlf", [rb'"heartbeat_cou']),
-    "behind a heartbeat": ("cr", [rb"event: heartbeat\n.*\n\n"]),
-    "in the name of the last event": ("lf", [rb"\nda(?=ta: last)"]),
-    "in the last event": ("lf", [rb"data: la"]),
-    "in the id of the last event": ("crlf", [rb"data: last\r\nid: [\w-]{7}"]),
-    "between the CRs of the last event": ("cr", [rb"data: last\rid: [\w-]+\r"]),
-    "behind the last event": ("lf", [rb"data: last\nid: [\w-]+\n\n"]),
-    "in the name of the end": ("lf", [END]),
-    "in the data of the end": ("crlf", [END + rb'\w+\ndata: {"\w\w']),
-    "in the id of the end": ("cr", [rb"id: [\w-]+\.\w"]),
-    "before the blank line of the end": ("lf", [rb"id: [\w-]+\.\w+\n"]),
-    "behind the end": ("crlf", [rb"id: [\w-]+\.\w+\n\n"]),
-    "twice in a row in a field name": ("lf", 2 * [rb"event: named\nda"]),
-    "twice in a row in start": ("lf", 2 * [rb"event: sta"]),
-    "in an event and in the start that follows": ("lf", [rb"data: thr", rb"event: sta"]),
-    "in an event and behind the start that follows": ("lf", [rb"data: thr", BEHIND_START]),
-    "in an event and in the head that follows": ("crlf", [rb"data: thr", rb"(?i)content-ty"]),
-    "five times in a row in the last event": ("crlf", 5 * [rb"data: la"]),
-    "three times in a row in the end": ("lf", 3 * [END]),
-    "in each of four events": ("cr", [rb"data: tw", rb"data: thr", rb"data: fi", rb"data: la"]),
-    "behind each event": ("lf", [CURSOR % n + rb"\n\n" for n in range(1, 13)]),
-}
 
 
 # The app of shapes
@@ -231,52 +62,25 @@ def named_cases() -> Iterator[Case]:
         yield Case(path_of(shape, rng.choice(MARKS)), cuts, rng.choice(HASTES))
 
 
-def one_case_each(mark: str = "marked", **fields: Any) -> Iterator[Case]:
-    """Cut at each place that has a name, in one of the ways."""
-    rng = random.Random(SEED)
-    for shape, places in PLACES.values():
-        cuts = [Cut(place, rng.choice(list(How)), rng.choice((False, True))) for place in places]
-        yield Case(path_of(shape, mark), cuts, rng.choice(HASTES), **fields)
-
-
-def random_cut(rng: random.Random, length: int) -> Cut:
-    return Cut(rng.randrange(1, length), rng.choice(list(How)), rng.choice((False, True)))
-
-
-def sampled_cases(length_of_shape: Mapping[str, int], number: int) -> Iterator[Case]:
-    rng = random.Random(SEED)
-    for _ in range(number):
-        shape, length = rng.choice(list(length_of_shape.items()))
-        cuts = [random_cut(rng, length) for _ in range(rng.choice((1, 1, 2, 3)))]
-        yield Case(path_of(shape, rng.choice(MARKS)), cuts, rng.choice(HASTES))
-
-
-def all_cuts(rng: random.Random, length: int, *, held: bool) -> Iterator[list[Cut]]:
-    """Cut at each byte, and again somewhere in what follows."""
-    for place in range(1, length):
-        yield [Cut(place, rng.choice(list(How)), held)]
-        yield [Cut(place, rng.choice(list(How)), held), random_cut(rng, length)]
-
-
 def test_cuts_at_places_that_have_a_name_cost_nothing(server: Server) -> None:
-    found = complaints(server, named_cases(), all_made=True)
+    found = complaints([server], named_cases(), all_made=True)
     assert not found, report(found)
 
 
 def test_cuts_at_any_byte_cost_nothing(server: Server) -> None:
-    lengths = {shape: length_of(server, path_of(shape, "marked")) for shape in SHAPES}
-    found = complaints(server, sampled_cases(lengths, SAMPLE))
+    lengths = {shape: length_of([server], path_of(shape, "marked")) for shape in SHAPES}
+    found = complaints([server], sampled_cases(lengths, SAMPLE))
     assert not found, report(found)
 
 
 def test_cuts_of_a_long_answer_cost_nothing(server: Server) -> None:
-    length = length_of(server, path_of("long", "marked"))
-    found = complaints(server, sampled_cases({"long": length}, SAMPLE // 4))
+    length = length_of([server], path_of("long", "marked"))
+    found = complaints([server], sampled_cases({"long": length}, SAMPLE // 4))
     assert not found, report(found)
 
 
 def test_a_page_that_knows_of_no_end_is_stopped_by_a_204(server: Server) -> None:
-    found = complaints(server, one_case_each(closes=False))
+    found = complaints([server], one_case_each(closes=False))
     assert not found, report(found)
 
 
@@ -285,28 +89,21 @@ def test_a_page_that_knows_of_no_end_is_stopped_by_a_204(server: Server) -> None
 @pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_cut_costs_anything(server: Server, shape: str, *, held: bool) -> None:
-    rng = random.Random(SEED)
-    length = length_of(server, path_of(shape, "marked"))
-    marks = itertools.cycle(("marked", "unmarked", "unmarked", "marked"))  # each byte with both
-    cases = (
-        Case(path_of(shape, mark), cuts, rng.choice(HASTES))
-        for mark, cuts in zip(marks, all_cuts(rng, length, held=held), strict=False)
-    )
-    found = complaints(server, cases)
+    found = complaints([server], sweep([server], shape, held=held))
     assert not found, report(found)
 
 
 def test_cuts_of_an_answer_that_fails_cost_nothing(tmp_path: Path) -> None:
     cases = (replace(case, path=f"{case.path}&fails=1") for case in one_case_each(end="error"))
     with serving("uvicorn-httptools", APP, tmp_path, ENVIRON) as running:
-        found = complaints(running, cases)
+        found = complaints([running], cases)
     assert not found, report(found)
 
 
 def test_cuts_among_rotations_cost_nothing(tmp_path: Path) -> None:
     environ = ENVIRON | {"SSE_STREAM_MAX_SECONDS": "0.1"}
     with serving("uvicorn-httptools", APP, tmp_path, environ) as running:
-        found = complaints(running, one_case_each("unmarked", rotates=True))
+        found = complaints([running], one_case_each("unmarked", rotates=True))
     assert not found, report(found)
 
 
@@ -315,7 +112,7 @@ def test_cuts_of_a_stream_that_is_paced_cost_nothing(
     environ: dict[str, str], tmp_path: Path
 ) -> None:
     with serving("uvicorn-httptools", APP, tmp_path, ENVIRON | environ) as running:
-        found = complaints(running, one_case_each())
+        found = complaints([running], one_case_each())
     assert not found, report(found)
 
 
@@ -324,7 +121,7 @@ def test_without_resume_the_cuts_are_felt(environ: dict[str, str], tmp_path: Pat
     shape, places = PLACES["in the last event"]
     cases = [Case(path_of(shape, "marked"), [Cut(place) for place in places])]
     with serving("uvicorn-httptools", APP, tmp_path, ENVIRON | environ) as running:
-        assert len(complaints(running, cases)) == len(cases)
+        assert len(complaints([running], cases)) == len(cases)
 
 
 # The example
@@ -342,14 +139,14 @@ def complaints_of_example(server: Server, cases: Iterable[Case]) -> list[str]:
     response = httpx.get(f"{server.url}{SEARCH}0", timeout=20).raise_for_status()
     expected = events_in(response.content)
     assert len(expected) > 20
-    outcomes = play_all(server, cases).values()
+    outcomes = play_all([server], cases).values()
     problems = {repr(outcome.case): complaint(outcome, expected) for outcome in outcomes}
     return [f"{case}: {problem}" for case, problem in problems.items() if problem]
 
 
 def test_cuts_of_the_example_cost_nothing(example: Server) -> None:
     rng = random.Random(SEED)
-    length = length_of(example, f"{SEARCH}5")
+    length = length_of([example], f"{SEARCH}5")
     cases = [
         Case(f"{SEARCH}{delay}", [random_cut(rng, length), *again], rng.choice(HASTES))
         for delay in (0, 5)
@@ -366,7 +163,7 @@ def test_cuts_of_the_example_cost_nothing(example: Server) -> None:
 @pytest.mark.parametrize("held", [False, True])
 def test_no_cut_of_the_example_costs_anything(example: Server, *, held: bool) -> None:
     rng = random.Random(SEED)
-    length = length_of(example, f"{SEARCH}5")
+    length = length_of([example], f"{SEARCH}5")
     path = f"{SEARCH}{0 if held else 5}"
     cases = (Case(path, cuts, rng.choice(HASTES)) for cuts in all_cuts(rng, length, held=held))
     found = complaints_of_example(example, cases)

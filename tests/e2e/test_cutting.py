@@ -34,7 +34,7 @@ def run(script: Script, *cuts: Cut, closes: bool = False) -> tuple[Client, Cutti
     async def play() -> tuple[Client, CuttingProxy]:
         listener = await asyncio.start_server(script, "127.0.0.1")
         async with listener:
-            proxy = CuttingProxy(listener.sockets[0].getsockname()[1], cuts)
+            proxy = CuttingProxy([listener.sockets[0].getsockname()[1]], cuts)
             async with proxy, asyncio.timeout(10):
                 client = Client(proxy.port, "/path", closes=closes)
                 await client.run()

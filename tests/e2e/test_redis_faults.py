@@ -19,8 +19,7 @@ from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
 from tests.redis_server import Proxy, RedisServer
 
-# On request for now: a connection through the proxy is left open, and a later test blamed for it.
-pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+pytestmark = pytest.mark.anyio
 
 LEASE_SECONDS = 2.0
 
@@ -212,7 +211,17 @@ async def test_redis_full(server: RedisServer) -> None:
 
 
 async def test_one_side_is_cut_off(server: RedisServer) -> None:
-    async with Proxy(server) as proxy, store_at(proxy) as here, store_at(server) as there:
+    async with Proxy(server) as proxy:
+        await play_a_partition(server, proxy)
+
+        async def connections() -> int:
+            return proxy.connections
+
+        await eventually(connections, lambda count: count == 0, "the store was to let go of all")
+
+
+async def play_a_partition(server: RedisServer, proxy: Proxy) -> None:
+    async with store_at(proxy) as here, store_at(server) as there:
         stream, theirs = FakeStream(here), FakeStream(there)
         stream.write(3)
         theirs.write(3)
@@ -273,6 +282,7 @@ def producing(url: str) -> Iterator[Producer]:
             process.kill()
 
 
+@pytest.mark.slow
 async def test_a_process_that_is_killed_is_told_as_lost_within_its_lease(
     server: RedisServer,
 ) -> None:
