@@ -299,17 +299,28 @@ class Client:
         haste: by what to multiply reconnection times; 0 comes back at once.
         closes: whether it is closed at the end that the events tell, as a page does that knows of
             them; one that does not comes back until it gets a 204.
+        last_event_id: what it has already, when it begins.
 
     Attributes:
         events: the app's events, those behind the last `reset`.
+        times: when each of all the app's events came, by the clock of the loop.
         controls: the middleware's.
         discarded: the app's events that it has thrown away at each `reset`.
         asked_with: the last event id of each connection, `""` for none.
         stopped_by: the event or the status that was the end, `""` while there is none.
     """
 
-    def __init__(self, port: int, path: str, *, haste: float = 0.0, closes: bool = True) -> None:
+    def __init__(
+        self,
+        port: int,
+        path: str,
+        *,
+        haste: float = 0.0,
+        closes: bool = True,
+        last_event_id: str = "",
+    ) -> None:
         self.events: list[Dispatched] = []
+        self.times: list[float] = []
         self.controls: list[Dispatched] = []
         self.discarded: list[list[Dispatched]] = []
         self.asked_with: list[str] = []
@@ -318,7 +329,7 @@ class Client:
         self._path = path
         self._haste = haste
         self._closes = closes
-        self._last_event_id = ""
+        self._last_event_id = last_event_id
         self._retry_ms = 3000
 
     async def run(self, *, most_connections: int = 10) -> None:
@@ -386,7 +397,11 @@ class Client:
 
     def _read(self, stream: EventStream, data: bytes) -> None:
         for event in stream.feed(data):
-            (self.controls if event.is_control else self.events).append(event)
+            if event.is_control:
+                self.controls.append(event)
+            else:
+                self.events.append(event)
+                self.times.append(asyncio.get_running_loop().time())
             if event.type == "reset":
                 self.discarded.append(self.events)
                 self.events = []
