@@ -40,7 +40,7 @@ class Case:
     cuts: Sequence[Cut]
     haste: float = 0.0
     closes: bool = True
-    rotates: bool = False
+    comes_often: bool = False  # more often than it is cut, as it is told to
     end: str = "complete"
 
 
@@ -66,7 +66,7 @@ async def play(ports: Sequence[int], case: Case, name: str) -> Outcome:
         trouble = ""
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                await client.run(most_connections=len(case.cuts) + (20 if case.rotates else 4))
+                await client.run(most_connections=len(case.cuts) + (20 if case.comes_often else 4))
         except (RuntimeError, TimeoutError) as exc:
             trouble = repr(exc)
     return Outcome(case, client, len(proxy.made), trouble, proxy.passed)
@@ -125,7 +125,7 @@ def complaint(outcome: Outcome, expected: Sequence[Dispatched]) -> str:
         (told != to_be_told, f"{told=}"),
         (client.discarded, f"{client.discarded=}"),
         (not all(since_it_holds_a_cursor), f"it has lost its cursor: {asked_with}"),
-        (too_often and not case.rotates, f"{made} cuts, but {asked_with=}"),
+        (too_often and not case.comes_often, f"{made} cuts, but {asked_with=}"),
     )
     return "; ".join(problem for is_there, problem in problems if is_there)
 

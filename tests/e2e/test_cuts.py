@@ -103,7 +103,7 @@ def test_cuts_of_an_answer_that_fails_cost_nothing(tmp_path: Path) -> None:
 def test_cuts_among_rotations_cost_nothing(tmp_path: Path) -> None:
     environ = ENVIRON | {"SSE_STREAM_MAX_SECONDS": "0.1"}
     with serving("uvicorn-httptools", APP, tmp_path, environ) as running:
-        found = complaints([running], one_case_each("unmarked", rotates=True))
+        found = complaints([running], one_case_each("unmarked", comes_often=True))
     assert not found, report(found)
 
 

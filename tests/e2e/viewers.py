@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from tests.e2e.cutting import Client
 
-_PATIENCE_SECONDS = 20
+PATIENCE_SECONDS = 20.0
 _CONNECTIONS = 10_000
 
 
@@ -61,18 +61,20 @@ class Viewer(Client):
         """Wait for a number."""
         await self._wait(lambda: self.last >= number, f"the number {number}")
 
-    async def until_told(self, kind: str) -> dict[str, Any]:
+    async def until_told(self, kind: str, patience: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """Wait for a control event, and return its data."""
-        await self._wait(lambda: bool(self.told(kind)), kind)
+        await self._wait(lambda: bool(self.told(kind)), kind, patience)
         return self.told(kind)[0]
 
-    async def until_stopped(self) -> str:
+    async def until_stopped(self, patience: float = PATIENCE_SECONDS) -> str:
         """Wait for the end, and return what it was."""
-        await self._wait(lambda: bool(self.stopped_by), "its end")
+        await self._wait(lambda: bool(self.stopped_by), "its end", patience)
         return self.stopped_by
 
-    async def _wait(self, has_come: Callable[[], bool], what: str) -> None:
-        deadline = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
+    async def _wait(
+        self, has_come: Callable[[], bool], what: str, patience: float = PATIENCE_SECONDS
+    ) -> None:
+        deadline = asyncio.get_running_loop().time() + patience
         while not has_come():
             assert asyncio.get_running_loop().time() < deadline, (
                 f"{what} has not come: {self.last=}, {self.controls[-3:]}, "
