@@ -51,12 +51,12 @@ def free_port() -> int:
 
 @contextmanager
 def serving(
-    name: str, app: str, directory: Path, environ: dict[str, str] | None = None
+    name: str, app: str, directory: Path, environ: dict[str, str] | None = None, *more: str
 ) -> Iterator[Server]:
-    """Run `app` ("module:attribute") by the server `name` until the block ends."""
+    """Run `app` ("module:attribute") by the server `name`, with `more` options, in the block."""
     port = free_port()
     module, *arguments = (part.format(port=port) for part in SERVERS[name])
-    command = [sys.executable, "-m", module, *arguments, app]
+    command = [sys.executable, "-m", module, *arguments, *more, app]
     with running_process(command, directory / f"{name}.log", environ) as (process, log):
         wait_until_listening(port, process, log)
         yield Server(f"http://127.0.0.1:{port}", port, process, log)

@@ -36,6 +36,7 @@ from tests.e2e.cases import (
 )
 from tests.e2e.cutting import Cut, How, events_in
 from tests.e2e.servers import SERVERS, Server, serving
+from tests.redis_server import RedisServer
 
 APP = "tests.e2e.answers:app"
 EXAMPLE = "example_app.app:app"
@@ -156,6 +157,22 @@ def test_cuts_of_the_example_cost_nothing(example: Server) -> None:
     cases += [Case(f"{SEARCH}5", [Cut(BEHIND_START, how)]) for how in How]
     found = complaints_of_example(example, cases)
     assert not found, report(found)
+
+
+def test_cuts_of_the_example_by_four_workers_cost_nothing(tmp_path: Path) -> None:
+    rng = random.Random(SEED)
+    with RedisServer(tmp_path) as redis:
+        environ = ENVIRON | {"SSE_REDIS_URL": redis.url}
+        with serving("uvicorn-httptools", EXAMPLE, tmp_path, environ, "--workers", "4") as running:
+            length = length_of([running], f"{SEARCH}5")
+            cases = [
+                Case(f"{SEARCH}5", [random_cut(rng, length) for _ in range(3)], rng.choice(HASTES))
+                for _ in range(SAMPLE)
+            ]
+            found = complaints_of_example(running, cases)
+            leases = [key for key in redis.all_keys() if key.endswith(":lease")]
+    assert not found, report(found)
+    assert len(leases) > 1, "one worker has had them all"
 
 
 @pytest.mark.slow

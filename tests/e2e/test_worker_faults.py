@@ -6,7 +6,7 @@ all works again by itself. `-m slow` has the lease that workers have, and longer
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Self
@@ -197,9 +197,7 @@ async def check_that_all_works(place: Place) -> None:
     assert not found, found
 
 
-async def test_a_worker_that_is_killed(
-    place: Place, record_property: Callable[[str, object], None]
-) -> None:
+async def test_a_worker_that_is_killed(place: Place) -> None:
     patience = max(place.pace.lease, 6.0) + 2.0  # a reader looks every four seconds
     async with AsyncExitStack() as stack:
         balancer = await stack.enter_async_context(CuttingProxy(place.ports))
@@ -215,14 +213,12 @@ async def test_a_worker_that_is_killed(
             await reader.until(5)
         await asyncio.sleep(place.pace.lease)
         assert not any(reader.stopped_by for reader in readers)
-        began = time.monotonic()
         await asyncio.to_thread(place.workers[0].kill)
         for viewer in (live, *readers):
             assert await viewer.until_stopped(patience) == "error"
             assert viewer.told("error")[0]["error"]["code"] == "producer_lost"
             assert viewer.controls[-1].last_event_id == viewer.events[-1].last_event_id
             assert viewer.is_whole(1 if viewer is live else 2)
-        record_property("seconds until all were told", round(time.monotonic() - began, 1))
         late = Viewer(place.ports[2], "/ticks", last_event_id=cursor)
         await late.run()
         assert late.told("error")[0]["error"]["code"] == "producer_lost"
