@@ -38,16 +38,18 @@ class Pace:
     Attributes:
         lease: within which time a worker that has died is known to be, in seconds.
         fault: how long a fault lasts.
+        block: how long a loop is blocked.
         environ: what the workers are told.
     """
 
     lease: float
     fault: float
+    block: float
     environ: dict[str, str]
 
 
-QUICK = Pace(2.0, 2.5, {"LEASE_SECONDS": "2"})
-DEFAULT = Pace(20.0, 10.0, {})
+QUICK = Pace(2.0, 2.5, 7.0, {"LEASE_SECONDS": "2"})
+DEFAULT = Pace(20.0, 10.0, 10.0, {})
 
 
 @dataclass(frozen=True)
@@ -230,8 +232,7 @@ async def test_a_worker_that_is_killed(place: Place) -> None:
 async def test_a_worker_whose_loop_is_blocked(place: Place) -> None:
     async with Scene(place) as scene, httpx.AsyncClient(timeout=60) as client:
         url = f"http://127.0.0.1:{place.ports[0]}/block"
-        seconds = max(place.pace.fault, 2 * QUICK.lease)
-        await client.post(url, params={"seconds": seconds})
+        await client.post(url, params={"seconds": place.pace.block})
         for viewer in scene.live[1:]:
             assert viewer.longest_silence(scene.began) < NOTICED_SECONDS
         await scene.all_keep_up()
