@@ -189,6 +189,8 @@ class Proxy:
             pumps.append(asyncio.ensure_future(self._pump(reader, there[1], answers=False)))
             pumps.append(asyncio.ensure_future(self._pump(there[0], writer, answers=True)))
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        except ConnectionRefusedError:
+            pass  # there is no Redis at the moment
         finally:
             for pump in pumps:
                 pump.cancel()

@@ -167,7 +167,7 @@ def test_cuts_of_the_example_by_four_workers_cost_nothing(tmp_path: Path) -> Non
             length = length_of([running], f"{SEARCH}5")
             cases = [
                 Case(f"{SEARCH}5", [random_cut(rng, length) for _ in range(3)], rng.choice(HASTES))
-                for _ in range(SAMPLE)
+                for _ in range(SAMPLE // 3)
             ]
             found = complaints_of_example(running, cases)
             leases = [key for key in redis.all_keys() if key.endswith(":lease")]

@@ -19,6 +19,7 @@ from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
 from tests.redis_server import Proxy, RedisServer
 
+# Those are slow that `test_worker_faults` has too, through workers.
 pytestmark = pytest.mark.anyio
 
 LEASE_SECONDS = 2.0
@@ -141,6 +142,7 @@ async def check_that_all_works(here: RedisStore, there: RedisStore) -> None:
     assert client.reader.numbers == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 async def test_redis_restarted_empty(server: RedisServer) -> None:
     async with store_at(server) as here, store_at(server) as there:
         stream, silent, ended = FakeStream(here), FakeStream(here), FakeStream(here)
@@ -170,6 +172,7 @@ async def test_redis_restarted_empty(server: RedisServer) -> None:
         await check_that_all_works(here, there)
 
 
+@pytest.mark.slow
 async def test_redis_stopped(server: RedisServer) -> None:
     async with store_at(server) as here, store_at(server) as there:
         stream = FakeStream(here)
@@ -210,6 +213,7 @@ async def test_redis_full(server: RedisServer) -> None:
         await check_that_all_works(here, there)
 
 
+@pytest.mark.slow
 async def test_one_side_is_cut_off(server: RedisServer) -> None:
     async with Proxy(server) as proxy:
         await play_a_partition(server, proxy)
@@ -306,6 +310,7 @@ async def test_a_process_that_is_killed_is_told_as_lost_within_its_lease(
         assert (late.numbers, late.end and late.end.state) == ([3, 4, 5], State.LOST)
 
 
+@pytest.mark.slow
 async def test_nobody_hears_of_a_loop_that_is_blocked(server: RedisServer) -> None:
     async with store_at(server) as there:
         with producing(server.url) as producer:

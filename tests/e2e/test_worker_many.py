@@ -20,8 +20,8 @@ APP = "tests.e2e.worker_app:app"
 WORKERS = 3
 CONNECTIONS = 8 + 1
 """A pool, and the lease's own."""
-TTL_SECONDS = 2.0
-LINGER_SECONDS = 2.0
+TTL_SECONDS = 1.0
+LINGER_SECONDS = 1.0
 NAME_SECONDS = 60.0
 """How long a name is kept, at least."""
 
@@ -49,13 +49,12 @@ def connections(redis: RedisServer) -> Counter[str]:
     return Counter(client["name"] for client in redis.client.client_list() if client["name"])
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.slow
 @pytest.mark.timeout(300)
-async def test_connections_to_redis_are_no_more_for_more_streams_and_readers(
-    count: int, tmp_path: Path
+async def test_a_thousand_streams_with_three_readers_each_need_no_more_connections(
+    tmp_path: Path,
 ) -> None:
-    seconds = 1.5 + count / 25
-    path = f"/ticks?pause={seconds / 40}&n=60"
+    count, path = 1000, "/ticks?pause=1&n=60"
     most: Counter[str] = Counter()
     with place(tmp_path) as (redis, ports):
         async with AsyncExitStack() as stack:
@@ -107,7 +106,7 @@ async def test_no_key_is_left_of_streams_that_are_over(
                     assert client.stopped_by == "complete"
 
         await asyncio.gather(*(play_some() for _ in range(50)))
-        assert len(redis.all_keys()) > min(count, 300)  # those of the latest are still there
+        assert len(redis.all_keys()) > 2 * WORKERS  # those of the latest are still there
         deadline = time.monotonic() + LINGER_SECONDS + within + 2
         own = {"lease", "inbox"}  # of the workers, which live
         while keys := [key for key in redis.all_keys() if key.rpartition(":")[2] not in own]:
