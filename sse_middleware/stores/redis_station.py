@@ -20,7 +20,8 @@ from sse_middleware.stores.entries import (
     last_of,
     unpack_known,
 )
-from sse_middleware.stores.redis_link import FAILURES, Link
+from sse_middleware.stores.redis_client import FAILURES
+from sse_middleware.stores.redis_link import Link
 from sse_middleware.stores.redis_writer import PRESENCE_SECONDS, LogWriter, RedisLog
 
 logger = logging.getLogger("sse_middleware")

@@ -1,0 +1,113 @@
+"""A real cluster of three masters, whose slots can be moved."""
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from redis.crc import key_slot
+
+from tests.e2e.servers import free_port
+from tests.redis_server import RedisServer
+
+_SLOTS = 16384
+_HIGHEST_PORT = 65535
+_TO_BUS = 10_000
+_PATIENCE_SECONDS = 20.0
+
+
+class RedisCluster:
+    """Three masters without replicas.
+
+    Args:
+        directory: where they write what little they have to write.
+        arguments: of each of them.
+        program: another one than that of the machine.
+
+    Attributes:
+        nodes: the servers.
+        url: for `RedisStore`, with the first node only.
+    """
+
+    def __init__(self, directory: Path, *arguments: str, program: str = "") -> None:
+        self._stack = ExitStack()
+        self.nodes: list[RedisServer] = []
+        for number in range(3):
+            place = directory / str(number)
+            place.mkdir()
+            settings = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000")
+            self.nodes.append(
+                RedisServer(place, *settings, *arguments, program=program, port=_free_port())
+            )
+        self.url = f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
+
+    def __enter__(self) -> Self:
+        for number, node in enumerate(self.nodes):
+            self._stack.enter_context(node)
+            node.client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            slots = range(number * _SLOTS // 3, (number + 1) * _SLOTS // 3)
+            node.client.execute_command("CLUSTER", "ADDSLOTS", *slots)
+            node.client.execute_command("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port)
+        self.wait()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def wait(self) -> None:
+        """Wait until each node knows of all slots."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not all(self._is_whole(node) for node in self.nodes):
+            assert time.monotonic() < deadline, "the cluster has not come together"
+            time.sleep(0.02)
+
+    def owner(self, key: str) -> RedisServer:
+        """Return the node that has a key."""
+        slot = key_slot(key.encode())
+        for first, last, (_, port, *_), *_ in self.nodes[0].client.execute_command(
+            "CLUSTER", "SLOTS"
+        ):
+            if first <= slot <= last:
+                return next(node for node in self.nodes if node.port == port)
+        raise LookupError(key)
+
+    def move(self, key: str) -> None:
+        """Move the slot of a key, and all that is in it, to another node."""
+        source = self.owner(key)
+        target = next(node for node in self.nodes if node is not source)
+        slot, ids = (
+            key_slot(key.encode()),
+            {node.port: node.client.execute_command("CLUSTER", "MYID") for node in self.nodes},
+        )
+        setslot = ("CLUSTER", "SETSLOT", slot)
+        target.client.execute_command(*setslot, "IMPORTING", ids[source.port])
+        source.client.execute_command(*setslot, "MIGRATING", ids[target.port])
+        while keys := source.client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            source.client.execute_command(
+                *("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+            )
+        for node in (target, source):
+            node.client.execute_command(*setslot, "NODE", ids[target.port])
+
+    def all_keys(self) -> list[str]:
+        return sorted(key for node in self.nodes for key in node.all_keys())
+
+    def flush(self) -> None:
+        """Forget all keys."""
+        for node in self.nodes:
+            node.client.flushall()
+
+    @staticmethod
+    def _is_whole(node: RedisServer) -> bool:
+        info = node.client.execute_command("CLUSTER", "INFO").splitlines()
+        return {b"cluster_state:ok", b"cluster_known_nodes:3"} <= set(info)
+
+
+def _free_port() -> int:
+    """Return a port that leaves room for that of the cluster's bus, 10,000 above it."""
+    while (port := free_port()) > _HIGHEST_PORT - _TO_BUS:
+        pass
+    return port
