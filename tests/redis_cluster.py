@@ -4,7 +4,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from redis.crc import key_slot
 
@@ -45,10 +45,10 @@ class RedisCluster:
     def __enter__(self) -> Self:
         for number, node in enumerate(self.nodes):
             self._stack.enter_context(node)
-            node.client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            _ask(node, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             slots = range(number * _SLOTS // 3, (number + 1) * _SLOTS // 3)
-            node.client.execute_command("CLUSTER", "ADDSLOTS", *slots)
-            node.client.execute_command("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port)
+            _ask(node, "CLUSTER", "ADDSLOTS", *slots)
+            _ask(node, "CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port)
         self.wait()
         return self
 
@@ -67,9 +67,7 @@ class RedisCluster:
     def owner(self, key: str) -> RedisServer:
         """Return the node that has a key."""
         slot = key_slot(key.encode())
-        for first, last, (_, port, *_), *_ in self.nodes[0].client.execute_command(
-            "CLUSTER", "SLOTS"
-        ):
+        for first, last, (_, port, *_), *_ in _ask(self.nodes[0], "CLUSTER", "SLOTS"):
             if first <= slot <= last:
                 return next(node for node in self.nodes if node.port == port)
         raise LookupError(key)
@@ -80,17 +78,15 @@ class RedisCluster:
         target = next(node for node in self.nodes if node is not source)
         slot, ids = (
             key_slot(key.encode()),
-            {node.port: node.client.execute_command("CLUSTER", "MYID") for node in self.nodes},
+            {node.port: _ask(node, "CLUSTER", "MYID") for node in self.nodes},
         )
         setslot = ("CLUSTER", "SETSLOT", slot)
-        target.client.execute_command(*setslot, "IMPORTING", ids[source.port])
-        source.client.execute_command(*setslot, "MIGRATING", ids[target.port])
-        while keys := source.client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
-            source.client.execute_command(
-                *("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
-            )
+        _ask(target, *setslot, "IMPORTING", ids[source.port])
+        _ask(source, *setslot, "MIGRATING", ids[target.port])
+        while keys := _ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
+            _ask(source, *("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys))
         for node in (target, source):
-            node.client.execute_command(*setslot, "NODE", ids[target.port])
+            _ask(node, *setslot, "NODE", ids[target.port])
 
     def all_keys(self) -> list[str]:
         return sorted(key for node in self.nodes for key in node.all_keys())
@@ -102,7 +98,7 @@ class RedisCluster:
 
     @staticmethod
     def _is_whole(node: RedisServer) -> bool:
-        info = node.client.execute_command("CLUSTER", "INFO").splitlines()
+        info = _ask(node, "CLUSTER", "INFO").splitlines()
         return {b"cluster_state:ok", b"cluster_known_nodes:3"} <= set(info)
 
 
@@ -111,3 +107,7 @@ def _free_port() -> int:
     while (port := free_port()) > _HIGHEST_PORT - _TO_BUS:
         pass
     return port
+
+
+def _ask(node: RedisServer, *words: str | bytes | int) -> Any:
+    return node.client.execute_command(*words)  # type: ignore[no-untyped-call]

@@ -7,7 +7,8 @@ that it is to end. A message that is lost costs a reader a second and nobody an 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from sse_middleware.errors import StoreError
@@ -78,11 +79,12 @@ class Station:
         if known is None or name not in ("", known.name):
             return None
         last, first, state, frame = 0, 1, State.RUNNING, b""
-        for entry_id, fields in newest:
-            last = last_of(entry_id)
-            state, frame = State(fields.get(b"s", b"running").decode()), fields.get(b"e", b"")
-        for entry_id, fields in oldest:
-            first = first_of(entry_id, fields)
+        with _ours_only():
+            for entry_id, fields in newest:
+                last = last_of(entry_id)
+                state, frame = State(fields.get(b"s", b"running").decode()), fields.get(b"e", b"")
+            for entry_id, fields in oldest:
+                first = first_of(entry_id, fields)
         if state is State.RUNNING and not await self._lives(known.process):
             state = State.LOST
         return Found(known.info, state, last, bool(frame), first)
@@ -111,10 +113,8 @@ class Station:
         """
         question = ("XRANGE", self.link.keys.log(stream_id), f"({after}-0", "+", "COUNT", count)
         (entries,) = await self.link.ask("follow", question)
-        try:
+        with _ours_only():
             return list(batches(entries, after)), len(entries) == count
-        except (ValueError, KeyError) as exc:
-            raise StoreError(f"a log has an entry that is none of ours: {exc}") from exc
 
     async def look_for_end(
         self, stream_id: str, process: str, after: int
@@ -129,9 +129,10 @@ class Station:
             ("EXISTS", keys.info(stream_id)),
             ("XREVRANGE", keys.log(stream_id), "+", "-", "COUNT", 1),
         )
-        for entry_id, fields in newest:
-            if (end := end_told(entry_id, fields, after)) is not None:
-                return end, 0.0
+        with _ours_only():
+            for entry_id, fields in newest:
+                if (end := end_told(entry_id, fields, after)) is not None:
+                    return end, 0.0
         if stream_id in self._logs:
             return None, 0.0
         if not exists:  # or Redis was emptied, and the producer is about to write all again
@@ -173,7 +174,10 @@ class Station:
         if process == self.link.process:
             self._hear("cancel", stream_id, process)
         else:
-            await self.link.ask("cancel", self.link.message_to(process, f"cancel {stream_id}"))
+            message = self.link.message_to(process, f"cancel {stream_id}")
+            (heard,) = await self.link.ask("cancel", message)
+            if heard is None and await self._lives(process):
+                raise StoreError("the process that writes the stream has no inbox at the moment")
         return True
 
     async def close(self) -> None:
@@ -300,13 +304,24 @@ class Station:
             if self.link.may_be_forgetful:
                 raise StoreError("Redis has no such log, but was out of reach a moment ago")
             return None
-        try:
+        with _ours_only():
             return unpack_known(data)
-        except ValueError as exc:
-            raise StoreError(str(exc)) from exc
 
     async def _lives(self, process: str) -> bool:
         if process == self.link.process:
             return True
         (lives,) = await self.link.ask("follow", ("EXISTS", self.link.keys.lease(process)))
         return bool(lives)
+
+
+@contextmanager
+def _ours_only() -> Iterator[None]:
+    """Refuse what another version may have written.
+
+    Raises:
+        StoreError: it is none of ours.
+    """
+    try:
+        yield
+    except (ValueError, KeyError) as exc:
+        raise StoreError(f"Redis has something that is none of ours: {exc}") from exc
