@@ -53,16 +53,20 @@ class RedisServer:
         arguments: of its own.
         program: another one than that of the machine.
         port: where it is to listen, instead of anywhere.
+        file: of its configuration.
 
     Attributes:
         port: where it listens on 127.0.0.1.
         url: the same.
     """
 
-    def __init__(self, directory: Path, *arguments: str, program: str = "", port: int = 0) -> None:
+    def __init__(
+        self, directory: Path, *arguments: str, program: str = "", port: int = 0, file: str = ""
+    ) -> None:
         self._program = program or need_redis_server()
         self._directory = directory
         self._arguments = arguments
+        self._file = [file] if file else []
         self._process: subprocess.Popen[bytes] | None = None
         self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
@@ -74,6 +78,7 @@ class RedisServer:
             self._process = subprocess.Popen(
                 [
                     self._program,
+                    *self._file,
                     *("--port", str(self.port), "--bind", "127.0.0.1", "--save", ""),
                     *("--appendonly", "no", "--dir", str(self._directory)),
                     *self._arguments,
