@@ -1,7 +1,8 @@
 """A real cluster of three masters, whose slots can be moved."""
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -74,27 +75,27 @@ class RedisCluster:
 
     def move(self, key: str) -> None:
         """Move the slot of a key, and all that is in it, to another node."""
+        with self.moving(key):
+            pass
+
+    @contextmanager
+    def moving(self, key: str) -> Iterator[None]:
+        """Move the slot of a key to another node, and be at it until the block ends."""
         source = self.owner(key)
         target = next(node for node in self.nodes if node is not source)
-        slot, ids = (
-            key_slot(key.encode()),
-            {node.port: _ask(node, "CLUSTER", "MYID") for node in self.nodes},
-        )
+        slot = key_slot(key.encode())
+        ids = {node.port: _ask(node, "CLUSTER", "MYID") for node in self.nodes}
         setslot = ("CLUSTER", "SETSLOT", slot)
         _ask(target, *setslot, "IMPORTING", ids[source.port])
         _ask(source, *setslot, "MIGRATING", ids[target.port])
+        yield
         while keys := _ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 100):
-            _ask(source, *("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys))
-        for node in (target, source):
+            _ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+        for node in self.nodes:
             _ask(node, *setslot, "NODE", ids[target.port])
 
     def all_keys(self) -> list[str]:
         return sorted(key for node in self.nodes for key in node.all_keys())
-
-    def flush(self) -> None:
-        """Forget all keys."""
-        for node in self.nodes:
-            node.client.flushall()
 
     @staticmethod
     def _is_whole(node: RedisServer) -> bool:

@@ -3,6 +3,7 @@
 Whatever cannot work is refused here, before anything is connected.
 """
 
+import asyncio
 import inspect
 import math
 from collections.abc import Mapping
@@ -87,6 +88,15 @@ def patience_of(client: AnyRedis) -> float:
     """Return how many seconds a client waits for an answer before it gives up."""
     given = client if isinstance(client, RedisCluster) else client.connection_pool
     return float(given.connection_kwargs.get("socket_timeout") or math.inf)
+
+
+def is_to_end() -> bool:
+    """Tell whether the running task was cancelled, though the driver may have kept that to itself.
+
+    A loop that does not ask goes on for ever when its event loop is to end.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def blocking_client(url: str, client: AnyRedis) -> Any:

@@ -31,6 +31,7 @@ from sse_middleware.stores.redis_client import (
     blocking_client,
     checked,
     client_for,
+    is_to_end,
     patience_of,
 )
 from sse_middleware.stores.redis_lease import Lease, lease_milliseconds
@@ -250,7 +251,7 @@ class Link:
         """Ask what is to be asked, as much as there is at a time."""
         asked: dict[Command, asyncio.Future[Any]] = {}
         try:
-            while self._questions:
+            while self._questions and not is_to_end():
                 asked = dict(islice(self._questions.items(), _ASKED_AT_ONCE))
                 for command in asked:
                     del self._questions[command]

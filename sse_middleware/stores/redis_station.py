@@ -21,7 +21,7 @@ from sse_middleware.stores.entries import (
     last_of,
     unpack_known,
 )
-from sse_middleware.stores.redis_client import FAILURES
+from sse_middleware.stores.redis_client import FAILURES, is_to_end
 from sse_middleware.stores.redis_link import Link
 from sse_middleware.stores.redis_writer import PRESENCE_SECONDS, LogWriter, RedisLog
 
@@ -51,7 +51,6 @@ class Station:
         self._postman: asyncio.Task[None] | None = None
         self._place = b"0-0"  # in the inbox
         self._tasks: list[asyncio.Task[None]] = []
-        self._closes = False
 
     def keep(self, log: RedisLog) -> None:
         """Write a log until it has ended."""
@@ -182,7 +181,6 @@ class Station:
 
     async def close(self) -> None:
         """Write what there is, and let go of all."""
-        self._closes = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -202,7 +200,7 @@ class Station:
                 self._tasks.append(loop.create_task(self._go_on(step)))
 
     async def _go_on(self, step: Callable[[], Awaitable[None]]) -> None:
-        while not self._closes:  # the driver may take a cancellation for itself
+        while not is_to_end():
             try:
                 await step()
             except Exception:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from sse_middleware.stores.base import Found, LogInfo, Producer, State
 from sse_middleware.stores.entries import Entry, Known, Pending, pack_known
-from sse_middleware.stores.redis_client import FAILURES
+from sse_middleware.stores.redis_client import FAILURES, is_to_end
 from sse_middleware.stores.redis_link import Command, Link, append, digest
 
 logger = logging.getLogger("sse_middleware")
@@ -268,7 +268,7 @@ class LogWriter:
     async def _run(self) -> None:
         pause = 0.0
         try:
-            while self._dirty:
+            while self._dirty and not is_to_end():
                 await (asyncio.sleep(pause) if pause else self._until_due())
                 done = await self._write_all()
                 pause = 0.0 if done else min(max(_FLUSH_SECONDS, 2 * pause), _LONGEST_PAUSE)
