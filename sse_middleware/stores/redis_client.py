@@ -51,8 +51,8 @@ def client_for(url: str) -> AnyRedis:
     """
     options: dict[str, Any] = {
         "socket_connect_timeout": PATIENCE_SECONDS,
-        "socket_timeout": ANSWER_SECONDS,
-        "retry": Retry(NoBackoff(), 0),  # who asks knows what to do
+        "socket_timeout": None,  # who asks does not wait for ever: one timer, not one for an answer
+        "retry": Retry(NoBackoff(), 0),  # and knows what to do
     }
     try:
         if _is_of_cluster(url):

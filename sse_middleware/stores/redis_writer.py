@@ -361,7 +361,8 @@ class LogWriter:
         key, time_of = self._keys.log(log.info.stream_id), self._time_of(log)
         is_new = not log.has_entries
         for entry in entries:
-            words: Command = ("MINID", entry.oldest, entry.id, *entry.fields)
+            trim = ("MINID", entry.oldest) if entry.oldest else ()
+            words: Command = (*trim, entry.id, *entry.fields)
             add = append(key, time_of, *words) if is_new else ("XADD", key, "NOMKSTREAM", *words)
             yield _Step(add, partial(log.take_entry, entry))
             is_new = False
