@@ -49,7 +49,7 @@ _PAUSE_SECONDS: Final = 0.5
 _FORGETFUL_SECONDS: Final = 2.0
 _WARNING_SECONDS: Final = 60.0
 """How often at most a failure is told to the operator."""
-_ASKED_AT_ONCE: Final = 32
+_ASKED_AT_ONCE: Final = 64
 _INBOX_LENGTH: Final = 10_000
 # XADD makes a key that lives for ever, and no command sets its time with it.
 _APPEND: Final = files(__package__).joinpath("lua/append.lua").read_text()

@@ -21,7 +21,9 @@ from sse_middleware.stores.redis_link import Command, Link, append, digest
 logger = logging.getLogger("sse_middleware")
 
 _FLUSH_SECONDS: Final = 0.05
+"""How long an event waits at most."""
 _URGENT_SECONDS: Final = 0.005
+"""How long one does that somebody waits for: no longer than this behind the flush before."""
 PRESENCE_SECONDS: Final = 15.0
 """How long a reader in another process counts that has not said that it still is there."""
 _RUNNING_SECONDS: Final = 60.0
@@ -240,6 +242,7 @@ class LogWriter:
         self._dirty: dict[RedisLog, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._urgent = asyncio.Event()
+        self._wrote_at = 0.0
 
     def write_soon(self, log: RedisLog, *, urgent: bool = False) -> None:
         """Write what `log` has to be written."""
@@ -276,12 +279,13 @@ class LogWriter:
             self._task = None
 
     async def _until_due(self) -> None:
-        """Wait until the next flush is due: sooner where somebody waits for it."""
+        """Wait until the next flush is due: at once where somebody waits and the last is past."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_FLUSH_SECONDS - _URGENT_SECONDS):
+            async with asyncio.timeout(_FLUSH_SECONDS):
                 await self._urgent.wait()
-        await asyncio.sleep(_URGENT_SECONDS)
+        await asyncio.sleep(max(0.0, self._wrote_at + _URGENT_SECONDS - time.monotonic()))
         self._urgent.clear()
+        self._wrote_at = time.monotonic()
 
     async def _write_all(self) -> bool:
         """Write all that waits now; tell whether Redis has taken it."""
