@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 
 PASSWORD = "geheim/&?"
 QUOTED = "geheim%2F%26%3F"
-COMMANDS = "+ping +auth +hello +client +get +set +del +exists +eval +pexpire"
+COMMANDS = "+get +set +del +exists +eval +pexpire"
 STREAMS = "+xadd +xread +xrange +xrevrange"
 
 
