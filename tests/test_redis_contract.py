@@ -3,6 +3,7 @@
 Its trials wait for time to go by, and so run side by side, each in a thread with a loop of its own.
 """
 
+import asyncio
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import StoreContract
 from tests.redis_cluster import RedisCluster
 from tests.redis_server import RedisServer, need_old_redis_server
+from tests.test_redis_clients import check_url
 
 AT_ONCE = 8
 LONG = ("a_running_log_is_kept_however_old", "a_reader_too_slow", "is_kept_for_its_time")
@@ -41,6 +43,7 @@ def test_the_contract_holds_on_redis_6_2(tmp_path: Path) -> None:
     with RedisServer(tmp_path, program=need_old_redis_server()) as server:
         assert server.client.info("server")["redis_version"].startswith("6.2.")
         check_contract(lambda **bounds: RedisStore(server.url, **bounds))
+        asyncio.run(check_url(server.url, server))
 
 
 def test_the_contract_holds_on_a_cluster(tmp_path: Path) -> None:
