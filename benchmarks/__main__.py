@@ -4,7 +4,7 @@
 
 Ratios are taken within a round, in which the contestants take short turns, and their median is
 given with the least and the greatest: a machine that is busy with something else slows them all.
-Who takes part in `recording`, `recorded-bytes` and `resume` is set; `--only` is for the others.
+Who takes part where events are kept is set; `--only` is for the other suites.
 It is no test: a missed budget is no error, a contestant that drops an event is one. A quick run
 proves that all of this works; its figures mean nothing.
 """
@@ -25,6 +25,7 @@ from benchmarks.open_streams import run_frozen, run_idle, run_lateness
 from benchmarks.report import budgets_text, table_text, versions
 from benchmarks.resuming import run_recorded_bytes, run_recording, run_resume
 from benchmarks.throughput import CASES, run_cases, run_first_byte, run_in_process
+from benchmarks.with_redis import run_redis_latency, run_redis_recording, run_redis_replay
 
 SUITES: dict[str, Callable[[Bench, str], list[Table]]] = {
     **dict.fromkeys(CASES, run_cases),
@@ -36,6 +37,9 @@ SUITES: dict[str, Callable[[Bench, str], list[Table]]] = {
     "recording": run_recording,
     "recorded-bytes": run_recorded_bytes,
     "resume": run_resume,
+    "redis-recording": run_redis_recording,
+    "redis-replay": run_redis_replay,
+    "redis-latency": run_redis_latency,
 }
 PEERS = tuple(name for name in CONTESTANTS if name != UNRECORDED)
 LONGEST_RUN = 1800  # seconds

@@ -34,17 +34,24 @@ class Child:
         contestant: whose app it runs.
         core: where; `None`: anywhere.
         heartbeat: the interval in seconds, for those who have one.
+        redis_url: where we keep events; empty: in memory.
     """
 
     module: str
 
     def __init__(
-        self, contestant: str, core: str | None, heartbeat: float = HEARTBEAT_SECONDS
+        self,
+        contestant: str,
+        core: str | None,
+        heartbeat: float = HEARTBEAT_SECONDS,
+        *,
+        redis_url: str = "",
     ) -> None:
         self.contestant = contestant
         own = {name: value for name, value in os.environ.items() if not name.startswith("SSE_")}
         own["SSE_STREAM_MAX_SECONDS"] = str(LONGER_THAN_ANY_SUITE)
         own[HEARTBEAT_VARIABLE] = str(heartbeat)
+        own["SSE_REDIS_URL"] = redis_url
         command = [sys.executable, "-m", self.module, contestant, *([core] if core else [])]
         self._process = subprocess.Popen(
             command,

@@ -199,15 +199,19 @@ class Streams:
         start = time.monotonic()
         for count in range(number):
             yield from self.listen(start + count / per_second - time.monotonic())
-            stream = Stream(connect(self._port))
-            stream.socket.sendall(self._encoded)
-            self._streams.append(stream)
-            self._selector.register(stream.socket, selectors.EVENT_READ, stream)
+            self.add(self._encoded)
         patience = time.monotonic() + PATIENCE + number / per_second
         while self._opened < number:
             if time.monotonic() > patience:
                 raise BenchmarkError(f"only {self._opened} of {number} streams opened")
             yield from self.listen(0.05)
+
+    def add(self, encoded: bytes) -> None:
+        """Open a stream by a request of its own, and do not wait for it."""
+        stream = Stream(connect(self._port))
+        stream.socket.sendall(encoded)
+        self._streams.append(stream)
+        self._selector.register(stream.socket, selectors.EVENT_READ, stream)
 
     def listen(self, seconds: float) -> Heard:
         """Tell all that comes within a time."""

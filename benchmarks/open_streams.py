@@ -17,7 +17,7 @@ _ROUNDS = 2
 _SETTLING = 0.3  # seconds
 _READERS = 50
 _PACED_PER_SECOND = 20
-_SENT = re.compile(rb'"sent": ([0-9.]+)')
+SENT = re.compile(rb'"sent": ([0-9.]+)')
 _QUIET_SHARE = 0.2  # of a core: less is quiet, but a busy machine may just have left no more
 _QUIET_LOOKS = 2
 _OTHER_FILES = 100
@@ -139,7 +139,7 @@ def _cost_and_latency(server: Server, readers: Streams, seconds: float) -> tuple
 
     def note_latency() -> None:
         for _, data, now in readers.listen(seconds):
-            found.extend(now - float(sent) for sent in _SENT.findall(data))
+            found.extend(now - float(sent) for sent in SENT.findall(data))
 
     cost = cpu_of(server, note_latency)
     return (cost / len(found), *percentiles(found))

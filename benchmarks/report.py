@@ -12,6 +12,7 @@ import sse_middleware
 from benchmarks.bench import Table
 from benchmarks.contestants import UNRECORDED, US
 from benchmarks.resuming import FRESH, RESUMED
+from benchmarks.with_redis import BARE, ELSEWHERE, IN_REDIS
 
 PACKAGES = (
     "uvicorn",
@@ -24,6 +25,8 @@ PACKAGES = (
     "asgi-correlation-id",
     "prometheus-fastapi-instrumentator",
     "prometheus-client",
+    "redis",
+    "hiredis",
 )
 METHOD = """\
 A CPU figure of a round is the one that a quarter of its passes are below. What is given is the
@@ -102,6 +105,9 @@ BUDGETS = (
     Budget("recording", 1.1, UNRECORDED, who=EVENTSOURCE),
     Budget("recorded-bytes", 2, kind="figure", who=EVENTSOURCE),
     Budget("resume: p99", 10, FRESH, "difference", who=(RESUMED,)),
+    Budget("redis-recording", 1.5, UNRECORDED, who=(IN_REDIS,)),
+    Budget("redis-replay", 1.0, BARE, who=(IN_REDIS,)),
+    Budget("redis-latency: p50", 10, kind="figure", who=(ELSEWHERE,)),
 )
 
 

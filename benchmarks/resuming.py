@@ -16,12 +16,12 @@ from benchmarks.open_streams import read, readers_of
 FRESH = "fresh"
 RESUMED = "resumed"
 _RECORDED = US[0]
-_ONCE = {**EVENTSOURCE, "Connection": "close"}
-_NUMBERED = re.compile(rb"data: .*\nid: (?P<secret>\S+)-[0-9]+\n\n")
-_OURS = b"no-store"  # of answers that are, and of no app's
+ONCE = {**EVENTSOURCE, "Connection": "close"}
+NUMBERED = re.compile(rb"data: .*\nid: (?P<secret>\S+)-[0-9]+\n\n")
+OURS = b"no-store"  # of answers that are, and of no app's
 
-_WRITERS = 100
-_WRITTEN_PER_SECOND = 50
+WRITERS = 100
+WRITTEN_PER_SECOND = 50
 _TURN = 0.05  # seconds
 _SENT = b'"sent"'
 
@@ -39,7 +39,7 @@ _BREATH = 0.005  # seconds
 
 def run_recording(bench: Bench, _: str) -> list[Table]:
     """Measure events that are kept and events that are not, at the same time on the same core."""
-    note = f"{_WRITERS} streams of {_WRITTEN_PER_SECOND} events a second."
+    note = f"{WRITERS} streams of {WRITTEN_PER_SECOND} events a second."
     table = Table("recording", "µs of CPU per event", note)
     names = (_RECORDED, UNRECORDED)
     for _round in range(bench.sizes.rounds):
@@ -48,15 +48,15 @@ def run_recording(bench: Bench, _: str) -> list[Table]:
         with ExitStack() as stack:
             stack.callback(pair.close)
             readers = {
-                server: stack.enter_context(readers_of(server, _WRITERS, _WRITTEN_PER_SECOND))
+                server: stack.enter_context(readers_of(server, WRITERS, WRITTEN_PER_SECOND))
                 for server in pair.servers().values()
             }
-            for server, cost in _costs(readers, bench.sizes.seconds).items():
+            for server, cost in costs(readers, bench.sizes.seconds).items():
                 table.add(server.contestant, cost)
     return [table]
 
 
-def _costs(readers: Mapping[Server, Streams], seconds: float) -> dict[Server, float]:
+def costs(readers: Mapping[Server, Streams], seconds: float) -> dict[Server, float]:
     """Return what an event costs each server, in microseconds."""
     for streams in readers.values():
         read(streams.listen(_TURN))  # what has come while the other opened is none of these
@@ -85,8 +85,8 @@ def run_recorded_bytes(bench: Bench, _: str) -> list[Table]:
 def _growth(server: Server, number: int) -> float:
     """Return it of streams that are all still kept, for the oldest one is."""
     request = stream_request(EVENTSOURCE, _ENDED_EVENTS, burst=1)
-    oldest = first_byte(server.port, replace(request, headers=_ONCE))[1]
-    frames = list(_NUMBERED.finditer(oldest))
+    oldest = first_byte(server.port, replace(request, headers=ONCE))[1]
+    frames = list(NUMBERED.finditer(oldest))
     with closing(Load(server.port, request, _CONNECTIONS)) as load:
         load.fetch(_WARMING)
         before = server.ask("memory")
@@ -124,9 +124,9 @@ def run_resume(bench: Bench, _: str) -> list[Table]:
 
 def _openings(server: Server, readers: Streams) -> dict[str, Callable[[], float]]:
     """Return what opens a stream, and what comes back to one after the other of those that run."""
-    fresh = stream_request(_ONCE, _FRESH_EVENTS, burst=1)
+    fresh = stream_request(ONCE, _FRESH_EVENTS, burst=1)
     heard = b"".join(data for _, data, _ in readers.listen(2 / _RUNNING_PER_SECOND))
-    secrets = cycle(sorted({match["secret"] for match in _NUMBERED.finditer(heard)}))
+    secrets = cycle(sorted({match["secret"] for match in NUMBERED.finditer(heard)}))
     path = f"/paced?per_second={_RUNNING_PER_SECOND}"
     return {
         FRESH: lambda: first_byte(server.port, fresh)[0],
@@ -136,8 +136,8 @@ def _openings(server: Server, readers: Streams) -> dict[str, Callable[[], float]
 
 def _seconds_to_rest(server: Server, path: str, secret: bytes, *, ends: bool = True) -> float:
     """Come back to a stream behind its first event, and return the seconds to the first byte."""
-    headers = {**_ONCE, "Last-Event-ID": f"{secret.decode()}-1"}
+    headers = {**ONCE, "Last-Event-ID": f"{secret.decode()}-1"}
     seconds, seen = first_byte(server.port, Request(path, headers), ends=ends)
-    if _OURS not in seen:
+    if OURS not in seen:
         raise BenchmarkError(f"{path} was not resumed")
     return seconds

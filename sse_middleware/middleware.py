@@ -274,7 +274,10 @@ def _store(options: Options, observers: Sequence[Observer]) -> EventStore:
         allowed = "nothing, or with pip install 'sse-middleware[redis]' what is there"
         raise ConfigurationError("SSE_REDIS_URL", "a URL", allowed) from exc
     url, prefix = options.redis_url, options.redis_prefix
-    return RedisStore(url, prefix=prefix, observers=observers, **limits)
+    try:
+        return RedisStore(url, prefix=prefix, observers=observers, **limits)
+    except ConfigurationError as exc:
+        raise ConfigurationError("SSE_REDIS_URL", exc.got, exc.allowed) from exc
 
 
 def _counting_in(registry: CollectorRegistry) -> tuple[Observer, ...]:

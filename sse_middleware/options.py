@@ -149,7 +149,7 @@ class Options:
     redis_url: str = url(
         "SSE_REDIS_URL",
         "The Redis in which events are kept, for all workers; empty: the memory of each process.",
-        schemes=("redis", "rediss", "unix", "redis+cluster"),
+        schemes=("redis", "rediss", "unix", "redis+cluster", "rediss+cluster"),
     )
     redis_prefix: str = text(
         "SSE_REDIS_PREFIX",

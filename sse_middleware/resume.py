@@ -107,7 +107,9 @@ class Resumption:
                 anew = anew._replace(receive=await _read_body(anew.receive, body))
             if await self._access.may_go_on(found.info, scope, body):
                 return await self._go_on(found, cursor, scope, anew)
-        elif found is None and cursor.ending is None:
+        elif found is not None:
+            await self._look_for_none()
+        elif cursor.ending is None:
             self._warn_of_processes()
         return self._tell_reset(anew, scope)
 
@@ -235,13 +237,21 @@ class Resumption:
     async def _cancel(self, cursor: Cursor, scope: Scope, send: Send) -> bool:
         """End a stream for whoever may read it; tell whether there is such a one."""
         found = await self._setup.store.find(stream_id(cursor.secret))
-        if not self._access.is_its_own(found, scope) or found.state is State.DISOWNED:
+        if not self._access.is_its_own(found, scope):
+            if found is not None:
+                await self._look_for_none()
+            return False
+        if found.state is State.DISOWNED:
             return False
         await self._setup.store.cancel(found.info.stream_id)
         self._tell(found.info.route, "cancelled")
         cors = [pair for pair in unpacked(found.info.headers) if pair[0].lower().startswith(CORS)]
         await _empty(send, HTTPStatus.NO_CONTENT, cors)
         return True
+
+    async def _look_for_none(self) -> None:
+        """Take as long as for a stream that is not there, which may be longer."""
+        await self._setup.store.find(stream_id(new_secret()))
 
     def _tell_reset(self, anew: Anew, scope: Scope) -> Anew:
         """Let the app answer, and the client know that it is a new answer.

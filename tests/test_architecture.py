@@ -27,6 +27,8 @@ LAYERS = {
         "stores.frames",
         "stores.memory",
         "stores.redis",
+        "stores.redis_client",
+        "stores.redis_lease",
         "stores.redis_link",
         "stores.redis_station",
         "stores.redis_writer",

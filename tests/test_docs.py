@@ -21,8 +21,9 @@ SNIPPETS = [
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_a_snippet_runs(snippet: str) -> None:
-    if "fastapi" in snippet:
-        pytest.importorskip("fastapi", reason="the minimal environment has no FastAPI")
+    for extra in ("fastapi", "redis"):
+        if extra in snippet:
+            pytest.importorskip(extra, reason=f"the minimal environment has no {extra}")
     exec(compile(snippet, "snippet", "exec"), {"__name__": "snippet"})
 
 

@@ -48,7 +48,8 @@ class StreamOfRedis:
         self.last_id = id_key(entry.id)
         fields = entry.fields
         self.entries[entry.id] = dict(zip(fields[::2], fields[1::2], strict=True))
-        for entry_id in [one for one in self.entries if id_key(one) < id_key(entry.oldest)]:
+        oldest = id_key(entry.oldest or b"0-0")
+        for entry_id in [one for one in self.entries if id_key(one) < oldest]:
             del self.entries[entry_id]
         return True
 

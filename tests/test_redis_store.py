@@ -1,9 +1,11 @@
 """The Redis store: the contract of all stores, and what only Redis has, on a real server."""
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, ClassVar
 
 import pytest
@@ -251,6 +253,34 @@ async def test_two_prefixes_and_two_schemas_do_not_see_each_other(
                 assert found.last == number
 
 
+async def test_two_versions_of_the_schema_do_not_disturb_each_other_in_a_rolling_upgrade(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stores(server, 2) as (old, older):
+        monkeypatch.setattr(redis_link, "SCHEMA", redis_link.SCHEMA + 1)
+        async with stores(server, 2) as (new, newer):
+            for here, there, *others in ((old, older, new), (new, newer, old)):
+                stream = FakeStream(here)
+                stream.write(2)
+                await visible(there, stream, last=2)
+                async with Reader(there, stream.id) as reader:
+                    await stream.producer.hears("followed")
+                    for other in others:  # a worker of the other version knows nothing of it
+                        assert await other.find(stream.id) is None
+                        assert not await other.cancel(stream.id)
+                        stranger = await Reader(other, stream.id).read_all()
+                        assert stranger.end is not None
+                        assert stranger.end.state is State.GONE
+                    stream.write(3)
+                    await reader.until(5)
+                    stream.log.end(State.FINISHED)
+                    assert await reader.until_end() is State.FINISHED
+                assert stream.producer.cancels == 0
+    await asyncio.sleep(0)
+    leases = [key for key in server.all_keys() if "lease" in key or "inbox" in key]
+    assert leases == []
+
+
 async def test_no_key_is_left_behind_the_time(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,7 +321,7 @@ async def test_a_running_log_is_renewed(
         stream = FakeStream(here)
         stream.log.set_name("chat")
         stream.write(3)
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(0.7)
         assert await there.find_named("chat") is not None
         async with Reader(there, stream.id) as reader:
             await reader.until(3)
@@ -406,7 +436,7 @@ async def test_what_waits_for_redis_is_bounded_and_what_is_dropped_is_told_and_c
                 await asyncio.sleep(0.1)
         stream.log.end(State.FINISHED)
         assert "drop" in observer.failures
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(0.7)
         reader = await Reader(store, stream.id).read_all()
     assert reader.holes
     assert len(reader.numbers) <= 100
@@ -505,3 +535,96 @@ def test_a_store_serves_one_loop_after_the_other(server: RedisServer) -> None:
 
     asyncio.run(use_and_close())
     asyncio.run(use_and_close())
+
+
+async def test_a_thousand_streams_that_write_at_once_wait_for_one_flush(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_middleware.stores.redis_writer._FLUSH_SECONDS", 0.5)
+    async with stores(server, 2) as (here, there):
+        streams = [FakeStream(here) for _ in range(1000)]
+        await asyncio.sleep(0.7)
+        began = time.monotonic()
+        for stream in streams:
+            stream.write()
+        await asyncio.sleep(0)
+        for stream in streams[::100]:
+            await visible(there, stream, last=1)
+        assert time.monotonic() - began < 3  # one flush and its work, and not eight
+
+
+async def test_a_cancel_that_nobody_can_hear_is_not_said_to_have_been_heard(
+    server: RedisServer,
+) -> None:
+    async with stores(server, 2) as (here, there):
+        stream = FakeStream(here)
+        await visible(there, stream)
+        deadline = time.monotonic() + 5
+        while not (inboxes := [key for key in server.all_keys() if "inbox" in key]):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        server.client.delete(*inboxes)
+        with pytest.raises(StoreError, match="no inbox"):
+            await there.cancel(stream.id)
+        lease = next(key for key in server.all_keys() if "lease" in key)
+        server.client.delete(lease)
+        assert await there.cancel(stream.id)  # of a process that has died there is nothing to end
+
+
+async def test_an_end_that_another_version_tells_is_refused(server: RedisServer) -> None:
+    async with stores(server, 2) as (here, there):
+        stream = FakeStream(here)
+        stream.write(2)
+        await visible(there, stream, last=2)
+        log = next(key for key in server.all_keys() if stream.id in key and key.endswith("log"))
+        server.client.xadd(log, {"s": "frozen", "e": ""}, id="2-1")
+        with pytest.raises(StoreError, match="none of ours"):
+            await there.find(stream.id)
+        for after in (0, 5):
+            with pytest.raises(StoreError, match="none of ours"):
+                await Reader(there, stream.id, after).read_all()
+
+
+async def test_who_follows_a_store_that_is_closed_is_told_and_makes_no_connection(
+    server: RedisServer,
+) -> None:
+    async with stores(server) as (writes,):
+        stream = FakeStream(writes)
+        stream.write(1)
+        store = RedisStore(server.url)
+        await visible(store, stream, last=1)
+        async with aclosing(store.follow(stream.id, 0)) as batches:
+            await anext(batches)
+            await store.close()
+            before = server.connections()
+            with pytest.raises(StoreError):
+                await anext(batches)
+            assert server.connections() == before
+
+
+def test_a_store_made_before_a_fork_serves_each_child(server: RedisServer) -> None:
+    program = f"""
+import asyncio, os
+from sse_middleware.stores.base import State
+from sse_middleware.stores.redis import RedisStore
+from sse_middleware.testing import FakeStream, Reader
+
+store = RedisStore({server.url!r})
+
+async def use():
+    stream = FakeStream(store)
+    stream.write(3)
+    stream.log.end(State.FINISHED)
+    assert (await Reader(store, stream.id).read_all()).numbers == [1, 2, 3]
+    await store.close()
+
+asyncio.run(use())
+children = []
+for _ in range(2):
+    if not (child := os.fork()):
+        asyncio.run(use())
+        os._exit(0)
+    children.append(child)
+assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)

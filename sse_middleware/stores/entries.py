@@ -33,7 +33,7 @@ class Entry(NamedTuple):
     Attributes:
         id: its id.
         fields: its fields, names and values by turns.
-        oldest: the id of the oldest entry that is kept when this one is there.
+        oldest: the id of the oldest entry that is kept with this one, `b""` where none has to go.
         first: the number of its first event, one behind `last` where it has none.
         last: the number of its last event, or of the last one before it.
         size: of its frames, in bytes.
@@ -143,11 +143,8 @@ class Pending:
 
     def freeze(self) -> Sequence[Entry]:
         """Return what is to be written next: what was on its way, unchanged, and what has come."""
-        while len(self._frozen) < _ENTRIES_AT_ONCE:
-            entry = self._cut()
-            if entry is None:
-                break
-            self._frozen.append(entry)
+        while len(self._frozen) < _ENTRIES_AT_ONCE and not self.is_on_its_way:
+            self._frozen.append(self._cut())
         return tuple(self._frozen)
 
     def written(self, entry: Entry) -> None:
@@ -165,10 +162,11 @@ class Pending:
         self._kept = deque(_without_frames(one) for one in self._frozen if not one.ends)
         self._kept_bytes = sum(entry.size for entry in self._kept)
 
-    def _cut(self) -> Entry | None:
+    def _cut(self) -> Entry:
         if not self._queue:
+            assert self._end is not None
             end, self._end = self._end, None
-            return None if end is None else self._end_entry(*end)
+            return self._end_entry(*end)
         seq, frame = self._queue.popleft()
         if frame is None:
             return self._keep(Entry(b"%d-0" % seq, (b"h", b""), b"", seq + 1, seq, 0))
@@ -189,16 +187,18 @@ class Pending:
         """Take note of an entry, and of how much has to go for it."""
         self._kept.append(_without_frames(entry))
         self._kept_bytes += entry.size
+        goes = False
         while len(self._kept) > 1 and (
             self._kept_bytes > self._max_bytes
             or entry.last - self._kept[0].first >= self._max_events
         ):
             self._kept_bytes -= self._kept.popleft().size
-        return entry._replace(oldest=self._kept[0].id)
+            goes = True
+        return entry._replace(oldest=self._kept[0].id) if goes else entry
 
     def _end_entry(self, state: State, frame: bytes) -> Entry:
         own_id = b"%d-1" % self.last
-        oldest = self._kept[0].id if self._kept else own_id
+        oldest = b"" if self._kept else own_id
         fields = (b"s", state.encode(), b"e", frame)
         return Entry(own_id, fields, oldest, self.last + 1, self.last, 0)
 
@@ -270,7 +270,7 @@ def _frames_entry(first: int, frames: list[bytes], size: int) -> Entry:
 
 
 def _without_frames(entry: Entry) -> Entry:
-    return entry._replace(fields=())
+    return Entry(entry.id, (), b"", entry.first, entry.last, entry.size)
 
 
 def _opened(entry_id: bytes, fields: Mapping[bytes, bytes], after: int) -> tuple[int, int, bytes]:

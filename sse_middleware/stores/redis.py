@@ -12,7 +12,8 @@ from typing import Final
 from sse_middleware.observers import Observer
 from sse_middleware.stores.base import Batch, Found, Log, LogInfo, Producer, State
 from sse_middleware.stores.entries import Pending
-from sse_middleware.stores.redis_link import AnyRedis, Keys, Link, digest
+from sse_middleware.stores.redis_client import AnyRedis, checked, client_for
+from sse_middleware.stores.redis_link import Keys, Link, digest
 from sse_middleware.stores.redis_station import Station
 from sse_middleware.stores.redis_writer import RedisLog
 
@@ -36,13 +37,18 @@ class RedisStore:
 
     Args:
         url: `redis://`, `rediss://`, `unix://` or `redis+cluster://`; or
-        client: a client of your own, of one event loop, made without `decode_responses`.
+        client: a `Redis` or `RedisCluster` of `redis.asyncio`, of your own, in one event loop.
         prefix: what stands before all keys.
         max_events: how many of a stream are kept.
         max_bytes: how many bytes of a stream are kept, there and while Redis is out of reach.
         ttl: how long a log is kept behind its end, in seconds.
         lease_seconds: within which time readers hear of a process that has died.
         observers: who is told of failures.
+
+    Raises:
+        ConfigurationError: the URL is none.
+        TypeError: the client is none.
+        ValueError: the client reads from replicas, or has fewer than 3 connections.
     """
 
     is_shared = True
@@ -61,6 +67,7 @@ class RedisStore:
     ) -> None:
         if bool(url) is (client is not None):
             raise TypeError("a RedisStore takes a url or a client, and not both")
+        checked(client or client_for(url))  # so that it is refused here and not in a request
         self._url = url
         self._client = client
         self._keys = Keys(prefix)

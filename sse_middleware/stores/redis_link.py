@@ -7,52 +7,52 @@ answer a moment ago.
 
 import asyncio
 import hashlib
-import inspect
 import logging
 import math
 import secrets
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
+from importlib.resources import files
 from itertools import islice
 from typing import Any, Final
 
-import redis
-from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import RedisCluster
-from redis.asyncio.connection import SSLConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisClusterException, RedisError, ResponseError
-from redis.retry import Retry as ThreadRetry
+from redis.client import NEVER_DECODE
+from redis.exceptions import ClusterError, ResponseError
 
 from sse_middleware.errors import StoreError
 from sse_middleware.observers import Observer
+from sse_middleware.stores.redis_client import (
+    ANSWER_SECONDS,
+    FAILURES,
+    PATIENCE_SECONDS,
+    AnyRedis,
+    blocking_client,
+    checked,
+    client_for,
+    is_to_end,
+    patience_of,
+)
+from sse_middleware.stores.redis_lease import Lease, lease_milliseconds
 
 logger = logging.getLogger("sse_middleware")
 
-AnyRedis = Redis | RedisCluster
 Command = tuple[str | bytes | int, ...]
 
-# uvloop raises a RuntimeError where a transport is closed.
-FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError, RuntimeError)
 SCHEMA: Final = 1
 """Stands in each key, so that two versions of us can share a Redis during an upgrade."""
-PATIENCE_SECONDS: Final = 1.0
-"""How long a reader waits for Redis to answer."""
-ANSWER_SECONDS: Final = 3.0
-"""How long a writer does, whom nobody waits for."""
 _BLOCK_SECONDS: Final = 1.0
-"""How long a command waits at Redis: less than a client's time-out, whoever has made it."""
+"""How long a command waits at Redis for messages."""
 _PAUSE_SECONDS: Final = 0.5
 """How long nobody asks behind a failure."""
 _FORGETFUL_SECONDS: Final = 2.0
-_ASKED_AT_ONCE: Final = 32
-_CONNECTIONS: Final = 8
+_WARNING_SECONDS: Final = 60.0
+"""How often at most a failure is told to the operator."""
+_ASKED_AT_ONCE: Final = 64
 _INBOX_LENGTH: Final = 10_000
-_CLUSTER: Final = "redis+cluster://"
-_OF_AN_ADDRESS: Final = ("host", "port", "db", "username", "password", "cred", "ssl", "unix")
+# XADD makes a key that lives for ever, and no command sets its time with it.
+_APPEND: Final = files(__package__).joinpath("lua/append.lua").read_text()
 
 
 class Keys:
@@ -91,6 +91,11 @@ def digest(name: str) -> str:
     return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
+def append(key: str, milliseconds: int, *words: str | bytes | int) -> Command:
+    """Return the command that adds to a stream which may be new, and lives so long then."""
+    return ("EVAL", _APPEND, 1, key, milliseconds, *words)
+
+
 class Link:
     """The link of one event loop to Redis.
 
@@ -103,7 +108,7 @@ class Link:
 
     Attributes:
         process: a name for this process and loop, which nobody can guess.
-        lease_milliseconds: how long its lease is good for.
+        lease_seconds: as given.
     """
 
     def __init__(
@@ -117,14 +122,15 @@ class Link:
         self.keys = keys
         self.process = secrets.token_hex(8)
         self.lease_seconds = lease_seconds
-        self.lease_milliseconds = int(lease_seconds * 600)  # the rest is for doubts
-        self._client: AnyRedis = _client_for(url) if client is None else client
+        self._client: AnyRedis = client_for(url) if client is None else checked(client)
         self._is_ours = client is None
         self._url = url
         self._observers = observers
         self._rests_until = 0.0
         self._failed_at = -math.inf
-        self._lease: _Lease | None = None
+        self._lease: Lease | None = None
+        self._warned_at = -math.inf
+        self._is_lost = False
         self._questions: dict[Command, asyncio.Future[Any]] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -146,8 +152,8 @@ class Link:
         except (*FAILURES, asyncio.CancelledError) as exc:
             raise StoreError(f"{operation}: {type(exc).__name__}") from exc
 
-    async def write(self, commands: Iterable[Command], *, atomic: bool) -> list[Any]:
-        """Have Redis do something, all of it or nothing where it is `atomic`.
+    async def write(self, commands: Iterable[Command]) -> list[Any]:
+        """Have Redis do something, one command after the other.
 
         Returns:
             The answers, an exception where one was refused.
@@ -156,17 +162,12 @@ class Link:
             Exception: one of `FAILURES`; the outcome is unknown.
         """
         async with asyncio.timeout(ANSWER_SECONDS):
-            return await self._pipe(commands, atomic=atomic)
+            return await self._pipe(commands)
 
     @property
     def may_be_forgetful(self) -> bool:
         """Whether Redis may have been emptied a moment ago, and not have all again so far."""
         return time.monotonic() < self._failed_at + _FORGETFUL_SECONDS
-
-    @property
-    def is_cluster(self) -> bool:
-        """Whether what is atomic has to be of one stream."""
-        return isinstance(self._client, RedisCluster)
 
     async def read_inbox(self, place: bytes) -> list[tuple[bytes, dict[bytes, bytes]]]:
         """Wait a while for messages behind `place`.
@@ -174,10 +175,11 @@ class Link:
         Raises:
             Exception: one of `FAILURES`.
         """
-        inbox = self.keys.inbox(self.process)
-        async with asyncio.timeout(_BLOCK_SECONDS + PATIENCE_SECONDS):
-            answer = await self._client.xread({inbox: place}, block=int(_BLOCK_SECONDS * 1000))
-        return _messages(answer)
+        block = min(_BLOCK_SECONDS, patience_of(self._client) / 2)
+        milliseconds, inbox = int(block * 1000), self.keys.inbox(self.process)
+        words: Command = ("XREAD", "BLOCK", milliseconds, "STREAMS", inbox, place)
+        async with asyncio.timeout(block + PATIENCE_SECONDS):
+            return _messages(await self._client.execute_command(*words, **{NEVER_DECODE: True}))
 
     def message_to(self, process: str, words: str) -> Command:
         """Return the command that puts a message into the inbox of a process, if it has one."""
@@ -187,15 +189,27 @@ class Link:
 
     def lease_command(self) -> Command:
         """Return the command that says once that this process lives."""
-        return ("SET", self.keys.lease(self.process), "1", "PX", self.lease_milliseconds)
+        return (
+            "SET",
+            self.keys.lease(self.process),
+            "1",
+            "PX",
+            lease_milliseconds(self.lease_seconds),
+        )
 
     def failed(self, operation: str, exc: BaseException) -> None:
         """Take note that Redis did not do its work."""
         logger.debug("%s: %s", operation, type(exc).__name__)
         # What has refused this may do that, and one that waits proves nothing.
-        if operation != "inbox" and not isinstance(exc, ResponseError):
+        refuses = isinstance(exc, ResponseError) and not isinstance(exc, ClusterError)
+        if operation != "inbox" and not refuses:
+            self._is_lost = True
             self._failed_at = time.monotonic()
             self._rests_until = self._failed_at + _PAUSE_SECONDS
+        if time.monotonic() > self._warned_at + _WARNING_SECONDS:
+            self._warned_at = time.monotonic()
+            text = "Redis does not %s: %s; streams go on, and may not be resumed"
+            logger.warning(text, operation, type(exc).__name__)
         for observer in self._observers:
             observer.store_failed(operation)
 
@@ -208,7 +222,13 @@ class Link:
     def hold_lease(self) -> None:
         """Say that this process lives, from now on."""
         if self._lease is None:
-            self._lease = _Lease(self, partial(_blocking_client, self._url, self._client))
+            self._lease = Lease(
+                partial(blocking_client, self._url, self._client),
+                self.keys.lease(self.process),
+                self.keys.inbox(self.process),
+                append,
+                self.lease_seconds,
+            )
 
     def renew_lease(self) -> None:
         """Say so again at once, for Redis may have forgotten."""
@@ -216,7 +236,8 @@ class Link:
             self._lease.hurry()
 
     async def close(self) -> None:
-        """Let go of the lease and the connections."""
+        """Let go of the lease and the connections, and ask no more."""
+        self._rests_until = math.inf
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -230,12 +251,15 @@ class Link:
         """Ask what is to be asked, as much as there is at a time."""
         asked: dict[Command, asyncio.Future[Any]] = {}
         try:
-            while self._questions:
+            while self._questions and not is_to_end():
                 asked = dict(islice(self._questions.items(), _ASKED_AT_ONCE))
                 for command in asked:
                     del self._questions[command]
                 async with asyncio.timeout(PATIENCE_SECONDS):
-                    answers = await self._pipe(asked, atomic=False)
+                    answers = await self._pipe(asked)
+                failures = [answer for answer in answers if isinstance(answer, Exception)]
+                if failures:
+                    self.failed("read", failures[0])
                 for question, answer in zip(asked.values(), answers, strict=True):
                     _settle(question, answer)
         except FAILURES as exc:
@@ -248,74 +272,14 @@ class Link:
                 question.cancel()
             self._questions.clear()
 
-    async def _pipe(self, commands: Iterable[Command], *, atomic: bool) -> list[Any]:
-        pipe = self._client.pipeline(transaction=atomic)
+    async def _pipe(self, commands: Iterable[Command]) -> list[Any]:
+        if self._is_lost and isinstance(self._client, RedisCluster):
+            await self._client.aclose()  # or it goes on to ask a node that is not there any more
+        self._is_lost = False
+        pipe = self._client.pipeline(transaction=False)
         for command in commands:
-            pipe.execute_command(*command)
+            pipe.execute_command(*command, **{NEVER_DECODE: True})
         return list(await pipe.execute(raise_on_error=False))
-
-
-class _Lease:
-    """Renew a lease in a thread of its own: a blocked event loop is not a dead one."""
-
-    def __init__(self, link: Link, connect: Callable[[], Any]) -> None:
-        self._connect = connect  # that of a cluster waits for an answer
-        self._client: Any = None
-        self._lease = link.keys.lease(link.process)
-        self._inbox = link.keys.inbox(link.process)
-        self._milliseconds = link.lease_milliseconds
-        self._pause = link.lease_seconds / 8
-        self._loop = asyncio.get_running_loop()
-        self._poked = threading.Event()
-        self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="sse_middleware lease", daemon=True)
-        self._thread.start()
-
-    def hurry(self) -> None:
-        """Renew it now."""
-        self._poked.set()
-
-    async def stop(self) -> None:
-        """Give it back."""
-        self._stopped = True
-        self._poked.set()
-        await self._loop.run_in_executor(None, self._thread.join, ANSWER_SECONDS)
-
-    def _run(self) -> None:
-        while not (self._stopped or self._loop.is_closed()):
-            self._poked.clear()
-            self._try(self._renew)
-            self._poked.wait(self._pause)
-        if self._client is not None:
-            self._try(self._give_back)
-            self._client.close()
-
-    def _try(self, call: Callable[[], None]) -> None:
-        try:
-            if self._client is None:
-                self._client = self._connect()
-            call()
-        except FAILURES as exc:
-            logger.debug("the lease: %s", type(exc).__name__)
-
-    def _renew(self) -> None:
-        # PEXPIRE, since a Redis that is full refuses SET.
-        with self._client.pipeline(transaction=False) as pipe:
-            pipe.pexpire(self._lease, self._milliseconds)
-            pipe.pexpire(self._inbox, 4 * self._milliseconds)
-            if all(pipe.execute()):
-                return
-        with self._client.pipeline(transaction=True) as pipe:
-            pipe.set(self._lease, 1, px=self._milliseconds)
-            pipe.xadd(self._inbox, {"w": "hello"})
-            pipe.pexpire(self._inbox, 4 * self._milliseconds)
-            pipe.execute()
-
-    def _give_back(self) -> None:
-        with self._client.pipeline(transaction=False) as pipe:
-            pipe.delete(self._lease)
-            pipe.delete(self._inbox)
-            pipe.execute()
 
 
 def _settle(question: "asyncio.Future[Any]", answer: Any) -> None:
@@ -336,44 +300,3 @@ def _messages(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
         for one in part:
             messages += [one] if isinstance(one[0], bytes) else one
     return messages
-
-
-def _client_for(url: str) -> AnyRedis:
-    options: dict[str, Any] = {
-        "socket_connect_timeout": PATIENCE_SECONDS,
-        "socket_timeout": ANSWER_SECONDS,
-        "retry": Retry(NoBackoff(), 0),  # who asks knows what to do
-    }
-    if url.startswith(_CLUSTER):
-        return RedisCluster.from_url("redis://" + url.removeprefix(_CLUSTER), **options)
-    return Redis.from_pool(
-        BlockingConnectionPool.from_url(
-            url, max_connections=_CONNECTIONS, timeout=PATIENCE_SECONDS, **options
-        )
-    )
-
-
-def _blocking_client(url: str, client: AnyRedis) -> Any:
-    """Return a client for a thread, to the same Redis."""
-    options: dict[str, Any] = {
-        "socket_connect_timeout": PATIENCE_SECONDS,
-        "socket_timeout": PATIENCE_SECONDS,
-        "retry": ThreadRetry(NoBackoff(), 0),
-    }
-    if url.startswith(_CLUSTER):
-        return redis.RedisCluster.from_url("redis://" + url.removeprefix(_CLUSTER), **options)
-    if url:
-        return redis.Redis.from_url(url, **options)
-    if isinstance(client, RedisCluster):
-        node = client.get_default_node()
-        return redis.RedisCluster(host=str(node.host), port=int(node.port), **options)
-    pool = client.connection_pool
-    given = {**pool.connection_kwargs, "ssl": issubclass(pool.connection_class, SSLConnection)}
-    given["unix_socket_path"] = given.get("path")
-    known = inspect.signature(redis.Redis).parameters
-    options |= {
-        name: value
-        for name, value in given.items()
-        if value is not None and name in known and name.startswith(_OF_AN_ADDRESS)
-    }
-    return redis.Redis(**options)

@@ -7,7 +7,8 @@ that it is to end. A message that is lost costs a reader a second and nobody an 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from sse_middleware.errors import StoreError
@@ -20,7 +21,8 @@ from sse_middleware.stores.entries import (
     last_of,
     unpack_known,
 )
-from sse_middleware.stores.redis_link import FAILURES, Link
+from sse_middleware.stores.redis_client import FAILURES, is_to_end
+from sse_middleware.stores.redis_link import Link
 from sse_middleware.stores.redis_writer import PRESENCE_SECONDS, LogWriter, RedisLog
 
 logger = logging.getLogger("sse_middleware")
@@ -49,7 +51,6 @@ class Station:
         self._postman: asyncio.Task[None] | None = None
         self._place = b"0-0"  # in the inbox
         self._tasks: list[asyncio.Task[None]] = []
-        self._closes = False
 
     def keep(self, log: RedisLog) -> None:
         """Write a log until it has ended."""
@@ -77,11 +78,12 @@ class Station:
         if known is None or name not in ("", known.name):
             return None
         last, first, state, frame = 0, 1, State.RUNNING, b""
-        for entry_id, fields in newest:
-            last = last_of(entry_id)
-            state, frame = State(fields.get(b"s", b"running").decode()), fields.get(b"e", b"")
-        for entry_id, fields in oldest:
-            first = first_of(entry_id, fields)
+        with _ours_only():
+            for entry_id, fields in newest:
+                last = last_of(entry_id)
+                state, frame = State(fields.get(b"s", b"running").decode()), fields.get(b"e", b"")
+            for entry_id, fields in oldest:
+                first = first_of(entry_id, fields)
         if state is State.RUNNING and not await self._lives(known.process):
             state = State.LOST
         return Found(known.info, state, last, bool(frame), first)
@@ -110,10 +112,8 @@ class Station:
         """
         question = ("XRANGE", self.link.keys.log(stream_id), f"({after}-0", "+", "COUNT", count)
         (entries,) = await self.link.ask("follow", question)
-        try:
+        with _ours_only():
             return list(batches(entries, after)), len(entries) == count
-        except (ValueError, KeyError) as exc:
-            raise StoreError(f"a log has an entry that is none of ours: {exc}") from exc
 
     async def look_for_end(
         self, stream_id: str, process: str, after: int
@@ -128,9 +128,10 @@ class Station:
             ("EXISTS", keys.info(stream_id)),
             ("XREVRANGE", keys.log(stream_id), "+", "-", "COUNT", 1),
         )
-        for entry_id, fields in newest:
-            if (end := end_told(entry_id, fields, after)) is not None:
-                return end, 0.0
+        with _ours_only():
+            for entry_id, fields in newest:
+                if (end := end_told(entry_id, fields, after)) is not None:
+                    return end, 0.0
         if stream_id in self._logs:
             return None, 0.0
         if not exists:  # or Redis was emptied, and the producer is about to write all again
@@ -172,12 +173,14 @@ class Station:
         if process == self.link.process:
             self._hear("cancel", stream_id, process)
         else:
-            await self.link.ask("cancel", self.link.message_to(process, f"cancel {stream_id}"))
+            message = self.link.message_to(process, f"cancel {stream_id}")
+            (heard,) = await self.link.ask("cancel", message)
+            if heard is None and await self._lives(process):
+                raise StoreError("the process that writes the stream has no inbox at the moment")
         return True
 
     async def close(self) -> None:
         """Write what there is, and let go of all."""
-        self._closes = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -197,7 +200,7 @@ class Station:
                 self._tasks.append(loop.create_task(self._go_on(step)))
 
     async def _go_on(self, step: Callable[[], Awaitable[None]]) -> None:
-        while not self._closes:  # the driver may take a cancellation for itself
+        while not is_to_end():
             try:
                 await step()
             except Exception:
@@ -299,13 +302,24 @@ class Station:
             if self.link.may_be_forgetful:
                 raise StoreError("Redis has no such log, but was out of reach a moment ago")
             return None
-        try:
+        with _ours_only():
             return unpack_known(data)
-        except ValueError as exc:
-            raise StoreError(str(exc)) from exc
 
     async def _lives(self, process: str) -> bool:
         if process == self.link.process:
             return True
         (lives,) = await self.link.ask("follow", ("EXISTS", self.link.keys.lease(process)))
         return bool(lives)
+
+
+@contextmanager
+def _ours_only() -> Iterator[None]:
+    """Refuse what another version may have written.
+
+    Raises:
+        StoreError: it is none of ours.
+    """
+    try:
+        yield
+    except (ValueError, KeyError) as exc:
+        raise StoreError(f"Redis has something that is none of ours: {exc}") from exc

@@ -15,12 +15,15 @@ from typing import Final, NamedTuple
 
 from sse_middleware.stores.base import Found, LogInfo, Producer, State
 from sse_middleware.stores.entries import Entry, Known, Pending, pack_known
-from sse_middleware.stores.redis_link import FAILURES, Command, Link, digest
+from sse_middleware.stores.redis_client import FAILURES, is_to_end
+from sse_middleware.stores.redis_link import Command, Link, append, digest
 
 logger = logging.getLogger("sse_middleware")
 
 _FLUSH_SECONDS: Final = 0.05
+"""How long an event waits at most."""
 _URGENT_SECONDS: Final = 0.005
+"""How long one does that somebody waits for: no longer than this behind the flush before."""
 PRESENCE_SECONDS: Final = 15.0
 """How long a reader in another process counts that has not said that it still is there."""
 _RUNNING_SECONDS: Final = 60.0
@@ -244,6 +247,7 @@ class LogWriter:
         self._dirty: dict[RedisLog, None] = {}
         self._task: asyncio.Task[None] | None = None
         self._urgent = asyncio.Event()
+        self._wrote_at = 0.0
 
     def write_soon(self, log: RedisLog, *, urgent: bool = False) -> None:
         """Write what `log` has to be written."""
@@ -264,7 +268,7 @@ class LogWriter:
             await asyncio.gather(self._task, return_exceptions=True)
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
-                while self._dirty and await self._write():
+                while self._dirty and await self._write_all():
                     pass
         if self._dirty:
             logger.warning("%d logs could not be written to their end", len(self._dirty))
@@ -272,31 +276,38 @@ class LogWriter:
     async def _run(self) -> None:
         pause = 0.0
         try:
-            while self._dirty:
+            while self._dirty and not is_to_end():
                 await (asyncio.sleep(pause) if pause else self._until_due())
-                done = await self._write()
+                done = await self._write_all()
                 pause = 0.0 if done else min(max(_FLUSH_SECONDS, 2 * pause), _LONGEST_PAUSE)
         finally:
             self._task = None
 
     async def _until_due(self) -> None:
-        """Wait until the next flush is due: sooner where somebody waits for it."""
+        """Wait until the next flush is due: at once where somebody waits and the last is past."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_FLUSH_SECONDS - _URGENT_SECONDS):
+            async with asyncio.timeout(_FLUSH_SECONDS):
                 await self._urgent.wait()
-        await asyncio.sleep(_URGENT_SECONDS)
+        await asyncio.sleep(max(0.0, self._wrote_at + _URGENT_SECONDS - time.monotonic()))
         self._urgent.clear()
+        self._wrote_at = time.monotonic()
 
-    async def _write(self) -> bool:
-        """Write what waits; tell whether Redis has taken it."""
+    async def _write_all(self) -> bool:
+        """Write all that waits now; tell whether Redis has taken it."""
+        waiting = iter(list(self._dirty))
+        while logs := list(islice(waiting, _LOGS_AT_ONCE)):
+            if not await self._write(logs):
+                return False
+        return True
+
+    async def _write(self, logs: Sequence[RedisLog]) -> bool:
+        """Write some logs; tell whether Redis has taken them."""
         began = time.monotonic()
-        logs = list(islice(self._dirty, _LOGS_AT_ONCE))
         for log in logs:
-            del self._dirty[log]
+            self._dirty.pop(log, None)
         failure: BaseException | None = None
         try:
-            for steps, is_atomic in self._trips(logs, began):
-                failure = await self._take(steps, atomic=is_atomic) or failure
+            failure = await self._take(list(self._steps(logs, began)))
         except FAILURES as exc:
             failure = exc
         finally:
@@ -312,9 +323,9 @@ class LogWriter:
                 self._link.failed("drop", failure)
         return failure is None
 
-    async def _take(self, steps: Sequence[_Step], *, atomic: bool) -> BaseException | None:
+    async def _take(self, steps: Sequence[_Step]) -> BaseException | None:
         """Have Redis take some steps, and return why it has refused one."""
-        answers = await self._link.write([step.command for step in steps], atomic=atomic)
+        answers = await self._link.write([step.command for step in steps])
         failure: BaseException | None = None
         for (_, learn), answer in zip(steps, answers, strict=True):
             if isinstance(answer, Exception) and _IS_THERE not in str(answer):
@@ -323,30 +334,18 @@ class LogWriter:
                 learn(answer)
         return failure
 
-    def _trips(self, logs: list[RedisLog], now: float) -> Iterator[tuple[Sequence[_Step], bool]]:
-        """Return what is sent to Redis in one go, and whether that has to be atomic."""
-        steps: list[_Step] = []
-        beginnings: list[list[_Step]] = []
+    def _steps(self, logs: Iterable[RedisLog], now: float) -> Iterator[_Step]:
         if not all(log.is_known for log in logs):
-            steps.append(_Step(self._link.lease_command()))  # or it is taken for lost
+            yield _Step(self._link.lease_command())  # or it is taken for lost
         for log in logs:
             if log.is_gone:
-                steps += self._deletion(log)
-                continue
-            steps += self._naming(log, now)
-            entries = log.pending.freeze()
-            if entries and not log.has_entries:
-                # XADD makes a key that lives for ever, and no command that sets its time with it.
-                beginnings.append([*self._greeting(log, now), *self._entries(log, entries, now)])
+                yield from self._deletion(log)
             else:
-                steps += self._greeting(log, now) if not log.is_known else ()
-                steps += self._entries(log, entries, now)
-        if steps:
-            yield steps, False
-        if self._link.is_cluster:
-            yield from ((beginning, True) for beginning in beginnings)
-        elif beginnings:
-            yield [step for beginning in beginnings for step in beginning], True
+                entries = log.pending.freeze()
+                yield from self._naming(log, now)
+                if not log.is_known or (entries and not log.has_entries):
+                    yield self._greeting(log, now)
+                yield from self._entries(log, entries, now)
 
     def _deletion(self, log: RedisLog) -> Iterator[_Step]:
         for key in (self._keys.info(log.info.stream_id), self._keys.log(log.info.stream_id)):
@@ -362,20 +361,22 @@ class LogWriter:
         if not is_new:
             yield _Step(("PEXPIRE", key, lives))  # never less than another one needs
 
-    def _greeting(self, log: RedisLog, now: float) -> Iterator[_Step]:
+    def _greeting(self, log: RedisLog, now: float) -> _Step:
         known = pack_known(Known(log.info, self._link.process, log.name))
         command = ("SET", self._keys.info(log.info.stream_id), known, "PX", self._time_of(log))
-        yield _Step(command, partial(log.take_known, log.name, now + self._lives / 3))
+        return _Step(command, partial(log.take_known, log.name, now + self._lives / 3))
 
     def _entries(self, log: RedisLog, entries: Sequence[Entry], now: float) -> Iterator[_Step]:
-        key = self._keys.log(log.info.stream_id)
-        create = () if not log.has_entries else ("NOMKSTREAM",)
+        key, time_of = self._keys.log(log.info.stream_id), self._time_of(log)
+        is_new = not log.has_entries
         for entry in entries:
-            command = ("XADD", key, *create, "MINID", entry.oldest, entry.id, *entry.fields)
-            yield _Step(command, partial(log.take_entry, entry))
-        if (entries and not log.has_entries) or self._is_due(log, now):
+            trim = ("MINID", entry.oldest) if entry.oldest else ()
+            words: Command = (*trim, entry.id, *entry.fields)
+            add = append(key, time_of, *words) if is_new else ("XADD", key, "NOMKSTREAM", *words)
+            yield _Step(add, partial(log.take_entry, entry))
+            is_new = False
+        if self._is_due(log, now):
             take = partial(log.take_renewal, now + self._lives / 3)
-            time_of = self._time_of(log)
             yield _Step(("PEXPIRE", self._keys.info(log.info.stream_id), time_of), take)
             if entries or log.has_entries:
                 yield _Step(("PEXPIRE", key, time_of), take)

@@ -52,6 +52,11 @@ TABLES = {
     "recorded-bytes": RECORDED,
     "resume: p50": OPENED,
     "resume: p99": OPENED,
+    "redis-recording": ("eventsource in Redis", "eventsource-unrecorded", "Redis itself"),
+    "redis-recording: memory": ("a stream", "an event"),
+    "redis-replay": ("eventsource in Redis", "bare"),
+    "redis-latency: p50": ("its own worker", "another worker"),
+    "redis-latency: p99": ("its own worker", "another worker"),
 }
 
 
