@@ -74,7 +74,7 @@ class CuttingProxy:
         self.port = 0
         self.made: list[Cut] = []
         self.passed = 0
-        self._server_ports = itertools.cycle(ports)
+        self._server_ports: Iterator[int] = itertools.cycle(ports)
         self._cuts = iter(cuts)
         self._tasks: list[asyncio.Task[None]] = []
 
