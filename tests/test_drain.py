@@ -191,6 +191,19 @@ async def test_a_thousand_streams_end_together_and_come_back_one_by_one() -> Non
     assert len(SHUTDOWN.drain_of(asyncio.get_running_loop())) == 0
 
 
+async def test_all_apps_of_a_process_are_told() -> None:
+    inner = resumable(Counting(1000))
+    apps = [resumable(Counting(1000)), SSEMiddleware(inner, registry=CollectorRegistry())]
+    async with opened(apps[0]) as one, opened(apps[1]) as other:
+        await one.until_count(2, "message")
+        async with draining():
+            await one.until_end()
+            await other.until_end()
+        for exchange in (one, other):
+            assert_shut_down(exchange)
+            assert exchange.names.count("complete") == 1
+
+
 # Readers
 
 
