@@ -17,6 +17,7 @@ from typing import Any, Unpack
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
+from sse_middleware.admission import admission_for
 from sse_middleware.claims import NO_CLAIM, Identify, claims_something
 from sse_middleware.current import CURRENT, IN_SCOPE, CurrentStream
 from sse_middleware.cursors import new_secret, stream_id
@@ -105,6 +106,12 @@ class SSEMiddleware:
             authorize_resume=authorize_resume,
             expires_at=expires_at,
         )
+        self._admission = None
+        if self._misconfigured is None:
+            try:
+                self._admission = admission_for(self._setup)
+            except ConfigurationError as exc:
+                self._misconfigured = exc
         self._resumption = Resumption(self._setup, one_process=one_process)
         self._follow_named = self._resumption.follow_named
         self._include = [glob_pattern(glob) for glob in chosen.include]
@@ -123,7 +130,7 @@ class SSEMiddleware:
         self._without_metrics = copy.copy(self)
         self._without_metrics._metrics = None  # noqa: SLF001 - its own class
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: C901, PLR0912
         """Handle one connection as ASGI 3 says."""
         # This runs for every request of the app: as few calls and objects as can be.
         if (
@@ -145,9 +152,15 @@ class SSEMiddleware:
             if anew is None:
                 return
             receive, send, claim = anew
+        entry = None
+        if self._admission is not None:
+            entry = await self._admission.enter(scope, claim)
+            if entry.refusal:
+                await entry.answer(send)
+                return
         headers = scope.get("headers") or ()
         current = scope[IN_SCOPE] = CurrentStream(headers, self._follow_named, claim)
-        responder = Responder(self._setup, current, scope, receive, send, task)
+        responder = Responder(self._setup, current, scope, receive, send, task, entry)
         token = CURRENT.set(current)
         try:
             await self.app(scope, responder.receive, responder.send)
@@ -161,6 +174,8 @@ class SSEMiddleware:
             finally:
                 CURRENT.reset(token)
                 scope.pop(IN_SCOPE, None)
+                if entry is not None:
+                    entry.leave()
 
     async def _passed_by(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Do what is to be done without a responder, and tell whether it was that."""

@@ -12,12 +12,23 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from sse_middleware.errors import ConfigurationError
-from sse_middleware.settings import Setting, flag, globs, names, seconds, text, url, whole
+from sse_middleware.settings import (
+    Setting,
+    flag,
+    globs,
+    names,
+    networks,
+    seconds,
+    text,
+    url,
+    whole,
+)
 
 logger = logging.getLogger("sse_middleware")
 
 CommentStyle = Literal["auto", "line", "block"]
 CapAction = Literal["complete", "rotate"]
+LimitAction = Literal["evict_oldest", "reject"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +159,46 @@ class Options:
         "The cookies that tell whose a stream is, where a request has no `Authorization`; only "
         "who sends the same ones can resume it.",
     )
+    max_streams: int | None = whole(
+        "SSE_MAX_STREAMS",
+        None,
+        "How many streams a process may have open; `off`: any number. Readers that resume one, "
+        "and streams that wait for theirs, do not count.",
+        lowest=1,
+        highest=1_000_000,
+        unit="streams",
+    )
+    max_streams_per_client: int | None = whole(
+        "SSE_MAX_STREAMS_PER_CLIENT",
+        None,
+        "How many of them one client may have, known by its identity, else by its address; with "
+        "`SSE_REDIS_URL` on all workers together.",
+        lowest=1,
+        highest=100_000,
+        unit="streams",
+    )
+    limit_action: LimitAction = text(  # noqa: RUF009 - as the others
+        "SSE_LIMIT_ACTION",
+        "evict_oldest",
+        "What happens over these: an older stream ends (`evict_oldest`), or the new one is "
+        "answered by 429 or 503 (`reject`). Where nobody has set it, an `EventSource`, which any "
+        "such status stops for good, ends an older one, and others are rejected.",
+        pattern="evict_oldest|reject",
+        allowed="evict_oldest or reject",
+    )
+    open_rate: str = text(
+        "SSE_OPEN_RATE",
+        "",
+        "How often a client may open a stream, such as `30/minute` or `5/10 seconds`; empty: any "
+        "number of times. Needs `sse-middleware[limits]`.",
+        pattern=r"([1-9]\d{0,5} ?(/|per) ?([1-9]\d{0,4} )?(second|minute|hour|day)s?)?",
+        allowed="a number per second, minute, hour or day, such as 30/minute, or nothing",
+    )
+    trusted_proxies: tuple[str, ...] = networks(
+        "SSE_TRUSTED_PROXIES",
+        "Your proxies, who are believed when they tell by `X-Forwarded-For` or `Forwarded` for "
+        "whom they ask; `unix`: whoever connects by a unix socket.",
+    )
     max_event_bytes: int = whole(
         "SSE_MAX_EVENT_BYTES",
         1 << 20,
@@ -228,6 +279,17 @@ class Options:
             return self.cap_action == "rotate"
         return not marked
 
+    def evicts(self, *, eventsource: bool) -> bool:
+        """Tell whether a stream that is too many ends an older one."""
+        if "limit_action" in self.explicit:
+            return self.limit_action == "evict_oldest"
+        return eventsource
+
+    @property
+    def limits_something(self) -> bool:
+        """Whether there is a limit at all."""
+        return bool(self.max_streams or self.max_streams_per_client or self.open_rate)
+
 
 class OptionArguments(TypedDict, total=False):
     """The fields of `Options` as keyword arguments, for type checkers and editors."""
@@ -249,6 +311,11 @@ class OptionArguments(TypedDict, total=False):
     redis_url: str
     redis_prefix: str
     identity_cookies: tuple[str, ...]
+    max_streams: int | None
+    max_streams_per_client: int | None
+    limit_action: LimitAction
+    open_rate: str
+    trusted_proxies: tuple[str, ...]
     max_event_bytes: int
     include: tuple[str, ...]
     exclude: tuple[str, ...]

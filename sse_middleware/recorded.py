@@ -106,6 +106,13 @@ class RecordedOutbox(Outbox):
         else:
             self._set_timer()
 
+    def evict(self) -> None:
+        """End the stream, without a word where nobody reads it."""
+        if self._unread and not self._followed:
+            self.give_up()
+        else:
+            super().evict()
+
     def give_up(self) -> None:
         """End what nobody has come back to."""
         if self._unread and not self._closed and self._state.reason is None:
@@ -150,6 +157,8 @@ class RecordedOutbox(Outbox):
         waits = not self._followed
         self._linger_at = self._clock() + self._linger_seconds if waits else math.inf
         self._set_timer()
+        if self.place is not None:
+            self.place.wait(waits=waits)
         if waits:
             self._lingering.add(self)
         else:

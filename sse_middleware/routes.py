@@ -29,16 +29,21 @@ _OF_THE_WHOLE_APP = {
     "identity_cookies",
     "include",
     "exclude",
+    "limit_action",
     "max_lingering",
+    "max_streams",
+    "max_streams_per_client",
     "memory_max_bytes",
     "metrics_path",
     "only_marked",
+    "open_rate",
     "redis_prefix",
     "redis_url",
     "replay_max_bytes",
     "replay_max_events",
     "replay_ttl",
     "rollout_percent",
+    "trusted_proxies",
 }
 _FAMILIES = (Family.EVENTSOURCE, Family.PLAIN, Family.OPENAI)
 
@@ -166,8 +171,10 @@ def _route_to(endpoint: object, routes: Iterable[Any]) -> object:
     return None
 
 
-def endpoint_ahead(scope: dict[str, Any], app: object) -> object:
-    """Return the endpoint to which Starlette's routes will lead a request, `None` where none will.
+def route_ahead(scope: dict[str, Any], app: object) -> tuple[object, str]:
+    """Return the endpoint to which Starlette's routes will lead a request, and its template.
+
+    Where none will, they are `None` and `""`.
 
     It is asked before the app runs, and seldom: to route twice costs.
     """
@@ -178,18 +185,18 @@ def endpoint_ahead(scope: dict[str, Any], app: object) -> object:
         return _matched(getattr(app, "routes", ()), scope)
     except Exception:
         logger.debug("the routes cannot be asked ahead", exc_info=True)
-        return None
+        return None, ""
 
 
-def _matched(routes: Iterable[Any], scope: dict[str, Any]) -> object:
+def _matched(routes: Iterable[Any], scope: dict[str, Any]) -> tuple[object, str]:
     for route in routes:
         match, child = route.matches({**scope})
         if match is Match.FULL:
             inner = getattr(route, "routes", None)
             if inner:
                 return _matched(inner, {**scope, **child})
-            return child.get("endpoint")
-    return None
+            return child.get("endpoint"), str(getattr(route, "path", ""))
+    return None, ""
 
 
 def glob_pattern(glob: str) -> re.Pattern[str]:

@@ -18,6 +18,8 @@ class Reason(enum.StrEnum):
     FINISHED = "finished"
     DURATION_CAP = "duration_cap"
     CANCELLED = "cancelled"
+    EVICTED = "evicted"
+    """Its place was needed for another one."""
     ERROR = "error"
     LOST = "lost"
     """For a reader: the producer is gone."""

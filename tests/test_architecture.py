@@ -12,6 +12,7 @@ PACKAGE = Path(sse_middleware.__file__).parent
 LAYERS = {
     0: {"errors", "events", "wire", "cursors", "options", "parser", "record", "settings"},
     1: {
+        "addresses",
         "claims",
         "controls",
         "current",
@@ -23,6 +24,10 @@ LAYERS = {
     },
     2: {"observers", "stores.base"},
     3: {
+        "limits",
+        "stores.leases",
+        "stores.open_rate",
+        "stores.patience",
         "stores.entries",
         "stores.frames",
         "stores.memory",
@@ -33,14 +38,18 @@ LAYERS = {
     },
     4: {
         "access",
+        "admission",
         "farewell",
         "freeing",
         "lingering",
         "opening",
         "outbox",
+        "owner",
         "process",
         "reader",
         "recorded",
+        "refused",
+        "refusing",
         "responder",
         "resume",
         "scribe",
@@ -57,7 +66,7 @@ OUTSIDE = {
     0: set[str](),
     1: {"starlette"},
     2: set[str](),
-    3: {"redis"},
+    3: {"limits", "redis"},
     4: {"starlette"},
     5: {"starlette", "prometheus_client"},
 }

@@ -51,7 +51,7 @@ _FORGETFUL_SECONDS: Final = 2.0
 _ASKED_AT_ONCE: Final = 32
 _CONNECTIONS: Final = 8
 _INBOX_LENGTH: Final = 10_000
-_CLUSTER: Final = "redis+cluster://"
+CLUSTER: Final = "redis+cluster://"
 _OF_AN_ADDRESS: Final = ("host", "port", "db", "username", "password", "cred", "ssl", "unix")
 
 
@@ -118,7 +118,7 @@ class Link:
         self.process = secrets.token_hex(8)
         self.lease_seconds = lease_seconds
         self.lease_milliseconds = int(lease_seconds * 600)  # the rest is for doubts
-        self._client: AnyRedis = _client_for(url) if client is None else client
+        self._client: AnyRedis = client_for(url) if client is None else client
         self._is_ours = client is None
         self._url = url
         self._observers = observers
@@ -338,14 +338,15 @@ def _messages(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     return messages
 
 
-def _client_for(url: str) -> AnyRedis:
+def client_for(url: str) -> AnyRedis:
+    """Return a client of ours for an event loop."""
     options: dict[str, Any] = {
         "socket_connect_timeout": PATIENCE_SECONDS,
         "socket_timeout": ANSWER_SECONDS,
         "retry": Retry(NoBackoff(), 0),  # who asks knows what to do
     }
-    if url.startswith(_CLUSTER):
-        return RedisCluster.from_url("redis://" + url.removeprefix(_CLUSTER), **options)
+    if url.startswith(CLUSTER):
+        return RedisCluster.from_url("redis://" + url.removeprefix(CLUSTER), **options)
     return Redis.from_pool(
         BlockingConnectionPool.from_url(
             url, max_connections=_CONNECTIONS, timeout=PATIENCE_SECONDS, **options
@@ -360,8 +361,8 @@ def _blocking_client(url: str, client: AnyRedis) -> Any:
         "socket_timeout": PATIENCE_SECONDS,
         "retry": ThreadRetry(NoBackoff(), 0),
     }
-    if url.startswith(_CLUSTER):
-        return redis.RedisCluster.from_url("redis://" + url.removeprefix(_CLUSTER), **options)
+    if url.startswith(CLUSTER):
+        return redis.RedisCluster.from_url("redis://" + url.removeprefix(CLUSTER), **options)
     if url:
         return redis.Redis.from_url(url, **options)
     if isinstance(client, RedisCluster):

@@ -1,0 +1,68 @@
+"""Patience: how long whoever opens a stream waits for what counts for all processes.
+
+A quarter of a second, and then its process counts alone; for a second behind that nobody waits.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+from sse_middleware.errors import StoreError
+from sse_middleware.observers import Observer
+
+logger = logging.getLogger("sse_middleware")
+
+PATIENCE_SECONDS: Final = 0.25
+REST_SECONDS: Final = 1.0
+"""How long nobody asks behind a failure."""
+
+Answer = TypeVar("Answer")
+
+
+class Patience:
+    """Ask for a short time, and not at all for a while where there was no answer.
+
+    Args:
+        failures: what says that there is none.
+        observers: who is told of failures.
+    """
+
+    def __init__(
+        self, failures: tuple[type[BaseException], ...], observers: Sequence[Observer]
+    ) -> None:
+        self._failures = failures
+        self._observers = observers
+        self._rests_until = 0.0
+        self._failed = False
+
+    async def ask(self, question: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Return the answer to what `question` asks.
+
+        Raises:
+            StoreError: there is none, now or a moment ago.
+        """
+        if time.monotonic() < self._rests_until:
+            raise StoreError("limit: there was no answer a moment ago")
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                answer = await question()
+        except self._failures as exc:
+            self.failed(exc)
+            raise StoreError(f"limit: {type(exc).__name__}") from exc
+        self.worked()
+        return answer
+
+    def worked(self) -> None:
+        """Take note that there are answers."""
+        self._failed = False
+
+    def failed(self, exc: BaseException) -> None:
+        """Take note that there are none for now."""
+        if not self._failed:
+            logger.warning("limits count in this process alone for now: %s", type(exc).__name__)
+        self._failed = True
+        self._rests_until = time.monotonic() + REST_SECONDS
+        for observer in self._observers:
+            observer.store_failed("limit")
