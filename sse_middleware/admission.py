@@ -18,13 +18,14 @@ from sse_middleware.errors import ConfigurationError, StoreError
 from sse_middleware.families import Family
 from sse_middleware.headers import request_headers
 from sse_middleware.limits import Place, Places, Tenant
-from sse_middleware.options import Options
 from sse_middleware.refusing import CLIENT, PROCESS, RATE, put_off, refuse
 from sse_middleware.routes import Mark
 from sse_middleware.setup import Setup
 from sse_middleware.stores.patience import Patience
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sse_middleware.stores.leases import Leases
     from sse_middleware.stores.open_rate import OpenRate
 
@@ -55,14 +56,12 @@ class Admission:
         options = setup.options
         self._setup = setup
         self._addresses = Addresses(options.trusted_proxies)
-        self._patience: Patience | None = None
-        if options.redis_url:
-            from sse_middleware.stores.redis_link import FAILURES  # noqa: PLC0415 - an extra
-
-            self._patience = Patience(FAILURES, setup.observers)
+        self._make_leases: Callable[[], Leases] | None = None
+        if options.redis_url and options.max_streams_per_client is not None:
+            self._make_leases = self._leases_in_redis(options.max_streams_per_client)
         self.places = Places(options.max_streams, options.max_streams_per_client)
         self.places.watcher = self
-        self.rate = _open_rate(options, self._patience)
+        self.rate = _open_rate(setup)
         self._leases: dict[asyncio.AbstractEventLoop, Leases] = {}
         self._warned_of_nobody = False
 
@@ -121,6 +120,8 @@ class Admission:
         leases = self._leases.pop(asyncio.get_running_loop(), None)
         if leases is not None:
             await leases.close()
+        if self.rate is not None:
+            await self.rate.close()
 
     @property
     def _any_kind(self) -> bool:
@@ -199,23 +200,23 @@ class Admission:
         return self.places.count(client) < count
 
     def _leases_for(self, client: str | None) -> "Leases | None":
-        options = self._setup.options
-        if client is None or self._patience is None or options.max_streams_per_client is None:
+        if client is None or self._make_leases is None:
             return None
         loop = asyncio.get_running_loop()
         if loop not in self._leases:
-            from sse_middleware.stores.leases import Leases  # noqa: PLC0415 - an extra
-
             for other in [other for other in self._leases if other.is_closed()]:
                 del self._leases[other]
-            self._leases[loop] = Leases(
-                options.redis_url,
-                options.redis_prefix,
-                self.places,
-                options.max_streams_per_client,
-                self._patience,
-            )
+            self._leases[loop] = self._make_leases()
         return self._leases[loop]
+
+    def _leases_in_redis(self, most_of_client: int) -> "Callable[[], Leases]":
+        from sse_middleware.stores.leases import Leases  # noqa: PLC0415 - an extra
+        from sse_middleware.stores.redis_link import FAILURES  # noqa: PLC0415
+
+        options = self._setup.options
+        patience = Patience(FAILURES, self._setup.observers)
+        where = (options.redis_url, options.redis_prefix)
+        return lambda: Leases(*where, self.places, most_of_client, patience)
 
     def _warn_of_nobody(self) -> None:
         if not self._warned_of_nobody:
@@ -358,18 +359,22 @@ def admission_for(setup: Setup) -> Admission | None:
     return Admission(setup) if setup.options.limits_something else None
 
 
-def _open_rate(options: Options, patience: Patience | None) -> "OpenRate | None":
+def _open_rate(setup: Setup) -> "OpenRate | None":
+    options = setup.options
     if not options.open_rate:
         return None
     try:
-        from sse_middleware.stores.open_rate import OpenRate, storage_in_redis  # noqa: PLC0415
+        from sse_middleware.stores.open_rate import OpenRate, shared_by_redis  # noqa: PLC0415
     except ImportError as exc:
         allowed = "nothing, or with pip install 'sse-middleware[limits]' what is there"
         raise ConfigurationError("SSE_OPEN_RATE", options.open_rate, allowed) from exc
-    if patience is None:
+    if not options.redis_url:
         return OpenRate(options.open_rate, None, None)
+    from sse_middleware.stores.redis_link import FAILURES  # noqa: PLC0415 - an extra
+
     url, prefix = options.redis_url, options.redis_prefix
-    return OpenRate(options.open_rate, lambda: storage_in_redis(url, prefix), patience)
+    patience = Patience(FAILURES, setup.observers)
+    return OpenRate(options.open_rate, lambda: shared_by_redis(url, prefix), patience)
 
 
 def _accepted(scope: Scope) -> set[bytes]:

@@ -18,16 +18,19 @@ from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import NoScriptError
 
 from sse_middleware.limits import Place, Places
-from sse_middleware.stores.patience import PATIENCE_SECONDS, REST_SECONDS, Patience
+from sse_middleware.stores.patience import FIRST_SECONDS, PATIENCE_SECONDS, REST_SECONDS, Patience
 from sse_middleware.stores.redis_link import FAILURES, SCHEMA, client_for
 
 logger = logging.getLogger("sse_middleware")
 
-LEASE_SECONDS: Final = 20.0
+LEASE_SECONDS = 20.0
 """How long the place of a process that has died is kept."""
 _RENEWALS: Final = 4
 """How often a lease is renewed while it is good."""
 _AT_ONCE: Final = 64
+
+
+_Call = tuple[tuple[str, str], tuple[Any, ...]]  # the keys and arguments of a script
 
 
 class Script(NamedTuple):
@@ -69,6 +72,8 @@ class Leases:
         self._members: dict[Place, str] = {}
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._questions: list[tuple[_Call, asyncio.Future[Any]]] = []
+        self._asker: asyncio.Task[None] | None = None
 
     async def take(self, place: Place, evict: str) -> int | None:
         """Ask for a lease.
@@ -86,7 +91,7 @@ class Leases:
         member = self._member(place)
         asked = (self._milliseconds, self._most, evict, member)
         keys = self._keys(str(place.client))
-        count, *lost = await self._patience.ask(lambda: self._run(self._take, keys, asked))
+        count, *lost = await self._patience.ask(lambda: self._ask((keys, asked)))
         self._evict(lost)
         if count < 0:
             del self._members[place]  # there is nothing to give back
@@ -114,9 +119,10 @@ class Leases:
 
     async def close(self) -> None:
         """Give all leases back and let go of the connections."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._asker) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for place in [place for held in self._held.values() for place in held]:
             self.drop(place)
         try:
@@ -128,6 +134,30 @@ class Leases:
             if self._task is not None:
                 self._task.cancel()
             await self._client.aclose()
+
+    def _ask(self, call: _Call) -> "asyncio.Future[Any]":
+        """Return what will be the answer to a call of the script that takes a lease."""
+        answer = asyncio.get_running_loop().create_future()
+        self._questions.append((call, answer))
+        if self._asker is None or self._asker.done():
+            self._asker = asyncio.get_running_loop().create_task(self._ask_all())
+        return answer
+
+    async def _ask_all(self) -> None:
+        """Ask what is to be asked, as much as there is at a time."""
+        while self._questions:
+            asked, self._questions = self._questions[:_AT_ONCE], self._questions[_AT_ONCE:]
+            asked = [(call, answer) for call, answer in asked if not answer.done()]
+            try:
+                async with asyncio.timeout(FIRST_SECONDS):
+                    got = await self._run_all(self._take, [call for call, _ in asked])
+            except FAILURES as exc:
+                got = [exc] * len(asked)
+            for (_, answer), one in zip(asked, got, strict=True):
+                if isinstance(one, BaseException) and not answer.done():
+                    answer.set_exception(one)
+                elif not answer.done():
+                    answer.set_result(one)
 
     def _work(self) -> None:
         if self._task is None or self._task.done():
@@ -161,7 +191,14 @@ class Leases:
         left = iter(clients)
         while some := list(islice(left, _AT_ONCE)):
             asked = {client: self._asked(client) for client in some}
-            answers = await self._run_all(asked)
+            calls = [
+                (self._keys(client), (self._milliseconds, len(held), *held, *dropped))
+                for client, (held, dropped) in asked.items()
+            ]
+            answers = await self._run_all(self._keep, calls)
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
             for client, (count, *lost) in zip(asked, answers, strict=True):
                 dropped = asked[client][1]
                 rest = self._dropped.get(client, [])[len(dropped) :]
@@ -174,18 +211,15 @@ class Leases:
     def _asked(self, client: str) -> tuple[list[str], list[str]]:
         return list(self._held.get(client, {}).values()), list(self._dropped.get(client, ()))
 
-    async def _run_all(self, asked: dict[str, tuple[list[str], list[str]]]) -> list[Any]:
-        commands = [
-            (self._keys(client), (self._milliseconds, len(held), *held, *dropped))
-            for client, (held, dropped) in asked.items()
-        ]
-        if isinstance(self._client, RedisCluster):  # each is of a node of its own
-            return [await self._run(self._keep, *command) for command in commands]
+    async def _run_all(self, script: Script, calls: Sequence[_Call]) -> list[Any]:
+        """Call a script several times; an answer is an exception where it has failed."""
+        if isinstance(self._client, RedisCluster):  # each call is for a node of its own
+            return [await self._run(script, *call) for call in calls]
         pipe = self._client.pipeline(transaction=False)
-        pipe.script_load(self._keep.text)
-        for keys, arguments in commands:
-            pipe.evalsha(self._keep.sha, len(keys), *keys, *arguments)
-        return list(await pipe.execute())[1:]
+        pipe.script_load(script.text)
+        for keys, arguments in calls:
+            pipe.evalsha(script.sha, len(keys), *keys, *arguments)
+        return list(await pipe.execute(raise_on_error=False))[1:]
 
     async def _run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         try:

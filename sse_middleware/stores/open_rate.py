@@ -6,8 +6,8 @@ In the memory of the process, or in Redis for all workers; in memory too while t
 import asyncio
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
 
 from limits import parse
 from limits.aio.storage import MemoryStorage, Storage
@@ -16,10 +16,20 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.patience import Patience
 
-MakeStorage = Callable[[], Storage]
+
+class Shared(NamedTuple):
+    """What counts for all processes, in one event loop.
+
+    Attributes:
+        storage: the library's.
+        close: lets go of its connections.
+    """
+
+    storage: Storage
+    close: Callable[[], Awaitable[object]]
 
 
-def storage_in_redis(url: str, prefix: str) -> Storage:
+def shared_by_redis(url: str, prefix: str) -> Shared:
     """Return what counts in Redis, with a client of its own; both extras are needed."""
     from limits.aio.storage import RedisClusterStorage, RedisStorage  # noqa: PLC0415
 
@@ -30,10 +40,12 @@ def storage_in_redis(url: str, prefix: str) -> Storage:
         "implementation": "redispy",
     }
     if url.startswith(CLUSTER):
-        return RedisClusterStorage(f"async+{url}", **options)
+        cluster: Any = RedisClusterStorage(f"async+{url}", **options)
+        return Shared(cluster, cluster.bridge.storage.aclose)
     client: Any = client_for(url)
     pool = client.connection_pool
-    return RedisStorage("async+redis://", connection_pool=pool, **options)
+    storage = RedisStorage("async+redis://", connection_pool=pool, **options)
+    return Shared(storage, client.aclose)
 
 
 class OpenRate:
@@ -41,16 +53,18 @@ class OpenRate:
 
     Args:
         rate: how many in which time, such as `30/minute`.
-        storage: makes what counts for all processes, for one event loop; `None` where nothing does.
+        share: makes what counts for all processes; `None` where nothing does.
         patience: asks that.
     """
 
-    def __init__(self, rate: str, storage: MakeStorage | None, patience: Patience | None) -> None:
+    def __init__(
+        self, rate: str, share: Callable[[], Shared] | None, patience: Patience | None
+    ) -> None:
         self._item = parse(rate)
         self._alone = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._storage = storage
+        self._share = share
         self._patience = patience
-        self._shared: dict[asyncio.AbstractEventLoop, SlidingWindowCounterRateLimiter] = {}
+        self._shared: dict[asyncio.AbstractEventLoop, Shared] = {}
 
     async def seconds_left(self, client: str) -> int:
         """Return how long a client has to wait, 0 where it may open a stream; none is counted."""
@@ -68,18 +82,24 @@ class OpenRate:
             left = math.ceil(stats.reset_time - time.time())
             return min(max(1, left), self._item.get_expiry())
 
-        if self._storage is not None and self._patience is not None:
-            limiter = self._limiter(self._storage)
+        if self._share is not None and self._patience is not None:
+            limiter = SlidingWindowCounterRateLimiter(self._shared_here(self._share).storage)
             try:
                 return await self._patience.ask(lambda: answer(limiter))
             except StoreError:
                 pass  # it is counted and told of
         return await answer(self._alone)
 
-    def _limiter(self, storage: MakeStorage) -> SlidingWindowCounterRateLimiter:
+    async def close(self) -> None:
+        """Let go of the connections of the running loop."""
+        shared = self._shared.pop(asyncio.get_running_loop(), None)
+        if shared is not None:
+            await shared.close()
+
+    def _shared_here(self, share: Callable[[], Shared]) -> Shared:
         loop = asyncio.get_running_loop()
         if loop not in self._shared:
             for other in [other for other in self._shared if other.is_closed()]:
                 del self._shared[other]
-            self._shared[loop] = SlidingWindowCounterRateLimiter(storage())
+            self._shared[loop] = share()
         return self._shared[loop]
