@@ -44,7 +44,7 @@ class Addresses:
             return _shown(peer) or host[:_LONGEST] or None
         told = {
             _shown(self._last_untrusted(peer, hops))
-            for hops in _told_hops(scope["headers"])
+            for hops in _told_hops(scope.get("headers") or ())
             if hops
         }
         # A proxy writes one of the headers and may pass the other one on as it came: where they

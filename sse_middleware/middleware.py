@@ -21,6 +21,7 @@ from sse_middleware.admission import admission_for
 from sse_middleware.claims import NO_CLAIM, Identify, claims_something
 from sse_middleware.current import CURRENT, IN_SCOPE, CurrentStream
 from sse_middleware.cursors import new_secret, stream_id
+from sse_middleware.entry import Entry
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.headers import request_headers, stream_headers, trace_id, why_untouched
 from sse_middleware.lingering import Lingering
@@ -154,7 +155,8 @@ class SSEMiddleware:
             receive, send, claim = anew
         entry = None
         if self._admission is not None:
-            entry = await self._admission.enter(scope, claim)
+            entry = Entry(self._admission, self._setup, scope, claim)
+            await entry.ask_ahead()
             if entry.refusal:
                 await entry.answer(send)
                 return

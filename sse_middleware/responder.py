@@ -22,7 +22,7 @@ from sse_middleware.routes import Mark, route_name
 from sse_middleware.setup import Setup
 
 if TYPE_CHECKING:
-    from sse_middleware.admission import Entry
+    from sse_middleware.entry import Entry
     from sse_middleware.outbox import Outbox
 
 logger = logging.getLogger("sse_middleware")

@@ -193,9 +193,12 @@ def _matched(routes: Iterable[Any], scope: dict[str, Any]) -> tuple[object, str]
         match, child = route.matches({**scope})
         if match is Match.FULL:
             inner = getattr(route, "routes", None)
+            if not inner and hasattr(route, "effective_candidates"):
+                inner = route.effective_candidates()  # a router that FastAPI has included
             if inner:
                 return _matched(inner, {**scope, **child})
-            return child.get("endpoint"), str(getattr(route, "path", ""))
+            named = getattr(route, "original_route", route)
+            return child.get("endpoint"), str(getattr(named, "path", ""))
     return None, ""
 
 

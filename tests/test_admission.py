@@ -236,6 +236,39 @@ async def test_a_mark_shows_before_the_handler_that_a_stream_is_wanted() -> None
         assert value(registry, "sse_rejected_total", route=route, reason="process") == 1
 
 
+async def test_a_mark_is_found_ahead_in_a_router_of_fastapi() -> None:
+    fastapi: Any = pytest.importorskip("fastapi")
+    sse: Any = pytest.importorskip("fastapi.sse")
+    runs: list[str] = []
+    router = fastapi.APIRouter(prefix="/chats")
+
+    async def chat(chat: str) -> Any:
+        runs.append(chat)
+        while True:
+            yield {"x": 1}
+            await asyncio.sleep(1)
+
+    router.get("/{chat}", response_class=sse.EventSourceResponse)(streaming(chat))
+    outer = fastapi.APIRouter()
+    outer.include_router(router)
+    inner = fastapi.FastAPI()
+    inner.include_router(outer, prefix="/v1")
+    registry = CollectorRegistry()
+    inner.add_middleware(
+        SSEMiddleware, max_streams=1, stream_max_seconds=None, registry=registry, store=memory()
+    )
+    async with asked(inner, ANY, path="/v1/chats/1") as first:
+        await first.until("message")
+        async with asked(inner, ANY, path="/v1/chats/2", address="192.0.2.2") as second:
+            assert await answer(second) == FULL
+    assert runs == ["1"]
+    samples = [sample for metric in registry.collect() for sample in metric.samples]
+    (rejected,) = [sample for sample in samples if sample.name == "sse_rejected_total"]
+    (active,) = [sample for sample in samples if sample.name == "sse_streams_total"]
+    assert rejected.labels["route"] == active.labels["route"]
+    assert rejected.labels["route"].endswith("/chats/{chat}")
+
+
 # In place of the response start
 
 

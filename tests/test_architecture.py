@@ -39,6 +39,7 @@ LAYERS = {
     4: {
         "access",
         "admission",
+        "entry",
         "farewell",
         "freeing",
         "lingering",

@@ -136,6 +136,7 @@ def test_the_reasons_are_the_words_of_the_contract() -> None:
         "finished",
         "duration_cap",
         "cancelled",
+        "evicted",
         "error",
     }
 

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from sse_middleware.errors import StoreError
 from sse_middleware.observers import Observer
@@ -80,6 +80,7 @@ async def _in_time(answer: "asyncio.Future[Answer]", patience: float) -> Answer:
     Raises:
         TimeoutError: it has not come in time.
     """
+    answer.add_done_callback(_hear)  # nobody may be left who does
     try:
         for seconds in (patience - _LAST_LOOK_SECONDS, _LAST_LOOK_SECONDS):
             await asyncio.wait((answer,), timeout=seconds)
@@ -88,3 +89,8 @@ async def _in_time(answer: "asyncio.Future[Answer]", patience: float) -> Answer:
     finally:
         answer.cancel()
     raise TimeoutError
+
+
+def _hear(answer: "asyncio.Future[Any]") -> None:
+    if not answer.cancelled():
+        answer.exception()
