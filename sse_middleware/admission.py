@@ -117,24 +117,31 @@ class Admission:
     async def _try(self, client: str | None, *, tells_end: bool, evicts: bool) -> Place | str:
         """Do as `take` does, at once."""
         places, leases = self.places, self._leases_for(client)
-        if evicts and places.is_full:
-            _evict(places.victim(client, any_kind=self._any_kind))
-        if evicts and leases is None and places.is_used_up(client):
-            _evict(places.oldest(client, any_kind=self._any_kind))
-        if places.is_full:
-            return PROCESS
-        if leases is None:
-            if places.is_used_up(client):
+        if leases is None and places.is_used_up(client):
+            own = places.oldest(client, any_kind=self._any_kind) if evicts else None
+            if own is None:
                 return CLIENT
-            place = places.take(client, tells_end=tells_end)
-            places.trim(client)
-            return place
+            own.evict()
+        was_full = places.is_full
+        if was_full and (not evicts or self.is_hopeless(client)):
+            return PROCESS
         place = places.take(client, tells_end=tells_end)
-        try:
-            return place if await self._lease(leases, place, evicts=evicts) else CLIENT
-        except BaseException:
-            place.give_back()
-            raise
+        if leases is None:
+            places.trim(client)
+        else:
+            try:
+                if not await self._lease(leases, place, evicts=evicts):
+                    return CLIENT
+            except BaseException:
+                place.give_back()
+                raise
+        if was_full and places.is_overdrawn:  # only now: nobody ends for who is not let in
+            victim = places.victim(client, any_kind=self._any_kind)
+            if victim is None:
+                place.give_back()
+                return PROCESS
+            victim.evict()
+        return place
 
     async def _lease(self, leases: "Leases", place: Place, *, evicts: bool) -> bool:
         """Ask for a lease, and where nobody answers count alone; tell whether there is room."""
@@ -142,7 +149,7 @@ class Admission:
         evict = ("any" if self._any_kind else "e") if evicts else "nobody"
         try:
             count = await leases.take(place, evict)
-            if count is None:
+            if count is None or place.evicted:
                 place.give_back()
                 return False
             elsewhere = count - places.count(place.client)

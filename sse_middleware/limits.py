@@ -40,15 +40,16 @@ class Place:
         number: which of the places of this process it is, in the order in which they were taken.
         tells_end: whether the client understands how its stream ends.
         tenant: the stream, once it is open.
+        evicted: whether the place has gone to another one.
     """
 
-    __slots__ = ("_evicted", "_places", "client", "number", "tells_end", "tenant")
+    __slots__ = ("_places", "client", "evicted", "number", "tells_end", "tenant")
 
     def __init__(
         self, places: "Places", client: str | None, number: int, *, tells_end: bool
     ) -> None:
         self._places = places
-        self._evicted = False
+        self.evicted = False
         self.client = client
         self.number = number
         self.tells_end = tells_end
@@ -57,12 +58,12 @@ class Place:
     def let_in(self, tenant: Tenant) -> None:
         """Give the place to its stream, unless it has gone to another meanwhile."""
         self.tenant = tenant
-        if self._evicted:
+        if self.evicted:
             tenant.evict()
 
     def evict(self) -> None:
         """Take the place away from its stream."""
-        self._evicted = True
+        self.evicted = True
         self.give_back()
         if self.tenant is not None:
             self.tenant.evict()
@@ -115,6 +116,11 @@ class Places:
     def is_full(self) -> bool:
         """Whether the process has no place left."""
         return self._most is not None and len(self._taken) >= self._most
+
+    @property
+    def is_overdrawn(self) -> bool:
+        """Whether more places of the process are taken than there are."""
+        return self._most is not None and len(self._taken) > self._most
 
     def is_used_up(self, client: str | None) -> bool:
         """Whether a client has all of its share in this process."""

@@ -478,6 +478,48 @@ async def test_in_a_full_process_who_has_most_gives_way_and_nobody_loses_his_onl
         assert not more.ended
 
 
+async def test_nobody_ends_for_a_client_that_is_not_let_in() -> None:
+    app = limited(endless(), max_streams=4, max_streams_per_client=2)
+    async with (
+        asked(app, PLAIN),
+        asked(app, PLAIN) as plain,
+        tab(app, address="192.0.2.2") as one,
+        tab(app, address="192.0.2.2") as two,
+    ):
+        await plain.until("message")
+        await two.until("message")
+        async with tab(app) as late:
+            await late.until_end()
+            assert late.names == ["start"]
+        await asyncio.sleep(1)
+        assert not (one.ended or two.ended or plain.ended)
+
+
+async def test_of_a_process_overfull_by_returns_one_stream_ends_for_a_new_one() -> None:
+    app = limited(endless(), max_streams=2)
+    async with AsyncExitStack() as stack:
+        readers = []
+        for _ in range(2):
+            gone = await stack.enter_async_context(tab(app))
+            await gone.until("message")
+            gone.disconnect()
+            await asyncio.sleep(0.1)
+            readers.append(gone.last_event_id.encode())
+        others = [await stack.enter_async_context(tab(app, address="192.0.2.2")) for _ in range(2)]
+        back = [
+            await stack.enter_async_context(tab(app, (b"last-event-id", held))) for held in readers
+        ]
+        for one in (*others, *back):
+            await one.until("message")
+        assert app._admission is not None
+        assert len(app._admission.places) == 4
+        newcomer = await stack.enter_async_context(tab(app, address="192.0.2.3"))
+        await newcomer.until("message")
+        await asyncio.sleep(1)
+        assert sum(one.ended for one in (*others, *back)) == 1
+        assert len(app._admission.places) == 4
+
+
 async def test_who_is_put_off_is_let_in_later_with_what_it_held() -> None:
     counting = endless()
     app = limited(counting, max_streams=1)
