@@ -94,7 +94,7 @@ class Leases:
         count, *lost = await self._patience.ask(lambda: self._ask((keys, asked)))
         self._evict(lost)
         if count < 0:
-            del self._members[place]  # there is nothing to give back
+            self._members.pop(place, None)  # there is nothing to give back
             return None
         return int(count)
 
@@ -165,7 +165,7 @@ class Leases:
 
     async def _go_on(self) -> None:
         """Renew leases from time to time and give others back at once, while there are any."""
-        renewed_at = time.monotonic()
+        renewed_at = worked_at = time.monotonic()
         pause = LEASE_SECONDS / _RENEWALS
         while self._held or self._dropped or self._places.clients_waiting():
             self._news.clear()
@@ -177,8 +177,11 @@ class Leases:
                 async with asyncio.timeout(pause):
                     await self._renew(clients)
                 self._patience.worked()
+                worked_at = time.monotonic()
             except FAILURES as exc:
                 self._patience.failed(exc)
+                if time.monotonic() > worked_at + LEASE_SECONDS:
+                    self._dropped.clear()  # they have run out by themselves
                 await asyncio.sleep(REST_SECONDS)
                 continue
             try:
