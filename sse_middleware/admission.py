@@ -216,7 +216,8 @@ class Admission:
             self._warned_of_nobody = True
             logger.warning(
                 "requests come without an address, so that no client can be limited; this is told "
-                "once; behind a proxy at a unix socket, set SSE_TRUSTED_PROXIES=unix"
+                "once; behind a proxy at a unix socket, set SSE_TRUSTED_PROXIES=unix and have it "
+                "tell X-Forwarded-For"
             )
 
 
