@@ -5,6 +5,7 @@ from http import HTTPStatus
 from typing import Any
 
 from sse_middleware.current import IN_SCOPE, CurrentStream
+from sse_middleware.routes import streaming
 
 
 class ResumeEndpoint:
@@ -12,6 +13,7 @@ class ResumeEndpoint:
 
     def __init__(self, name: str | Callable[[Any], str]) -> None:
         self._name = name
+        streaming(enabled=False)(self)  # what it answers with is no new stream
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer with the stream, or 204 where none lives."""

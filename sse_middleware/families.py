@@ -13,7 +13,7 @@ from sse_middleware.options import CommentStyle
 ALL = 100
 """Percent."""
 
-_EXACT_ACCEPT = b"text/event-stream"
+EVENT_STREAM = b"text/event-stream"
 
 
 class Family(enum.StrEnum):
@@ -38,24 +38,24 @@ def family_of(method: str, headers: dict[bytes, bytes], *, has_cursor: bool) -> 
         has_cursor: whether it came with a cursor of ours.
     """
     accept = [part.strip() for part in headers.get(b"accept", b"").lower().split(b";")]
-    if accept == [_EXACT_ACCEPT, b"events=named"] or has_cursor:
+    if accept == [EVENT_STREAM, b"events=named"] or has_cursor:
         return Family.EVENTSOURCE
     # "Set request's cache mode to "no-store"" (WHATWG HTML 9.2.2), for which a browser adds
     # Cache-Control: no-cache (https://fetch.spec.whatwg.org/#http-network-or-cache-fetch). Of all
     # clients only a native EventSource sends this pair unasked.
     native = (
         method == "GET"
-        and accept == [_EXACT_ACCEPT]
+        and accept == [EVENT_STREAM]
         and headers.get(b"cache-control", b"").strip().lower() == b"no-cache"
         and b"mcp-" not in headers
     )
     return Family.EVENTSOURCE if native else Family.PLAIN
 
 
-def wants_events_only(headers: dict[bytes, bytes]) -> bool:
-    """Tell whether a client accepts nothing but an event stream."""
-    parts = headers.get(b"accept", b"").lower().split(b",")
-    return {part.partition(b";")[0].strip() for part in parts} == {_EXACT_ACCEPT}
+def accepted_types(headers: dict[bytes, bytes]) -> set[bytes]:
+    """Return the media types that a client accepts, without their parameters."""
+    accept = headers.get(b"accept", b"*/*").lower()
+    return {part.partition(b";")[0].strip() for part in accept.split(b",")}
 
 
 class CommentForm(enum.StrEnum):
@@ -84,7 +84,7 @@ def comment_form(headers: dict[bytes, bytes], style: CommentStyle) -> CommentFor
     if style != "auto":
         return CommentForm(style)
     accepted = {part.strip() for part in headers.get(b"accept", b"*/*").lower().split(b",")}
-    if accepted == {_EXACT_ACCEPT}:
+    if accepted == {EVENT_STREAM}:
         return CommentForm.LINE
     return CommentForm.BLOCK if accepted == {b"*/*"} else CommentForm.BLOCK_UNTIL_ID
 

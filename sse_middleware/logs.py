@@ -60,6 +60,15 @@ class StreamLog:
     def lingering(self, more: int) -> None:
         """Say nothing."""
 
+    def rejected(self, route: str, reason: str) -> None:
+        """Say at INFO that a stream was not let in, and not whose."""
+        logger.info(
+            "stream of route %s rejected: %s",
+            route,
+            reason,
+            extra={"route": route, "reason": reason},
+        )
+
     def store_failed(self, operation: str) -> None:
         """Say at DEBUG that the store was out of reach."""
         logger.debug("the store has failed: %s", operation)

@@ -127,6 +127,12 @@ class Metrics:
             **common,
         )
 
+        self._rejected = Counter(
+            "sse_rejected",
+            "Streams that were not let in, by what had no room.",
+            labelnames=("route", "reason"),
+            **common,
+        )
         self._store_errors = Counter(
             "sse_store_errors",
             "Times that the store of events was out of reach or has refused.",
@@ -201,6 +207,10 @@ class Metrics:
     def lingering(self, more: int) -> None:
         """Count the streams that wait."""
         self._lingering.inc(more)
+
+    def rejected(self, route: str, reason: str) -> None:
+        """Count what was not let in."""
+        self._rejected.labels(route, reason).inc()
 
     def store_failed(self, operation: str) -> None:
         """Count a failure."""

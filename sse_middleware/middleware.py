@@ -17,17 +17,20 @@ from typing import Any, Unpack
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
+from sse_middleware.admission import admission_for
+from sse_middleware.arguments import OptionArguments
 from sse_middleware.claims import NO_CLAIM, Identify, claims_something
 from sse_middleware.closing import tell_readiness, turn_away
 from sse_middleware.current import CURRENT, IN_SCOPE, CurrentStream
 from sse_middleware.cursors import new_secret, stream_id
+from sse_middleware.entry import Entry
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.headers import request_headers, stream_headers, trace_id, why_untouched
 from sse_middleware.lingering import Lingering
 from sse_middleware.logs import StreamLog
 from sse_middleware.metrics import MetricsEndpoint, metrics_in, registry_to_serve
 from sse_middleware.observers import Observer
-from sse_middleware.options import OptionArguments, Options
+from sse_middleware.options import Options
 from sse_middleware.process import SHUTDOWN, OncePerKey
 from sse_middleware.responder import Responder
 from sse_middleware.resume import Resumption
@@ -106,6 +109,12 @@ class SSEMiddleware:
             authorize_resume=authorize_resume,
             expires_at=expires_at,
         )
+        self._admission = None
+        if self._misconfigured is None:
+            try:
+                self._admission = admission_for(self._setup)
+            except ConfigurationError as exc:
+                self._misconfigured = exc
         self._resumption = Resumption(self._setup, one_process=one_process)
         self._follow_named = self._resumption.follow_named
         self._include = [glob_pattern(glob) for glob in chosen.include]
@@ -125,7 +134,7 @@ class SSEMiddleware:
         self._without_metrics = copy.copy(self)
         self._without_metrics._metrics = None  # noqa: SLF001 - its own class
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: C901, PLR0912
         """Handle one connection as ASGI 3 says."""
         # This runs for every request of the app: as few calls and objects as can be.
         if (
@@ -148,9 +157,16 @@ class SSEMiddleware:
             if anew is None:
                 return
             receive, send, claim = anew
+        entry = None
+        if self._admission is not None:
+            entry = Entry(self._admission, self._setup, scope, claim)
+            await entry.ask_ahead()
+            if entry.refusal:
+                await entry.answer(send)
+                return
         headers = scope.get("headers") or ()
         current = scope[IN_SCOPE] = CurrentStream(headers, self._follow_named, claim)
-        responder = Responder(self._setup, current, scope, receive, send, task)
+        responder = Responder(self._setup, current, scope, receive, send, task, entry)
         token = CURRENT.set(current)
         try:
             await self.app(scope, responder.receive, responder.send)
@@ -164,6 +180,8 @@ class SSEMiddleware:
             finally:
                 CURRENT.reset(token)
                 scope.pop(IN_SCOPE, None)
+                if entry is not None:
+                    entry.leave()
 
     async def _passed_by(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Do what is to be done without a responder, and tell whether it was that."""
@@ -181,7 +199,7 @@ class SSEMiddleware:
             logger.debug("request left alone: its path is left out")
             await self.app(scope, receive, send)
         else:
-            return _drains() and await turn_away(self._setup, self._resumption, scope, send)
+            return _drains() and await turn_away(self._setup, scope, send)
         return True
 
     def _with_lifespan(self, send: Send) -> Send:
@@ -195,6 +213,8 @@ class SSEMiddleware:
 
         async def behind_flush(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown."):
+                if self._admission is not None:
+                    await self._admission.close()
                 await store.close()
             await send(message)
 

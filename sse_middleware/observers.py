@@ -36,6 +36,14 @@ class Observer(Protocol):
     def lingering(self, more: int) -> None:
         """Hear that one stream more waits for a reader, 1, or one less, -1."""
 
+    def rejected(self, route: str, reason: str) -> None:
+        """Hear that a stream was not let in.
+
+        Args:
+            route: the bounded name of its route.
+            reason: what has no room: `process` or `client`, the `rate` of openings, or `shutdown`.
+        """
+
     def store_failed(self, operation: str) -> None:
         """Hear that the store was out of reach; `operation` is one of a few words."""
 

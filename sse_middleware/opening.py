@@ -10,16 +10,16 @@ from starlette.types import Message, Scope, Send
 from sse_middleware.claims import RequestBody, identity_of, last_event_id, place_of
 from sse_middleware.current import CurrentStream
 from sse_middleware.cursors import parse_cursor
-from sse_middleware.families import ALL, Family, comment_form, family_of, in_rollout
+from sse_middleware.families import Family, comment_form
 from sse_middleware.headers import packed, request_headers, stream_headers
 from sse_middleware.outbox import Outbox
+from sse_middleware.owner import Owner
 from sse_middleware.recorded import RecordedOutbox
 from sse_middleware.routes import Mark, route_name
 from sse_middleware.setup import Setup
 from sse_middleware.state import StreamState
 from sse_middleware.stores.base import LogInfo
 from sse_middleware.ticker import ticker_of
-from sse_middleware.timed import Owner
 
 
 class Opening:
@@ -65,7 +65,8 @@ class Opening:
         self._options = setup.options if mark is None else setup.options_of(mark)
         self._headers = request_headers(scope.get("headers") or ())
         record = current.record
-        record.family = family = self._family()
+        has_cursor = current.claim.cursor is not None
+        record.family = family = setup.family_of(scope, self._headers, mark, has_cursor=has_cursor)
         record.route = route_name(scope, mark)
         self._state = StreamState(
             self._options,
@@ -132,17 +133,6 @@ class Opening:
             keep_cache_control=state.family is not Family.EVENTSOURCE,
         )
         return {**start, "headers": headers}
-
-    def _family(self) -> Family:
-        percent = self._setup.options.rollout_percent
-        if percent < ALL:
-            address = str((self._scope.get("client") or ("",))[0])
-            if not in_rollout(percent, self._headers, address):
-                return Family.OFF
-        if self._mark is not None and self._mark.family is not None:
-            return self._mark.family
-        has_cursor = self._current.claim.cursor is not None
-        return family_of(self._scope.get("method", ""), self._headers, has_cursor=has_cursor)
 
     def _held_id(self) -> str | None:
         """Return the id of the app's that the client has come with, and keeps until the next one.

@@ -9,15 +9,26 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from sse_middleware.errors import ConfigurationError
-from sse_middleware.settings import Setting, flag, globs, names, seconds, text, url, whole
+from sse_middleware.settings import (
+    Setting,
+    flag,
+    globs,
+    names,
+    networks,
+    seconds,
+    text,
+    url,
+    whole,
+)
 
 logger = logging.getLogger("sse_middleware")
 
 CommentStyle = Literal["auto", "line", "block"]
 CapAction = Literal["complete", "rotate"]
+LimitAction = Literal["evict_oldest", "reject"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +174,46 @@ class Options:
         "The cookies that tell whose a stream is, where a request has no `Authorization`; only "
         "who sends the same ones can resume it.",
     )
+    max_streams: int | None = whole(
+        "SSE_MAX_STREAMS",
+        None,
+        "How many streams a process may have open; `off`: any number. Readers that resume one, "
+        "and streams that wait for theirs, do not count.",
+        lowest=1,
+        highest=1_000_000,
+        unit="streams",
+    )
+    max_streams_per_client: int | None = whole(
+        "SSE_MAX_STREAMS_PER_CLIENT",
+        None,
+        "How many of them one client may have, known by its identity, else by its address; with "
+        "`SSE_REDIS_URL` on all workers together.",
+        lowest=1,
+        highest=100_000,
+        unit="streams",
+    )
+    limit_action: LimitAction = text(  # noqa: RUF009 - as the others
+        "SSE_LIMIT_ACTION",
+        "evict_oldest",
+        "What happens over these: an older stream ends (`evict_oldest`), or the new one is "
+        "answered by 429 or 503 (`reject`). Where nobody has set it, an `EventSource`, which any "
+        "such status stops for good, ends an older one, and others are rejected.",
+        pattern="evict_oldest|reject",
+        allowed="evict_oldest or reject",
+    )
+    open_rate: str = text(
+        "SSE_OPEN_RATE",
+        "",
+        "How often a client may open a stream, such as `30/minute` or `5/10 seconds`; empty: any "
+        "number of times. Needs `sse-middleware[limits]`.",
+        pattern=r"([1-9]\d{0,5} ?(/|per) ?([1-9]\d{0,4} )?(second|minute|hour|day)s?)?",
+        allowed="a number per second, minute, hour or day, such as 30/minute, or nothing",
+    )
+    trusted_proxies: tuple[str, ...] = networks(
+        "SSE_TRUSTED_PROXIES",
+        "Your proxies, who are believed when they tell by `X-Forwarded-For` or `Forwarded` for "
+        "whom they ask; `unix`: whoever connects by a unix socket.",
+    )
     max_event_bytes: int = whole(
         "SSE_MAX_EVENT_BYTES",
         1 << 20,
@@ -251,39 +302,16 @@ class Options:
             return self.cap_action == "rotate"
         return not marked
 
+    def evicts(self, *, eventsource: bool) -> bool:
+        """Tell whether a stream that is too many ends an older one."""
+        if "limit_action" in self.explicit:
+            return self.limit_action == "evict_oldest"
+        return eventsource
 
-class OptionArguments(TypedDict, total=False):
-    """The fields of `Options` as keyword arguments, for type checkers and editors."""
-
-    enabled: bool
-    stream_max_seconds: float | None
-    cap_action: CapAction
-    heartbeat_interval: float | None
-    silence_threshold: float | None
-    chunk_delay_ms: int
-    batch: bool
-    retry_ms: int
-    send_timeout: float | None
-    drain_seconds: float
-    linger_seconds: float
-    max_lingering: int
-    replay_max_events: int
-    replay_max_bytes: int
-    replay_ttl: float
-    memory_max_bytes: int
-    redis_url: str
-    redis_prefix: str
-    identity_cookies: tuple[str, ...]
-    max_event_bytes: int
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
-    only_marked: bool
-    event_prefix: str
-    comment_style: CommentStyle
-    trace_in_data: bool
-    ready_path: str
-    metrics_path: str
-    rollout_percent: int
+    @property
+    def limits_something(self) -> bool:
+        """Whether there is a limit at all."""
+        return bool(self.max_streams or self.max_streams_per_client or self.open_rate)
 
 
 SETTINGS: Mapping[str, Setting] = {

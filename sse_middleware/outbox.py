@@ -14,9 +14,10 @@ from starlette.types import Message, Send
 
 from sse_middleware.families import Family
 from sse_middleware.observers import Observer
+from sse_middleware.owner import Owner
 from sse_middleware.state import End, StreamState
 from sse_middleware.ticker import TICK_SECONDS, Ticker
-from sse_middleware.timed import Owner, TimedWriter
+from sse_middleware.timed import TimedWriter
 from sse_middleware.wire import has_data
 from sse_middleware.writer import (
     APP,

@@ -6,8 +6,8 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from sse_middleware.arguments import OptionArguments
 from sse_middleware.middleware import SSEMiddleware
-from sse_middleware.options import OptionArguments
 
 
 def install(app: Starlette, **options: Unpack[OptionArguments]) -> None:

@@ -116,6 +116,13 @@ class RecordedOutbox(Outbox):
             self._state.prepare_to_drain()
             self._rotate(self._clock())
 
+    def evict(self) -> None:
+        """End the stream, without a word where nobody reads it."""
+        if self._unread and not self._followed:
+            self.give_up()
+        else:
+            super().evict()
+
     def give_up(self) -> None:
         """End what nobody has come back to."""
         if self._unread and not self._is_ended():
@@ -164,6 +171,8 @@ class RecordedOutbox(Outbox):
         waits = not self._followed
         self._linger_at = self._clock() + self._linger_seconds if waits else math.inf
         self._set_timer()
+        if self.place is not None:
+            self.place.wait(waits=waits)
         if waits:
             self._lingering.add(self)
         else:

@@ -17,10 +17,12 @@ from sse_middleware.current import CurrentStream
 from sse_middleware.farewell import GRACE_SECONDS, HURRIED_SECONDS, Farewell
 from sse_middleware.headers import why_untouched
 from sse_middleware.opening import Opening
-from sse_middleware.routes import Mark
+from sse_middleware.refused import Refused
+from sse_middleware.routes import Mark, route_name
 from sse_middleware.setup import Setup
 
 if TYPE_CHECKING:
+    from sse_middleware.entry import Entry
     from sse_middleware.outbox import Outbox
 
 logger = logging.getLogger("sse_middleware")
@@ -38,6 +40,7 @@ class Responder:
         receive: the server's.
         send: the server's.
         task: the one that runs the request, and so the app.
+        entry: lets the stream in, `None` where all are.
     """
 
     __slots__ = (
@@ -46,6 +49,7 @@ class Responder:
         "_cancels",
         "_current",
         "_decided",
+        "_entry",
         "_farewell",
         "_is_gone",
         "_listeners",
@@ -67,8 +71,10 @@ class Responder:
         receive: Receive,
         send: Send,
         task: asyncio.Task[object],
+        entry: "Entry | None" = None,
     ) -> None:
         self._setup = setup
+        self._entry = entry
         self._current = current
         self._scope = scope
         self._receive = receive
@@ -79,7 +85,7 @@ class Responder:
         self._ahead: asyncio.Future[Message] | None = None
         self._unread: Message | None = None
         self._is_gone = False
-        self._outbox: Outbox | None = None
+        self._outbox: Outbox | Refused | None = None
         self._listeners: list[asyncio.Task[object]] | None = None
         self._farewell: Farewell | None = None
 
@@ -141,7 +147,11 @@ class Responder:
             elif mark is not None and mark.overrides.get("enabled") is False:
                 why = "its endpoint is marked so"
             if why is None:
+                if self._entry is not None:
+                    return self._open_if_let_in(self._entry, message, mark)
                 return self._open(message, mark)
+            if self._entry is not None:
+                self._entry.leave()
             self._body = None
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug("response left alone: %s, trace id %s", why, self._current.trace_id)
@@ -231,9 +241,27 @@ class Responder:
         opening = Opening(self._setup, self._current, self._scope, mark, self._body)
         self._cancels = self._task.cancelling()
         self._outcome = "incomplete"  # unless something ends it
-        self._outbox = opening.outbox(self._send, start, owner=self)
+        self._outbox = outbox = opening.outbox(self._send, start, owner=self)
         self._body = None
-        return self._outbox.open(opening.start(start), opening.words)
+        if self._entry is not None:
+            outbox.place = self._entry.let_in(outbox)
+        return outbox.open(opening.start(start), opening.words)
+
+    async def _open_if_let_in(self, entry: "Entry", start: Message, mark: Mark | None) -> None:
+        """Open the stream where there is room for it, else answer in its place."""
+        self._decided = False  # what comes meanwhile is listened to as before
+        try:
+            let_in = await entry.ask(mark, route_name(self._scope, mark))
+        finally:
+            self._decided = True
+        if let_in:
+            await self._open(start, mark)
+            return
+        self._cancels = self._task.cancelling()
+        self._outcome = "rejected"
+        self._outbox = Refused(self)
+        await entry.answer(self._send)
+        self.on_end()
 
     def _keep(self, message: Message) -> None:
         """Keep the body of a POST until it is known whether a stream comes of it."""

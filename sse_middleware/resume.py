@@ -6,10 +6,8 @@ from one that never was.
 """
 
 import logging
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import aclosing
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -27,13 +25,11 @@ from sse_middleware.claims import (
 )
 from sse_middleware.cursors import Cursor, Ending, new_secret, parse_cursor, stream_id
 from sse_middleware.errors import StoreError
-from sse_middleware.families import CommentForm, Family
-from sse_middleware.headers import request_headers, stream_headers, trace_id, unpacked
+from sse_middleware.headers import RawHeaders, unpacked
 from sse_middleware.reader import OWN_HEADERS, Reader
-from sse_middleware.record import StreamRecord
+from sse_middleware.refusing import ended_stream, put_off
 from sse_middleware.routes import UNMATCHED
 from sse_middleware.setup import Setup
-from sse_middleware.state import StreamState
 from sse_middleware.stores.base import Found, State
 from sse_middleware.wire import Kind, Splitter, event_id
 from sse_middleware.writer import body_message
@@ -41,7 +37,6 @@ from sse_middleware.writer import body_message
 logger = logging.getLogger("sse_middleware")
 
 _REFUSED = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
-Header = tuple[bytes, bytes]
 
 
 class Anew(NamedTuple):
@@ -84,7 +79,7 @@ class Resumption:
         except StoreError as exc:
             logger.warning("the store is out of reach: %s", exc)
             if cancelled is None:
-                await self.send_away(held, scope, send)
+                await self._send_away(held, scope, send)
             else:  # by a page's `fetch`, which can be told that it has not worked
                 self._tell(UNMATCHED, "unavailable")
                 await _empty(send, HTTPStatus.SERVICE_UNAVAILABLE)
@@ -155,7 +150,7 @@ class Resumption:
                 await _empty(send, HTTPStatus.NO_CONTENT)
         except StoreError as exc:
             logger.warning("the store is out of reach: %s", exc)
-            await self.send_away(None if cursor is None else str(cursor), scope, send)
+            await self._send_away(None if cursor is None else str(cursor), scope, send)
 
     @staticmethod
     def _is_place_in(found: Found, cursor: Cursor) -> bool:
@@ -263,50 +258,18 @@ class Resumption:
         send = _Refusal(anew.send, lambda: self._reset_and_end(scope)).send
         return Anew(anew.receive, send, Claim(cursor, reset="" if has_nothing else "gone"))
 
-    def _reset_and_end(self, scope: Scope) -> tuple[list[Header], bytes]:
+    def _reset_and_end(self, scope: Scope) -> tuple[RawHeaders, bytes]:
         """Return the answer to a client whose stream is gone, and whose app refuses to begin it."""
         self._tell(UNMATCHED, "gone")
         secret = new_secret()
         end = str(Cursor(secret, 0, Ending.FINAL))
-        return self._own_answer(scope, stream_id(secret), event_id=end, reset="gone")
+        options, name = self._setup.options, stream_id(secret)
+        return ended_stream(scope, options, name, event_id=end, reset="gone")
 
-    async def send_away(self, held: str | None, scope: Scope, send: Send) -> None:
+    async def _send_away(self, held: str | None, scope: Scope, send: Send) -> None:
         """Let a client ask again soon, with the id that it has held."""
         self._tell(UNMATCHED, "unavailable")
-        told = held or str(Cursor(new_secret(), 0))
-        cursor = parse_cursor(told)
-        name = stream_id(cursor.secret if cursor else told)
-        jitter = random.random()  # noqa: S311 - no secret
-        headers, data = self._own_answer(scope, name, event_id=told, reset="", jitter=jitter)
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send(body_message(data, more_body=False))
-
-    def _own_answer(
-        self, scope: Scope, name: str, *, event_id: str, reset: str, jitter: float = 1.0
-    ) -> tuple[list[Header], bytes]:
-        """Return the headers and the one event of a stream that ends at once."""
-        options = self._setup.options
-        trace = trace_id(request_headers(scope.get("headers") or ()))
-        state = StreamState(
-            options,
-            family=Family.EVENTSOURCE,
-            record=StreamRecord(name, trace, UNMATCHED, Family.EVENTSOURCE),
-            secret="",
-            marked=False,
-            comment=CommentForm.BLOCK,
-        )
-        state.retry_ms = state.spread_retry(jitter)
-        headers = stream_headers(
-            [(b"content-type", b"text/event-stream; charset=utf-8"), *OWN_HEADERS],
-            http_version=scope.get("http_version", ""),
-            trace_id=trace,
-            stream_id=name,
-            max_seconds=state.max_seconds,
-            heartbeat_interval=options.heartbeat_interval,
-            silence_threshold=options.silence_threshold,
-            keep_cache_control=False,
-        )
-        return headers, state.open(0.0, datetime.now(UTC), reset=reset, event_id=event_id)
+        await put_off(send, scope, self._setup.options, held or "")
 
     async def _stop(self, send: Send, route: str) -> None:
         """Let an `EventSource` come back no more.
@@ -332,7 +295,7 @@ class Resumption:
 class _Refusal:
     """Answer in place of an app that has no such method or path, which would stop the client."""
 
-    def __init__(self, send: Send, answer: Callable[[], tuple[list[Header], bytes]]) -> None:
+    def __init__(self, send: Send, answer: Callable[[], tuple[RawHeaders, bytes]]) -> None:
         self._send = send
         self._answer = answer
         self._answered = False
@@ -348,9 +311,9 @@ class _Refusal:
             await self._send(message)
 
 
-async def _empty(send: Send, status: HTTPStatus, headers: Sequence[Header] = ()) -> None:
+async def _empty(send: Send, status: HTTPStatus, headers: RawHeaders | None = None) -> None:
     """Answer with a status and no body."""
-    own = [*OWN_HEADERS, *headers]
+    own = [*OWN_HEADERS, *(headers or ())]
     if status is not HTTPStatus.NO_CONTENT:  # which has none (RFC 9110 8.6)
         own.append((b"content-length", b"0"))
     await send({"type": "http.response.start", "status": status.value, "headers": own})

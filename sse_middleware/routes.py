@@ -14,9 +14,10 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 from starlette.routing import Match
 from starlette.types import Scope
 
+from sse_middleware.arguments import OptionArguments
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.families import Family
-from sse_middleware.options import OptionArguments, checked
+from sse_middleware.options import checked
 
 logger = logging.getLogger("sse_middleware")
 
@@ -30,16 +31,21 @@ _OF_THE_WHOLE_APP = {
     "identity_cookies",
     "include",
     "exclude",
+    "limit_action",
     "max_lingering",
+    "max_streams",
+    "max_streams_per_client",
     "memory_max_bytes",
     "metrics_path",
     "only_marked",
+    "open_rate",
     "redis_prefix",
     "redis_url",
     "replay_max_bytes",
     "replay_max_events",
     "replay_ttl",
     "rollout_percent",
+    "trusted_proxies",
 }
 _FAMILIES = (Family.EVENTSOURCE, Family.PLAIN, Family.OPENAI)
 
@@ -176,8 +182,10 @@ def _route_to(endpoint: object, routes: Iterable[Any]) -> object:
     return None
 
 
-def endpoint_ahead(scope: dict[str, Any], app: object) -> object:
-    """Return the endpoint to which Starlette's routes will lead a request, `None` where none will.
+def route_ahead(scope: dict[str, Any], app: object) -> tuple[object, str]:
+    """Return the endpoint to which Starlette's routes will lead a request, and its template.
+
+    Where none will, they are `None` and `""`.
 
     It is asked before the app runs, and seldom: to route twice costs.
     """
@@ -188,18 +196,21 @@ def endpoint_ahead(scope: dict[str, Any], app: object) -> object:
         return _matched(getattr(app, "routes", ()), scope)
     except Exception:
         logger.debug("the routes cannot be asked ahead", exc_info=True)
-        return None
+        return None, ""
 
 
-def _matched(routes: Iterable[Any], scope: dict[str, Any]) -> object:
+def _matched(routes: Iterable[Any], scope: dict[str, Any]) -> tuple[object, str]:
     for route in routes:
         match, child = route.matches({**scope})
         if match is Match.FULL:
             inner = getattr(route, "routes", None)
+            if not inner and hasattr(route, "effective_candidates"):
+                inner = route.effective_candidates()  # a router that FastAPI has included
             if inner:
                 return _matched(inner, {**scope, **child})
-            return child.get("endpoint")
-    return None
+            named = getattr(route, "original_route", route)
+            return child.get("endpoint"), str(getattr(named, "path", ""))
+    return None, ""
 
 
 def glob_pattern(glob: str) -> re.Pattern[str]:

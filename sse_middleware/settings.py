@@ -3,13 +3,15 @@
 Each function here makes a field of `Options` that carries its `Setting`.
 """
 
+import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 OFF = "off"
-
+UNIX = "unix"
+"""Stands for whoever connects by a unix socket, and so has no address."""
 
 _YEAR = 31_536_000.0  # the longest time: far past any stream, near enough to calculate with
 _WORDS = {"1": True, "true": True, "yes": True, "on": True}
@@ -86,17 +88,34 @@ def seconds(
 
 
 def whole(
-    env: str, default: int, meaning: str, *, lowest: int, highest: int, unit: str, bare: str = ""
+    env: str,
+    default: int | None,
+    meaning: str,
+    *,
+    lowest: int,
+    highest: int,
+    unit: str,
+    bare: str = "",
 ) -> Any:
-    """Make a field of a whole number."""
+    """Make a field of a whole number, `None` for off where that is the default."""
+    may_be_off = default is None
+
+    def parse(text: str) -> int | None:
+        return None if may_be_off and text.lower() == OFF else int(text)
+
+    def check(value: object) -> bool:
+        if value is None:
+            return may_be_off
+        return isinstance(value, int) and _is_number(value, lowest, highest)
+
     return _setting(
         default,
         Setting(
             env=env,
             bare=bare,
-            parse=int,
-            check=lambda value: isinstance(value, int) and _is_number(value, lowest, highest),
-            allowed=f"whole {unit} from {lowest} to {highest}",
+            parse=parse,
+            check=check,
+            allowed=f"whole {unit} from {lowest} to {highest}" + ", or off (None)" * may_be_off,
             meaning=meaning,
         ),
     )
@@ -137,12 +156,12 @@ def text(env: str, default: str, meaning: str, *, pattern: str, allowed: str) ->
     )
 
 
-def several(env: str, meaning: str, *, pattern: str, allowed: str) -> Any:
-    """Make a field of several texts that `pattern` matches each."""
+def several(env: str, meaning: str, *, is_one: Callable[[str], object], allowed: str) -> Any:
+    """Make a field of several texts for each of which `is_one` is true."""
 
     def check(value: object) -> bool:
         return isinstance(value, tuple) and all(
-            isinstance(item, str) and re.fullmatch(pattern, item) for item in value
+            isinstance(item, str) and is_one(item) for item in value
         )
 
     return _setting(
@@ -160,14 +179,32 @@ def several(env: str, meaning: str, *, pattern: str, allowed: str) -> Any:
 def globs(env: str, meaning: str) -> Any:
     """Make a field of path globs."""
     return several(
-        env, meaning, pattern=r"[/*](?s:.*)", allowed="path globs, each with a / or * first"
+        env,
+        meaning,
+        is_one=lambda text: text.startswith(("/", "*")),
+        allowed="path globs, each with a / or * first",
     )
 
 
 def names(env: str, meaning: str) -> Any:
     """Make a field of names of cookies."""
     # RFC 6265 4.1.1: a cookie's name is a token of RFC 9110 5.6.2.
-    return several(env, meaning, pattern=r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", allowed="names of cookies")
+    token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+    return several(env, meaning, is_one=token.fullmatch, allowed="names of cookies")
+
+
+def networks(env: str, meaning: str) -> Any:
+    """Make a field of addresses and networks."""
+
+    def is_one(text: str) -> bool:
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            return text == UNIX
+        return True
+
+    allowed = f"addresses, networks such as 10.0.0.0/8, or {UNIX}"
+    return several(env, meaning, is_one=is_one, allowed=allowed)
 
 
 def url(env: str, meaning: str, *, schemes: tuple[str, ...]) -> Any:

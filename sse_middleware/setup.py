@@ -9,11 +9,12 @@ from re import Pattern
 from starlette.types import ASGIApp, Scope
 
 from sse_middleware.claims import Identify, key_name, place_of
+from sse_middleware.families import ALL, Family, family_of, in_rollout
 from sse_middleware.lingering import Lingering
 from sse_middleware.observers import Observer
 from sse_middleware.options import Options
 from sse_middleware.process import OncePerKey
-from sse_middleware.routes import Mark, endpoint_ahead, mark_on
+from sse_middleware.routes import UNMATCHED, Mark, mark_on, route_ahead
 from sse_middleware.stores.base import EventStore, LogInfo
 
 logger = logging.getLogger("sse_middleware")
@@ -60,7 +61,33 @@ class Setup:
 
     def mark_ahead(self, scope: Scope) -> Mark | None:
         """Return that mark before the app has found the endpoint."""
-        return self._mark(endpoint_ahead(dict(scope), self.app), scope)
+        return self.ahead(scope)[0]
+
+    def ahead(self, scope: Scope) -> tuple[Mark | None, str]:
+        """Return that mark, and what the route is called, before the app has found the endpoint."""
+        endpoint, template = route_ahead(dict(scope), self.app)
+        mark = self._mark(endpoint, scope)
+        return mark, template or (mark.name if mark else None) or UNMATCHED
+
+    def family_of(
+        self, scope: Scope, headers: dict[bytes, bytes], mark: Mark | None, *, has_cursor: bool
+    ) -> Family:
+        """Tell the family of a client, `OFF` for one that the rollout leaves out.
+
+        Args:
+            scope: the request's.
+            headers: what `request_headers` has picked.
+            mark: the endpoint's, if it has one.
+            has_cursor: whether it came with a cursor of ours.
+        """
+        percent = self.options.rollout_percent
+        if percent < ALL:
+            address = str((scope.get("client") or ("",))[0])
+            if not in_rollout(percent, headers, address):
+                return Family.OFF
+        if mark is not None and mark.family is not None:
+            return mark.family
+        return family_of(scope.get("method", ""), headers, has_cursor=has_cursor)
 
     def _mark(self, endpoint: object, scope: Scope) -> Mark | None:
         mark = mark_on(endpoint, scope.get("method", ""))

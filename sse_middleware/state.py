@@ -286,6 +286,10 @@ class StreamState(Timing):
         """End the stream because its reader has asked for that."""
         return self._end(Reason.CANCELLED, now)
 
+    def evict(self, now: float) -> End:
+        """End the stream because its place is needed, and let its client come back no more."""
+        return self._end(Reason.EVICTED, now)
+
     def end_as_told(self, reason: Reason) -> None:
         """End because a log has told the end, with a frame of its own or without."""
         self.stop(reason)
@@ -372,6 +376,9 @@ class StreamState(Timing):
 
     def _cursor_behind(self, reason: Reason) -> Cursor | None:
         """Return what a client holds behind the end, `None` where it keeps the app's id."""
+        if reason is Reason.EVICTED and self._secret:
+            # Whoever came back would push out the one that has pushed it out.
+            return Cursor(self._secret, self.record.chunks, Ending.FINAL)
         if not self._secret or (self.app_owns_ids and not self._app_ids):
             return None
         ending = Ending.CUT

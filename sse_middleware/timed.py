@@ -7,12 +7,13 @@ import logging
 import math
 import random
 from collections.abc import Sequence
-from typing import Protocol
 
 from starlette.types import Send
 
 from sse_middleware.families import Family
+from sse_middleware.limits import Place  # noqa: TC001 - one line
 from sse_middleware.observers import Observer
+from sse_middleware.owner import Owner
 from sse_middleware.state import End, StreamState
 from sse_middleware.ticker import TICK_SECONDS, Ticker
 from sse_middleware.timing import Due, Reason
@@ -22,22 +23,6 @@ logger = logging.getLogger("sse_middleware.stream")
 
 _PROGRESS_SECONDS = 10.0
 """How often observers are told of a stream that goes on, at most; scrapes come each 15 s or so."""
-
-
-class Owner(Protocol):
-    """Whoever runs the app of an outbox."""
-
-    def on_cap(self) -> None:
-        """Hear that the time of the stream or its connection was over."""
-
-    def on_end(self) -> None:
-        """Hear that the stream has ended while the app was still at it."""
-
-    def on_silence(self) -> None:
-        """Hear that somebody should listen for the client's leaving."""
-
-    async def on_late_write(self) -> None:
-        """Hear that the app writes behind the end."""
 
 
 class TimedWriter(Writer):
@@ -62,6 +47,7 @@ class TimedWriter(Writer):
         "_state",
         "_tell_at",
         "_unread",
+        "place",
     )
 
     def __init__(
@@ -83,6 +69,7 @@ class TimedWriter(Writer):
         self._end: End | None = None  # what is to be written then, until it is
         self._slot: int | None = None
         self._tell_at = self._clock() + _PROGRESS_SECONDS
+        self.place: Place | None = None  # given back at the end, where streams are limited
         self._set_timer()
         for observer in observers:
             observer.opened(self._record)
@@ -130,6 +117,16 @@ class TimedWriter(Writer):
             return True
         self._tell_end("disconnected")
         return False
+
+    def evict(self) -> None:
+        """End the stream because its place is needed."""
+        if not self._is_ended():
+            self._close(self._state.evict(self._clock()))
+            self._owner.on_end()
+
+    def listen(self) -> None:
+        """See to it that somebody hears when the client leaves."""
+        self._owner.on_silence()
 
     async def settle(self, patience: float, outcome: str) -> None:
         """Leave nothing behind.
@@ -270,5 +267,7 @@ class TimedWriter(Writer):
             if record.outcome == "disconnected":
                 record.disconnects = 1
             record.duration_seconds = self._state.duration_seconds(self._clock())
+            if self.place is not None:
+                self.place.give_back()
             for observer in self._observers:
                 observer.ended(record)

@@ -19,6 +19,8 @@ class Reason(enum.StrEnum):
     DURATION_CAP = "duration_cap"
     CANCELLED = "cancelled"
     SHUTDOWN = "shutdown"
+    EVICTED = "evicted"
+    """Its place was needed for another one."""
     ERROR = "error"
     LOST = "lost"
     """For a reader: the producer is gone."""

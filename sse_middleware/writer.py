@@ -97,6 +97,10 @@ class Writer:
         """Whether a write of the app is under way."""
         return bool(self._flushes or self._waiting) or self._who_writes == APP
 
+    def blocked_at(self) -> int | None:
+        """Return how much was sent before the write that is under way, `None` where none is."""
+        return self._record.sent_bytes if self._who_writes else None
+
     async def write_held(self) -> None:
         """Write what is held, and what is to be the last, until none is left or somebody waits."""
         while not (self._who_writes or self._waiting) and self.is_owing():

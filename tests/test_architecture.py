@@ -10,8 +10,19 @@ import sse_middleware
 
 PACKAGE = Path(sse_middleware.__file__).parent
 LAYERS = {
-    0: {"errors", "events", "wire", "cursors", "options", "parser", "record", "settings"},
+    0: {
+        "arguments",
+        "cursors",
+        "errors",
+        "events",
+        "options",
+        "parser",
+        "record",
+        "settings",
+        "wire",
+    },
     1: {
+        "addresses",
         "claims",
         "controls",
         "current",
@@ -23,6 +34,10 @@ LAYERS = {
     },
     2: {"observers", "stores.base"},
     3: {
+        "limits",
+        "stores.leases",
+        "stores.open_rate",
+        "stores.patience",
         "stores.entries",
         "stores.frames",
         "stores.memory",
@@ -35,16 +50,21 @@ LAYERS = {
     },
     4: {
         "access",
+        "admission",
         "closing",
         "drain",
+        "entry",
         "farewell",
         "freeing",
         "lingering",
         "opening",
         "outbox",
+        "owner",
         "process",
         "reader",
         "recorded",
+        "refused",
+        "refusing",
         "responder",
         "resume",
         "scribe",
@@ -62,7 +82,7 @@ OUTSIDE = {
     0: set[str](),
     1: {"starlette"},
     2: set[str](),
-    3: {"redis"},
+    3: {"limits", "redis"},
     4: {"starlette"},
     5: {"starlette", "prometheus_client"},
 }

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sse_middleware.__main__ import markdown
-from sse_middleware.options import SETTINGS, OptionArguments
+from sse_middleware.arguments import OptionArguments
+from sse_middleware.options import SETTINGS
 
 ROOT = Path(__file__).parent.parent
 SNIPPETS = [

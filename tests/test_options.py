@@ -418,6 +418,37 @@ def test_globs_by_argument_are_a_tuple_of_texts(value: object) -> None:
         Options.from_environ({}, include=value)
 
 
+LIMITS = {
+    "max_streams": ("SSE_MAX_STREAMS", 1_000_000),
+    "max_streams_per_client": ("SSE_MAX_STREAMS_PER_CLIENT", 100_000),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_is_off_or_a_number_from_one_on(name: str) -> None:
+    variable, highest = LIMITS[name]
+    assert getattr(Options(), name) is None
+    for text, value in (("1", 1), (str(highest), highest), ("off", None), (" OFF ", None)):
+        assert read({variable: text}, name) == value
+        assert read({}, name, **{name: value}) == value
+    for text in ("0", "-1", str(highest + 1), "1.5", "many", "none", "\u00bd"):
+        with pytest.raises(ConfigurationError, match=f"{variable} is .*, or off"):
+            read({variable: text}, name)
+    for bad in (0, -1, highest + 1, 1.5, "1", True, "off"):
+        with pytest.raises(ConfigurationError, match=f"{name} is .*, or off"):
+            read({}, name, **{name: bad})
+
+
+def test_what_happens_over_a_limit_depends_on_the_client_until_somebody_sets_it() -> None:
+    unset = Options.from_environ({})
+    assert (unset.evicts(eventsource=True), unset.evicts(eventsource=False)) == (True, False)
+    for text, evicts in (("evict_oldest", True), ("reject", False)):
+        options = Options.from_environ({"SSE_LIMIT_ACTION": text})
+        assert {options.evicts(eventsource=one) for one in (True, False)} == {evicts}
+    with pytest.raises(ConfigurationError, match="allowed is evict_oldest or reject"):
+        Options.from_environ({"SSE_LIMIT_ACTION": "evict"})
+
+
 def test_an_empty_metrics_path_is_a_choice_and_an_empty_number_is_none() -> None:
     options = Options.from_environ({"SSE_METRICS_PATH": "", "SSE_RETRY_MS": ""})
     assert options.metrics_path == ""

@@ -137,6 +137,7 @@ def test_the_reasons_are_the_words_of_the_contract() -> None:
         "duration_cap",
         "cancelled",
         "shutdown",
+        "evicted",
         "error",
     }
 

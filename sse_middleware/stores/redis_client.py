@@ -55,7 +55,7 @@ def client_for(url: str) -> AnyRedis:
         "retry": Retry(NoBackoff(), 0),  # and knows what to do
     }
     try:
-        if _is_of_cluster(url):
+        if is_of_cluster(url):
             first, others = _nodes_of(url)
             nodes = [ClusterNode(*other) for other in others]
             return checked(RedisCluster.from_url(first, startup_nodes=nodes, **options))
@@ -108,7 +108,7 @@ def blocking_client(url: str, client: AnyRedis) -> Any:
     }
     if isinstance(client, RedisCluster):
         options["retry"] = ThreadRetry(NoBackoff(), 1)  # a failure lets it look where nodes are
-    if _is_of_cluster(url):
+    if is_of_cluster(url):
         first, others = _nodes_of(url)
         nodes = [ThreadClusterNode(*other) for other in others]  # type: ignore[no-untyped-call]
         return redis.RedisCluster.from_url(first, startup_nodes=nodes, **options)
@@ -128,7 +128,8 @@ def blocking_client(url: str, client: AnyRedis) -> Any:
     return redis.Redis(**options)
 
 
-def _is_of_cluster(url: str) -> bool:
+def is_of_cluster(url: str) -> bool:
+    """Tell whether a URL is that of a cluster."""
     return urlsplit(url).scheme.endswith(_CLUSTER)
 
 

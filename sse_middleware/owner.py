@@ -1,0 +1,19 @@
+"""The seam between what writes a stream and whoever runs its app."""
+
+from typing import Protocol
+
+
+class Owner(Protocol):
+    """Whoever runs the app of an outbox."""
+
+    def on_cap(self) -> None:
+        """Hear that the time of the stream or its connection was over."""
+
+    def on_end(self) -> None:
+        """Hear that the stream has ended while the app was still at it."""
+
+    def on_silence(self) -> None:
+        """Hear that somebody should listen for the client's leaving."""
+
+    async def on_late_write(self) -> None:
+        """Hear that the app writes behind the end."""

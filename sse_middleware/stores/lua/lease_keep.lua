@@ -1,0 +1,33 @@
+-- Keep the places of a process in the share of a client, and give others back.
+--
+-- KEYS[1]  the leases of the client: members by the time at which they run out
+-- KEYS[2]  those that were taken away, until their owners have heard
+-- ARGV[1]  how long a lease is good for, in milliseconds
+-- ARGV[2]  how many of the members behind it are kept; the rest are given back
+--
+-- A lease that has run out, or that Redis has forgotten, is taken again without asking: its stream
+-- runs. Returns how many there are, and then which of the kept ones were taken away.
+
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local lease = tonumber(ARGV[1])
+local kept = tonumber(ARGV[2])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+
+local lost = {}
+for index = 3, #ARGV do
+  local member = ARGV[index]
+  if redis.call('ZREM', KEYS[2], member) == 1 then
+    if index < 3 + kept then
+      lost[#lost + 1] = member
+    end
+  elseif index < 3 + kept then
+    redis.call('ZADD', KEYS[1], now + lease, member)
+  else
+    redis.call('ZREM', KEYS[1], member)
+  end
+end
+if kept > 0 then
+  redis.call('PEXPIRE', KEYS[1], lease)
+end
+return {redis.call('ZCARD', KEYS[1]), unpack(lost)}
