@@ -17,6 +17,7 @@ from typing import Any, Unpack
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
+from sse_middleware.browser import ClientFiles
 from sse_middleware.claims import NO_CLAIM, Identify, claims_something
 from sse_middleware.current import CURRENT, IN_SCOPE, CurrentStream
 from sse_middleware.cursors import new_secret, stream_id
@@ -109,9 +110,11 @@ class SSEMiddleware:
         self._follow_named = self._resumption.follow_named
         self._include = [glob_pattern(glob) for glob in chosen.include]
         self._exclude = [glob_pattern(glob) for glob in chosen.exclude]
-        # The ends of the paths that need a second look: that of the metrics, or all.
+        self._client = ClientFiles(chosen.client_path) if chosen.client_path else None
+        # The ends of the paths that need a second look: those of what we serve, or all.
+        own = (chosen.metrics_path, *(self._client.paths if self._client else ()))
         all_paths = chosen.include or chosen.exclude or not chosen.enabled or self._misconfigured
-        self._looked_at = ("",) if all_paths else (chosen.metrics_path,) * bool(chosen.metrics_path)
+        self._looked_at = ("",) if all_paths else tuple(path for path in own if path)
         self._metrics: MetricsEndpoint | None = None
         if chosen.metrics_path:
             self._metrics = MetricsEndpoint(
@@ -170,6 +173,8 @@ class SSEMiddleware:
             await self.app(scope, receive, send)
         elif self._metrics is not None and self._metrics.serves(scope):
             await self._metrics(self._without_metrics, scope, receive, send)
+        elif self._client is not None and self._client.serves(scope):
+            await self._client(scope, receive, send)
         elif self._is_left_out(scope.get("path", "")):
             logger.debug("request left alone: its path is left out")
             await self.app(scope, receive, send)

@@ -191,6 +191,14 @@ class Options:
         pattern=r"(/[^?#\s]+)?",
         allowed="a path with a / first, or nothing",
     )
+    client_path: str = text(
+        "SSE_CLIENT_PATH",
+        "",
+        "Where the browser client is served, below the app's `root_path`, such as `/sse-client.js`; "
+        "the React hook lies beside it. Empty: nowhere.",
+        pattern=r"(/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-])?",
+        allowed="a path with a / first and of A-Z, a-z, 0-9 and . _ ~ / -, or nothing",
+    )
     rollout_percent: int = whole(
         "SSE_ROLLOUT_PERCENT",
         100,
@@ -257,6 +265,7 @@ class OptionArguments(TypedDict, total=False):
     comment_style: CommentStyle
     trace_in_data: bool
     metrics_path: str
+    client_path: str
     rollout_percent: int
 
 

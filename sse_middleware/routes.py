@@ -26,6 +26,7 @@ StreamKey = Callable[[Any], str]
 
 _ATTRIBUTE = "__sse_streaming__"
 _OF_THE_WHOLE_APP = {
+    "client_path",
     "identity_cookies",
     "include",
     "exclude",
