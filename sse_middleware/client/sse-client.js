@@ -8,7 +8,6 @@ const LONGEST_EVENT = 1 << 24;
 const LONGEST_PAUSE = 30_000;
 const FIRST_ANSWER = 60_000; // apps may think first
 const SILENCE = 15_000;
-const QUEUE = 256;
 const CURSOR = /^([\w-]{22})-(\d+)(\.\w+)?$/;
 const WAKES = ["online", "visibilitychange"];
 
@@ -102,7 +101,7 @@ export class StreamMachine {
 
   start(now, id = this.id) {
     if (this.state !== "disconnected") return [];
-    this.#hasContent &&= id !== "" && id === this.id;
+    if (!id || id !== this.id) this.#hasContent = false;
     this.id = id;
     this.attempts = 0;
     this.#retry = undefined;
@@ -154,10 +153,10 @@ export class StreamMachine {
       return reason === "shutdown" ? this.#lost(now, reason) : this.#finish(data);
     }
     if (ours === "error" && error?.code) {
+      const { code, message } = error;
       this.id = wire.id;
-      const told = new SSEError(error.code, error.message, { traceId: data.trace_id });
-      if (error.code === "producer_lost") return this.#lost(now, error.code, { error: told });
-      return this.#fail(told);
+      const told = new SSEError(code, message, { traceId: data.trace_id });
+      return code === "producer_lost" ? this.#lost(now, code, { error: told }) : this.#fail(told);
     }
     return this.#content(wire, name, data);
   }
@@ -175,8 +174,7 @@ export class StreamMachine {
   }
 
   wake(now) {
-    const overdue = this.state === "connected" && now - this.#lastSign > this.#silence / 2;
-    if (overdue) this.deadline = now;
+    if (this.state === "connected" && now - this.#lastSign > this.#silence / 2) this.deadline = now;
     const effects = this.tick(now);
     return this.#waits && this.#mayWake ? [...effects, ...this.#open(now)] : effects;
   }
@@ -200,18 +198,18 @@ export class StreamMachine {
     const had = CURSOR.exec(this.id);
     const got = wire.hasId && CURSOR.exec(wire.id);
     if (had && got && had[1] === got[1] && Number(got[2]) <= Number(had[2])) return [];
-    const anew = !this.#sawStart && !this.#progress && this.#beginsAnew();
-    const reset = this.#reset(anew);
+    const reset = this.#reset(!this.#sawStart && !this.#progress && this.#beginsAnew());
     this.#hasProgress();
     this.#hasContent = true;
     this.id = wire.id;
     this.#ending = name === "complete" ? { data } : undefined;
-    return [...reset, ["onContent", data, { event: wire.event, data: wire.data, id: wire.id }]];
+    return [...reset, ["onContent", data, wire]];
   }
 
   // Where the answer does not say. An app knows its own ids.
   #beginsAnew() {
-    return this.#hasContent && (!this.#sentId || CURSOR.test(this.#sentId)) && "restarted";
+    const knows = this.#sentId && !CURSOR.test(this.#sentId);
+    return this.#hasContent && !knows && "restarted";
   }
 
   #reset(reason) {
@@ -229,8 +227,8 @@ export class StreamMachine {
     const { maxReconnectAttempts: most, reconnectDelay, random } = this.#options;
     const counts = !offline && !rotated;
     if (counts && this.attempts >= most) {
-      const message = `gave up after ${most} attempts: ${error?.message ?? reason}`;
-      return this.#fail(new SSEError("gave_up", message, { traceId: this.traceId, cause: error }));
+      const why = `gave up: ${error?.message ?? reason}`;
+      return this.#fail(new SSEError("gave_up", why, { traceId: this.traceId, cause: error }));
     }
     if (counts) this.attempts++;
     const least = this.#retry ?? reconnectDelay;
@@ -238,7 +236,7 @@ export class StreamMachine {
     const pause = Math.max(least, Math.min(grown, LONGEST_PAUSE));
     const delay = Math.max(pause * (1 + random() / 2), retryAfter);
     this.#waits = true;
-    this.#mayWake = !retryAfter;
+    this.#mayWake = retryAfter <= 0;
     this.deadline = now + delay;
     return [["close"], ...this.#to("reconnecting", { reason, delay })];
   }
@@ -256,11 +254,11 @@ export class StreamMachine {
 
   #to(state, detail) {
     this.state = state;
-    const told = [["onStateChange", state, { attempt: this.attempts, ...detail }]];
-    if (state !== "disconnected") return told;
+    const told = ["onStateChange", state, { attempt: this.attempts, ...detail }];
+    if (state !== "disconnected") return [told];
     this.deadline = Infinity;
     this.#waits = false;
-    return [["close"], ...told];
+    return [["close"], told];
   }
 }
 
@@ -275,8 +273,8 @@ export class SSEClient {
   #connection = new AbortController();
   #timer;
   #queue;
-  #taken = () => {};
-  #given = () => {};
+  #taken;
+  #given;
   #waking = () => {
     const hidden = globalThis.document?.visibilityState === "hidden";
     if (!hidden) this.#run(this.#machine.wake(Date.now()));
@@ -328,12 +326,12 @@ export class SSEClient {
       while (queue.length || this.state !== "disconnected") {
         if (queue.length) yield queue.shift();
         else await new Promise((resolve) => (this.#given = resolve));
-        this.#taken();
+        this.#taken?.();
       }
       if (this.error) throw this.error;
     } finally {
       this.#queue = undefined;
-      this.#taken();
+      this.#taken?.();
       this.stop();
     }
   }
@@ -352,7 +350,7 @@ export class SSEClient {
       this.#keep();
     }
     this.#arm();
-    this.#given();
+    this.#given?.();
   }
 
   #tell(what, first, second) {
@@ -361,14 +359,14 @@ export class SSEClient {
     if (what === "onContent") this.#queue?.push({ ...second, data: first });
     if (what === "onReset") this.#queue?.push({ event: "reset", data: first, id: "", reset: true });
     if (first.incomplete) {
-      const { reason } = first;
-      this.error = new SSEError(reason, `ended early: ${reason}`, { traceId: this.traceId });
+      const told = `ended early: ${first.reason}`;
+      this.error = new SSEError(first.reason, told, { traceId: this.traceId });
     }
     try {
       this.#options[what]?.(first, second);
     } catch (error) {
       queueMicrotask(() => {
-        throw error; // no reason to lose a stream
+        throw error;
       });
     }
   }
@@ -387,7 +385,6 @@ export class SSEClient {
     const own = new Headers(typeof headers === "function" ? await headers() : headers);
     if (request.signal) own.set("accept", "text/event-stream;events=named"); // no preflight
     else own.delete("content-type");
-    // The first one counts.
     if (CURSOR.test(id)) address.search = `?${name}=${id}${address.search.replace("?", "&")}`;
     else if (id) own.set("last-event-id", id);
     return fetch(address, { credentials, headers: own, cache: "no-store", ...request });
@@ -411,7 +408,7 @@ export class SSEClient {
     const machine = this.#machine;
     if (status !== 200 || !/^text\/event-stream\b/i.test(headers.get("content-type"))) {
       const after = headers.get("retry-after");
-      const retryAfter = after ? Number(after) * 1000 || Date.parse(after) - Date.now() || 0 : 0;
+      const retryAfter = Number(after) * 1000 || Date.parse(after) - Date.now() || 0;
       const traceId = headers.get("x-trace-id") ?? "";
       return () => machine.refused(Date.now(), status, { retryAfter, traceId });
     }
@@ -429,7 +426,7 @@ export class SSEClient {
       }
       machine.id = parser.lastEventId;
       this.#keep();
-      while (this.#queue?.length > QUEUE && !signal.aborted) {
+      while (this.#queue?.length > 256 && !signal.aborted) {
         machine.deadline = Infinity; // it is us who are silent
         this.#arm();
         await new Promise((resolve) => (this.#taken = resolve));

@@ -84,7 +84,7 @@ describe("a stream that is whole", () => {
     play.word(1, '{"word": "a"}');
     assert.deepEqual(play.effects[0].slice(1), [
       { word: "a" },
-      { event: "message", data: '{"word": "a"}', id: cursor(1) },
+      { event: "message", data: '{"word": "a"}', id: cursor(1), hasId: true },
     ]);
     play.word(2, "{no json");
     assert.equal(play.effects[0][1], "{no json");
