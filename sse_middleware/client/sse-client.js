@@ -309,6 +309,7 @@ export class SSEClient {
   start() {
     if (this.state !== "disconnected") return;
     this.#turn++;
+    this.#connection.abort();
     this.error = undefined;
     for (const name of WAKES) globalThis.addEventListener?.(name, this.#waking);
     this.#run(this.#machine.start(Date.now(), this.lastEventId));
