@@ -6,6 +6,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -31,7 +32,7 @@ async def of_app(scope: Scope, receive: Receive, send: Send) -> None:
     await PlainTextResponse("of the app", 404)(scope, receive, send)
 
 
-async def get(path: str = PATH, *, query: str = "", at: str = PATH, **request: object) -> Exchange:
+async def get(path: str = PATH, *, query: str = "", at: str = PATH, **request: Any) -> Exchange:
     app = SSEMiddleware(of_app, client_path=at)
     return await handle(app, path=path, query_string=query.encode(), **request)
 

@@ -36,9 +36,11 @@ def read(stream: bytes) -> dict[str, Any]:
     """Tell what a client dispatches for a stream."""
     parser = EventParser()
     events: list[list[object]] = []
-    for number in range(len(stream)):
-        for event in parser.feed(stream[number : number + 1]):
-            events.append([event.event, event.data, parser.last_event_id, event.id is not None])
+    for number in range(len(stream)):  # one by one, for the id behind each
+        events += [
+            [event.event, event.data, parser.last_event_id, event.id is not None]
+            for event in parser.feed(stream[number : number + 1])
+        ]
     return {
         "stream": base64.b64encode(stream).decode(),
         "events": events,

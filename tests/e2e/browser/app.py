@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware, current_stream, resume_endpoint, streaming
-from tests.e2e.browser import client, npm
+from tests.e2e.browser import client
 from tests.e2e.browser.page import PAGE
 
 TICK_SECONDS = 0.02
@@ -122,8 +122,6 @@ def _routes() -> list[BaseRoute]:
     return [
         Route("/page", page),
         Route("/client", client_page),
-        Route("/npm-react/{version}.js", npm.react),
-        Route("/npm/{path:path}", npm.file),
         Route("/told/{key}", told),
         Route("/poll", poll),
         Route("/job", job, methods=["GET", "POST"]),

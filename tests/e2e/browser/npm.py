@@ -1,14 +1,9 @@
-"""Packages of npm as a browser takes them: modules, at addresses of our own server.
+"""React as a browser takes it: it comes in CommonJS only, and has to be a module.
 
-React comes in CommonJS only, so it is wrapped: each file as a function, and a `require` that knows
-them by name.
+Each of its files becomes a function, and there is a `require` that knows them by name.
 """
 
-from pathlib import Path
 from typing import NamedTuple
-
-from starlette.requests import Request
-from starlette.responses import FileResponse, Response
 
 from tests.e2e.clients import needs
 
@@ -79,31 +74,3 @@ def react_module(version: str) -> str:
         f"export const {{ {', '.join(_HOOKS)} }} = React;\n"
         f"export const {{ createRoot }} = require({react.client!r});\n"
     )
-
-
-async def react(request: Request) -> Response:
-    """Serve React of a version."""
-    text = react_module(request.path_params["version"])
-    return Response(text, media_type="text/javascript; charset=utf-8")
-
-
-async def file(request: Request) -> Response:
-    """Serve a file of a package."""
-    path = (PACKAGES / request.path_params["path"]).resolve()
-    assert Path(PACKAGES).resolve() in path.parents
-    return FileResponse(path, media_type="text/javascript; charset=utf-8")
-
-
-def react_page(version: str, script: str) -> str:
-    """Return a page with a module `script` that imports React and the hook by their names."""
-    return f"""<!doctype html>
-<link rel="icon" href="data:,">
-<title>react {version}</title>
-<script type="importmap">
-{{ "imports": {{ "react": "/npm-react/{version}.js", "react-dom/client": "/npm-react/{version}.js" }} }}
-</script>
-<div id="root"></div>
-<script type="module">
-{script}
-</script>
-"""

@@ -315,7 +315,7 @@ def test_a_page_that_was_frozen_has_the_whole_answer(
 
 @pytest.mark.parametrize("replay", [True, False])
 def test_a_page_that_is_loaded_again_goes_on(site: Site, page: "Page", *, replay: bool) -> None:
-    options: dict[str, object] = {"keep": "answer", "replay": replay}
+    options: dict[str, Any] = {"keep": "answer", "replay": replay}
     url = site.url("/job", n=40)
     visit(page, site.client())
     before = Followed(page, url, **options)

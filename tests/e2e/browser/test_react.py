@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.browser.npm import PACKAGES, react_page
+from tests.e2e.browser.npm import PACKAGES, react_module
 from tests.e2e.browser.page import visit
 from tests.e2e.browser.site import Site
 from tests.e2e.browser.test_client import wait_until
@@ -13,7 +13,14 @@ from tests.e2e.clients import needs
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-SCRIPT = """
+PAGE = """<!doctype html>
+<link rel="icon" href="data:,">
+<title>react</title>
+<script type="importmap">
+{ "imports": { "react": "/react.js", "react-dom/client": "/react.js" } }
+</script>
+<div id="root"></div>
+<script type="module">
 import { StrictMode, createElement, useEffect, useState } from "react";
 import { createRoot } from "react-dom/client";
 import { useSSEStream } from "/use-sse-stream.js";
@@ -47,6 +54,7 @@ window.mount = (options, starts) => {
 };
 window.unmount = () => root.unmount();
 window.ready = true;
+</script>
 """
 
 
@@ -56,8 +64,9 @@ def react(request: pytest.FixtureRequest, page: "Page", site: Site) -> "Page":
     needs.node()
     if not (PACKAGES / "react-dom-18").is_dir():
         needs.missing("React is not installed: npm install --prefix tests/e2e/clients")
-    html = react_page(request.param, SCRIPT)
-    page.route("**/react-page", lambda route: route.fulfill(body=html, content_type="text/html"))
+    module = react_module(request.param)
+    page.route("**/react.js", lambda it: it.fulfill(body=module, content_type="text/javascript"))
+    page.route("**/react-page", lambda it: it.fulfill(body=PAGE, content_type="text/html"))
     visit(page, site.page().replace("/page", "/react-page"))
     page.wait_for_function("window.ready")
     return page
@@ -65,7 +74,9 @@ def react(request: pytest.FixtureRequest, page: "Page", site: Site) -> "Page":
 
 def mount(page: "Page", site: Site, *, starts: bool = False, **options: Any) -> None:
     url = site.url(options.pop("path", "/job"), n=options.pop("n", 20))
-    page.evaluate("([options, starts]) => mount(options, starts)", [{"url": url, **options}, starts])
+    page.evaluate(
+        "([options, starts]) => mount(options, starts)", [{"url": url, **options}, starts]
+    )
     page.wait_for_selector("#start")
 
 
@@ -82,9 +93,7 @@ def test_a_component_that_mounts_twice_has_each_word_once(react: "Page", site: S
     assert len(site.runs()) <= 2
 
 
-def test_a_component_hears_by_the_callbacks_of_its_newest_render(
-    react: "Page", site: Site
-) -> None:
+def test_a_component_hears_by_the_callbacks_of_its_newest_render(react: "Page", site: Site) -> None:
     mount(react, site, n=100)
     assert react.evaluate("stream.state") == "disconnected", "nothing is opened unasked"
     react.click("#start")  # which hands over the event of the click
