@@ -239,7 +239,7 @@ export class StreamMachine {
   /** Take an event. */
   event(now: number, wire: Wire): Effect[];
   /** Hear that the connection is over: by the server and in order (`clean`), or by a cut. */
-  ended(now: number, how?: { clean?: boolean; offline?: boolean; reason?: string }): Effect[];
+  ended(now: number, how?: { clean?: boolean; offline?: boolean; error?: unknown; reason?: string }): Effect[];
   /** Hear what the time is. */
   tick(now: number): Effect[];
   /** Hear that now is a good moment: the network, or whoever reads, is back. */

@@ -11,7 +11,6 @@ const SILENCE = 15_000;
 const CURSOR = /^([\w-]{22})-(\d+)(\.\w+)?$/;
 const WAKES = ["online", "visibilitychange"];
 
-/** @implements {T.SSEError} */
 export class SSEError extends Error {
   constructor(code, message, more) {
     super(message);
@@ -161,11 +160,11 @@ export class StreamMachine {
     return this.#content(wire, name, data);
   }
 
-  ended(now, { clean = false, offline = false, reason = clean ? "ended" : "cut" } = {}) {
+  ended(now, { clean, offline, error, reason = clean ? "ended" : "cut" } = {}) {
     if (this.#ending || (clean && !this.#sawStart)) {
       return this.#finish({ reason: "finished", data: this.#ending?.data });
     }
-    return this.#lost(now, reason, { offline, rotated: clean && this.#progress });
+    return this.#lost(now, reason, { offline, error, rotated: clean && this.#progress });
   }
 
   tick(now) {
@@ -276,8 +275,7 @@ export class SSEClient {
   #taken;
   #given;
   #waking = () => {
-    const hidden = globalThis.document?.visibilityState === "hidden";
-    if (!hidden) this.#run(this.#machine.wake(Date.now()));
+    if (!globalThis.document?.hidden) this.#run(this.#machine.wake(Date.now()));
   };
 
   /** @param {T.SSEClientOptions} options */
@@ -316,8 +314,9 @@ export class SSEClient {
   }
 
   stop({ cancel = true } = {}) {
-    this.#turn++;
-    this.#run(this.#machine.stop(cancel));
+    const effects = this.#machine.stop(cancel);
+    this.#turn += effects.length;
+    this.#run(effects);
   }
 
   async *[Symbol.asyncIterator]() {
@@ -343,7 +342,7 @@ export class SSEClient {
       if (turn !== this.#turn) return; // a callback has stopped or started us
       if (what === "open") this.#connect(first);
       else if (what === "close") this.#connection.abort();
-      else if (what === "cancel") this.#ask("sse_cancel", first, { method: "POST", keepalive: true }).catch(() => {});
+      else if (what === "cancel") this.#cancel(first);
       else this.#tell(what, first, second);
     }
     if (this.state === "disconnected") {
@@ -391,6 +390,10 @@ export class SSEClient {
     return fetch(address, { credentials, headers: own, cache: "no-store", ...request });
   }
 
+  #cancel(id) {
+    this.#ask("sse_cancel", id, { method: "POST", keepalive: true }).catch(() => {});
+  }
+
   async #connect(id) {
     const { signal } = (this.#connection = new AbortController());
     const { method, body } = this.#options;
@@ -398,9 +401,9 @@ export class SSEClient {
     try {
       const response = await this.#ask("last_event_id", id, { method, body, signal });
       if (!signal.aborted) ended = await this.#read(response, id, signal);
-    } catch {
+    } catch (error) {
       const offline = globalThis.navigator?.onLine === false;
-      ended = () => this.#machine.ended(Date.now(), { offline });
+      ended = () => this.#machine.ended(Date.now(), { offline, error });
     }
     if (!signal.aborted) this.#run(ended());
   }
@@ -456,7 +459,7 @@ export class SSEClient {
     try {
       if (!id || CURSOR.exec(id)?.[3]) sessionStorage.removeItem(keep);
       else sessionStorage.setItem(keep, JSON.stringify([url, id]));
-    } catch {} // no storage
+    } catch {}
   }
 }
 

@@ -104,13 +104,13 @@ test("who takes events slowly is sent them slowly, and silence is then his own",
         go();
       },
     ],
-    { silenceThreshold: 100 },
+    { silenceThreshold: 1000 },
   );
   let taken = 0;
   for await (const { data } of of) {
     assert.equal(data.word, ++taken);
     if (taken === 1) {
-      await new Promise((resolve) => setTimeout(resolve, 400));
+      await new Promise((resolve) => setTimeout(resolve, 1500));
       assert.ok(written < 20_000, "it is held back");
     }
   }
@@ -207,4 +207,26 @@ test("a callback of the end may start anew", async () => {
     ...["connecting", "connected", 1, "second"],
     ...["connecting", "connected", 1, "disconnected"],
   ]);
+});
+
+test("a callback of the end may stop, which is nothing, and the end is told all the same", async () => {
+  const heard = [];
+  await new Promise((resolve) => {
+    const of = client([says(START, word(1), end("finished"))], {
+      onComplete: () => of.stop(),
+      onStateChange: (state) => heard.push(state) && state === "disconnected" && resolve(),
+    });
+    of.start();
+  });
+  assert.deepEqual(heard, ["connecting", "connected", "disconnected"]);
+});
+
+test("what made a connection impossible is the cause of giving up", async () => {
+  const headers = () => Promise.reject(new Error("no token"));
+  const of = client([], { headers, maxReconnectAttempts: 0 });
+  await assert.rejects(all(of), ({ code, cause, message }) => {
+    assert.equal(code, "gave_up");
+    assert.equal(cause.message, "no token");
+    return message === "gave up: no token";
+  });
 });

@@ -289,7 +289,7 @@ def test_a_page_that_is_looked_at_again_comes_back_at_once(slow: Site, page: "Pa
 
 
 SEEN = """(state) => {
-    Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
+    Object.defineProperty(document, "hidden", { value: state === "hidden", configurable: true });
     document.dispatchEvent(new Event("visibilitychange", { bubbles: true }));
 }"""
 """Playwright keeps all pages visible, so that the browser's own event has to be played."""
