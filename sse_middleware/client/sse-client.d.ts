@@ -75,7 +75,7 @@ export interface Complete {
   trace_id?: string;
 }
 
-/** Why what came is to be thrown away: `gone` or `truncated` by the server, `restarted` by ours. */
+/** Why what came is to be thrown away: `gone` or `truncated` by the server, or `restarted`. */
 export interface Reset {
   reason: string;
 }
@@ -174,7 +174,11 @@ export class SSEClient implements AsyncIterable<StreamItem> {
   readonly heartbeat: Heartbeat | undefined;
   /** Why the last run has failed, or ended early. */
   readonly error: SSEError | undefined;
-  /** Begin, or go on with what was left by `stop({cancel: false})`, an error or a reload. */
+  /**
+   * Begin, or go on with what was left by `stop({cancel: false})`, an error or a reload.
+   *
+   * What a client begins anew behind an answer that it had is told by `onReset`.
+   */
   start(): void;
   /**
    * End now. Nothing is heard any more, and no timer or listener is left.

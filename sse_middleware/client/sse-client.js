@@ -58,7 +58,7 @@ export class EventParser {
       this.#block = { data: [], size: 0 };
       return;
     }
-    const [, field, value = ""] = /^([^:]*)(?:: ?(.*))?$/s.exec(line);
+    const [, field, value = ""] = /^([^:]*):? ?(.*)$/s.exec(line);
     if (field === "data") {
       block.data.push(value);
       block.size += line.length;
@@ -88,7 +88,7 @@ export class StreamMachine {
   #silence = SILENCE;
   #lastSign = 0;
   #retry;
-  #ending; // the app's own `complete`, while nothing has come behind it
+  #ending; // the app's own `complete`, if that was last
   // Of the connection:
   #sentId = "";
   #sawStart = false;
@@ -100,12 +100,12 @@ export class StreamMachine {
 
   start(now, id = this.id) {
     if (this.state !== "disconnected") return [];
-    if (!id || id !== this.id) this.#hasContent = false;
+    const reset = this.#reset(this.#hasContent && (!id || id !== this.id) && "restarted");
     this.id = id;
     this.attempts = 0;
     this.#retry = undefined;
     this.#silence = this.#options.silenceThreshold ?? SILENCE;
-    return [...this.#to("connecting"), ...this.#open(now)];
+    return [...reset, ...this.#to("connecting"), ...this.#open(now)];
   }
 
   opened(now) {

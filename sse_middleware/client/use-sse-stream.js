@@ -24,20 +24,29 @@ export function useSSEStream(options = {}) {
   });
 
   const stop = useCallback((how) => {
-    running.current?.stop(how);
+    running.current?.client.stop(how);
   }, []);
 
   const start = useCallback((changes) => {
     const wanted = { ...latest.current, ...own(changes) };
-    running.current?.stop();
-    const client = (running.current = new SSEClient({
-      ...wanted,
-      url: address(wanted),
-      ...heard(() => client === running.current, () => tell(client), latest),
-    }));
+    const { body } = wanted;
+    const url = address(wanted);
+    const before = running.current;
+    const isSame = before?.url === url && before.body === body;
+    if (isSame && before.client.state === "disconnected" && before.client.lastEventId) {
+      before.client.start(); // goes on
+      return;
+    }
+    before?.client.stop();
+    if (before?.hasContent) latest.current.onReset?.({ reason: "restarted" });
+    const mine = { url, body, hasContent: false };
+    const callbacks = heard(() => mine === running.current, tell, latest);
+    const client = (mine.client = new SSEClient({ ...wanted, url, ...callbacks }));
+    running.current = mine;
     client.start();
 
-    function tell() {
+    function tell(name) {
+      if (name === "onContent") mine.hasContent = true;
       const { state, reconnectAttempts, lastMessageTime, traceId, heartbeat, error } = client;
       setTold({
         state,
@@ -55,9 +64,8 @@ export function useSSEStream(options = {}) {
   useEffect(
     () => () => {
       // Whoever keeps a cursor may come back for the rest; nobody else can.
-      const client = running.current;
+      running.current?.client.stop({ cancel: !latest.current.keep });
       running.current = null;
-      client?.stop({ cancel: !latest.current.keep });
     },
     [],
   );
@@ -81,7 +89,7 @@ function heard(isCurrent, tell, latest) {
     name,
     (...rest) => {
       if (!isCurrent()) return;
-      tell();
+      tell(name);
       latest.current[name]?.(...rest);
     },
   ];

@@ -204,7 +204,7 @@ test("a callback of the end may start anew", async () => {
     of.start();
   });
   assert.deepEqual(heard, [
-    ...["connecting", "connected", 1, "second"],
+    ...["connecting", "connected", 1, "second"], // the state of which is not told any more
     ...["connecting", "connected", 1, "disconnected"],
   ]);
 });

@@ -506,13 +506,16 @@ describe("stop", () => {
     assert.deepEqual(play.word(5), ["onContent"]);
   });
 
-  test("with a cancel is begun anew by start, and nothing is thrown away", () => {
+  test("with a cancel is begun anew by start, and what came is thrown away once", () => {
     const play = new Play();
     play.begin();
     play.word(4);
     play.stop();
-    assert.deepEqual(play.machine.start(play.now).at(-1), ["open", ""]);
+    assert.deepEqual(play.do("start"), ["onReset", "connecting", "open"]);
+    assert.equal(play.machine.id, "");
     assert.deepEqual(play.begin(), ["onStart"]);
+    play.stop();
+    assert.deepEqual(play.do("start"), ["connecting", "open"], "nothing has come");
   });
 
   test("what was given up is gone on with by start", () => {

@@ -32,6 +32,7 @@ function Answer({ options, starts }) {
   const stream = useSSEStream({
     ...options,
     onContent: (data) => told.contents.push([name, data]),
+    onReset: () => (told.contents.length = 0),
     onComplete: (complete) => told.completes.push(complete.reason),
   });
   const { start, stop } = stream;
@@ -94,7 +95,7 @@ def test_a_component_that_mounts_twice_has_each_word_once(react: "Page", site: S
 
 
 def test_a_component_hears_by_the_callbacks_of_its_newest_render(react: "Page", site: Site) -> None:
-    mount(react, site, n=100)
+    mount(react, site, n=60)
     assert react.evaluate("stream.state") == "disconnected", "nothing is opened unasked"
     react.click("#start")  # which hands over the event of the click
     react.wait_for_function("told.contents.length > 3")
@@ -107,6 +108,20 @@ def test_a_component_hears_by_the_callbacks_of_its_newest_render(react: "Page", 
     react.evaluate("stream.stop()")
     react.wait_for_function("stream.state === 'disconnected'")
     wait_until(lambda: site.told()["left"] == 1)
+    react.click("#start")
+    react.wait_for_function("stream.state === 'disconnected' && told.completes.length === 1")
+    assert react.evaluate("told.contents.map(([, data]) => data)") == list(range(60))
+
+
+def test_a_component_that_was_let_down_goes_on_where_it_was(react: "Page", site: Site) -> None:
+    mount(react, site, n=60, maxReconnectAttempts=0)
+    site.scissors.cut(rb"data: 20\n")
+    react.click("#start")
+    react.wait_for_function("stream.error?.code === 'gave_up'")
+    react.click("#start")
+    react.wait_for_function("told.completes.length === 1")
+    assert react.evaluate("told.contents.map(([, data]) => data)") == list(range(60))
+    assert site.runs() == [""]
 
 
 def test_a_component_that_goes_stops_its_stream(react: "Page", site: Site) -> None:
