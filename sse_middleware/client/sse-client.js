@@ -6,7 +6,7 @@ export const VERSION = "0.1.0.dev0";
 
 const LONGEST_EVENT = 1 << 24;
 const LONGEST_PAUSE = 30_000;
-const FIRST_ANSWER = 60_000; // apps may think first
+const FIRST_ANSWER = 60_000;
 const SILENCE = 15_000;
 const CURSOR = /^([\w-]{22})-(\d+)(\.\w+)?$/;
 const WAKES = ["online", "visibilitychange"];
@@ -18,7 +18,7 @@ export class SSEError extends Error {
   }
 }
 
-/** @implements {T.EventParser} WHATWG HTML 9.2.6, cut anywhere. */
+/** @implements {T.EventParser} */
 export class EventParser {
   retry;
   #decoder = new TextDecoder(); // drops a BOM
@@ -73,7 +73,7 @@ export class EventParser {
   }
 }
 
-/** @implements {T.StreamMachine} Each method returns what to do, in order. */
+/** @implements {T.StreamMachine} Returns what to do. */
 export class StreamMachine {
   state = "disconnected";
   deadline = Infinity;
