@@ -3,7 +3,8 @@
 Two event streams of two makers, to show that the middleware does not care who wrote them:
 `GET /stream/search` by FastAPI, for a page's `EventSource`, and `POST /search` by sse-starlette,
 for clients that ask with `fetch` or from a server. Neither knows about heartbeats, ids, resuming,
-time limits or trace ids: the line `app.add_middleware(SSEMiddleware)` adds them.
+time limits or trace ids: the line `app.add_middleware(SSEMiddleware)` adds them. Its `client_path`
+serves the client that the page uses.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, StringConstraints
 from sse_starlette import EventSourceResponse as SseStarletteResponse
 
+from example_app.cut import Cutter
 from example_app.search import Answer, SearchIndex, load_passages, split_tokens
 from sse_middleware import SSEMiddleware
 
@@ -35,12 +37,15 @@ TOKEN_DELAY_SECONDS: Final = 0.025
 MAX_DELAY_MS: Final = 2000
 MAX_QUERY_CHARACTERS: Final = 1000
 
+CLIENT_PATH: Final = "/sse-client.js"
+
 _HERE: Final = Path(__file__).parent
 # Types are named, since a system's own table may call a script text/plain.
 _PAGE_FILES: Final = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/strip.js": ("strip.js", "text/javascript"),
     "/favicon.svg": ("favicon.svg", "image/svg+xml"),
 }
 _PAGE_HEADERS: Final = {
@@ -104,7 +109,8 @@ def create_app(*, token_delay_seconds: float = TOKEN_DELAY_SECONDS) -> FastAPI:
     """
     app = FastAPI(title="Ask the Python documentation", lifespan=_lifespan)
     app.state.token_delay_seconds = token_delay_seconds
-    app.add_middleware(SSEMiddleware)
+    app.add_middleware(SSEMiddleware, client_path=CLIENT_PATH)
+    app.add_middleware(Cutter)  # outside, where it sees the stream ids
     app.get("/stream/search", response_class=EventSourceResponse)(stream_search)
     app.post("/search", response_model=None)(search)
     app.exception_handler(RequestValidationError)(_refuse)

@@ -1,215 +1,147 @@
-// The page of the example app: a question goes out, an EventSource brings the answer.
+// The page of the example app: a question goes out, and the library's client brings the answer.
 //
 // The server's text is only ever put on the page as text (textContent), never as markup.
-"use strict";
+import { SSEClient } from "./sse-client.js";
+import { Strip } from "./strip.js";
 
 const DEBUG_ROWS = 200;
-const CUT_SECONDS = 2;
 const TICK_MS = 250;
 const SECONDS_CALLED_SHORT = 10;
-const ON_ITS_WAY = "the answer is on its way";
-const COMPLETE_REASONS = {
-  duration_cap: "Cut short: the stream reached its time limit. Ask again with a shorter pause.",
-  shutdown: "Cut short: the server is shutting down.",
+const STATE_LASTS_MS = 900;
+const EARLY_ENDS = {
+  duration_cap: "Cut short: the answer has reached its time limit. Ask again with a shorter pause.",
   cancelled: "Cut short: the answer was cancelled.",
+};
+const LOSSES = {
+  cut: "connection lost",
+  ended: "the server has ended the connection",
+  silence: "the server has fallen silent",
+  shutdown: "the server shuts down",
+  refused: "the server is busy",
+  producer_lost: "the answering process is gone",
 };
 
 const element = (id) => document.getElementById(id);
+const strip = new Strip(element("strip"));
 
-/** What the page knows about the question that it asked last. */
-const asked = { question: "", delay: "0", cursor: "", finished: true };
-
-/** What the page knows about the connection that it holds. */
-const wire = {
-  source: null,
-  returnTimer: 0,
-  // An open connection has not said yet whether it goes on with the answer or begins it.
-  mayBeginAgain: false,
-  lastSign: 0,
-  silenceSeconds: null,
-  maxSeconds: null,
-  endsAt: null,
-};
+/** What the page knows of the question that it asked last. */
+let client = null;
+let asked = null; // { question, delay }
+let endsAt = null;
+let connections = 0;
 
 // ---------------------------------------------------------------- the connection
 
-function ask(question) {
-  Object.assign(asked, { question, delay: element("delay").value, cursor: "", finished: false });
-  clearAnswer();
-  clearFacts();
-  open();
+function ask(question, delay = element("delay").value) {
+  client?.stop();
+  forget();
+  asked = { question, delay };
+  sessionStorage.setItem("asked", JSON.stringify(asked));
+  client = follow(asked);
+  client.start();
 }
 
-/** Open the stream; with a cursor it goes on where that cursor stands. */
-function open() {
-  close();
-  const url = new URL("stream/search", document.baseURI);
-  url.searchParams.set("query", asked.question);
-  url.searchParams.set("delay_ms", asked.delay);
-  if (asked.cursor) {
-    url.searchParams.set("last_event_id", asked.cursor);
+function follow({ question, delay }) {
+  const fields = new URLSearchParams({ query: question, delay_ms: delay });
+  const mine = new SSEClient({
+    url: `stream/search?${fields}`,
+    keep: "answer", // over a reload of the page
+    fetch: showingFrames,
+    onStateChange: (state, detail) => mine === client && showState(state, detail),
+    onStart: begin,
+    onReset: clearAnswer,
+    onContent: (data, { event }) => takeEvent(event, data),
+    onHeartbeat: beat,
+    onComplete: end,
+    onError: fail,
+  });
+  return mine;
+}
+
+/** Fetch as ever, and show what comes while the client reads it. */
+async function showingFrames(url, request) {
+  const response = await fetch(url, request);
+  if (request.method === "POST" || !response.body) return response;
+  const [shown, read] = response.body.tee();
+  showFrames(shown).catch(() => log("page", "the connection is gone"));
+  return new Response(read, response);
+}
+
+async function showFrames(body) {
+  let rest = "";
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let chunk; !(chunk = await reader.read()).done; ) {
+    const frames = (rest + chunk.value).split(/(?<=\r?\n\r?\n)/);
+    rest = /\n\r?\n$/.test(frames.at(-1)) ? "" : frames.pop();
+    for (const frame of frames) log(/^event: ?(.*)$/m.exec(frame)?.[1] ?? "message", frame.trimEnd());
   }
-  const source = new EventSource(url);
-  wire.source = source;
-  wire.lastSign = performance.now();
-  for (const [name, handle] of Object.entries(handlers)) {
-    source.addEventListener(name, (event) => receive(source, name, handle, event));
-  }
-  source.addEventListener("open", () => opened(source));
-  log("page", asked.cursor ? "opens, with its cursor" : "opens");
-  showState(asked.cursor ? "reconnecting" : "connecting", "");
+  log("page", "the connection has ended");
 }
 
-function close() {
-  clearTimeout(wire.returnTimer);
-  wire.source?.close();
-  wire.source = null;
+/** Have the server drop the socket, as a tunnel would; the page is not told. */
+async function cut() {
+  log("page", "asks the server to cut the connection");
+  const response = await fetch(`cut/${client.streamId}`, { method: "POST" });
+  if (!response.ok) log("page", "there was nothing to cut");
 }
 
-function opened(source) {
-  if (source !== wire.source) {
-    return;
-  }
-  wire.mayBeginAgain = true;
-  log("page", "connected");
-  showState("connected", ON_ITS_WAY);
+// ---------------------------------------------------------------- what comes
+
+function begin({ resumed, max_duration: seconds, trace_id: trace, stream_id: stream }) {
+  showText("trace-id", trace);
+  showText("stream-id", stream);
+  element("copy").disabled = false;
+  setLimit(seconds, element("remaining-bar").dataset.known ? undefined : seconds);
+  if (resumed) showText("state-detail", "resumed where it was; nothing is lost");
 }
 
-function receive(source, name, handle, event) {
-  if (source !== wire.source) {
-    return;
-  }
-  // EventSource reports a lost connection as an event named "error", as a server may name one of
-  // its own; only the server's carries data.
-  if (name === "error" && typeof event.data !== "string") {
-    lost(source);
-    return;
-  }
-  wire.lastSign = performance.now();
-  asked.cursor = event.lastEventId || asked.cursor;
-  log(name, event.data, event.lastEventId);
-  handle(parse(event.data));
-}
-
-function lost(source) {
-  if (source.readyState === EventSource.CLOSED) {
-    log("page", "the server refused the stream");
-    end("failed", "the server refused the stream");
-    showNotice("The server refused the stream. Is it still running?");
-    return;
-  }
-  log("page", "connection lost; the browser tries again");
-  showState("reconnecting", "connection lost, trying again");
-}
-
-/** Drop the connection without a word, as a tunnel would, and come back with the cursor. */
-function cut() {
-  close();
-  log("page", `connection cut; back in ${CUT_SECONDS} s`);
-  showState("reconnecting", `cut by you, back in ${CUT_SECONDS} seconds`);
-  wire.returnTimer = setTimeout(open, CUT_SECONDS * 1000);
-}
-
-function stop() {
-  close();
-  log("page", "stopped");
-  showState("disconnected", "stopped by you");
-  element("answer").dataset.state = "cut-short";
-  element("answer").setAttribute("aria-busy", "false");
-  wire.endsAt = null;
-}
-
-/** Leave for good: the answer is whole, or will not become so. */
-function end(answerState, detail) {
-  flushAnswer();
-  close();
-  asked.finished = true;
-  wire.endsAt = null;
-  element("answer").dataset.state = answerState;
-  element("answer").setAttribute("aria-busy", "false");
-  showState("disconnected", detail);
-}
-
-// ---------------------------------------------------------------- the events
-
-const handlers = {
-  start(data) {
-    begin(data);
-    if (data.resumed) {
-      showState("connected", "resumed where it was cut; nothing was lost");
-    } else {
-      clearAnswer();
-    }
-  },
-
-  reset(data) {
-    begin(data);
-    clearAnswer();
-    showState("connected", "the server had lost its place, the answer begins again");
-  },
-
-  content_chunk(data) {
-    // Only a server without control events gets here; it answers from the start again.
-    if (wire.mayBeginAgain) {
-      wire.mayBeginAgain = false;
-      clearAnswer();
-    }
+function takeEvent(event, data) {
+  if (event === "content_chunk") {
+    strip.mark("word");
     appendAnswer(data.content ?? "");
-  },
-
-  heartbeat(data) {
-    showHeartbeats(data.heartbeat_count);
-    showText("uptime", `${Number(data.uptime_seconds).toFixed(1)} s`);
-    showText("chunks", data.total_chunks);
-    showText("last-beat", new Date(data.timestamp).toLocaleTimeString());
-    element("last-beat").title = data.timestamp;
-    setLimit(data.max_duration, data.remaining_seconds);
-    pulse();
-  },
-
-  complete(data) {
-    if (data.sources) {
-      showSources(data.sources, data.confidence_score);
-      end("complete", `answer complete, ${count(data.sources.length, "source")}`);
-      return;
-    }
-    const reason = COMPLETE_REASONS[data.reason];
-    end(reason ? "cut-short" : "complete", reason ? `ended: ${data.reason}` : "answer complete");
-    showNotice(reason);
-  },
-
-  error(data) {
-    const { code = "unknown", message = "The server could not finish the answer." } = data.error ?? {};
-    showNotice(`${message} (${code}, trace ${data.trace_id ?? "unknown"})`);
-    if (code === "producer_lost") {
-      // Whoever wrote this answer is gone; the server asks to be asked again.
-      showState("reconnecting", "the answering process is gone, trying again");
-      return;
-    }
-    end("failed", "ended by an error");
-  },
-};
-
-function begin(data) {
-  wire.mayBeginAgain = false;
-  wire.silenceSeconds = data.silence_threshold ?? null;
-  showText("trace-id", data.trace_id);
-  showText("stream-id", data.stream_id);
-  setLimit(data.max_duration, data.max_duration);
-  showNotice("");
+  } else if (event === "complete") {
+    showSources(data.sources ?? [], data.confidence_score ?? 0);
+  }
 }
 
-function parse(text) {
-  try {
-    return JSON.parse(text) ?? {};
-  } catch {
-    return {};
-  }
+function beat(data) {
+  strip.mark("beat");
+  showText("heartbeats", data.heartbeat_count);
+  showText("heartbeats-noun", data.heartbeat_count === 1 ? "heartbeat" : "heartbeats");
+  showText("uptime", `${Number(data.uptime_seconds).toFixed(1)} s`);
+  showText("chunks", data.total_chunks);
+  showText("last-beat", new Date(data.timestamp).toLocaleTimeString([], { hour12: false }));
+  element("last-beat").title = data.timestamp;
+  setLimit(data.max_duration, data.remaining_seconds);
+  element("remaining-bar").dataset.known = "";
+  pulse();
+}
+
+function end({ reason, incomplete }) {
+  flushAnswer();
+  settle(incomplete ? "cut-short" : "complete");
+  if (incomplete) showNotice(EARLY_ENDS[reason] ?? `Cut short: ${reason}.`, "Ask again");
+  else say("The answer is complete.");
+}
+
+function fail({ code, message, traceId }) {
+  flushAnswer();
+  settle("failed");
+  const trace = traceId ? ` (trace ${traceId})` : "";
+  const gaveUp = code === "gave_up";
+  showNotice(gaveUp ? `The server cannot be reached.${trace}` : `${message}${trace}`, gaveUp ? "Go on" : "Try again");
+}
+
+function settle(state) {
+  endsAt = null;
+  element("answer").dataset.state = state;
+  element("answer").setAttribute("aria-busy", "false");
 }
 
 // ---------------------------------------------------------------- the answer
 
 let unwritten = "";
+let unspoken = "";
 
 /** Write a piece of the answer; a mark "[2]" becomes a link, even where two pieces share it. */
 function appendAnswer(piece) {
@@ -221,63 +153,108 @@ function appendAnswer(piece) {
   const whole = begun < 0 ? unwritten : unwritten.slice(0, begun);
   unwritten = unwritten.slice(whole.length);
   answer.append(...whole.split(/(\[\d+\])/).map(answerPart));
+  speak(whole);
 }
 
 function answerPart(part) {
   const mark = /^\[(\d+)\]$/.exec(part);
-  return mark ? make("a", { className: "cite", href: `#source-${mark[1]}`, textContent: part }) : part;
+  if (!mark) return part;
+  const link = make("a", { className: "cite", href: `#source-${mark[1]}`, textContent: mark[1] });
+  link.setAttribute("aria-label", `source ${mark[1]}`);
+  return link;
 }
 
 function flushAnswer() {
   element("answer").append(unwritten);
+  speak(`${unwritten} `, true);
   unwritten = "";
 }
 
+/** Hand whole sentences to the live region; words alone would stutter. */
+function speak(text, all = false) {
+  unspoken += text.replace(/\[\d+\]/g, "");
+  const ends = all ? unspoken.length : unspoken.search(/[.!?]["”’)]*\s[^.!?]*$/) + 1;
+  if (ends > 0) say(unspoken.slice(0, ends).trim());
+  unspoken = unspoken.slice(Math.max(0, ends));
+}
+
+function say(text) {
+  const region = element("spoken");
+  if (text) region.append(make("p", { textContent: text }));
+  while (region.childElementCount > 20) region.firstElementChild.remove();
+}
+
 function clearAnswer() {
-  unwritten = "";
+  unwritten = unspoken = "";
   element("answer").replaceChildren();
-  element("answer").dataset.state = asked.finished ? "empty" : "streaming";
+  element("answer").dataset.state = "streaming";
   element("sources").replaceChildren();
   element("evidence").hidden = true;
   showNotice("");
 }
 
 function showSources(sources, confidence) {
-  const percent = `${Math.round((confidence ?? 0) * 100)} %`;
-  element("confidence-meter").value = confidence ?? 0;
-  showText("confidence", percent);
-  element("sources").replaceChildren(...sources.map(sourceItem));
+  element("confidence-meter").value = confidence;
+  showText("confidence", `${Math.round(confidence * 100)} %`);
+  element("sources").replaceChildren(...sources.map(source));
   element("evidence").hidden = sources.length === 0;
 }
 
-function sourceItem({ number, document_name: name, excerpt, url }) {
-  const title = make("a", { textContent: name, target: "_blank", rel: "noopener noreferrer" });
-  if (/^https?:/i.test(url ?? "")) {
-    title.href = url;
-  }
+function source({ number, document_name: name, excerpt, url }, index) {
+  const link = make("a", { textContent: "Read it in the documentation", target: "_blank", rel: "noopener noreferrer" });
+  if (/^https?:/i.test(url ?? "")) link.href = url;
+  const summary = make("summary");
+  summary.append(make("span", { className: "number", textContent: number }), make("span", { textContent: name }));
   const body = make("div");
-  body.append(title, make("p", { textContent: excerpt }));
-  const item = make("li", { id: `source-${number}` });
-  item.append(make("span", { className: "number", textContent: `[${number}]` }), body);
-  return item;
+  body.append(make("p", { textContent: excerpt }), link);
+  const details = make("details", { id: `source-${number}`, open: index === 0 });
+  details.append(summary, body);
+  return details;
+}
+
+/** Open the source of a mark, and go there. */
+function openSource(event) {
+  const cite = event.target.closest(".cite");
+  const target = cite && document.querySelector(cite.hash);
+  if (!target) return;
+  event.preventDefault();
+  target.open = true;
+  target.querySelector("summary").focus();
+  target.scrollIntoView({ block: "nearest" });
 }
 
 // ---------------------------------------------------------------- the instruments
 
-function showState(state, detail) {
-  const label = element("state");
-  label.dataset.state = state;
-  label.textContent = state;
-  element("state-detail").textContent = detail;
-  label.parentElement.classList.remove("silent");
-  for (const light of document.querySelectorAll("[data-light]")) {
-    light.classList.toggle("lit", light.dataset.light === state);
-  }
+let lasting = 0;
+
+function showState(state, { reason, attempt = 0, delay = 0 } = {}) {
+  element("light").dataset.state = element("state").dataset.state = state;
+  showText("state", state);
+  showText("state-detail", stateDetail(state, reason, attempt, delay));
+  if (state === "connected") showText("connections", ++connections);
+  strip.state(state);
+  clearTimeout(lasting); // a state that passes in a moment is not worth a word
+  lasting = setTimeout(() => asked && say(`${state}: ${element("state-detail").textContent}`), STATE_LASTS_MS);
   const running = state !== "disconnected";
   enable("stop", running, "start");
   enable("cut", state === "connected", "stop");
-  enable("start", !running && asked.question !== "", "stop");
-  showText("start", asked.finished ? "Ask again" : "Go on");
+  enable("start", !running && asked !== null, "stop");
+  if (reason === "stopped") {
+    flushAnswer();
+    settle("cut-short");
+  }
+}
+
+function stateDetail(state, reason, attempt, delay) {
+  if (state === "connecting") return "asking";
+  if (state === "connected") return "the answer is on its way";
+  if (state === "reconnecting") {
+    const seconds = (delay / 1000).toFixed(1);
+    const again = attempt > 1 ? `, attempt ${attempt}` : "";
+    return `${LOSSES[reason] ?? reason}; back in ${seconds} s${again}`;
+  }
+  if (reason === "finished") return "the answer is complete";
+  return reason === "stopped" ? "stopped by you" : `ended: ${reason}`;
 }
 
 /** Enable or disable a button; the keyboard focus moves on rather than getting lost. */
@@ -291,84 +268,67 @@ function enable(id, enabled, next) {
   }
 }
 
-function showHeartbeats(number) {
-  showText("heartbeats", number);
-  showText("heartbeats-noun", number === 1 ? "heartbeat" : "heartbeats");
-}
-
 function setLimit(maxSeconds, remainingSeconds) {
-  wire.maxSeconds = maxSeconds ?? null;
-  wire.endsAt = remainingSeconds == null ? null : performance.now() + remainingSeconds * 1000;
-  showRemaining();
-  if (wire.maxSeconds === null) {
+  const bar = element("remaining-bar");
+  bar.max = maxSeconds ?? 1;
+  if (maxSeconds === null) {
+    endsAt = null;
+    bar.value = 1;
     showText("remaining", "no limit");
-    element("remaining-bar").value = 1;
+  } else if (remainingSeconds !== undefined) {
+    endsAt = performance.now() + remainingSeconds * 1000;
+    showRemaining();
   }
 }
 
 function showRemaining() {
-  if (wire.endsAt === null || wire.maxSeconds === null) {
-    return;
-  }
-  const seconds = Math.max(0, (wire.endsAt - performance.now()) / 1000);
+  if (endsAt === null) return;
   const bar = element("remaining-bar");
-  bar.max = wire.maxSeconds;
+  const seconds = Math.max(0, (endsAt - performance.now()) / 1000);
   bar.value = seconds;
   bar.classList.toggle("short", seconds < SECONDS_CALLED_SHORT);
-  showText("remaining", `${seconds.toFixed(0)} of ${wire.maxSeconds} s`);
-}
-
-/** Say it once when the server has been silent for longer than it promised, and once it speaks. */
-function watchSilence() {
-  const line = element("state").parentElement;
-  const connected = wire.source?.readyState === EventSource.OPEN;
-  const silentSeconds = (performance.now() - wire.lastSign) / 1000;
-  const silent = connected && wire.silenceSeconds !== null && silentSeconds > wire.silenceSeconds;
-  if (silent !== line.classList.contains("silent") && connected) {
-    line.classList.toggle("silent", silent);
-    showText("state-detail", silent ? `no sign of life for ${wire.silenceSeconds} seconds` : ON_ITS_WAY);
-  }
+  showText("remaining", `${seconds.toFixed(0)} of ${bar.max} s`);
 }
 
 function pulse() {
   const line = element("pulse");
   line.classList.add("alive");
   if (!matchMedia("(prefers-reduced-motion: reduce)").matches) {
-    line.animate(
-      [{ transform: "scale(1.25)", opacity: 1 }, { transform: "scale(1)", opacity: 0.75 }],
-      { duration: 700, easing: "ease-out" },
-    );
+    line.animate([{ transform: "scale(1.25)" }, { transform: "scale(1)" }], { duration: 500, easing: "ease-out" });
   }
 }
 
-function clearFacts() {
+async function copyTrace() {
+  await navigator.clipboard.writeText(element("trace-id").textContent);
+  showText("copy", "Copied");
+  say("Trace id copied");
+  setTimeout(() => showText("copy", "Copy"), 1500);
+}
+
+/** Forget all that was shown of the last question. */
+function forget() {
+  clearAnswer();
   for (const id of ["trace-id", "stream-id", "uptime", "chunks", "last-beat", "remaining"]) {
     showText(id, null);
   }
-  showHeartbeats(0);
+  for (const id of ["heartbeats", "connections"]) showText(id, 0);
+  element("copy").disabled = true;
   element("pulse").classList.remove("alive");
   element("remaining-bar").value = 0;
-  Object.assign(wire, { silenceSeconds: null, maxSeconds: null, endsAt: null });
+  delete element("remaining-bar").dataset.known;
+  endsAt = null;
+  connections = 0;
 }
 
-function log(name, data, id) {
+function log(name, text) {
   const list = element("debug");
   const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
-  const now = new Date();
-  const row = make("li", { className: name });
-  const time = make("time", { dateTime: now.toISOString(), textContent: now.toISOString().slice(11, 23) });
-  const body = make("span", { textContent: data ?? "" });
-  if (id) {
-    body.append(make("small", { textContent: `id: ${id}` }));
-  }
-  row.append(time, make("b", { textContent: name }), body);
+  const now = new Date().toISOString();
+  const row = make("li", { className: name.replace(/[^\w-]/g, "") });
+  row.append(make("time", { dateTime: now, textContent: now.slice(11, 23) }), make("pre", { textContent: text }));
   list.append(row);
-  while (list.childElementCount > DEBUG_ROWS) {
-    list.firstElementChild.remove();
-  }
-  if (atEnd) {
-    list.scrollTop = list.scrollHeight;
-  }
+  while (list.childElementCount > DEBUG_ROWS) list.firstElementChild.remove();
+  if (atEnd) list.scrollTop = list.scrollHeight;
 }
 
 // ---------------------------------------------------------------- small things
@@ -381,13 +341,10 @@ function showText(id, text) {
   element(id).textContent = text ?? "–";
 }
 
-function showNotice(text) {
-  element("notice").textContent = text ?? "";
-  element("notice").hidden = !text;
-}
-
-function count(number, noun) {
-  return `${number} ${noun}${number === 1 ? "" : "s"}`;
+function showNotice(text, action = "Try again") {
+  showText("notice", text);
+  showText("retry", action);
+  element("notice-box").hidden = !text;
 }
 
 // ---------------------------------------------------------------- the controls
@@ -395,9 +352,7 @@ function count(number, noun) {
 element("form").addEventListener("submit", (event) => {
   event.preventDefault();
   const question = element("query").value.trim();
-  if (question) {
-    ask(question);
-  }
+  if (question) ask(question);
 });
 for (const button of document.querySelectorAll("[data-question]")) {
   button.addEventListener("click", () => {
@@ -405,25 +360,33 @@ for (const button of document.querySelectorAll("[data-question]")) {
     ask(button.textContent);
   });
 }
-element("stop").addEventListener("click", stop);
+element("stop").addEventListener("click", () => client.stop());
+element("start").addEventListener("click", () => ask(asked.question));
+element("retry").addEventListener("click", () => {
+  showNotice("");
+  if (client.lastEventId) client.start(); // goes on where it was
+  else ask(asked.question);
+});
 element("cut").addEventListener("click", cut);
-element("start").addEventListener("click", () => (asked.finished ? ask(asked.question) : open()));
+element("copy").addEventListener("click", copyTrace);
+element("answer").addEventListener("click", openSource);
 element("clear").addEventListener("click", () => element("debug").replaceChildren());
 element("hide-words").addEventListener("change", (event) => {
   element("debug").classList.toggle("without-words", event.target.checked);
 });
-element("delay").addEventListener("input", (event) => {
-  showText("delay-text", `${event.target.value} ms`);
-});
-setInterval(() => {
-  showRemaining();
-  watchSilence();
-}, TICK_MS);
+element("delay").addEventListener("input", (event) => showText("delay-text", `${event.target.value} ms`));
+setInterval(showRemaining, TICK_MS);
+strip.draw();
 
-showState("disconnected", "nothing asked yet");
-// A link may carry the question: /?query=What+is+a+generator
+// A page that was loaded again goes on; a link may carry the question: /?query=What+is+a+generator
+const before = JSON.parse(sessionStorage.getItem("asked") ?? "null");
 const linked = new URLSearchParams(location.search).get("query")?.trim();
-if (linked) {
+if (before && (!linked || linked === before.question) && follow(before).lastEventId) {
+  element("query").value = before.question;
+  asked = before;
+  client = follow(before);
+  client.start();
+} else if (linked) {
   element("query").value = linked;
   ask(linked);
 }

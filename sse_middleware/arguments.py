@@ -41,4 +41,5 @@ class OptionArguments(TypedDict, total=False):
     trace_in_data: bool
     ready_path: str
     metrics_path: str
+    client_path: str
     rollout_percent: int

@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware.admission import admission_for
 from sse_middleware.arguments import OptionArguments
+from sse_middleware.browser import ClientFiles
 from sse_middleware.claims import NO_CLAIM, Identify, claims_something
 from sse_middleware.closing import tell_readiness, turn_away
 from sse_middleware.current import CURRENT, IN_SCOPE, CurrentStream
@@ -119,10 +120,12 @@ class SSEMiddleware:
         self._follow_named = self._resumption.follow_named
         self._include = [glob_pattern(glob) for glob in chosen.include]
         self._exclude = [glob_pattern(glob) for glob in chosen.exclude]
-        # The ends of the paths that need a second look: those of our own pages, or all.
+        self._client = ClientFiles(chosen.client_path) if chosen.client_path else None
+        # The ends of the paths that need a second look: those of what we serve, or all.
         all_paths = chosen.include or chosen.exclude or not chosen.enabled or self._misconfigured
-        own = tuple(filter(None, (chosen.metrics_path, chosen.ready_path)))
-        self._looked_at = ("",) if all_paths else own
+        of_client = self._client.paths if self._client else ()
+        own = (chosen.metrics_path, chosen.ready_path, *of_client)
+        self._looked_at = ("",) if all_paths else tuple(filter(None, own))
         self._metrics: MetricsEndpoint | None = None
         if chosen.metrics_path:
             self._metrics = MetricsEndpoint(
@@ -195,6 +198,8 @@ class SSEMiddleware:
             await tell_readiness(send, ready=not _drains())
         elif self._metrics is not None and self._metrics.serves(scope):
             await self._metrics(self._without_metrics, scope, receive, send)
+        elif self._client is not None and self._client.serves(scope):
+            await self._client(scope, receive, send)
         elif self._is_left_out(scope.get("path", "")):
             logger.debug("request left alone: its path is left out")
             await self.app(scope, receive, send)

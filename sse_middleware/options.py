@@ -265,6 +265,14 @@ class Options:
         pattern=r"(/[^?#\s]+)?",
         allowed="a path with a / first, or nothing",
     )
+    client_path: str = text(
+        "SSE_CLIENT_PATH",
+        "",
+        "Where the browser client is served, such as `/sse-client.js`, below the app's "
+        "`root_path`; the React hook lies beside it. Empty: nowhere.",
+        pattern=r"(/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-])?",
+        allowed="a path with a / first and of A-Z, a-z, 0-9 and . _ ~ / -, or nothing",
+    )
     rollout_percent: int = whole(
         "SSE_ROLLOUT_PERCENT",
         100,

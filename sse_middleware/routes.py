@@ -28,6 +28,7 @@ StreamKey = Callable[[Any], str]
 
 _ATTRIBUTE = "__sse_streaming__"
 _OF_THE_WHOLE_APP = {
+    "client_path",
     "identity_cookies",
     "include",
     "exclude",
@@ -52,13 +53,19 @@ _FAMILIES = (Family.EVENTSOURCE, Family.PLAIN, Family.OPENAI)
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
+def below_root(scope: Scope) -> str:
+    """Return the path of a request as the app's routes have it, whether the server leaves the root.
+
+    ASGI has `path` include the `root_path`; older servers take it off.
+    """
+    path: str = scope.get("path", "")
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root and path.startswith(root + "/") else path
+
+
 def asks_for(path: str, scope: Scope) -> bool:
     """Tell whether a request is for a page of ours at `path`, below the app's `root_path`."""
-    asked: str = scope.get("path", "")
-    if not asked.endswith(path) or scope.get("method") not in ("GET", "HEAD"):
-        return False
-    root: str = scope.get("root_path", "")
-    return (asked.removeprefix(root) if root and asked.startswith(root + "/") else asked) == path
+    return below_root(scope) == path and scope.get("method") in ("GET", "HEAD")
 
 
 class Mark:

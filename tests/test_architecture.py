@@ -73,7 +73,7 @@ LAYERS = {
         "timed",
         "writer",
     },
-    5: {"endpoint", "logs", "metrics", "middleware", "plugin", "__main__"},
+    5: {"browser", "endpoint", "logs", "metrics", "middleware", "plugin", "__main__"},
 }
 """As docs/architecture.md tells them; `testing` stands outside: it may import all of them."""
 

@@ -214,6 +214,7 @@ async def test_the_request_sets_the_pause_between_two_pieces(
         ("/", "text/html; charset=utf-8"),
         ("/page.css", "text/css; charset=utf-8"),
         ("/page.js", "text/javascript; charset=utf-8"),
+        ("/strip.js", "text/javascript; charset=utf-8"),
         ("/favicon.svg", "image/svg+xml"),
     ],
 )
@@ -239,6 +240,20 @@ async def test_the_page_carries_the_ids_that_it_documents(client: httpx.AsyncCli
     assert documented <= set(re.findall(r'\bid="([^"]+)"', page))
 
 
+async def test_the_page_finds_the_client_of_the_library(client: httpx.AsyncClient) -> None:
+    response = await client.get("/sse-client.js")
+    assert response.headers["content-type"].startswith("text/javascript")
+    assert "export class SSEClient" in response.text
+
+
+async def test_what_is_not_being_sent_cannot_be_cut(client: httpx.AsyncClient) -> None:
+    response = await client.post("/cut/0123456789abcdef")
+    assert response.status_code == 404
+    assert response.json() == {"detail": "nothing is being sent of that stream"}
+    assert (await client.get("/cut/0123456789abcdef")).status_code == 404
+
+
 def test_the_page_writes_what_the_server_says_as_text_only() -> None:
-    script = (Path(example_app.__file__).parent / "page.js").read_text(encoding="utf-8")
+    files = Path(example_app.__file__).parent.glob("*.js")
+    script = "".join(path.read_text(encoding="utf-8") for path in files)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write", script)

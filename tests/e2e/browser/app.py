@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware, current_stream, resume_endpoint, streaming
+from tests.e2e.browser import client
 from tests.e2e.browser.page import PAGE
 
 TICK_SECONDS = 0.02
@@ -107,6 +108,10 @@ async def page(request: Request) -> Response:
     return HTMLResponse(PAGE)
 
 
+async def client_page(request: Request) -> Response:
+    return HTMLResponse(client.PAGE)
+
+
 async def told(request: Request) -> Response:
     """Tell what the server has seen of a key."""
     key = request.path_params["key"]
@@ -116,6 +121,7 @@ async def told(request: Request) -> Response:
 def _routes() -> list[BaseRoute]:
     return [
         Route("/page", page),
+        Route("/client", client_page),
         Route("/told/{key}", told),
         Route("/poll", poll),
         Route("/job", job, methods=["GET", "POST"]),

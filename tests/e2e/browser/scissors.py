@@ -9,11 +9,16 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from tests.e2e.cutting import How
 
 _HOST = "127.0.0.1"
 _READ_BYTES = 1 << 16
+
+STALLED: Literal["stalled"] = "stalled"
+"""Neither half hears of a cut, and nothing comes through any more."""
+_How = How | Literal["stalled"]
 
 
 class Scissors:
@@ -27,10 +32,10 @@ class Scissors:
     def __init__(self, server_port: int) -> None:
         self.port = 0
         self.server_port = server_port
-        self._places: deque[tuple[re.Pattern[bytes], How]] = deque()
+        self._places: deque[tuple[re.Pattern[bytes], _How]] = deque()
         self._connections: set[asyncio.Task[None]] = set()
 
-    def cut(self, *places: bytes, how: How = How.CLOSED) -> None:
+    def cut(self, *places: bytes, how: _How = How.CLOSED) -> None:
         """Cut behind the first match of each place, one after the other, in any connection.
 
         Args:
@@ -73,6 +78,9 @@ class Scissors:
         try:
             how = await self._answer(server, to_client)
             asking.cancel()  # or it would tell the server
+            if how is STALLED:
+                while await server.read(_READ_BYTES):
+                    pass
             if how in {How.RESET, How.UNNOTICED}:
                 _reset(to_client)
             to_client.close()
@@ -93,7 +101,7 @@ class Scissors:
 
     async def _answer(
         self, server: asyncio.StreamReader, to_client: asyncio.StreamWriter
-    ) -> How | None:
+    ) -> _How | None:
         """Pass on what a server sends until it ends, or up to a place to cut at."""
         kept = b""  # from where the next place may begin
         while data := await server.read(_READ_BYTES):

@@ -17,6 +17,7 @@ COMMON = {
     "SSE_RETRY_MS": "100",
     "SSE_HEARTBEAT_INTERVAL": "0.25",
     "SSE_LINGER_SECONDS": "5",
+    "SSE_CLIENT_PATH": "/sse-client.js",
 }
 PATIENCE_SECONDS = 15
 
@@ -36,6 +37,14 @@ class Site:
     def other_page(self, host: str = "127.0.0.1") -> str:
         """Return the page's address on another port."""
         return f"http://{host}:{self.server.port}/page"
+
+    def client(self) -> str:
+        """Return the address of the page that follows streams by our client."""
+        return f"http://127.0.0.1:{self.scissors.port}/client"
+
+    def other_client(self, host: str) -> str:
+        """Return that page's address on another port."""
+        return f"http://{host}:{self.server.port}/client"
 
     def url(self, path: str, **query: object) -> str:
         address = f"http://127.0.0.1:{self.scissors.port}{path}"

@@ -1,0 +1,428 @@
+"""Our client in a real browser, on a real server, through connections that break."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from tests.e2e.browser.client import Followed, left_behind
+from tests.e2e.browser.conftest import Start, site_of
+from tests.e2e.browser.page import visit
+from tests.e2e.browser.scissors import STALLED, standing
+from tests.e2e.browser.site import APP, COMMON, UVICORN, Site, assert_gapless
+from tests.e2e.cutting import How
+from tests.e2e.servers import serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import CDPSession, Page
+
+FINISHED = {"reason": "finished", "incomplete": False}
+
+
+@pytest.fixture
+def hasty(servers: Start) -> Iterator[Site]:
+    """A server whose clients come back at once."""
+    yield from site_of(*servers(UVICORN, {"SSE_RETRY_MS": "5"}))
+
+
+@pytest.fixture
+def slow(servers: Start) -> Iterator[Site]:
+    """A server whose clients come back after half a minute, unless something wakes them."""
+    yield from site_of(*servers(UVICORN, {"SSE_RETRY_MS": "30000", "SSE_LINGER_SECONDS": "60"}))
+
+
+def job(site: Site, **query: object) -> str:
+    """Return the address of a job whose first word comes when the page surely has its cursor."""
+    return site.url("/job", delay=0.25, **query)
+
+
+def endings(followed: Followed) -> list[dict[str, Any]]:
+    return [
+        {name: complete[name] for name in ("reason", "incomplete")}
+        for complete in followed.told["completes"]
+    ]
+
+
+def assert_finished(followed: Followed, wanted: int) -> None:
+    """Make sure that an answer has come whole: each word once, and the end told once."""
+    followed.wait_for_end()
+    assert followed.told["errors"] == []
+    assert followed.numbers == list(range(wanted))
+    assert endings(followed) == [FINISHED]
+    assert followed.told["errors"] == []
+    assert followed.told["resets"] == []
+
+
+# Cuts
+
+
+def test_a_stream_goes_through_every_state(site: Site, page: "Page") -> None:
+    visit(page, site.client())
+    site.scissors.cut(rb"data: 5\n")
+    followed = Followed(page, job(site, pause=0.05), starts=False)
+    assert followed.get("state") == "disconnected"
+    followed.call("start")
+    assert followed.states == ["connecting"]
+    assert_finished(followed, 20)
+    assert followed.states == [
+        "connecting",
+        "connected",
+        "reconnecting",
+        "connected",
+        "disconnected",
+    ]
+    told = followed.told
+    assert [start["resumed"] for start in told["starts"]] == [False, True]
+    assert told["heartbeats"] >= 1
+    assert [detail["attempt"] for detail in told["details"]] == [0, 0, 1, 1, 0]
+    assert followed.get("traceId") == told["starts"][-1]["trace_id"]
+    assert abs(followed.get("lastMessageTime") / 1000 - time.time()) < 60
+    assert site.runs() == [""]
+
+
+def test_an_answer_that_is_cut_a_hundred_times_has_each_word_once(
+    hasty: Site, page: "Page"
+) -> None:
+    visit(page, hasty.client())
+    hasty.scissors.cut(*(rb"data: %d\n" % number for number in range(8, 308, 3)))
+    # What comes together with a cut never reaches the page, and is no progress.
+    url = job(hasty, n=315, pause=0.02)
+    followed = Followed(page, url, maxReconnectAttempts=20)
+    assert_finished(followed, 315)
+    assert len(followed.told["starts"]) > 50
+    assert hasty.runs() == [""]
+
+
+@pytest.mark.parametrize("how", [How.RESET, How.UNNOTICED])
+def test_it_does_not_matter_how_a_connection_is_lost(site: Site, page: "Page", how: How) -> None:
+    visit(page, site.client())
+    site.scissors.cut(rb"data: 5\n", rb"event: sta", rb"data: 12\nid", how=how)
+    followed = Followed(page, job(site))
+    assert_finished(followed, 20)
+    assert site.runs() == [""]
+
+
+def test_a_connection_that_falls_silent_is_opened_anew(site: Site, page: "Page") -> None:
+    visit(page, site.client())
+    site.scissors.cut(rb"data: 5\n", how=STALLED)
+    followed = Followed(page, job(site), silenceThreshold=700)
+    assert_finished(followed, 20)
+    assert "silence" in [detail.get("reason") for detail in followed.told["details"]]
+    assert site.runs() == [""]
+
+
+def test_a_post_is_gone_on_with_by_the_same_post(site: Site, page: "Page") -> None:
+    visit(page, site.client())
+    site.scissors.cut(rb"data: 5\n", rb"data: 12\n")
+    followed = Followed(
+        page,
+        job(site),
+        method="POST",
+        body='{"question": "?"}',
+        headers={"content-type": "application/json"},
+    )
+    assert_finished(followed, 20)
+    told = site.told()
+    assert told["asked"] == [["POST", 200]] * 3
+    assert told["runs"] == [""]
+
+
+def test_what_an_app_numbers_itself_is_gone_on_with_by_its_ids(site: Site, page: "Page") -> None:
+    visit(page, site.client())
+    site.scissors.cut(rb"data: 4\n", rb"id: 9\nd", rb"data: 15\n\n")
+    followed = Followed(page, site.url("/numbered"))
+    followed.wait_for_content(20)
+    followed.call("stop")
+    assert followed.numbers == list(range(1, len(followed.numbers) + 1))
+    assert followed.told["resets"] == []
+    assert len(site.runs()) == 4
+
+
+def test_an_answer_of_a_server_without_us_begins_anew(site: Site, page: "Page") -> None:
+    visit(page, site.client())
+    site.scissors.cut(rb"data: 5\n\n")
+    followed = Followed(page, site.url("/without/poll", n=10), reconnectDelay=50)
+    followed.wait_for_end()
+    assert followed.numbers == list(range(10))
+    assert followed.told["resets"] == ["restarted"]
+    assert endings(followed) == [FINISHED]
+    assert site.runs() == ["", ""]
+
+
+# Ends
+
+
+def test_an_endless_feed_goes_on_across_rotations_which_are_no_failures(
+    capped: Site, page: "Page"
+) -> None:
+    visit(page, capped.client())
+    followed = Followed(page, capped.url("/live"), maxReconnectAttempts=0)
+    followed.wait("told.starts.length >= 3 && told.contents.length >= 60")
+    followed.call("stop")
+    assert_gapless(followed.numbers)
+    assert followed.told["resets"] == followed.told["errors"] == []
+    assert {detail["attempt"] for detail in followed.told["details"]} == {0}
+
+
+def test_a_stream_that_the_cap_has_ended_is_incomplete(capped: Site, page: "Page") -> None:
+    visit(page, capped.client())
+    followed = Followed(page, job(capped, n=1000))
+    followed.wait_for_end()
+    assert endings(followed) == [{"reason": "duration_cap", "incomplete": True}]
+    assert page.evaluate("clients[0].client.error.code") == "duration_cap"
+    assert capped.told()["asked"] == [["GET", 200]]
+
+
+def test_an_app_that_fails_is_told_and_not_asked_again(site: Site, page: "Page") -> None:
+    visit(page, site.client())
+    followed = Followed(page, job(site, n=6, boom=1))
+    followed.wait_for_end()
+    (error,) = followed.told["errors"]
+    assert error["code"] == "internal_error"
+    assert error["traceId"] == followed.get("traceId")
+    assert followed.numbers == list(range(6))
+    assert len(site.runs()) == 1
+
+
+def test_an_app_that_tells_its_end_itself_is_finished(site: Site, page: "Page") -> None:
+    visit(page, site.client())
+    site.scissors.cut(rb"event: complete\n(.+\n)+\n")
+    followed = Followed(page, site.url("/poll", completes=1))
+    followed.wait_for_end()
+    assert followed.told["contents"][-1] == ["complete", {}]
+    assert endings(followed) == [FINISHED]
+    assert len(site.runs()) == 1
+
+
+def test_a_refusal_is_told_with_its_status(site: Site, page: "Page") -> None:
+    visit(page, site.client())
+    followed = Followed(page, site.url("/nothing"))
+    followed.wait_for_end()
+    assert [(error["code"], error["status"]) for error in followed.told["errors"]] == [
+        ("http", 404)
+    ]
+
+
+def test_a_page_is_no_stream(site: Site, page: "Page") -> None:
+    visit(page, site.client())
+    followed = Followed(page, site.url("/page"))
+    followed.wait_for_end()
+    assert [(error["code"], error["status"]) for error in followed.told["errors"]] == [
+        ("http", 200)
+    ]
+
+
+def test_a_server_that_is_gone_is_given_up_behind_three_attempts(page: "Page", site: Site) -> None:
+    visit(page, site.client())
+    with standing(0) as scissors:  # closes each connection
+        url = f"http://127.0.0.1:{scissors.port}/job"
+        followed = Followed(page, url, reconnectDelay=20)
+        followed.wait_for_end()
+    assert followed.states == ["connecting", *["reconnecting"] * 3, "disconnected"]
+    assert [error["code"] for error in followed.told["errors"]] == ["gave_up"]
+
+
+def test_a_server_that_is_started_anew_begins_the_answer_anew(
+    site: Site, page: "Page", tmp_path: Path
+) -> None:
+    with standing(0) as scissors:
+        with serving(UVICORN, APP, tmp_path, COMMON) as server:
+            scissors.server_port = server.port
+            first = Site(server, scissors, site.key)
+            visit(page, first.client())
+            followed = Followed(page, job(first, n=50), maxReconnectAttempts=20)
+            followed.wait_for_content(4)
+            server.process.kill()
+            server.process.wait()
+        followed.wait("client.state === 'reconnecting'")
+        scissors.server_port = site.server.port
+        followed.wait_for_end()
+    assert followed.told["resets"] == ["gone"]
+    assert followed.numbers == list(range(50))
+    assert endings(followed) == [FINISHED]
+
+
+# Wakes
+
+
+@pytest.fixture
+def devtools(page: "Page") -> "CDPSession":
+    return page.context.new_cdp_session(page)
+
+
+def set_offline(devtools: "CDPSession", *, offline: bool) -> None:
+    conditions = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    devtools.send("Network.emulateNetworkConditions", {"offline": offline, **conditions})
+
+
+def test_a_page_that_was_offline_comes_back_at_once(
+    slow: Site, page: "Page", devtools: "CDPSession"
+) -> None:
+    visit(page, slow.client())
+    devtools.send("Network.enable")
+    followed = Followed(page, job(slow, n=50))
+    followed.wait_for_content(5)
+    set_offline(devtools, offline=True)
+    slow.scissors.cut(rb"\ndata: \d")
+    followed.wait("client.state === 'reconnecting'")
+    page.wait_for_timeout(300)
+    set_offline(devtools, offline=False)
+    came_back = time.monotonic()
+    followed.wait("told.starts.length === 2")
+    assert time.monotonic() - came_back < 5, "retry says 30 s"
+    assert_finished(followed, 50)
+    assert slow.runs() == [""]
+
+
+def test_a_page_that_is_looked_at_again_comes_back_at_once(slow: Site, page: "Page") -> None:
+    visit(page, slow.client())
+    slow.scissors.cut(rb"data: 5\n")
+    followed = Followed(page, job(slow, n=30))
+    followed.wait("client.state === 'reconnecting'")
+    other = page.context.new_page()  # in a tab before it
+    other.bring_to_front()
+    page.evaluate(SEEN, "hidden")
+    page.wait_for_timeout(200)
+    assert followed.get("state") == "reconnecting"
+    page.evaluate(SEEN, "visible")
+    other.close()
+    assert_finished(followed, 30)
+    assert slow.runs() == [""]
+
+
+SEEN = """(state) => {
+    Object.defineProperty(document, "hidden", { value: state === "hidden", configurable: true });
+    document.dispatchEvent(new Event("visibilitychange", { bubbles: true }));
+}"""
+"""Playwright keeps all pages visible, so that the browser's own event has to be played."""
+
+
+def test_a_page_that_was_frozen_has_the_whole_answer(
+    site: Site, page: "Page", devtools: "CDPSession"
+) -> None:
+    visit(page, site.client())
+    followed = Followed(page, job(site, n=60))
+    followed.wait_for_content(5)
+    devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
+    time.sleep(1)
+    site.scissors.cut(rb"\ndata: \d")
+    devtools.send("Page.setWebLifecycleState", {"state": "active"})
+    assert_finished(followed, 60)
+    site.scissors.lay_down()
+    assert site.runs() == [""]
+
+
+# Reloads
+
+
+@pytest.mark.parametrize("replay", [True, False])
+def test_a_page_that_is_loaded_again_goes_on(site: Site, page: "Page", *, replay: bool) -> None:
+    options: dict[str, Any] = {"keep": "answer", "replay": replay}
+    url = job(site, n=40)
+    visit(page, site.client())
+    before = Followed(page, url, **options)
+    before.wait_for_content(5)
+    had = len(before.numbers)
+    page.reload()
+    after = Followed(page, url, starts=False, **options)
+    assert after.get("lastEventId")
+    after.call("start")
+    after.wait_for_end()
+    first = 0 if replay else after.numbers[0]
+    assert after.numbers == list(range(first, 40))
+    assert replay or first >= had
+    assert after.told["resets"] == []
+    assert page.evaluate("sessionStorage.length") == 0, "it is whole"
+    assert site.runs() == [""]
+
+
+def test_a_kept_cursor_is_not_for_another_question(site: Site, page: "Page") -> None:
+    visit(page, site.client())
+    first = Followed(page, job(site), keep="answer")
+    first.wait_for_content(3)
+    page.reload()
+    other = Followed(page, job(site, n=7), starts=False, keep="answer")
+    assert other.get("lastEventId") == ""
+
+
+# Stop
+
+
+def test_stop_ends_the_app_and_leaves_nothing_behind(site: Site, page: "Page") -> None:
+    visit(page, site.client())
+    page.wait_for_function("window.ready")
+    before = left_behind(page)
+    followed = Followed(page, job(site, n=10_000))
+    followed.wait_for_content(5)
+    assert left_behind(page) > before
+    followed.call("stop")
+    assert left_behind(page) == before
+    held = len(followed.numbers)
+    wait_until(lambda: site.told()["left"] == 1)
+    page.wait_for_timeout(200)
+    assert len(followed.numbers) == held
+    assert ["POST", 204] in site.told()["asked"]
+    assert followed.states[-1] == "disconnected"
+    assert followed.told["completes"] == followed.told["errors"] == []
+
+
+def test_no_timer_or_listener_survives_an_end_of_any_kind(site: Site, page: "Page") -> None:
+    visit(page, site.client())
+    page.wait_for_function("window.ready")
+    before = left_behind(page)
+    whole = Followed(page, job(site, n=3))
+    refused = Followed(page, site.url("/nothing"))
+    waiting = Followed(page, "http://127.0.0.1:1/", reconnectDelay=60_000)
+    waiting.wait("client.state === 'reconnecting'")
+    waiting.call("stop")
+    for followed in (whole, refused, waiting):
+        followed.wait_for_end()
+    assert left_behind(page) == before
+
+
+def test_what_was_stopped_without_a_cancel_is_gone_on_with(site: Site, page: "Page") -> None:
+    visit(page, site.client())
+    followed = Followed(page, job(site, n=60))
+    followed.wait_for_content(5)
+    followed.call("stop", {"cancel": False})
+    page.wait_for_timeout(300)
+    held = len(followed.numbers)
+    followed.call("start")
+    assert_finished(followed, 60)
+    assert held < 40
+    assert site.runs() == [""]
+
+
+@pytest.mark.parametrize("place", ["/inside", "/outside"])
+def test_a_page_of_another_origin_resumes_and_stops_without_a_preflight(
+    site: Site, page: "Page", place: str
+) -> None:
+    visit(page, site.other_client("friend.localhost"))
+    site.scissors.cut(rb"data: 5\n", rb"data: 12\n")
+    followed = Followed(page, site.url(f"{place}/job"))
+    assert_finished(followed, 20)
+    stopped = Followed(page, site.url(f"{place}/job", n=10_000))
+    stopped.wait_for_content(3)
+    stopped.call("stop")
+    wait_until(lambda: site.told()["left"] == 2)
+    told = site.told()
+    methods = [method for method, _ in told["asked"]]
+    assert methods == ["GET"] * 4 + ["POST"]
+    assert told["asked"][-1] == ["POST", 204]
+    assert told["runs"] == ["", ""]
+
+
+def wait_until(holds: Any) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_client_is_served_as_a_module_to_any_page(site: Site) -> None:
+    response = httpx.get(f"{site.server.url}/sse-client.js", headers={"origin": "https://a.test"})
+    assert response.headers["access-control-allow-origin"] == "*"
+    assert response.headers["content-type"].startswith("text/javascript")

@@ -1,0 +1,148 @@
+"""The React hook in React 18 and 19, in strict mode, in a real browser."""
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.e2e.browser.npm import PACKAGES, react_module
+from tests.e2e.browser.page import visit
+from tests.e2e.browser.site import Site
+from tests.e2e.browser.test_client import wait_until
+from tests.e2e.clients import needs
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+PAGE = """<!doctype html>
+<link rel="icon" href="data:,">
+<title>react</title>
+<script type="importmap">
+{ "imports": { "react": "/react.js", "react-dom/client": "/react.js" } }
+</script>
+<div id="root"></div>
+<script type="module">
+import { StrictMode, createElement, useEffect, useState } from "react";
+import { createRoot } from "react-dom/client";
+import { useSSEStream } from "/use-sse-stream.js";
+
+window.told = { contents: [], completes: [], renders: 0, mounts: 0, states: new Set() };
+
+function Answer({ options, starts }) {
+  const [name, setName] = useState("first");
+  const stream = useSSEStream({
+    ...options,
+    onContent: (data) => told.contents.push([name, data]),
+    onReset: () => (told.contents.length = 0),
+    onComplete: (complete) => told.completes.push(complete.reason),
+  });
+  const { start, stop } = stream;
+  useEffect(() => {
+    told.mounts++;
+    if (starts) start();
+    return () => stop();
+  }, [start, stop]);
+  told.renders++;
+  told.states.add(stream.state);
+  window.stream = stream;
+  window.rename = setName;
+  return createElement("button", { onClick: start, id: "start" }, stream.state);
+}
+
+let root;
+window.mount = (options, starts) => {
+  root = createRoot(document.querySelector("#root"));
+  root.render(createElement(StrictMode, null, createElement(Answer, { options, starts })));
+};
+window.unmount = () => root.unmount();
+window.ready = true;
+</script>
+"""
+
+
+@pytest.fixture(params=["18", "19"])
+def react(request: pytest.FixtureRequest, page: "Page", site: Site) -> "Page":
+    """Return a page with the hook in a component of React."""
+    needs.node()
+    if not (PACKAGES / "react-dom-18").is_dir():
+        needs.missing("React is not installed: npm install --prefix tests/e2e/clients")
+    module = react_module(request.param)
+    page.route("**/react.js", lambda it: it.fulfill(body=module, content_type="text/javascript"))
+    page.route("**/react-page", lambda it: it.fulfill(body=PAGE, content_type="text/html"))
+    visit(page, site.page().replace("/page", "/react-page"))
+    page.wait_for_function("window.ready")
+    return page
+
+
+def mount(page: "Page", site: Site, *, starts: bool = False, **options: Any) -> None:
+    url = site.url(options.pop("path", "/job"), n=options.pop("n", 20))
+    page.evaluate(
+        "([options, starts]) => mount(options, starts)", [{"url": url, **options}, starts]
+    )
+    page.wait_for_selector("#start")
+
+
+def test_a_component_that_mounts_twice_has_each_word_once(react: "Page", site: Site) -> None:
+    site.scissors.cut(rb"data: 12\n")
+    mount(react, site, starts=True)
+    react.wait_for_function("told.completes.length === 1")
+    assert react.evaluate("told.mounts") == 2, "strict mode mounts twice"
+    assert react.evaluate("told.contents.map(([, data]) => data)") == list(range(20))
+    assert react.evaluate("told.completes") == ["finished"]
+    assert react.evaluate("stream.state") == "disconnected"
+    seen = set(react.evaluate("[...told.states]"))
+    assert seen == {"disconnected", "connecting", "connected", "reconnecting"}
+    assert len(site.runs()) <= 2
+
+
+def test_a_component_hears_by_the_callbacks_of_its_newest_render(react: "Page", site: Site) -> None:
+    mount(react, site, n=60)
+    assert react.evaluate("stream.state") == "disconnected", "nothing is opened unasked"
+    react.click("#start")  # which hands over the event of the click
+    react.wait_for_function("told.contents.length > 3")
+    react.evaluate("rename('second')")
+    react.wait_for_function("told.contents.at(-1)[0] === 'second'")
+    assert react.evaluate("stream.isConnected")
+    assert react.evaluate("stream.traceId")
+    assert react.evaluate("stream.lastMessageTime") > 1e12
+    react.wait_for_function("stream.heartbeat !== undefined")
+    react.evaluate("stream.stop()")
+    react.wait_for_function("stream.state === 'disconnected'")
+    wait_until(lambda: site.told()["left"] == 1)
+    react.click("#start")
+    react.wait_for_function("stream.state === 'disconnected' && told.completes.length === 1")
+    assert react.evaluate("told.contents.map(([, data]) => data)") == list(range(60))
+
+
+def test_a_component_that_was_let_down_goes_on_where_it_was(react: "Page", site: Site) -> None:
+    mount(react, site, n=60, maxReconnectAttempts=0)
+    site.scissors.cut(rb"data: 20\n")
+    react.click("#start")
+    react.wait_for_function("stream.error?.code === 'gave_up'")
+    react.click("#start")
+    react.wait_for_function("told.completes.length === 1")
+    assert react.evaluate("told.contents.map(([, data]) => data)") == list(range(60))
+    assert site.runs() == [""]
+
+
+def test_a_component_that_goes_stops_its_stream(react: "Page", site: Site) -> None:
+    mount(react, site, n=10_000)
+    react.click("#start")
+    react.wait_for_function("told.contents.length > 3")
+    react.evaluate("unmount()")
+    wait_until(lambda: site.told()["left"] == 1)
+    held = react.evaluate("told.contents.length")
+    react.wait_for_timeout(150)
+    assert react.evaluate("told.contents.length") == held
+
+
+def test_what_went_wrong_is_in_the_state_and_start_tries_again(react: "Page", site: Site) -> None:
+    mount(react, site, path="/nothing")
+    react.click("#start")
+    react.wait_for_function("stream.error !== undefined")
+    assert react.evaluate("[stream.error.code, stream.error.status]") == ["http", 404]
+    url = site.url("/job", n=3)
+    react.evaluate("(url) => stream.start({ url })", url)
+    react.wait_for_function("told.completes.length === 1")
+    assert react.evaluate("stream.error") is None
+    assert not react.evaluate("stream.isReconnecting")
+    assert react.evaluate("stream.reconnectAttempts") == 0
