@@ -1,9 +1,11 @@
-"""What there is once in a process, whatever the number of middlewares in it.
+"""What there is once: in a process, in an event loop, for a key.
 
 Metrics of one name can stand in a registry once, so that all middlewares which count in it share
-them.
+them. Readers of channels share a connection, and those in memory the memory.
 """
 
+import asyncio
+import os
 from collections.abc import Callable
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -24,3 +26,39 @@ class OncePerKey(Generic[Key, Value]):
         if key not in self._made:
             self._made[key] = self._make(key)
         return self._made[key]
+
+
+class OncePerLoop(Generic[Value]):
+    """Make one value for each event loop, and keep it until the loop is closed."""
+
+    def __init__(self, make: Callable[[], Value]) -> None:
+        self._make = make
+        self._made: dict[asyncio.AbstractEventLoop, Value] = {}
+
+    def __call__(self) -> Value:
+        """Return the value of the loop that runs, made now or before."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._made:
+            for other in [other for other in self._made if other.is_closed()]:
+                self._made.pop(other, None)
+            self._made[loop] = self._make()
+        return self._made[loop]
+
+    def take(self) -> Value | None:
+        """Return the value of the loop that runs, and forget it."""
+        return self._made.pop(asyncio.get_running_loop(), None)
+
+
+class OncePerProcess(Generic[Value]):
+    """Make one value for this process, and another one for each that is forked from it."""
+
+    def __init__(self, make: Callable[[], Value]) -> None:
+        self._make = make
+        self._made: tuple[int, Value] | None = None
+
+    def __call__(self) -> Value:
+        """Return the value of this process, made now or before."""
+        made = self._made
+        if made is None or made[0] != os.getpid():
+            made = self._made = (os.getpid(), self._make())
+        return made[1]
