@@ -72,10 +72,6 @@ class ChannelKeys:
         """Return where news of a channel are told."""
         return f"{self._prefix}{{{digest(channel)}}}:topic"
 
-    def of_nobody(self) -> str:
-        """Return where no news are told."""
-        return f"{self._prefix}topic"
-
 
 class Numbering:
     """Who publishes, and its numbers; one for each process and loop, since a fork shares memory."""

@@ -11,10 +11,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 from sse_middleware.posts import Entry, Place, entry_of
-from sse_middleware.stores.redis_link import FAILURES
+from sse_middleware.stores.channel_line import Line
+from sse_middleware.stores.redis_link import FAILURES, PATIENCE_SECONDS
 
 logger = logging.getLogger("sse_middleware")
 
@@ -110,24 +111,21 @@ class Hub:
     """Listen, as long as anybody reads.
 
     Args:
-        connect: makes a subscription, which is redis-py's `PubSub`.
-        own_topic: one of which nothing is heard; a subscription to none at all would end.
+        connect: makes a line to Redis.
         failed: is told of failures.
     """
 
     def __init__(
         self,
-        connect: Callable[[], Any],
-        own_topic: str,
+        connect: Callable[[], Line],
         failed: Callable[[str, BaseException], None],
     ) -> None:
         self._connect = connect
-        self._own_topic = own_topic.encode()
         self._failed = failed
         self._news: dict[bytes, ChannelNews] = {}
         self._task: asyncio.Task[None] | None = None
-        self._subscription: Any = None
-        self._said: set[bytes] = set()  # what this subscription is for
+        self._line: Line | None = None
+        self._said: set[bytes] = set()  # the topics of this line
         self._unsaid: dict[bytes, None] = {}  # topics whose subscription may have to change
         self._speaker: asyncio.Task[None] | None = None
         self._heard_at = 0.0
@@ -161,56 +159,55 @@ class Hub:
 
     async def _run(self) -> None:
         while True:
-            subscription = self._connect()
+            line = self._connect()
             listener: asyncio.Task[None] | None = None
             try:
-                self._said = {self._own_topic, *self._news}
-                for names in _parts(list(self._said)):
-                    await subscription.subscribe(*names)
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    await line.say("PING")
                 self._heard_at = time.monotonic()
-                listener = asyncio.get_running_loop().create_task(self._listen(subscription))
-                self._subscription = subscription
-                self._say(*self._news, *self._said)  # some have come or gone meanwhile
-                await self._keep(subscription, listener)
+                self._line, self._said = line, set()
+                self._say(*self._news)
+                listener = asyncio.get_running_loop().create_task(self._listen(line))
+                await self._keep(line, listener)
             except FAILURES as exc:
                 self._failed("subscribe", exc)
             except Exception:
                 logger.exception("the hub goes on, whatever this was")
             finally:
-                self._subscription = None
+                self._line = None
                 if listener is not None:
                     listener.cancel()
                     await asyncio.gather(listener, return_exceptions=True)
-                await _close(subscription)
+                await line.close()
             for news in self._news.values():
                 news.doubt()
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _keep(self, subscription: Any, listener: "asyncio.Task[None]") -> None:
+    async def _keep(self, line: Line, listener: "asyncio.Task[None]") -> None:
         """Stay until the connection is lost."""
         while True:
             await asyncio.wait((listener,), timeout=_TICK_SECONDS)
             if listener.done():
                 listener.result()
-                raise ConnectionError("the subscription has ended")
             if time.monotonic() > self._heard_at + _DEAF_SECONDS:
                 raise TimeoutError("nothing is heard any more")
-            async with asyncio.timeout(_TICK_SECONDS):
-                await subscription.ping()
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await line.say("PING")
             for news in list(self._news.values()):
                 news.silent_ticks += 1
                 if news.silent_ticks >= _LOOK_EVERY:
                     news.doubt()
 
-    async def _listen(self, subscription: Any) -> None:
-        async for message in subscription.listen():
+    async def _listen(self, line: Line) -> None:
+        while True:
+            kind, name, *data = await line.hear()
             self._heard_at = time.monotonic()
-            news = self._news.get(message["channel"]) if message["channel"] else None
-            if news is None:
+            news = self._news.get(name)
+            if news is None:  # a PONG, or of a channel that nobody reads any more
                 continue
-            if message["type"] == "message":
-                self._hear(news, message["data"])
-            elif message["type"] == "subscribe":
+            if kind == b"message":
+                self._hear(news, data[0])
+            elif kind == b"subscribe":
                 news.doubt()
 
     def _hear(self, news: ChannelNews, data: bytes) -> None:
@@ -222,23 +219,22 @@ class Hub:
 
     def _say(self, *names: bytes) -> None:
         """Tell Redis what is to be heard, soon."""
-        if self._subscription is None:  # who connects says it all
+        if self._line is None:  # who connects says it all
             return
         self._unsaid.update(dict.fromkeys(names))
         if self._speaker is None and self._unsaid:
-            self._speaker = asyncio.get_running_loop().create_task(self._speak(self._subscription))
+            self._speaker = asyncio.get_running_loop().create_task(self._speak())
 
-    async def _speak(self, subscription: Any) -> None:
+    async def _speak(self) -> None:
         try:
-            while self._unsaid:
-                names, self._unsaid = self._unsaid, {}
-                wanted = {name for name in names if name in self._news or name == self._own_topic}
-                new, old = wanted - self._said, (names.keys() - wanted) & self._said
+            while self._unsaid and (line := self._line) is not None:
+                names, self._unsaid = self._unsaid.keys(), {}
+                wanted = names & self._news.keys()
+                new, old = wanted - self._said, (names - wanted) & self._said
                 self._said = (self._said | new) - old
-                for part in _parts(list(new)):
-                    await subscription.subscribe(*part)
-                for part in _parts(list(old)):
-                    await subscription.unsubscribe(*part)
+                for verb, topics in (("SUBSCRIBE", new), ("UNSUBSCRIBE", old)):
+                    for some in _parts(list(topics)):
+                        await line.say(verb, *some)
         except FAILURES as exc:
             logger.debug("subscribe: %s", type(exc).__name__)  # the listener finds out too
         finally:
@@ -262,10 +258,3 @@ def entries_in(news: bytes) -> list[Entry] | None:
 
 def _parts(names: Sequence[bytes]) -> list[Sequence[bytes]]:
     return [names[at : at + _TOPICS_AT_ONCE] for at in range(0, len(names), _TOPICS_AT_ONCE)]
-
-
-async def _close(subscription: Any) -> None:
-    try:
-        await subscription.aclose()
-    except FAILURES as exc:
-        logger.debug("subscribe: %s", type(exc).__name__)

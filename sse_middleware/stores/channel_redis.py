@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from redis import RedisCluster as BlockingCluster
+from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
 from sse_middleware.errors import StoreError
@@ -40,6 +41,7 @@ from sse_middleware.stores.channel_dispatch import (
     pauses,
 )
 from sse_middleware.stores.channel_hub import ChannelNews, Hub
+from sse_middleware.stores.channel_line import Line
 from sse_middleware.stores.redis_link import (
     ANSWER_SECONDS,
     FAILURES,
@@ -79,9 +81,10 @@ class RedisChannels:
         self._observers = observers
         self._client = _client_for(url)
         # A message goes to all nodes of a cluster, and any one will do to hear it.
-        self._listening = _client_for(url.replace("redis+cluster:", "redis:", 1))
+        self._any_node = _client_for(url.replace("redis+cluster:", "redis:", 1))
         self._link = Link("", self._client, Keys(prefix), observers, _LEASE_SECONDS)
-        self._hub = Hub(self._listening.pubsub, self._keys.of_nobody(), self._link.failed)
+        self._hub = Hub(self._new_line, self._link.failed)
+        self._line: Line | None = None
         self._numbering = Numbering()
         self._waiting: deque[tuple[Post, asyncio.Future[bool]]] = deque()
         self._sender: asyncio.Task[None] | None = None
@@ -128,9 +131,10 @@ class RedisChannels:
         if self._sender is not None:
             await asyncio.gather(self._sender, return_exceptions=True)
         await self._hub.close()
+        await self._hang_up()
         await self._link.close()
         await self._client.aclose()
-        await self._listening.aclose()
+        await self._any_node.aclose()
 
     def _count_malformed(self, entry_id: str, news: ChannelNews) -> None:
         milliseconds, _, number = entry_id.partition("-")
@@ -163,10 +167,11 @@ class RedisChannels:
         for pause in pauses():
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
-                    while dispatch.take(await self._pipe(dispatch.commands())):
+                    while dispatch.take(await self._ask(dispatch.commands())):
                         pass
             except FAILURES as exc:
                 dispatch.last_failure = exc
+                await self._hang_up()
             if dispatch.last_failure is not None:
                 self._link.failed("publish", dispatch.last_failure)
             if dispatch.is_settled:
@@ -184,16 +189,24 @@ class RedisChannels:
             else:
                 outcome.set_result(bool(result))
 
-    async def _pipe(self, commands: Sequence[Command]) -> list[Any]:
+    async def _ask(self, commands: Sequence[Command]) -> list[Any]:
         if isinstance(self._client, RedisCluster):
             return await asyncio.gather(
                 *(self._client.execute_command(*command) for command in commands),
                 return_exceptions=True,
             )
-        pipe = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipe.execute_command(*command)
-        return list(await pipe.execute(raise_on_error=False))
+        if self._line is None:
+            self._line = self._new_line()
+        return await self._line.ask(commands)
+
+    def _new_line(self) -> Line:
+        assert isinstance(self._any_node, Redis)
+        return Line(self._any_node)
+
+    async def _hang_up(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            await line.close()
 
 
 class _RedisFeed:
