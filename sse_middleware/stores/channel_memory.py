@@ -74,6 +74,9 @@ class ChannelMemory:
     Args:
         max_total_bytes: how much of it they may take, about.
         clock: the time in seconds.
+
+    Attributes:
+        total_bytes: how much they take, about.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class ChannelMemory:
         self._max_total_bytes = max_total_bytes
         self._clock = clock
         self._logs: OrderedDict[str, _Log] = OrderedDict()  # by the time of their last event
-        self._total_bytes = 0
+        self.total_bytes = 0
         self._born = 0
         self._feeds: dict[str, set[_MemoryFeed]] = {}
         self._lock = threading.RLock()
@@ -108,16 +111,16 @@ class ChannelMemory:
             else:
                 if post.key in log.keys:
                     return False
-                self._total_bytes -= log.memory
+                self.total_bytes -= log.memory
             log.append(post)
             while len(log.entries) > 1 and (
                 len(log.entries) > limits.max_events or log.bytes > limits.max_bytes
             ):
                 log.drop_oldest()
             log.expires_at = self._clock() + limits.ttl
-            self._total_bytes += log.memory
+            self.total_bytes += log.memory
             self._logs.move_to_end(post.channel)
-            while self._total_bytes > self._max_total_bytes and len(self._logs) > 1:
+            while self.total_bytes > self._max_total_bytes and len(self._logs) > 1:
                 self._drop(next(iter(self._logs)))
             feeds = list(self._feeds.get(post.channel, ()))
         for feed in feeds:
@@ -167,7 +170,7 @@ class ChannelMemory:
             self._drop(channel)
 
     def _drop(self, channel: str) -> None:
-        self._total_bytes -= self._logs.pop(channel).memory
+        self.total_bytes -= self._logs.pop(channel).memory
 
 
 class _MemoryFeed:
