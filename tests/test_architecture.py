@@ -10,7 +10,7 @@ import sse_middleware
 
 PACKAGE = Path(sse_middleware.__file__).parent
 LAYERS = {
-    0: {"errors", "events", "wire", "cursors", "options", "parser", "record", "settings"},
+    0: {"errors", "events", "wire", "cursors", "options", "parser", "posts", "record", "settings"},
     1: {
         "claims",
         "controls",
@@ -21,8 +21,13 @@ LAYERS = {
         "state",
         "timing",
     },
-    2: {"observers", "stores.base"},
+    2: {"observers", "stores.base", "stores.channel_base"},
     3: {
+        "stores.channel_dispatch",
+        "stores.channel_hub",
+        "stores.channel_line",
+        "stores.channel_memory",
+        "stores.channel_redis",
         "stores.entries",
         "stores.frames",
         "stores.memory",
@@ -33,6 +38,7 @@ LAYERS = {
     },
     4: {
         "access",
+        "channel_reader",
         "farewell",
         "lingering",
         "opening",
@@ -47,7 +53,7 @@ LAYERS = {
         "ticker",
         "writer",
     },
-    5: {"endpoint", "logs", "metrics", "middleware", "plugin", "__main__"},
+    5: {"channels", "endpoint", "logs", "metrics", "middleware", "plugin", "__main__"},
 }
 """As docs/architecture.md tells them; `testing` stands outside: it may import all of them."""
 

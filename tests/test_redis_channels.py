@@ -3,11 +3,7 @@
 import asyncio
 import json
 import logging
-import os
 import secrets
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
@@ -24,8 +20,8 @@ from sse_middleware.channels import (
     subscribe,
 )
 from sse_middleware.errors import StoreError
-from sse_middleware.posts import post_of
-from sse_middleware.stores import channel_dispatch, channel_redis
+from sse_middleware.posts import BEGINNING, post_of
+from sse_middleware.stores import channel_redis
 from sse_middleware.stores.channel_base import Limits
 from sse_middleware.stores.channel_dispatch import ChannelKeys, Dispatch, Numbering
 from sse_middleware.stores.channel_redis import RedisChannels
@@ -73,19 +69,44 @@ class TestInRedis(ChannelContract):
         cls.url = running_server.url
 
 
-class TestInACluster(ChannelContract):
-    @pytest.fixture(scope="class", autouse=True)
-    @classmethod
-    def _server(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-        directory = tmp_path_factory.mktemp("cluster")
-        with RedisServer(directory, "--cluster-enabled", "yes") as server:
-            server.client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            deadline = time.monotonic() + 10
-            while b"cluster_state:ok" not in server.client.execute_command("CLUSTER INFO"):
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            cls.url = server.url.replace("redis:", "redis+cluster:").removesuffix("/0")
-            yield
+@pytest.fixture(scope="module")
+def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with RedisServer(tmp_path_factory.mktemp("cluster"), "--cluster-enabled", "yes") as server:
+        ask(server, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        deadline = time.monotonic() + 10
+        while ask(server, "CLUSTER INFO")["cluster_state"] != "ok":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield server.url.replace("redis:", "redis+cluster:").removesuffix("/0")
+
+
+async def test_a_cluster_does_as_well(cluster_url: str) -> None:
+    channels = [new_channel() for _ in range(20)]
+    async with Publisher(cluster_url) as one, Publisher(cluster_url) as other:
+        blocking = BlockingPublisher(cluster_url)
+        for channel in channels[:10]:  # some are early and some late
+            assert await one.ack(channel)
+        readings = [
+            asyncio.ensure_future(whole(subscribe(channel, url=cluster_url)))
+            for channel in channels
+        ]
+        await asyncio.sleep(0.1)
+        for channel in channels[10:]:
+            assert await one.ack(channel)
+        assert await asyncio.gather(*(other.ack(channel) for channel in channels)) == [False] * 20
+        for number in range(5):
+            sent = [one.publish(channel, "n", number, key=str(number)) for channel in channels]
+            assert await asyncio.gather(*sent) == [True] * 20
+        for channel in channels:
+            assert await asyncio.to_thread(blocking.finish, channel)
+        await asyncio.to_thread(blocking.close)
+    whole_session = [("worker_ack", {}), *(("n", n) for n in range(5))]
+    for events in await asyncio.gather(*readings):
+        assert said(events) == [*whole_session, ("complete", {"reason": "finished"})]
+
+
+def ask(server: RedisServer, *words: Any) -> Any:
+    return server.client.execute_command(*words)  # type: ignore[no-untyped-call]
 
 
 def count(operation: str) -> float:
@@ -111,7 +132,7 @@ async def test_an_event_whose_answer_was_lost_is_neither_lost_nor_doubled(
             )
             await asyncio.sleep(0.1)
             proxy.swallows = False
-            assert await publishing == [True, True]
+            assert list(await publishing) == [True, True]
         await publisher.finish(channel)
     events = said(await whole(subscribe(channel, url=server.url)))
     assert events[1:-1] == [(name, n) for n in range(5) for name in ("step", "word")]
@@ -159,7 +180,7 @@ async def test_a_first_attempt_that_comes_behind_the_second_is_too_late(
 
     def send(dispatch: Dispatch) -> list[Any]:
         (command,) = dispatch.commands()
-        return [server.client.execute_command(*command)]
+        return [ask(server, *command)]
 
     late._knows_script = later._knows_script = False
     assert send(late) == [[1, 1, 1]]
@@ -279,7 +300,7 @@ async def test_a_hub_that_is_cut_misses_nothing(server: RedisServer, publisher: 
     for number in range(60):
         await publisher.publish(channel, "n", number)
         if number % 20 == 10:
-            server.client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            ask(server, "CLIENT", "KILL", "TYPE", "pubsub")
         await asyncio.sleep(0.01)
     await publisher.finish(channel)
     assert said(await reading)[1:-1] == [("n", n) for n in range(60)]
@@ -287,9 +308,7 @@ async def test_a_hub_that_is_cut_misses_nothing(server: RedisServer, publisher: 
 
 async def test_readers_hear_without_news_too(server: RedisServer) -> None:
     channel, name = new_channel(), "deaf" + secrets.token_hex(4)
-    server.client.execute_command(
-        "ACL", "SETUSER", name, "on", ">pass", "~*", "+@all", "resetchannels"
-    )
+    ask(server, "ACL", "SETUSER", name, "on", ">pass", "~*", "+@all", "resetchannels")
     url = server.url.replace("redis://", f"redis://{name}:pass@")
     async with Publisher(url) as publisher:
         reading = asyncio.ensure_future(whole(subscribe(channel, url=url)))
@@ -368,7 +387,7 @@ async def test_a_flood_of_strange_entries_is_read_through(
     assert [event.event for event in events] == ["worker_ack", "complete"]
 
 
-# Loops, processes, ends
+# What leaves together
 
 
 async def test_what_is_published_at_a_time_leaves_together(
@@ -407,72 +426,6 @@ async def test_a_publisher_that_is_closed_has_sent_all(server: RedisServer) -> N
     await publisher.close()
 
 
-def test_a_publisher_serves_one_loop_after_the_other(server: RedisServer) -> None:
-    publisher = Publisher(server.url)
-
-    async def publish(number: int) -> None:
-        await publisher.publish("loops", "n", number)
-        await publisher.close()
-
-    for number in range(3):
-        asyncio.run(publish(number))
-    assert server.client.xlen(KEYS.log("loops")) == 3
-
-
-FORKING = """
-    import os, sys, threading
-    from sse_middleware.channels import BlockingPublisher
-    publisher = BlockingPublisher(sys.argv[1])
-    for number in range(5):
-        publisher.publish("forks", "parent", number)
-    publisher._channels._sending.acquire()  # as another thread may hold it in that moment
-    children = []
-    for name in range(3):
-        child = os.fork()
-        if not child:
-            for number in range(20):
-                assert publisher.publish("forks", f"child-{name}", number)
-            os._exit(0)
-        children.append(child)
-    publisher._channels._sending.release()
-    for number in range(5, 20):
-        publisher.publish("forks", "parent", number)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
-    publisher.finish("forks")
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
-async def test_a_publisher_that_was_forked_publishes_all_of_its_own(server: RedisServer) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(FORKING), server.url]
-    await asyncio.to_thread(subprocess.run, command, check=True, timeout=30)
-    found = said(await whole(subscribe("forks", url=server.url)))
-    for name in ("parent", "child-0", "child-1", "child-2"):
-        assert [number for event, number in found if event == name] == list(range(20))
-
-
-class TimeLimitError(Exception):
-    """What a job runner raises in the middle of anything."""
-
-
-def test_a_publisher_that_is_interrupted_goes_on(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publisher = BlockingPublisher(server.url)
-    publisher.ack("limits")
-    real = publisher._channels._pipe  # type: ignore[attr-defined]
-
-    def limited(commands: Any) -> Any:
-        monkeypatch.setattr(publisher._channels, "_pipe", real)
-        raise TimeLimitError
-
-    monkeypatch.setattr(publisher._channels, "_pipe", limited)
-    with pytest.raises(TimeLimitError):
-        publisher.publish("limits", "n", 1)
-    assert publisher.publish("limits", "n", 2)
-    publisher.close()
-
-
 @contextmanager
 def script_timed(server: RedisServer) -> Iterator[dict[str, float]]:
     server.client.config_resetstat()
@@ -493,21 +446,9 @@ async def test_a_full_channel_costs_no_more_with_its_length(
     assert full["microseconds"] < 5_000
 
 
-async def test_a_store_of_one_loop_says_who_it_is_no_more_than_once() -> None:
-    one, other = Numbering(), Numbering()
-    assert one.publisher != other.publisher
-    assert [one.next(), one.next(), other.next()] == [1, 2, 1]
-
-
 async def test_a_reader_of_a_redis_that_refuses_reads_is_told(server: RedisServer) -> None:
     server.client.set(KEYS.log("taken"), json.dumps("by something else"))
     channels = RedisChannels(server.url)
     with pytest.raises(StoreError), channels.follow("taken") as feed:
-        from sse_middleware.posts import BEGINNING  # noqa: PLC0415
-
         await feed.read(BEGINNING)
     await channels.close()
-
-
-def test_the_numbers_of_a_publisher_are_kept_longer_than_it_tries() -> None:
-    assert channel_dispatch._SEEN_SECONDS > 5 * channel_dispatch.PATIENCE_SECONDS
