@@ -200,14 +200,14 @@ class Hub:
 
     async def _listen(self, line: Line) -> None:
         while True:
-            kind, name, *data = await line.hear()
+            reply = await line.hear()
             self._heard_at = time.monotonic()
-            news = self._news.get(name)
+            news = self._news.get(reply[1]) if isinstance(reply, list) else None
             if news is None:  # a PONG, or of a channel that nobody reads any more
                 continue
-            if kind == b"message":
-                self._hear(news, data[0])
-            elif kind == b"subscribe":
+            if reply[0] == b"message":
+                self._hear(news, reply[2])
+            elif reply[0] == b"subscribe":
                 news.doubt()
 
     def _hear(self, news: ChannelNews, data: bytes) -> None:
@@ -232,11 +232,14 @@ class Hub:
                 wanted = names & self._news.keys()
                 new, old = wanted - self._said, (names - wanted) & self._said
                 self._said = (self._said | new) - old
-                for verb, topics in (("SUBSCRIBE", new), ("UNSUBSCRIBE", old)):
-                    for some in _parts(list(topics)):
-                        await line.say(verb, *some)
-        except FAILURES as exc:
-            logger.debug("subscribe: %s", type(exc).__name__)  # the listener finds out too
+                try:
+                    for verb, topics in (("SUBSCRIBE", new), ("UNSUBSCRIBE", old)):
+                        for some in _parts(list(topics)):
+                            await line.say(verb, *some)
+                except FAILURES as exc:
+                    logger.debug("subscribe: %s", type(exc).__name__)
+                    if self._line is line:  # the listener finds out too, and says all on a new one
+                        return
         finally:
             self._speaker = None
 

@@ -193,7 +193,7 @@ async def test_what_fails_before_the_stream_is_told_as_detail(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 async def test_a_thousand_sessions_at_once_each_get_all_of_their_own(
     tmp_path: Path, answer: str
 ) -> None:
