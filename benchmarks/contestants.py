@@ -205,7 +205,7 @@ def pubsub() -> ASGIApp:
     """Return an app whose streams are what redis-py's pub/sub hears, each by its own."""
     from redis.asyncio import Redis
 
-    client = Redis.from_url(os.environ[REDIS_VARIABLE])
+    client = Redis.from_url(os.environ[REDIS_VARIABLE], max_connections=10_000)
 
     async def source(name: str) -> AsyncIterator[bytes]:
         async with client.pubsub() as subscription:

@@ -144,8 +144,11 @@ class ChannelReader:
         idle = self._manner.idle_timeout
         idle_at = math.inf if idle is None else self._heard_at + idle
         deadline = min(self._ack_at, idle_at)
+        if deadline == math.inf:  # the usual case, and time-outs cost
+            await feed.wait()
+            return
         try:
-            async with asyncio.timeout_at(None if deadline == math.inf else deadline):
+            async with asyncio.timeout_at(deadline):
                 await feed.wait()
         except TimeoutError:
             if deadline == idle_at:

@@ -18,11 +18,9 @@ pytestmark = pytest.mark.anyio
 
 
 class TestInMemory(ChannelContract):
-    """On a virtual clock, but for what expires."""
-
     @pytest.fixture
     def anyio_backend(self) -> str:
-        return "asyncio"
+        return "asyncio"  # threads and what expires go by real time
 
 
 BAD_CHANNELS = ["", " ", "a b", "a\n", "é", "x" * 201, "\0", "a\x7f"]

@@ -34,11 +34,24 @@ class Site:
     """Two web processes and a Redis; workers come and go.
 
     Attributes:
-        webs: their addresses; the second one waits for a worker for a second only.
+        webs: their addresses.
+
+    Args:
+        directory: for logs.
+        redis: which they share.
+        stack: ends the web processes.
+        ack: how many seconds each web process waits for a worker.
+        idle: how many seconds both wait for its next word.
     """
 
     def __init__(
-        self, directory: Path, redis: RedisServer, stack: ExitStack, idle: str = "2"
+        self,
+        directory: Path,
+        redis: RedisServer,
+        stack: ExitStack,
+        *,
+        ack: tuple[str, ...] = ("20", "1"),
+        idle: str = "2",
     ) -> None:
         self._directory = directory
         self._environ = {
@@ -48,15 +61,15 @@ class Site:
         }
         self._numbers = count()
         logs = [
-            stack.enter_context(self._runs("example_app", "--port", "0", ack=ack))[1]
-            for ack in (("20", "1") if idle == "2" else ("120", "120"))
+            stack.enter_context(self._runs("example_app", "--port", "0", ack=seconds))[1]
+            for seconds in ack
         ]
         self.webs = [until_logged(log, r"http://\S+?:\d+") for log in logs]
 
     @contextmanager
     def worker(self, *, ready: bool = True) -> Iterator[Popen[bytes]]:
         """Run a worker until the block ends."""
-        with self._runs("example_app.worker", ack="20") as (process, log):
+        with self._runs("example_app.worker") as (process, log):
             if ready:
                 until_logged(log, "waits for jobs")
             yield process
@@ -200,7 +213,7 @@ async def test_a_thousand_sessions_at_once_each_get_all_of_their_own(
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(timeout=300, limits=limits) as client:
         with RedisServer(tmp_path) as redis, ExitStack() as stack:
-            site = Site(tmp_path, redis, stack, idle="120")
+            site = Site(tmp_path, redis, stack, ack=("120", "120"), idle="120")
             for _ in range(2):
                 stack.enter_context(site.worker())
             sessions = await asyncio.gather(
