@@ -27,7 +27,7 @@ READERS = (1, 10, 100)  # of 100 events a second
 _MANY = 1_000
 _PER_SECOND = 100
 _FEW_EVENTS = 5
-_OPENED_PER_SECOND = 200
+_OPENED_PER_SECOND = 100
 _PATIENCE = 20.0  # seconds
 _SENT = re.compile(rb'"sent": ?([0-9.]+)}')
 

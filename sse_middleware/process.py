@@ -39,8 +39,9 @@ class OncePerLoop(Generic[Value]):
         """Return the value of the loop that runs, made now or before."""
         loop = asyncio.get_running_loop()
         if loop not in self._made:
-            for other in [other for other in self._made if other.is_closed()]:
-                self._made.pop(other, None)
+            for other in list(self._made):  # other threads have loops too
+                if other.is_closed():
+                    self._made.pop(other, None)
             self._made[loop] = self._make()
         return self._made[loop]
 
@@ -54,11 +55,11 @@ class OncePerProcess(Generic[Value]):
 
     def __init__(self, make: Callable[[], Value]) -> None:
         self._make = make
-        self._made: tuple[int, Value] | None = None
+        self._made: dict[int, Value] = {}
 
     def __call__(self) -> Value:
         """Return the value of this process, made now or before."""
-        made = self._made
-        if made is None or made[0] != os.getpid():
-            made = self._made = (os.getpid(), self._make())
-        return made[1]
+        process = os.getpid()
+        if process not in self._made:
+            return self._made.setdefault(process, self._make())  # of two threads one is first
+        return self._made[process]

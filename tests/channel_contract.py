@@ -199,10 +199,10 @@ class ChannelContract:
 
     async def test_a_worker_that_falls_silent_is_told_of(self, publisher: Publisher) -> None:
         channel = new_channel()
-        reading = asyncio.ensure_future(whole(subscribe(channel, idle_timeout=0.3)))
+        reading = asyncio.ensure_future(whole(subscribe(channel, idle_timeout=1)))
         await publisher.ack(channel)
         for number in range(4):
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.3)
             await publisher.publish(channel, "step", number)
         events = await reading
         assert [event.event for event in events] == ["worker_ack", *["step"] * 4, "error"]
@@ -309,21 +309,21 @@ class ChannelContract:
 
     async def test_a_channel_goes_when_its_time_is_over(self) -> None:
         channel = new_channel()
-        async with Publisher(self.url, channel_ttl=0.2) as publisher:
+        async with Publisher(self.url, channel_ttl=0.7) as publisher:
             await publisher.ack(channel)
             (event,) = await take(subscribe(channel), 1)
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(1)
             (gone,) = await whole(subscribe(channel, history=event.id))
             assert code(gone) == "gone"
             assert await publisher.ack(channel)
 
     async def test_a_reader_is_told_that_its_channel_has_begun_anew(self) -> None:
         channel = new_channel()
-        async with Publisher(self.url, channel_ttl=0.2) as publisher:
+        async with Publisher(self.url, channel_ttl=0.7) as publisher:
             await asyncio.gather(*(publisher.publish(channel, "n", n) for n in range(3)))
             async with aclosing(subscribe(channel, ack_timeout=None)) as events:
                 await take(events, 3)
-                await asyncio.sleep(0.4)
+                await asyncio.sleep(1)
                 await asyncio.gather(*(publisher.publish(channel, "n", n) for n in range(5)))
                 async with asyncio.timeout(10):
                     assert code(await anext(events)) == "truncated"

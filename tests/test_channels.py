@@ -2,6 +2,10 @@
 
 import asyncio
 import gc
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 import tracemalloc
 
@@ -149,6 +153,28 @@ def test_a_thread_may_publish_while_loops_of_other_threads_read() -> None:
     for reader in readers:
         reader.join(10)
     assert found == [["worker_ack", *["step"] * 200, "complete"]] * 4
+
+
+FORKING = """
+    import asyncio, os
+    from sse_middleware.channels import BlockingPublisher, _memory, subscribe
+    publisher = BlockingPublisher("")
+    publisher.publish("channel", "parent", 1)
+    _memory()._lock.acquire()  # as another thread may hold it in that moment
+    child = os.fork()
+    if child:
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    publisher.finish("channel")
+    async def read():
+        return [event.event async for event in subscribe("channel", url="")]
+    os._exit(asyncio.run(read()) != ["complete"])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_a_process_that_was_forked_has_a_memory_of_its_own() -> None:
+    command = [sys.executable, "-c", textwrap.dedent(FORKING)]
+    subprocess.run(command, check=True, timeout=30)
 
 
 def entry(number: int) -> tuple[str, Entry]:

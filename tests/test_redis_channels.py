@@ -25,6 +25,7 @@ from sse_middleware.stores import channel_redis
 from sse_middleware.stores.channel_base import Limits
 from sse_middleware.stores.channel_dispatch import ChannelKeys, Dispatch, Numbering
 from sse_middleware.stores.channel_redis import RedisChannels
+from sse_middleware.testing.streams import eventually
 from tests.channel_contract import ChannelContract, code, new_channel, said, take, whole
 from tests.redis_server import Proxy, RedisServer
 
@@ -271,6 +272,15 @@ async def test_what_redis_refuses_is_told_at_once_and_hinders_nobody(
 # The hub
 
 
+async def heard(server: RedisServer, topics: list[str]) -> None:
+    """Wait until so many topics are heard by each connection that hears any."""
+
+    async def ask_redis() -> list[str]:
+        return [one["sub"] for one in server.client.client_list() if one["sub"] != "0"]
+
+    await eventually(ask_redis, lambda got: got == topics, f"{topics} were to be heard")
+
+
 async def test_one_connection_hears_of_all_channels(
     server: RedisServer, publisher: Publisher
 ) -> None:
@@ -280,17 +290,14 @@ async def test_one_connection_hears_of_all_channels(
         for channel in channels
         for _ in range(3)
     ]
-    await asyncio.sleep(0.3)
-    listening = [one for one in server.client.client_list() if one["sub"] != "0"]
-    assert [one["sub"] for one in listening] == ["100"]
+    await heard(server, ["100"])
     assert server.connections() < 12
     for channel in channels:
         await publisher.ack(channel)
         await publisher.finish(channel)
     for events in await asyncio.gather(*readings):
         assert [event.event for event in events] == ["worker_ack", "complete"]
-    await asyncio.sleep(0.1)
-    assert [one["sub"] for one in server.client.client_list() if one["sub"] != "0"] == []
+    await heard(server, [])
 
 
 async def test_a_hub_that_is_cut_misses_nothing(server: RedisServer, publisher: Publisher) -> None:
@@ -317,7 +324,7 @@ async def test_readers_hear_without_news_too(server: RedisServer) -> None:
         began = time.monotonic()
         await publisher.finish(channel)
         assert len(await reading) == 2
-        assert time.monotonic() < began + 2
+        assert time.monotonic() < began + 4
     await close_channels()
 
 
@@ -334,7 +341,7 @@ async def test_a_channel_that_is_left_and_joined_again_is_heard(
             await asyncio.sleep(0.02)
             await publisher.publish(channel, "n", number)
             assert (await waiting).json() == number
-            assert time.monotonic() < began + 0.9
+            assert time.monotonic() < began + 2.5  # and not when all look anyhow
 
 
 # What something else has written
@@ -443,7 +450,7 @@ async def test_a_full_channel_costs_no_more_with_its_length(
         for number in range(50):
             await publisher.publish("full", "n", number)
     assert server.client.xlen(KEYS.log("full")) == 10_000
-    assert full["microseconds"] < 5_000
+    assert full["microseconds"] < 20_000
 
 
 async def test_a_reader_of_a_redis_that_refuses_reads_is_told(server: RedisServer) -> None:

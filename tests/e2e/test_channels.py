@@ -75,7 +75,9 @@ class Site:
             yield process
 
     @contextmanager
-    def _runs(self, module: str, *arguments: str, ack: str = "20") -> Iterator[tuple[Popen[bytes], Path]]:
+    def _runs(
+        self, module: str, *arguments: str, ack: str = "20"
+    ) -> Iterator[tuple[Popen[bytes], Path]]:
         log = self._directory / f"{next(self._numbers)}.log"
         environ = {**self._environ, "EXAMPLE_ACK_SECONDS": ack}
         with running_process([sys.executable, "-m", module, *arguments], log, environ) as found:
