@@ -8,9 +8,9 @@ that is sent again has the same numbers.
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
-from itertools import count
+from itertools import count, islice
 from typing import Any, Final
 
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
@@ -22,6 +22,9 @@ from sse_middleware.stores.redis_link import SCHEMA, Command, digest
 
 _SCRIPT: Final = files(__package__).joinpath("lua/publish.lua").read_text()
 _SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+_LOG: Final = "channel"
+_ABOUT: Final = "about"
+_TOPIC: Final = "topic"
 _SEEN_SECONDS: Final = 120
 """How late a command may come and still be known; longer than anybody goes on to try."""
 _PASSING: Final = (
@@ -56,21 +59,21 @@ class ChannelKeys:
     def __init__(self, prefix: str) -> None:
         self._prefix = f"{prefix}{SCHEMA}:"
 
+    def of(self, channel: str) -> str:
+        """Return what the keys of a channel begin with."""
+        return f"{self._prefix}{{{digest(channel)}}}:"
+
     def log(self, channel: str) -> str:
         """Return the key of the entries."""
-        return f"{self._prefix}{{{digest(channel)}}}:channel"
+        return self.of(channel) + _LOG
 
     def about(self, channel: str) -> str:
         """Return the key of what is known of a channel."""
-        return f"{self._prefix}{{{digest(channel)}}}:about"
-
-    def seen(self, channel: str, publisher: str) -> str:
-        """Return the key of how far a publisher has come."""
-        return f"{self._prefix}{{{digest(channel)}}}:seen:{publisher}"
+        return self.of(channel) + _ABOUT
 
     def topic(self, channel: str) -> str:
         """Return where news of a channel are told."""
-        return f"{self._prefix}{{{digest(channel)}}}:topic"
+        return self.of(channel) + _TOPIC
 
 
 class Numbering:
@@ -153,12 +156,12 @@ class Dispatch:
             self.outcomes[place] = failure
 
     def _command(self, channel: str, places: Sequence[int]) -> Command:
-        keys, limits = self._keys, self._limits
+        begins, limits = self._keys.of(channel), self._limits
         words: list[str | bytes | int] = [
             *(("EVALSHA", _SHA) if self._knows_script else ("EVAL", _SCRIPT)),
-            *(3, keys.log(channel), keys.about(channel), keys.seen(channel, self._publisher)),
+            *(3, begins + _LOG, begins + _ABOUT, f"{begins}seen:{self._publisher}"),
             *(int(limits.ttl * 1000) or 1, limits.max_events, limits.max_bytes),
-            *(keys.topic(channel), ACK, self._publisher, _SEEN_SECONDS * 1000),
+            *(begins + _TOPIC, ACK, self._publisher, _SEEN_SECONDS * 1000),
         ]
         for place in places:
             number, post = self._posts[place]
@@ -174,14 +177,15 @@ def pauses() -> Iterator[float]:
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def first_of(waiting: Sequence[Post]) -> int:
+def first_of(waiting: Iterable[Post]) -> int:
     """Return how many posts leave together: as many as there are, up to a bound."""
-    size = 0
-    for number, post in enumerate(waiting[:MOST_AT_ONCE]):
+    number = size = 0
+    for post in islice(waiting, MOST_AT_ONCE):
         size += len(post.data)
         if number and size > MOST_BYTES_AT_ONCE:
-            return number
-    return min(len(waiting), MOST_AT_ONCE)
+            break
+        number += 1
+    return number
 
 
 def _is_final(refusal: Exception) -> bool:

@@ -33,9 +33,8 @@ class Line:
         Raises:
             Exception: one of `FAILURES`; the outcome is unknown, and the line is to be closed.
         """
-        connection = self._connection
-        packed = connection.pack_commands(commands)
-        await connection.send_packed_command(packed, check_health=False)
+        packed = b"".join(map(_packed, commands))
+        await self._connection.send_packed_command(packed, check_health=False)
         return [await self._answer() for _ in commands]
 
     async def say(self, *command: str | bytes) -> None:
@@ -58,3 +57,12 @@ class Line:
             return await self._connection.read_response()
         except ResponseError as exc:
             return exc
+
+
+def _packed(command: Command) -> bytes:
+    """Return a command as it goes over the wire (RESP, "Sending commands to a Redis server")."""
+    parts = [b"*%d\r\n" % len(command)]
+    for word in command:
+        said = word if isinstance(word, bytes) else str(word).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(said), said))
+    return b"".join(parts)

@@ -81,7 +81,11 @@ class RedisChannels:
         self._observers = observers
         self._client = _client_for(url)
         # A message goes to all nodes of a cluster, and any one will do to hear it.
-        self._any_node = _client_for(url.replace("redis+cluster:", "redis:", 1))
+        self._any_node = (
+            _client_for(url.replace("redis+cluster:", "redis:", 1))
+            if isinstance(self._client, RedisCluster)
+            else self._client
+        )
         self._link = Link("", self._client, Keys(prefix), observers, _LEASE_SECONDS)
         self._hub = Hub(self._new_line, self._link.failed)
         self._line: Line | None = None
@@ -140,17 +144,18 @@ class RedisChannels:
         milliseconds, _, number = entry_id.partition("-")
         place = (int(milliseconds), int(number))
         if place > news.counted:  # each once, however many readers there are
+            level = logging.DEBUG if any(news.counted) else logging.WARNING
+            logger.log(level, "an entry of a channel is none of ours, passed over: %s", entry_id)
             news.counted = place
             for observer in self._observers:
                 observer.store_failed("malformed")
-            logger.warning("an entry of a channel is none of ours and is passed over: %s", entry_id)
 
     async def _send_all(self) -> None:
         """Send what waits, until nothing does; what comes meanwhile leaves together."""
         sent: list[tuple[Post, asyncio.Future[bool]]] = []
         try:
             while self._waiting:
-                number = first_of([post for post, _ in self._waiting])
+                number = first_of(post for post, _ in self._waiting)
                 sent = [self._waiting.popleft() for _ in range(number)]
                 await self._send(sent)
         finally:
@@ -165,6 +170,7 @@ class RedisChannels:
         posts = [post for post, _ in batch]
         dispatch = Dispatch(posts, self._numbering, self._keys, self._limits)
         for pause in pauses():
+            dispatch.last_failure = None
             try:
                 async with asyncio.timeout(ANSWER_SECONDS):
                     while dispatch.take(await self._ask(dispatch.commands())):
@@ -301,7 +307,7 @@ class BlockingRedisChannels:
 
     def _next_batch(self) -> list["_Waiting"]:
         with self._queueing:
-            number = first_of([waiting.post for waiting in self._waiting])
+            number = first_of(waiting.post for waiting in self._waiting)
             return [self._waiting.popleft() for _ in range(number)]
 
     def _send(self, batch: Sequence["_Waiting"]) -> None:
@@ -317,6 +323,7 @@ class BlockingRedisChannels:
     def _try_on(self, dispatch: Dispatch) -> None:
         began = time.monotonic()
         for pause in pauses():
+            dispatch.last_failure = None
             try:
                 while dispatch.take(self._pipe(dispatch.commands())):
                     pass
