@@ -47,7 +47,7 @@ class Manner:
 
     Attributes:
         ack_timeout: within how many seconds a worker has to say that it is at it, `None`: ever.
-        idle_timeout: how many seconds there may be without an event, `None`: any number.
+        idle_timeout: how many seconds there may be without an event then, `None`: any number.
         terminal: the names of the events behind which nothing is read.
         history: `beginning`, `now`, or the id of an event.
         form: how events are written.
@@ -141,9 +141,9 @@ class ChannelReader:
 
     async def _wait(self, feed: Feed) -> None:
         """Wait for more, as long as there may be."""
-        idle = self._manner.idle_timeout
-        idle_at = math.inf if idle is None else self._heard_at + idle
-        deadline = min(self._ack_at, idle_at)
+        deadline, idle = self._ack_at, self._manner.idle_timeout
+        if is_acked := deadline == math.inf:
+            deadline = math.inf if idle is None else self._heard_at + idle
         if deadline == math.inf:  # the usual case, and time-outs cost
             await feed.wait()
             return
@@ -151,7 +151,7 @@ class ChannelReader:
             async with asyncio.timeout_at(deadline):
                 await feed.wait()
         except TimeoutError:
-            if deadline == idle_at:
+            if is_acked:
                 raise _NoMore("idle_timeout") from None
             if not (await self._channels.tip(self._channel)).is_acked:
                 raise _NoMore("worker_timeout") from None

@@ -206,7 +206,8 @@ def subscribe(
     Args:
         channel: its name, which is all that a reader needs: one that nobody can guess.
         ack_timeout: within how many seconds there has to be a `worker_ack`; `None`: there need not.
-        idle_timeout: how many seconds there may be without an event; `None`: any number.
+        idle_timeout: how many seconds there may be without an event from then on; `None`: any
+            number.
         terminal: the names of the events behind which there is nothing.
         history: `beginning`: all that is kept; `now`: what comes; or the id of an event: what
             stands behind it. `None` is the beginning, so that a `Last-Event-ID` can stand here.

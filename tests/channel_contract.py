@@ -208,6 +208,17 @@ class ChannelContract:
         assert [event.event for event in events] == ["worker_ack", *["step"] * 4, "error"]
         assert code(events[-1]) == "idle_timeout"
 
+    async def test_a_worker_that_is_late_is_not_silent_yet(self, publisher: Publisher) -> None:
+        channel = new_channel()
+        reading = asyncio.ensure_future(whole(subscribe(channel, idle_timeout=0.1)))
+        await asyncio.sleep(0.3)
+        await publisher.ack(channel)
+        events = await reading
+        assert events[0].event == "worker_ack"
+        assert code(events[1]) == "idle_timeout"
+        (event,) = await whole(subscribe(new_channel(), ack_timeout=None, idle_timeout=0.1))
+        assert code(event) == "idle_timeout"
+
     async def test_a_slow_client_is_no_silent_worker(self, publisher: Publisher) -> None:
         channel = new_channel()
         await publisher.ack(channel)

@@ -27,6 +27,7 @@ from sse_middleware.stores.channel_dispatch import ChannelKeys, Dispatch, Number
 from sse_middleware.stores.channel_redis import RedisChannels
 from sse_middleware.testing.streams import eventually
 from tests.channel_contract import ChannelContract, code, new_channel, said, take, whole
+from tests.e2e.servers import free_port
 from tests.redis_server import Proxy, RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -72,7 +73,8 @@ class TestInRedis(ChannelContract):
 
 @pytest.fixture(scope="module")
 def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with RedisServer(tmp_path_factory.mktemp("cluster"), "--cluster-enabled", "yes") as server:
+    options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
+    with RedisServer(tmp_path_factory.mktemp("cluster"), *options) as server:
         ask(server, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         deadline = time.monotonic() + 10
         while ask(server, "CLUSTER INFO")["cluster_state"] != "ok":

@@ -60,19 +60,28 @@ class Site:
             "EXAMPLE_WORD_SECONDS": "0.01",
         }
         self._numbers = count()
+        self._workers: list[tuple[ExitStack, Popen[bytes]]] = []
+        stack.callback(self.workers, 0)
         logs = [
             stack.enter_context(self._runs("example_app", "--port", "0", ack=seconds))[1]
             for seconds in ack
         ]
         self.webs = [until_logged(log, r"http://\S+?:\d+") for log in logs]
 
-    @contextmanager
-    def worker(self, *, ready: bool = True) -> Iterator[Popen[bytes]]:
-        """Run a worker until the block ends."""
-        with self._runs("example_app.worker") as (process, log):
+    def workers(self, number: int, *, ready: bool = True) -> list[Popen[bytes]]:
+        """Have so many workers, no more and no less, and return them."""
+        dead = [one for one in self._workers if one[1].poll() is not None]
+        living = [one for one in self._workers if one not in dead]
+        self._workers = living[:number]
+        for stack, _ in (*dead, *living[number:]):
+            stack.close()
+        while len(self._workers) < number:
+            stack = ExitStack()
+            process, log = stack.enter_context(self._runs("example_app.worker"))
+            self._workers.append((stack, process))
             if ready:
                 until_logged(log, "waits for jobs")
-            yield process
+        return [process for _, process in self._workers]
 
     @contextmanager
     def _runs(
@@ -125,45 +134,31 @@ def whole_session(question: str, answer: str) -> list[Any]:
     ]
 
 
-async def test_a_browser_may_come_before_the_worker(
-    site: Site, client: httpx.AsyncClient, answer: str
-) -> None:
-    asking = asyncio.ensure_future(ask(client, site.webs[0]))
-    await asyncio.sleep(0.5)
-    with site.worker(ready=False):
-        assert await asking == whole_session(QUESTION, answer)
-
-
-async def test_two_workers_do_each_job_once(
-    site: Site, client: httpx.AsyncClient, answer: str
-) -> None:
-    with site.worker(), site.worker():
-        sessions = await asyncio.gather(
-            *(ask(client, site.webs[number % 2]) for number in range(24))
-        )
-    for session in sessions:
-        assert session == whole_session(QUESTION, answer)
-
-
 async def test_a_worker_that_never_comes_is_told_of(site: Site, client: httpx.AsyncClient) -> None:
+    site.workers(0)
     ((name, payload),) = await ask(client, site.webs[1])
     assert name == "error"
     assert payload.keys() == {"error"}
     assert payload["error"]["code"] == "worker_timeout"
 
 
-async def test_a_worker_that_dies_half_way_is_told_of(
-    site: Site, client: httpx.AsyncClient
+async def test_a_browser_may_come_before_the_worker(
+    site: Site, client: httpx.AsyncClient, answer: str
 ) -> None:
-    names: list[str] = []
-    with site.worker() as worker:
-        async for event in events(client, site.webs[0]):
-            said = json.loads(event.data)
-            names.append(said["event_type"])
-            if len(names) == 20:
-                worker.kill()
-    assert [name for name, _ in groupby(names)] == ["worker_ack", "AgentThoughtStream", "error"]
-    assert said["payload"]["error"]["code"] == "idle_timeout"
+    site.workers(0)
+    asking = asyncio.ensure_future(ask(client, site.webs[0]))
+    await asyncio.sleep(0.5)
+    site.workers(1, ready=False)
+    assert await asking == whole_session(QUESTION, answer)
+
+
+async def test_two_workers_do_each_job_once(
+    site: Site, client: httpx.AsyncClient, answer: str
+) -> None:
+    site.workers(2)
+    sessions = await asyncio.gather(*(ask(client, site.webs[number % 2]) for number in range(24)))
+    for session in sessions:
+        assert session == whole_session(QUESTION, answer)
 
 
 async def events(
@@ -184,18 +179,32 @@ async def test_a_reader_that_is_cut_gets_the_rest_from_another_process(
 ) -> None:
     said: list[Any] = []
     cursor = ""
-    with site.worker():
-        for number, web in enumerate((*site.webs, *site.webs), 1):
-            stream = events(client, web, {**NAMED, "last-event-id": cursor} if cursor else NAMED)
-            async with aclosing(stream):
-                async for event in stream:
-                    cursor = event.id or cursor
-                    if event.event == "message":
-                        one = json.loads(event.data)
-                        said.append((one["event_type"], one["payload"]))
-                    if number < 4 and len(said) == 50 * number:
-                        break
+    site.workers(2)
+    for number, web in enumerate((*site.webs, *site.webs), 1):
+        stream = events(client, web, {**NAMED, "last-event-id": cursor} if cursor else NAMED)
+        async with aclosing(stream):
+            async for event in stream:
+                cursor = event.id or cursor
+                if event.event == "message":
+                    one = json.loads(event.data)
+                    said.append((one["event_type"], one["payload"]))
+                if number < 4 and len(said) == 50 * number:
+                    break
     assert said == whole_session(QUESTION, answer)
+
+
+async def test_a_worker_that_dies_half_way_is_told_of(
+    site: Site, client: httpx.AsyncClient
+) -> None:
+    (worker,) = site.workers(1)
+    names: list[str] = []
+    async for event in events(client, site.webs[0]):
+        said = json.loads(event.data)
+        names.append(said["event_type"])
+        if len(names) == 20:
+            worker.kill()
+    assert [name for name, _ in groupby(names)] == ["worker_ack", "AgentThoughtStream", "error"]
+    assert said["payload"]["error"]["code"] == "idle_timeout"
 
 
 async def test_what_fails_before_the_stream_is_told_as_detail(
@@ -216,8 +225,7 @@ async def test_a_thousand_sessions_at_once_each_get_all_of_their_own(
     async with httpx.AsyncClient(timeout=300, limits=limits) as client:
         with RedisServer(tmp_path) as redis, ExitStack() as stack:
             site = Site(tmp_path, redis, stack, ack=("120", "120"), idle="120")
-            for _ in range(2):
-                stack.enter_context(site.worker())
+            site.workers(2)
             sessions = await asyncio.gather(
                 *(ask(client, site.webs[number % 2]) for number in range(1000)),
                 return_exceptions=True,
