@@ -17,6 +17,7 @@ from prometheus_client import REGISTRY
 
 from sse_middleware.channel_reader import FROM_BEGINNING, ChannelReader, Manner
 from sse_middleware.errors import ConfigurationError
+from sse_middleware.loops import OncePerLoop, OncePerProcess
 from sse_middleware.metrics import counting_in
 from sse_middleware.options import OptionArguments, Options
 from sse_middleware.posts import (
@@ -30,7 +31,6 @@ from sse_middleware.posts import (
     finish_of,
     post_of,
 )
-from sse_middleware.process import OncePerLoop, OncePerProcess
 from sse_middleware.stores.channel_base import BlockingChannels, Channels, Limits
 from sse_middleware.stores.channel_memory import (
     BlockingMemoryChannels,

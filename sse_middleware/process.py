@@ -1,11 +1,9 @@
-"""What there is once: in a process, in an event loop, for a key.
+"""What there is once in a process, whatever the number of middlewares in it.
 
 Metrics of one name can stand in a registry once, so that all middlewares which count in it share
-them. Readers of channels share a connection, and those in memory the memory.
+them.
 """
 
-import asyncio
-import os
 from collections.abc import Callable
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -26,40 +24,3 @@ class OncePerKey(Generic[Key, Value]):
         if key not in self._made:
             self._made[key] = self._make(key)
         return self._made[key]
-
-
-class OncePerLoop(Generic[Value]):
-    """Make one value for each event loop, and keep it until the loop is closed."""
-
-    def __init__(self, make: Callable[[], Value]) -> None:
-        self._make = make
-        self._made: dict[asyncio.AbstractEventLoop, Value] = {}
-
-    def __call__(self) -> Value:
-        """Return the value of the loop that runs, made now or before."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._made:
-            for other in list(self._made):  # other threads have loops too
-                if other.is_closed():
-                    self._made.pop(other, None)
-            self._made[loop] = self._make()
-        return self._made[loop]
-
-    def take(self) -> Value | None:
-        """Return the value of the loop that runs, and forget it."""
-        return self._made.pop(asyncio.get_running_loop(), None)
-
-
-class OncePerProcess(Generic[Value]):
-    """Make one value for this process, and another one for each that is forked from it."""
-
-    def __init__(self, make: Callable[[], Value]) -> None:
-        self._make = make
-        self._made: dict[int, Value] = {}
-
-    def __call__(self) -> Value:
-        """Return the value of this process, made now or before."""
-        process = os.getpid()
-        if process not in self._made:
-            return self._made.setdefault(process, self._make())  # of two threads one is first
-        return self._made[process]

@@ -41,6 +41,7 @@ LAYERS = {
         "channel_reader",
         "farewell",
         "lingering",
+        "loops",
         "opening",
         "outbox",
         "process",

@@ -129,6 +129,7 @@ class Hub:
         self._unsaid: dict[bytes, None] = {}  # topics whose subscription may have to change
         self._speaker: asyncio.Task[None] | None = None
         self._heard_at = 0.0
+        self._closes = False  # the driver may take a cancellation for itself
 
     def join(self, topic: str) -> ChannelNews:
         """Take in a reader."""
@@ -151,6 +152,7 @@ class Hub:
 
     async def close(self) -> None:
         """Listen no more."""
+        self._closes = True
         tasks = [task for task in (self._task, self._speaker) if task is not None]
         for task in tasks:
             task.cancel()
@@ -158,7 +160,7 @@ class Hub:
         self._task = self._speaker = None
 
     async def _run(self) -> None:
-        while True:
+        while not self._closes:
             line = self._connect()
             listener: asyncio.Task[None] | None = None
             try:
@@ -185,7 +187,7 @@ class Hub:
 
     async def _keep(self, line: Line, listener: "asyncio.Task[None]") -> None:
         """Stay until the connection is lost."""
-        while True:
+        while not self._closes:
             await asyncio.wait((listener,), timeout=_TICK_SECONDS)
             if listener.done():
                 listener.result()
