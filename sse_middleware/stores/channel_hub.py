@@ -179,8 +179,9 @@ class Hub:
                 self._line = None
                 if listener is not None:
                     listener.cancel()
-                    await asyncio.gather(listener, return_exceptions=True)
                 await line.close()
+                if listener is not None:
+                    await asyncio.gather(listener, return_exceptions=True)
             for news in self._news.values():
                 news.doubt()
             await asyncio.sleep(_PAUSE_SECONDS)
