@@ -284,6 +284,8 @@ def _settings(url: str | None, options: OptionArguments) -> _Settings:
     if url is not None:
         options = {**options, "redis_url": url}
     chosen = Options.from_environ(os.environ, **options)
+    if chosen.redis_url:
+        _redis()  # where it is missing, that is told here and now
     limits = Limits(
         max_events=chosen.channel_max_events,
         max_bytes=chosen.channel_max_bytes,
