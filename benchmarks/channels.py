@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Self
 
-from benchmarks.bench import Bench, Table, percentiles
+from benchmarks.bench import Bench, Sizes, Table, percentiles
 from benchmarks.children import BenchmarkError, Server, Worker
 from benchmarks.contestants import CHANNELS, PLAIN, PUBSUB, REDIS_VARIABLE
 from benchmarks.load import Request, Streams
@@ -27,7 +27,7 @@ READERS = (1, 10, 100)  # of 100 events a second
 _MANY = 1_000
 _PER_SECOND = 100
 _FEW_EVENTS = 5
-_OPENED_PER_SECOND = 100
+_OPENED_PER_SECOND = 150
 _PATIENCE = 20.0  # seconds
 _SENT = re.compile(rb'"sent": ?([0-9.]+)}')
 
@@ -42,7 +42,7 @@ def run_channels(bench: Bench, _: str) -> list[Table]:
         for _round in range(bench.sizes.rounds):
             for name in names:
                 with _Way(name, bench.core) as way:
-                    for measure, figure in way.figures(bench.sizes.seconds / 3, many):
+                    for measure, figure in way.figures(bench.sizes, many):
                         tables[measure].add(name, figure)
             names = names[::-1]
     return list(tables.values())
@@ -74,9 +74,10 @@ class _Way:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def figures(self, seconds: float, many: int) -> Iterator[tuple[str, float]]:
+    def figures(self, sizes: Sizes, many: int) -> Iterator[tuple[str, float]]:
         """Tell all figures of a round."""
-        self._deliver(1, _PER_SECOND, _PER_SECOND)  # to warm up
+        seconds = sizes.seconds / 3
+        self._deliver(1, sizes.of(_PER_SECOND), _PER_SECOND)  # to warm up
         for rate in RATES:
             found, _ = self._deliver(1, int(rate * seconds), rate)
             for name, figure in zip(("p50", "p99"), percentiles(found), strict=True):
@@ -84,7 +85,7 @@ class _Way:
         for readers in READERS:
             found, cpu = self._deliver(readers, int(_PER_SECOND * seconds), _PER_SECOND)
             yield f"CPU, readers: {readers}", cpu / len(found) * 1e6
-        found, _ = self._deliver(many, _FEW_EVENTS, 1)
+        found, _ = self._deliver(many, sizes.of(_FEW_EVENTS), 1)
         for name, figure in zip(("p50", "p99"), percentiles(found), strict=True):
             yield f"{name} of one to many", figure * 1e3
 

@@ -199,10 +199,10 @@ class ChannelContract:
 
     async def test_a_worker_that_falls_silent_is_told_of(self, publisher: Publisher) -> None:
         channel = new_channel()
-        reading = asyncio.ensure_future(whole(subscribe(channel, idle_timeout=1)))
+        reading = asyncio.ensure_future(whole(subscribe(channel, idle_timeout=0.8)))
         await publisher.ack(channel)
         for number in range(4):
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.25)
             await publisher.publish(channel, "step", number)
         events = await reading
         assert [event.event for event in events] == ["worker_ack", *["step"] * 4, "error"]
