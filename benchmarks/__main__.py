@@ -4,7 +4,7 @@
 
 Ratios are taken within a round, in which the contestants take short turns, and their median is
 given with the least and the greatest: a machine that is busy with something else slows them all.
-Who takes part where events are kept is set; `--only` is for the other suites.
+Who takes part where events are kept, and in `channels`, is set; `--only` is for the other suites.
 It is no test: a missed budget is no error, a contestant that drops an event is one. A quick run
 proves that all of this works; its figures mean nothing.
 """
@@ -19,8 +19,9 @@ from collections.abc import Callable
 from types import FrameType
 
 from benchmarks.bench import FULL, QUICK, Bench, Table
+from benchmarks.channels import run_channels
 from benchmarks.children import BenchmarkError, cores
-from benchmarks.contestants import CONTESTANTS, UNRECORDED
+from benchmarks.contestants import APART, CONTESTANTS
 from benchmarks.open_streams import run_frozen, run_idle, run_lateness
 from benchmarks.report import budgets_text, table_text, versions
 from benchmarks.resuming import run_recorded_bytes, run_recording, run_resume
@@ -40,8 +41,9 @@ SUITES: dict[str, Callable[[Bench, str], list[Table]]] = {
     "redis-recording": run_redis_recording,
     "redis-replay": run_redis_replay,
     "redis-latency": run_redis_latency,
+    "channels": run_channels,
 }
-PEERS = tuple(name for name in CONTESTANTS if name != UNRECORDED)
+PEERS = tuple(name for name in CONTESTANTS if name not in APART)
 LONGEST_RUN = 1800  # seconds
 
 

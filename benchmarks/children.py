@@ -69,10 +69,18 @@ class Child:
 
     def ask(self, line: str) -> float:
         """Send `line` and return the number that it is answered by."""
+        self.tell(line)
+        return self.answer()
+
+    def tell(self, line: str) -> None:
+        """Send `line`; `answer` is to be called for it."""
         assert self.greeting
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
+
+    def answer(self) -> float:
+        """Return the number that a line is answered by, when it is."""
         return float(self._read())
 
     def _read(self) -> str:
@@ -102,6 +110,12 @@ class InProcess(Child):
     """A contestant without a server."""
 
     module = "benchmarks.in_process"
+
+
+class Worker(Child):
+    """What publishes on a contestant's channels."""
+
+    module = "benchmarks.publishing"
 
 
 class Server(Child):

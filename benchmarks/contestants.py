@@ -6,6 +6,8 @@
 - `/paced?per_second=P`: events with the time they were sent at, for ever
 - `/json`: no stream at all
 
+Those of channels have one: `/channel?name=N`, for ever what is published there.
+
 An app imports no contestant but its own: whatever else is loaded, the garbage collector walks too.
 """
 
@@ -189,8 +191,46 @@ def sse_middleware(**options: Any) -> ASGIApp:
     return app
 
 
+def channels() -> ASGIApp:
+    """Return an app whose streams are what workers publish on our channels."""
+    from sse_middleware.channels import subscribe
+
+    def source(name: str) -> AsyncIterator[Any]:
+        return subscribe(name, url=os.environ[REDIS_VARIABLE])
+
+    return _named_streams(source)
+
+
+def pubsub() -> ASGIApp:
+    """Return an app whose streams are what redis-py's pub/sub hears, each by its own."""
+    from redis.asyncio import Redis
+
+    client = Redis.from_url(os.environ[REDIS_VARIABLE], max_connections=10_000)
+
+    async def source(name: str) -> AsyncIterator[bytes]:
+        async with client.pubsub() as subscription:
+            await subscription.subscribe(name)
+            async for message in subscription.listen():
+                is_event = message["type"] == "message"
+                yield as_bytes(message["data"].decode()) if is_event else b": subscribed\n\n"
+
+    return _named_streams(source)
+
+
+def _named_streams(source: Callable[[str], AsyncIterator[Any]]) -> ASGIApp:
+    async def endpoint(request: Request) -> Response:
+        events = source(request.query_params["name"])
+        return StreamingResponse(events, media_type="text/event-stream")
+
+    return Starlette(routes=[Route("/channel", endpoint)])
+
+
 UNRECORDED = "eventsource-unrecorded"
 """Who takes part where recording is measured, and elsewhere where it is asked for."""
+CHANNELS = "channels"
+PUBSUB = "pub/sub of redis-py"
+REDIS_VARIABLE = "BENCHMARK_REDIS_URL"
+"""Who takes part where channels are measured, and where their Redis is."""
 
 
 CONTESTANTS = {
@@ -211,5 +251,9 @@ CONTESTANTS = {
         headers=EVENTSOURCE,
         heartbeat=b"event: heartbeat",
     ),
+    CHANNELS: Contestant(app=channels, headers=PLAIN),
+    PUBSUB: Contestant(app=pubsub, headers=PLAIN),
 }
+APART = (UNRECORDED, CHANNELS, PUBSUB)
+"""Who has no place in most suites."""
 US = tuple(name for name in CONTESTANTS if name.startswith("sse_middleware"))

@@ -10,7 +10,8 @@ from typing import Literal
 
 import sse_middleware
 from benchmarks.bench import Table
-from benchmarks.contestants import UNRECORDED, US
+from benchmarks.channels import RATES, READERS
+from benchmarks.contestants import CHANNELS, PUBSUB, UNRECORDED, US
 from benchmarks.resuming import FRESH, RESUMED
 from benchmarks.with_redis import BARE, ELSEWHERE, IN_REDIS
 
@@ -33,7 +34,7 @@ A CPU figure of a round is the one that a quarter of its passes are below. What 
 median of the rounds, and the median of the ratios within each round. `json` shows the noise, as
 sse-starlette's app answers there by Starlette alone. Events are counted and not timed: whoever
 sends several at once is cheaper in `bursts` and `turns`, and later by as long as it waits."""
-_PEERS = ("starlette", "sse-starlette", UNRECORDED)
+_PEERS = ("starlette", "sse-starlette", UNRECORDED, PUBSUB)
 _DIGITS = 4
 _NOISE = 1.25  # of the few events a second that `frozen` looks at
 
@@ -108,6 +109,12 @@ BUDGETS = (
     Budget("redis-recording", 1.5, UNRECORDED, who=(IN_REDIS,)),
     Budget("redis-replay", 1.0, BARE, who=(IN_REDIS,)),
     Budget("redis-latency: p50", 10, kind="figure", who=(ELSEWHERE,)),
+    *(Budget(f"channels: p50 at {rate:,}/s", 1.3, PUBSUB, who=(CHANNELS,)) for rate in RATES),
+    Budget("channels: p50 of one to many", 1.3, PUBSUB, who=(CHANNELS,)),
+    *(
+        Budget(f"channels: CPU, readers: {readers}", 1, PUBSUB, who=(CHANNELS,))
+        for readers in READERS[1:]
+    ),
 )
 
 

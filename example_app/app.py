@@ -4,13 +4,15 @@ Two event streams of two makers, to show that the middleware does not care who w
 `GET /stream/search` by FastAPI, for a page's `EventSource`, and `POST /search` by sse-starlette,
 for clients that ask with `fetch` or from a server. Neither knows about heartbeats, ids, resuming,
 time limits or trace ids: the line `app.add_middleware(SSEMiddleware)` adds them. Its `client_path`
-serves the client that the page uses.
+serves the client that the page uses. A third one, `POST /v1/react/sessions`, is written by a worker
+in another process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator  # noqa: TC003  # FastAPI reads it at run time
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -26,8 +28,11 @@ from pydantic import BaseModel, StringConstraints
 from sse_starlette import EventSourceResponse as SseStarletteResponse
 
 from example_app.cut import Cutter
+from example_app.react import react_session
 from example_app.search import Answer, SearchIndex, load_passages, split_tokens
+from example_app.worker import Worker
 from sse_middleware import SSEMiddleware
+from sse_middleware.channels import Publisher, close_channels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,6 +118,7 @@ def create_app(*, token_delay_seconds: float = TOKEN_DELAY_SECONDS) -> FastAPI:
     app.add_middleware(Cutter)  # outside, where it sees the stream ids
     app.get("/stream/search", response_class=EventSourceResponse)(stream_search)
     app.post("/search", response_model=None)(search)
+    app.post("/v1/react/sessions", response_model=None)(react_session)
     app.exception_handler(RequestValidationError)(_refuse)
     for path, (name, media_type) in _PAGE_FILES.items():
         app.get(path, include_in_schema=False)(_page_file(name, media_type))
@@ -122,8 +128,16 @@ def create_app(*, token_delay_seconds: float = TOKEN_DELAY_SECONDS) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Index the corpus in a thread, so that the loop stays free while it starts."""
-    app.state.index = await to_thread.run_sync(lambda: SearchIndex(load_passages()))
+    app.state.index = index = await to_thread.run_sync(lambda: SearchIndex(load_passages()))
+    works: list[asyncio.Task[None]] = []
+    if not os.environ.get("SSE_REDIS_URL"):  # no other process can hear of a job
+        worker = Worker(index, Publisher(), app.state.token_delay_seconds)
+        works.append(asyncio.create_task(worker.run()))
     yield
+    for work in works:
+        work.cancel()
+    await asyncio.gather(*works, return_exceptions=True)
+    await close_channels()
 
 
 async def _refuse(_request: Request, problem: RequestValidationError) -> JSONResponse:

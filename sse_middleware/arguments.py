@@ -26,6 +26,9 @@ class OptionArguments(TypedDict, total=False):
     memory_max_bytes: int
     redis_url: str
     redis_prefix: str
+    channel_ttl: float
+    channel_max_events: int
+    channel_max_bytes: int
     identity_cookies: tuple[str, ...]
     max_streams: int | None
     max_streams_per_client: int | None

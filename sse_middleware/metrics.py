@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sse_middleware.observers import Observer
 from sse_middleware.process import OncePerKey
 from sse_middleware.record import GAP_BOUNDS, StreamRecord
 from sse_middleware.routes import asks_for
@@ -235,6 +236,15 @@ class Metrics:
 
 metrics_in = OncePerKey(Metrics)
 """The metrics in a registry, made at its first use."""
+
+
+def counting_in(registry: CollectorRegistry) -> tuple[Observer, ...]:
+    """Return who counts in a registry: nobody where names of ours are taken there."""
+    try:
+        return (metrics_in(registry),)
+    except ValueError as exc:  # no reason to break the app
+        logger.warning("streams are not counted in the metrics registry: %s", exc)
+        return ()
 
 
 class MetricsEndpoint:

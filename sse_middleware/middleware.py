@@ -29,7 +29,7 @@ from sse_middleware.errors import ConfigurationError
 from sse_middleware.headers import request_headers, stream_headers, trace_id, why_untouched
 from sse_middleware.lingering import Lingering
 from sse_middleware.logs import StreamLog
-from sse_middleware.metrics import MetricsEndpoint, metrics_in, registry_to_serve
+from sse_middleware.metrics import MetricsEndpoint, counting_in, registry_to_serve
 from sse_middleware.observers import Observer
 from sse_middleware.options import Options
 from sse_middleware.process import SHUTDOWN, OncePerKey
@@ -89,7 +89,7 @@ class SSEMiddleware:
         self.app = app
         self._misconfigured: ConfigurationError | None = None
         chosen = Options.from_environ({}, **options)  # a bad argument is told here and now
-        observers = (*_counting_in(registry or REGISTRY), StreamLog())
+        observers = (*counting_in(registry or REGISTRY), StreamLog())
         one_process = False
         try:
             chosen = Options.from_environ(os.environ, **options)
@@ -303,11 +303,3 @@ def _store(options: Options, observers: Sequence[Observer]) -> EventStore:
         return RedisStore(url, prefix=prefix, observers=observers, **limits)
     except ConfigurationError as exc:
         raise ConfigurationError("SSE_REDIS_URL", exc.got, exc.allowed) from exc
-
-
-def _counting_in(registry: CollectorRegistry) -> tuple[Observer, ...]:
-    try:
-        return (metrics_in(registry),)
-    except ValueError as exc:  # names of ours are taken: no reason to break the app
-        logger.warning("streams are not counted in the metrics registry: %s", exc)
-        return ()

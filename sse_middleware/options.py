@@ -169,6 +169,30 @@ class Options:
         pattern=r"[A-Za-z0-9._:-]{0,64}",
         allowed="at most 64 of A-Z, a-z, 0-9 and . _ : -",
     )
+    channel_ttl: float = seconds(
+        "SSE_CHANNEL_TTL",
+        3600.0,
+        "How long a channel is kept behind its last event, so that a browser may come after the "
+        "worker.",
+        lowest=0.05,
+        may_be_off=False,
+    )
+    channel_max_events: int = whole(
+        "SSE_CHANNEL_MAX_EVENTS",
+        10_000,
+        "How many events of a channel are kept.",
+        lowest=1,
+        highest=10_000_000,
+        unit="events",
+    )
+    channel_max_bytes: int = whole(
+        "SSE_CHANNEL_MAX_BYTES",
+        4 << 20,
+        "How many bytes of a channel are kept.",
+        lowest=1024,
+        highest=1 << 30,
+        unit="bytes",
+    )
     identity_cookies: tuple[str, ...] = names(
         "SSE_IDENTITY_COOKIES",
         "The cookies that tell whose a stream is, where a request has no `Authorization`; only "
@@ -217,7 +241,8 @@ class Options:
     max_event_bytes: int = whole(
         "SSE_MAX_EVENT_BYTES",
         1 << 20,
-        "The longest event that is held until it is whole; a longer one passes in parts.",
+        "The longest event that is held until it is whole; a longer one passes in parts. And the "
+        "longest data of an event that may be published on a channel.",
         lowest=1024,
         highest=1 << 30,
         unit="bytes",

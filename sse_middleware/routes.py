@@ -29,6 +29,9 @@ StreamKey = Callable[[Any], str]
 _ATTRIBUTE = "__sse_streaming__"
 _OF_THE_WHOLE_APP = {
     "client_path",
+    "channel_max_bytes",
+    "channel_max_events",
+    "channel_ttl",
     "identity_cookies",
     "include",
     "exclude",

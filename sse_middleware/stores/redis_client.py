@@ -133,6 +133,11 @@ def is_of_cluster(url: str) -> bool:
     return urlsplit(url).scheme.endswith(_CLUSTER)
 
 
+def first_node_of(url: str) -> str:
+    """Return the URL of a node of the cluster at `url`."""
+    return _nodes_of(url)[0]
+
+
 def _nodes_of(url: str) -> tuple[str, list[tuple[str, int]]]:
     """Return the URL of the first node of a cluster, and the others' hosts and ports."""
     parts = urlsplit(url.replace(_CLUSTER, "", 1))

@@ -1,6 +1,7 @@
 """Real servers in processes of their own."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -98,4 +99,15 @@ def wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path)
         else:
             return
     message = f"the server did not listen on {port}:\n{log.read_text()}"
+    raise RuntimeError(message)
+
+
+def until_logged(log: Path, pattern: str) -> str:
+    """Return what of a log matches `pattern`, once something does."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if (found := re.search(pattern, log.read_text())) is not None:
+            return found[0]
+        time.sleep(0.05)
+    message = f"{pattern} was to be logged:\n{log.read_text()}"
     raise RuntimeError(message)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.clients import needs
+from tests.redis_server import need_redis_server
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("asgi_correlation_id", "fastapi", "prometheus_fastapi_instrumentator", "sse_starlette")
@@ -26,6 +27,7 @@ BEATING = ("sse-starlette", "sse_middleware as eventsource", "sse_middleware as 
 STREAMING = ("starlette", *BEATING)
 RECORDED = BEATING[1:2]
 OPENED = ("fresh", "resumed")
+ON_CHANNELS = ("channels", "pub/sub of redis-py")
 TABLES = {
     "bursts": EVERYBODY,
     "bursts of 50": EVERYBODY,
@@ -57,6 +59,15 @@ TABLES = {
     "redis-replay": ("eventsource in Redis", "bare"),
     "redis-latency: p50": ("its own worker", "another worker"),
     "redis-latency: p99": ("its own worker", "another worker"),
+    "channels: p50 at 100/s": ON_CHANNELS,
+    "channels: p99 at 100/s": ON_CHANNELS,
+    "channels: p50 at 1,000/s": ON_CHANNELS,
+    "channels: p99 at 1,000/s": ON_CHANNELS,
+    "channels: p50 of one to many": ON_CHANNELS,
+    "channels: p99 of one to many": ON_CHANNELS,
+    "channels: CPU, readers: 1": ON_CHANNELS,
+    "channels: CPU, readers: 10": ON_CHANNELS,
+    "channels: CPU, readers: 100": ON_CHANNELS,
 }
 
 
@@ -80,6 +91,7 @@ def living(group: int) -> list[str]:
 def benchmarks() -> list[str]:
     for package in PACKAGES:
         needs.module(package)
+    need_redis_server()
     return [sys.executable, "-m", "benchmarks"]
 
 

@@ -1,0 +1,70 @@
+"""`POST /v1/react/sessions`: an agent in a process of its own thinks, searches and answers.
+
+The web process puts a job on one channel and reads the session's own, on which the worker says what
+it does. The two need not know of one another: whoever comes first waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from typing import Annotated, Final
+
+from fastapi import HTTPException
+from fastapi.sse import EventSourceResponse
+from pydantic import BaseModel, StringConstraints
+
+from sse_middleware import StoreError
+from sse_middleware.channels import publish_event, sse_event_streamer
+
+JOBS: Final = "example-app.react.jobs"
+END: Final = "FinalAnswerStreamEnd"
+# How long a browser waits for a worker to take its job, and then for its next word.
+ACK_SECONDS: Final = float(os.environ.get("EXAMPLE_ACK_SECONDS", "10"))
+IDLE_SECONDS: Final = float(os.environ.get("EXAMPLE_IDLE_SECONDS", "15"))
+_PATIENCE_SECONDS: Final = 3.0
+
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
+Alias = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+
+
+class ReactRequest(BaseModel):
+    """The body; the one model that there is answers to any alias."""
+
+    user_query: Words
+    model_alias: Alias = "extractive"
+
+
+class Job(BaseModel):
+    """What a worker is to do."""
+
+    session_id: str
+    user_query: str
+    model_alias: str
+    expires_at: float
+
+
+async def react_session(request: ReactRequest) -> EventSourceResponse:
+    """Have a worker answer, and stream what it says as `{"event_type", "payload"}`."""
+    session_id = secrets.token_urlsafe(16)  # who knows it may read the session
+    job = Job(
+        session_id=session_id,
+        user_query=request.user_query,
+        model_alias=request.model_alias,
+        expires_at=time.time() + ACK_SECONDS,
+    )
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            await publish_event(JOBS, "job", job.model_dump(), key=session_id)
+    except (StoreError, TimeoutError) as exc:
+        raise HTTPException(503, "The agent is out of reach; try again in a moment.") from exc
+    return EventSourceResponse(
+        sse_event_streamer(
+            session_id,
+            terminal=(END, "error"),
+            ack_timeout=ACK_SECONDS,
+            idle_timeout=IDLE_SECONDS,
+        )
+    )

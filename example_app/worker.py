@@ -1,0 +1,125 @@
+"""The agent of `/v1/react/sessions`: `python -m example_app.worker`, as many as you like.
+
+All workers see all jobs, and each job is done by the one whose `ack` is the first. Without Redis
+the web process runs one itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from contextlib import aclosing, suppress
+from typing import Final
+
+from anyio import to_thread
+from pydantic import ValidationError
+
+from example_app.react import END, JOBS, Job
+from example_app.search import SearchIndex, load_passages, split_tokens
+from sse_middleware import StoreError
+from sse_middleware.channels import Publisher, subscribe
+
+WORD_SECONDS: Final = float(os.environ.get("EXAMPLE_WORD_SECONDS", "0.025"))
+TOOL: Final = "search_documentation"
+_JOBS_AT_ONCE: Final = 1000
+_LAST_SECONDS: Final = 10.0
+_PAUSE_SECONDS: Final = 1.0
+
+
+class Worker:
+    """Do jobs, each in a task of its own."""
+
+    def __init__(
+        self, index: SearchIndex, publisher: Publisher, word_seconds: float = WORD_SECONDS
+    ) -> None:
+        """Take what jobs are done with.
+
+        Args:
+            index: of the corpus.
+            publisher: for what there is to say.
+            word_seconds: the pause behind a word.
+
+        """
+        self._index = index
+        self._publisher = publisher
+        self._word_seconds = word_seconds
+        self._room = asyncio.Semaphore(_JOBS_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Take jobs until cancelled; then do the last ones."""
+        try:
+            while True:
+                await self._take_jobs()
+                await asyncio.sleep(_PAUSE_SECONDS)  # the store was out of reach for long
+        finally:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=_LAST_SECONDS)
+            for task in self._tasks:
+                task.cancel()
+
+    async def _take_jobs(self) -> None:
+        async with aclosing(subscribe(JOBS, ack_timeout=None, terminal=("error",))) as events:
+            async for event in events:
+                if event.event != "job":
+                    continue
+                with suppress(ValidationError):
+                    job = Job.model_validate_json(event.data)
+                    if time.time() < job.expires_at:
+                        await self._room.acquire()
+                        task = asyncio.create_task(self._do(job))
+                        self._tasks.add(task)
+                        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._room.release()
+
+    async def _do(self, job: Job) -> None:
+        session = job.session_id
+        try:
+            if not await self._publisher.ack(session):
+                return  # another worker is at it
+            await self._answer(job)
+        except StoreError as exc:
+            print(f"a session is lost: {exc}", file=sys.stderr)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, a browser waits
+            print(f"a job has failed: {type(exc).__name__}", file=sys.stderr)
+            with suppress(StoreError):
+                await self._publisher.fail(session, "worker_failed", "The agent has failed.")
+
+    async def _answer(self, job: Job) -> None:
+        say = self._publisher.publish
+        await self._stream(job, "AgentThoughtStream", f"I search for: {job.user_query}")
+        await say(job.session_id, "AgentToolCallStart", {"tool_name": TOOL})
+        answer = await to_thread.run_sync(self._index.answer, job.user_query)
+        await self._stream(job, "FinalAnswerStream", answer.text)
+        await say(job.session_id, END, {})
+
+    async def _stream(self, job: Job, event: str, text: str) -> None:
+        """Publish a text by its characters, those of a word together."""
+        publish = self._publisher.publish
+        for word in split_tokens(text):
+            await asyncio.gather(*(publish(job.session_id, event, {"char": it}) for it in word))
+            await asyncio.sleep(self._word_seconds)
+
+
+async def main() -> None:
+    """Work until Ctrl-C or SIGTERM."""
+    index = await to_thread.run_sync(lambda: SearchIndex(load_passages()))
+    async with Publisher() as publisher:
+        work = asyncio.create_task(Worker(index, publisher).run())
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(sign, work.cancel)
+        print("The worker waits for jobs (leave it with Ctrl-C)", flush=True)
+        with suppress(asyncio.CancelledError):
+            await work
+
+
+if __name__ == "__main__":
+    if not os.environ.get("SSE_REDIS_URL"):
+        sys.exit("example_app.worker: set SSE_REDIS_URL; without it the web process works itself")
+    asyncio.run(main())
