@@ -113,7 +113,10 @@ def test_a_page_that_does_not_close_where_the_app_tells_the_end_itself_is_stoppe
     assert [event.data for event in follower.events("complete")] == ["{}"]
     assert follower.events("reset", "error") == []
     told = site.told()
-    assert told["asked"] == [*[["GET", 200]] * 3, ["GET", 204]]
+    *streamed, last = told["asked"]
+    assert last == ["GET", 204]
+    # Chromium throws away what arrives together with a cut, and then asks for it once more.
+    assert streamed in ([["GET", 200]] * 3, [["GET", 200]] * 4)
     assert told["runs"] == [""]
 
 
