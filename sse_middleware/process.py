@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -23,6 +23,9 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ONE_SHUTDOWN_SECONDS = 1.0
 """Ctrl-C reaches a worker twice: from the terminal, and from its parent, which has got it too."""
 _POLL_SECONDS = 0.02
+_LOOK_SECONDS = 0.5
+_SERVES = "worker_serve"
+"""What hypercorn's main task runs."""
 
 
 class OncePerKey(Generic[Key, Value]):
@@ -86,11 +89,29 @@ class Shutdown:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(what, drain)
 
-    def _join(self, _: asyncio.AbstractEventLoop) -> Drain:
+    def _join(self, loop: asyncio.AbstractEventLoop) -> Drain:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 _listen(number, self)
-        return Drain()
+        drain = Drain()
+        for task in asyncio.all_tasks(loop):
+            if _is_hypercorns(task):
+                loop.call_later(_LOOK_SECONDS, self._look_at, loop, task, drain)
+        return drain
+
+    def _look_at(
+        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], drain: Drain
+    ) -> None:
+        """Begin to drain where hypercorn, which tells nobody, waits for its connections.
+
+        From Python 3.12.1 on it does so for ever: "wait until ... all active connections have
+        finished" (https://docs.python.org/3/library/asyncio-eventloop.html#asyncio.Server).
+        """
+        if any(code.co_name == "wait_closed" for code in _awaited_by(task)):
+            self.begun = True
+            drain.begin()
+        elif not task.done():
+            loop.call_later(_LOOK_SECONDS, self._look_at, loop, task, drain)
 
 
 class _Listener:
@@ -119,6 +140,21 @@ def _listen(number: int, shutdown: Shutdown) -> None:
     is_asyncios = isinstance(getattr(function, "__self__", None), asyncio.Runner)
     if not (is_asyncios or isinstance(handler, _Listener)):
         signal.signal(number, _Listener(shutdown, handler))
+
+
+def _is_hypercorns(task: asyncio.Task[Any]) -> bool:
+    return any(
+        code.co_name == _SERVES and "hypercorn" in code.co_filename for code in _awaited_by(task)
+    )
+
+
+def _awaited_by(task: asyncio.Task[Any]) -> Iterator[CodeType]:
+    """Return the coroutines in which a task waits, from the outside in."""
+    awaited: Any = task.get_coro()
+    while awaited is not None:
+        if (code := getattr(awaited, "cr_code", None)) is not None:
+            yield code
+        awaited = getattr(awaited, "cr_await", None)
 
 
 SHUTDOWN = Shutdown()
