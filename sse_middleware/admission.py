@@ -16,6 +16,7 @@ from sse_middleware.claims import identity_of
 from sse_middleware.errors import ConfigurationError, StoreError
 from sse_middleware.headers import request_headers
 from sse_middleware.limits import Place, Places
+from sse_middleware.loops import OncePerLoop
 from sse_middleware.refusing import CLIENT, PROCESS
 from sse_middleware.setup import Setup
 from sse_middleware.stores.patience import Patience
@@ -48,13 +49,12 @@ class Admission:
         options = setup.options
         self._setup = setup
         self._addresses = Addresses(options.trusted_proxies)
-        self._make_leases: Callable[[], Leases] | None = None
+        self._leases: OncePerLoop[Leases] | None = None
         if options.redis_url and options.max_streams_per_client is not None:
-            self._make_leases = self._leases_in_redis(options.max_streams_per_client)
+            self._leases = OncePerLoop(self._leases_in_redis(options.max_streams_per_client))
         self.places = Places(options.max_streams, options.max_streams_per_client)
         self.places.watcher = self
         self.rate = _open_rate(setup)
-        self._leases: dict[asyncio.AbstractEventLoop, Leases] = {}
         self._warned_of_nobody = False
 
     def client_of(self, scope: Scope) -> str | None:
@@ -103,7 +103,7 @@ class Admission:
 
     async def close(self) -> None:
         """Let go of the leases and connections of the running loop."""
-        leases = self._leases.pop(asyncio.get_running_loop(), None)
+        leases = None if self._leases is None else self._leases.take()
         if leases is not None:
             await leases.close()
         if self.rate is not None:
@@ -193,14 +193,7 @@ class Admission:
         return self.places.count(client) < count
 
     def _leases_for(self, client: str | None) -> "Leases | None":
-        if client is None or self._make_leases is None:
-            return None
-        loop = asyncio.get_running_loop()
-        if loop not in self._leases:
-            for other in [other for other in self._leases if other.is_closed()]:
-                del self._leases[other]
-            self._leases[loop] = self._make_leases()
-        return self._leases[loop]
+        return None if client is None or self._leases is None else self._leases()
 
     def _leases_in_redis(self, most_of_client: int) -> "Callable[[], Leases]":
         from sse_middleware.stores.leases import Leases  # noqa: PLC0415 - an extra

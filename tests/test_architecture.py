@@ -36,6 +36,7 @@ LAYERS = {
     2: {"observers", "stores.base", "stores.channel_base"},
     3: {
         "limits",
+        "loops",
         "stores.leases",
         "stores.open_rate",
         "stores.patience",
@@ -64,7 +65,6 @@ LAYERS = {
         "farewell",
         "freeing",
         "lingering",
-        "loops",
         "opening",
         "outbox",
         "owner",

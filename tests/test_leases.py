@@ -115,7 +115,8 @@ async def test_a_lease_holds_while_its_stream_does_and_not_for_long_behind_its_p
         await asyncio.sleep(2.5 * LEASE)
         assert await opens(there) == MANY
         assert here._admission is not None
-        (held,) = here._admission._leases.values()
+        assert here._admission._leases is not None
+        (held,) = here._admission._leases._made.values()
         assert held._task is not None
         held._task.cancel()  # as if the process were dead
         died = time.monotonic()

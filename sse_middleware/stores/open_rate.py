@@ -3,7 +3,6 @@
 In the memory of the process, or in Redis for all workers; in memory too while that is out of reach.
 """
 
-import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -14,6 +13,7 @@ from limits.aio.storage import MemoryStorage, Storage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from sse_middleware.errors import StoreError
+from sse_middleware.loops import OncePerLoop
 from sse_middleware.stores.patience import Patience
 
 
@@ -63,9 +63,8 @@ class OpenRate:
     ) -> None:
         self._item = parse(rate)
         self._alone = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._share = share
+        self._shared = None if share is None else OncePerLoop(share)
         self._patience = patience
-        self._shared: dict[asyncio.AbstractEventLoop, Shared] = {}
 
     async def seconds_left(self, client: str) -> int:
         """Return how long a client has to wait, 0 where it may open a stream; none is counted."""
@@ -83,8 +82,8 @@ class OpenRate:
             left = math.ceil(stats.reset_time - time.time())
             return min(max(1, left), self._item.get_expiry())
 
-        if self._share is not None and self._patience is not None:
-            limiter = SlidingWindowCounterRateLimiter(self._shared_here(self._share).storage)
+        if self._shared is not None and self._patience is not None:
+            limiter = SlidingWindowCounterRateLimiter(self._shared().storage)
             try:
                 return await self._patience.ask(lambda: answer(limiter))
             except StoreError:
@@ -93,14 +92,6 @@ class OpenRate:
 
     async def close(self) -> None:
         """Let go of the connections of the running loop."""
-        shared = self._shared.pop(asyncio.get_running_loop(), None)
+        shared = None if self._shared is None else self._shared.take()
         if shared is not None:
             await shared.close()
-
-    def _shared_here(self, share: Callable[[], Shared]) -> Shared:
-        loop = asyncio.get_running_loop()
-        if loop not in self._shared:
-            for other in [other for other in self._shared if other.is_closed()]:
-                del self._shared[other]
-            self._shared[loop] = share()
-        return self._shared[loop]

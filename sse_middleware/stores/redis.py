@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
+from sse_middleware.loops import OncePerLoop
 from sse_middleware.observers import Observer
 from sse_middleware.stores.base import Batch, Found, Log, LogInfo, Producer, State
 from sse_middleware.stores.entries import Pending
@@ -76,7 +77,7 @@ class RedisStore:
         self._ttl = ttl
         self._lease_seconds = lease_seconds
         self._observers = observers
-        self._stations: dict[asyncio.AbstractEventLoop, Station] = {}
+        self._station = OncePerLoop(self._new_station)
 
     def create(self, info: LogInfo, producer: Producer) -> Log:
         """Begin the log of a new stream."""
@@ -125,19 +126,13 @@ class RedisStore:
 
     async def close(self) -> None:
         """Write what is to be written, and let go of connections, tasks and the lease."""
-        station = self._stations.pop(asyncio.get_running_loop(), None)
+        station = self._station.take()
         if station is not None:
             await station.close()
 
-    def _station(self) -> Station:
-        loop = asyncio.get_running_loop()
-        station = self._stations.get(loop)
-        if station is None:
-            for other in [other for other in self._stations if other.is_closed()]:
-                del self._stations[other]
-            link = Link(self._url, self._client, self._keys, self._observers, self._lease_seconds)
-            station = self._stations[loop] = Station(link, self._ttl)
-        return station
+    def _new_station(self) -> Station:
+        link = Link(self._url, self._client, self._keys, self._observers, self._lease_seconds)
+        return Station(link, self._ttl)
 
 
 class _Tail:
