@@ -114,7 +114,9 @@ def place_of(scope: Mapping[str, Any]) -> str:
     Layers of an app may change `path`; nobody has a reason to change `raw_path`.
     """
     raw: bytes = scope.get("raw_path") or b""
-    return raw.partition(b"?")[0].decode("latin-1") or scope.get("path", "")
+    path: str = scope.get("path", "")
+    told = raw.partition(b"?")[0].decode("latin-1")
+    return path if told in (path, "") else told  # one object, where it is kept
 
 
 def stream_name(name: str) -> str:

@@ -1,6 +1,6 @@
 """The stream that a handler is writing, as the handler may see it and speak of it."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -9,7 +9,6 @@ from sse_middleware.cursors import Cursor, new_secret, stream_id
 from sse_middleware.headers import request_headers, trace_id
 from sse_middleware.record import StreamRecord
 from sse_middleware.routes import UNMATCHED
-from sse_middleware.state import StreamState
 
 IN_SCOPE = "sse_middleware"
 """The scope's key of the current stream while a request is ours; a second layer stands back."""
@@ -22,9 +21,18 @@ Follow = Callable[[str, Cursor | None, Any, Any, Any], Awaitable[None]]
 _Headers = Iterable[tuple[bytes, bytes]]
 
 
-class _Drain(Protocol):
+class OpenStream(Protocol):
+    """What is asked of a stream that is open."""
+
     @property
-    def begun(self) -> bool: ...
+    def drains(self) -> bool:
+        """Whether the server ends."""
+
+    def remaining_seconds(self) -> float | None:
+        """Return the time until the stream ends by its cap, `None` where it has none."""
+
+    def set_name(self, name: str) -> None:
+        """Let it be found by a name."""
 
 
 class CurrentStream:
@@ -36,15 +44,12 @@ class CurrentStream:
 
     # All is made when somebody asks for it: most requests are no streams.
     __slots__ = (
-        "_clock",
-        "_drain",
         "_follow",
         "_headers",
         "_name",
         "_record",
         "_secret",
-        "_set_name",
-        "_state",
+        "_stream",
         "_trace_id",
         "claim",
         "is_answered",
@@ -63,10 +68,8 @@ class CurrentStream:
         self._trace_id: str | None = None
         self._secret: str | None = None
         self._record: StreamRecord | None = None
-        self._state: StreamState | None = None
         self._name = ""
-        self._set_name: Callable[[str], None] | None = None
-        self._drain: _Drain | None = None
+        self._stream: OpenStream | None = None
 
     @property
     def trace_id(self) -> str:
@@ -87,14 +90,12 @@ class CurrentStream:
 
         Where the cap ends connections only, the stream has none.
         """
-        if self._state is None or self._state.rotates:
-            return None
-        return self._state.remaining_seconds(self._clock())
+        return None if self._stream is None else self._stream.remaining_seconds()
 
     @property
     def draining(self) -> bool:
         """Whether the server ends, so that the stream will, within `SSE_DRAIN_SECONDS`."""
-        return self._drain is not None and self._drain.begun
+        return self._stream is not None and self._stream.drains
 
     def add_tokens(self, count: int) -> None:
         """Add to the tokens of the stream, which heartbeats, `complete` and the log tell.
@@ -125,8 +126,8 @@ class CurrentStream:
         if not 0 < len(name) <= _LONGEST_NAME:
             raise ValueError(f"name has {len(name)} characters, allowed is 1 to {_LONGEST_NAME}")
         self._name = name
-        if self._set_name is not None:
-            self._set_name(stream_name(name))
+        if self._stream is not None:
+            self._stream.set_name(stream_name(name))
 
     # What follows is the middleware's, not the handler's.
 
@@ -144,20 +145,22 @@ class CurrentStream:
             self._record = StreamRecord(stream_id(self.secret), self.trace_id, UNMATCHED, "")
         return self._record
 
-    def open(
-        self,
-        state: StreamState,
-        clock: Callable[[], float],
-        set_name: Callable[[str], None] | None = None,
-        drain: _Drain | None = None,
-    ) -> None:
+    def begin(self, picked: Mapping[bytes, bytes]) -> StreamRecord:
+        """Return the record of the stream that begins; `picked` is what `request_headers` has."""
+        if self._trace_id is None:
+            self._trace_id = trace_id(picked)
+        return self.record
+
+    def take_secret(self) -> str:
+        """Return what opens the stream, and forget it."""
+        secret, self._secret = self.secret, None
+        return secret
+
+    def open(self, stream: OpenStream) -> None:
         """Begin to tell the time that is left, and give the stream the name that it has."""
-        self._state = state
-        self._clock = clock
-        self._drain = drain
-        self._set_name = set_name
-        if set_name is not None and self._name:
-            set_name(stream_name(self._name))
+        self._stream = stream
+        if self._name:
+            stream.set_name(stream_name(self._name))
 
     async def follow(self, name: str, scope: Any, receive: Any, send: Any) -> None:
         """Answer the request with the stream of a name; it is no new one of the app's.
@@ -172,8 +175,7 @@ class CurrentStream:
 
     def close(self) -> None:
         """Tell it no more; tasks that the app has left behind may keep this object for long."""
-        self._state = None
-        self._set_name = None
+        self._stream = None
 
 
 CURRENT: ContextVar[CurrentStream | None] = ContextVar("sse_middleware_stream", default=None)

@@ -37,7 +37,10 @@ def family_of(method: str, headers: dict[bytes, bytes], *, has_cursor: bool) -> 
         headers: what `request_headers` has picked.
         has_cursor: whether it came with a cursor of ours.
     """
-    accept = [part.strip() for part in headers.get(b"accept", b"").lower().split(b";")]
+    accepts = headers.get(b"accept", b"").lower()
+    if EVENT_STREAM not in accepts and not has_cursor:
+        return Family.PLAIN
+    accept = [part.strip() for part in accepts.split(b";")]
     if accept == [EVENT_STREAM, b"events=named"] or has_cursor:
         return Family.EVENTSOURCE
     # "Set request's cache mode to "no-store"" (WHATWG HTML 9.2.2), for which a browser adds
@@ -83,7 +86,10 @@ def comment_form(headers: dict[bytes, bytes], style: CommentStyle) -> CommentFor
     """
     if style != "auto":
         return CommentForm(style)
-    accepted = {part.strip() for part in headers.get(b"accept", b"*/*").lower().split(b",")}
+    accepts = headers.get(b"accept", b"*/*").lower()
+    if accepts == b"*/*":
+        return CommentForm.BLOCK
+    accepted = {part.strip() for part in accepts.split(b",")}
     if accepted == {EVENT_STREAM}:
         return CommentForm.LINE
     return CommentForm.BLOCK if accepted == {b"*/*"} else CommentForm.BLOCK_UNTIL_ID

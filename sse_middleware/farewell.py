@@ -45,7 +45,7 @@ class Farewell:
         task: asyncio.Task[object],
         *,
         cancels: int,
-        listeners: list[asyncio.Task[object]],
+        listeners: tuple[asyncio.Task[object], ...],
         app_waits: Callable[[], bool],
         grace_seconds: float,
     ) -> None:

@@ -16,21 +16,16 @@ class Freeing:
 
     Args:
         task: the one that writes, `None` where it is not known.
-
-    Attributes:
-        tried: whether we have, which is to be done once.
     """
 
-    __slots__ = ("_cancels", "_task", "tried")
+    __slots__ = ("_cancels", "_task")
 
     def __init__(self, task: "asyncio.Task[Any] | None") -> None:
         self._task = task
         self._cancels: int | None = None
-        self.tried = False
 
     def interrupt(self, codes: tuple[CodeType, ...], writer: object) -> None:
         """End the write in which the app waits, if it is one of `codes` of `writer`."""
-        self.tried = True
         if self._task is not None and _waits_in(self._task.get_coro(), codes, writer):
             self._cancels = self._task.cancelling()
             self._task.cancel()

@@ -7,7 +7,7 @@ an app may have written its own in any case.
 import functools
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 
 from sse_middleware.settings import OFF
@@ -32,6 +32,17 @@ _REQUEST_HEADERS = frozenset(
 _TRACEPARENT = re.compile(
     rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
 )
+_OURS = frozenset(
+    (
+        b"x-trace-id",
+        b"x-stream-id",
+        b"x-stream-max-seconds",
+        b"x-heartbeat-interval",
+        b"x-silence-threshold",
+        b"x-accel-buffering",
+        b"connection",
+    )
+)
 _EVENT_STREAM = b"text/event-stream"
 _OF_ONE_RESPONSE = frozenset((b"set-cookie", b"date", b"content-length"))
 _NAME_LENGTH = len(b"content-type")
@@ -54,7 +65,7 @@ def request_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return picked
 
 
-def trace_id(headers: dict[bytes, bytes]) -> str:
+def trace_id(headers: Mapping[bytes, bytes]) -> str:
     """Return the request's trace id: from `traceparent`, else its own header, else a fresh one."""
     found = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
     if found is not None and (found[1] != b"00" or found[3] is None):
@@ -104,34 +115,33 @@ def stream_headers(
     A header that the app has set stays, but `content-length` goes, since we add bytes, and of
     two caching policies the stricter one is kept, or the app's with `keep_cache_control`.
     """
-    ours = {
-        b"x-trace-id": trace_id.encode(),
-        b"x-stream-id": stream_id.encode(),
-        b"x-stream-max-seconds": seconds(max_seconds),
-        b"x-heartbeat-interval": seconds(heartbeat_interval),
-        b"x-silence-threshold": seconds(silence_threshold),
-        b"x-accel-buffering": b"no",
-    }
-    if http_version == "1.1":
-        # RFC 9113 8.2.2 forbids it from HTTP/2 on, and HTTP/1.0 cannot keep what has no length.
-        ours[b"connection"] = b"keep-alive"
     result: RawHeaders = []
     cache_control: list[bytes] = []
+    taken: list[bytes] = []
     for name, value in app_headers:
         lower = name.lower()
-        if lower == b"content-length":
-            continue
         if lower == b"cache-control":
             cache_control.append(value)
-            continue
-        ours.pop(lower, None)
-        result.append((name, value))
+        elif lower != b"content-length":
+            if lower in _OURS:
+                taken.append(lower)
+            result.append((name, value))
     if keep_cache_control and cache_control:
-        result.extend((b"cache-control", value) for value in cache_control)
+        result += [(b"cache-control", value) for value in cache_control]
     else:
         result.append((b"cache-control", _cache_control(b", ".join(cache_control))))
-    result.extend(ours.items())
-    return result
+    ours = [
+        (b"x-trace-id", trace_id.encode()),
+        (b"x-stream-id", stream_id.encode()),
+        (b"x-stream-max-seconds", seconds(max_seconds)),
+        (b"x-heartbeat-interval", seconds(heartbeat_interval)),
+        (b"x-silence-threshold", seconds(silence_threshold)),
+        (b"x-accel-buffering", b"no"),
+    ]
+    if http_version == "1.1":
+        # RFC 9113 8.2.2 forbids it from HTTP/2 on, and HTTP/1.0 cannot keep what has no length.
+        ours.append((b"connection", b"keep-alive"))
+    return result + ([pair for pair in ours if pair[0] not in taken] if taken else ours)
 
 
 def packed(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -159,6 +169,8 @@ def seconds(value: float | None) -> bytes:
 
 
 def _cache_control(of_app: bytes) -> bytes:
+    if not of_app:
+        return b"no-cache, no-transform"
     directives = {part.strip().lower() for part in of_app.split(b",")}
     if b"no-store" in directives:
         return of_app

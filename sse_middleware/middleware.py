@@ -137,7 +137,7 @@ class SSEMiddleware:
         self._without_metrics = copy.copy(self)
         self._without_metrics._metrics = None  # noqa: SLF001 - its own class
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: C901, PLR0912
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle one connection as ASGI 3 says."""
         # This runs for every request of the app: as few calls and objects as can be.
         if (
@@ -154,23 +154,15 @@ class SSEMiddleware:
         if task is None:
             await self.app(scope, receive, self._with_headers_only(scope, send))
             return
-        claim = NO_CLAIM
-        if claims_something(scope):
-            anew = await self._resumption.answer(scope, receive, send)
-            if anew is None:
-                return
-            receive, send, claim = anew
-        entry = None
-        if self._admission is not None:
-            entry = Entry(self._admission, self._setup, scope, claim)
-            await entry.ask_ahead()
-            if entry.refusal:
-                await entry.answer(send)
-                return
-        headers = scope.get("headers") or ()
-        current = scope[IN_SCOPE] = CurrentStream(headers, self._follow_named, claim)
-        responder = Responder(self._setup, current, scope, receive, send, task, entry)
-        token = CURRENT.set(current)
+        responder: Responder | None
+        if self._admission is None and not claims_something(scope):
+            current = CurrentStream(scope.get("headers") or (), self._follow_named)
+            responder = Responder(self._setup, current, scope, receive, send, task)
+        elif (responder := await self._let_in(scope, receive, send, task)) is None:
+            return
+        before = CURRENT.get()
+        scope[IN_SCOPE] = current = responder.current
+        CURRENT.set(current)
         try:
             await self.app(scope, responder.receive, responder.send)
         except BaseException as exc:
@@ -181,10 +173,28 @@ class SSEMiddleware:
                 if responder.opened:
                     await responder.end()
             finally:
-                CURRENT.reset(token)
+                CURRENT.set(before)
                 scope.pop(IN_SCOPE, None)
-                if entry is not None:
-                    entry.leave()
+                responder.leave()
+
+    async def _let_in(
+        self, scope: Scope, receive: Receive, send: Send, task: "asyncio.Task[Any]"
+    ) -> Responder | None:
+        """Look at a request's cursor and at what room there is; `None`: it is answered."""
+        claim, entry = NO_CLAIM, None
+        if claims_something(scope):
+            anew = await self._resumption.answer(scope, receive, send)
+            if anew is None:
+                return None
+            receive, send, claim = anew
+        if self._admission is not None:
+            entry = Entry(self._admission, self._setup, scope, claim)
+            await entry.ask_ahead()
+            if entry.refusal:
+                await entry.answer(send)
+                return None
+        current = CurrentStream(scope.get("headers") or (), self._follow_named, claim)
+        return Responder(self._setup, current, scope, receive, send, task, entry)
 
     async def _passed_by(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Do what is to be done without a responder, and tell whether it was that."""

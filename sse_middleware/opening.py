@@ -1,9 +1,6 @@
 """Opening: how a response becomes a stream of ours, and what its log begins with."""
 
-import asyncio
 import time
-from datetime import UTC, datetime
-from typing import Any
 
 from starlette.types import Message, Scope, Send
 
@@ -19,7 +16,7 @@ from sse_middleware.routes import Mark, route_name
 from sse_middleware.setup import Setup
 from sse_middleware.state import StreamState
 from sse_middleware.stores.base import LogInfo
-from sse_middleware.ticker import ticker_of
+from sse_middleware.ticker import current_ticker
 
 
 class Opening:
@@ -63,55 +60,52 @@ class Opening:
         self._mark = mark
         self._body = body
         self._options = setup.options if mark is None else setup.options_of(mark)
-        self._headers = request_headers(scope.get("headers") or ())
-        record = current.record
+        self._headers = headers = request_headers(scope.get("headers") or ())
+        record = current.begin(headers)
         has_cursor = current.claim.cursor is not None
-        record.family = family = setup.family_of(scope, self._headers, mark, has_cursor=has_cursor)
+        record.family = family = setup.family_of(scope, headers, mark, has_cursor=has_cursor)
         record.route = route_name(scope, mark)
+        numbers = family is Family.EVENTSOURCE
+        secret = current.take_secret()
         self._state = StreamState(
             self._options,
             family=family,
             record=record,
-            secret=current.secret,
+            secret=secret if numbers else "",
             marked=mark is not None,
-            comment=comment_form(self._headers, self._options.comment_style),
+            comment=comment_form(headers, self._options.comment_style),
             app_ids=mark is not None and mark.stream_key is not None,
         )
-        self._ticker = ticker_of(asyncio.get_running_loop())
+        self._ticker = current_ticker()
         self.words = self._state.open(
             self._ticker.clock(),
-            datetime.now(UTC),
-            reset=current.claim.reset if family is Family.EVENTSOURCE else "",
-            event_id=self._held_id(),
+            time.time(),
+            reset=current.claim.reset if numbers else "",
+            event_id=self._held_id() if numbers else None,
             ends_in=None if family is Family.OFF else setup.seconds_left(scope),
         )
 
     def outbox(self, send: Send, start: Message, *, owner: Owner) -> Outbox:
         """Return what writes the stream to `send`, and keeps it where it is to be kept."""
-        setup, options, state = self._setup, self._options, self._state
-        common: dict[str, Any] = {
-            "batch": options.batch,
-            "pause": options.chunk_delay_ms / 1000,
-            "observers": setup.observers,
-            "owner": owner,
-        }
-        info, outbox = self._log_info(start), None
+        setup, state = self._setup, self._state
+        info = self._log_info(start) if state.family is Family.EVENTSOURCE else None
+        outbox: Outbox
         if info is None:
-            outbox = Outbox(state, send, self._ticker, **common)
+            outbox = Outbox(state, send, self._ticker, observers=setup.observers, owner=owner)
         else:
             outbox = RecordedOutbox(
                 state,
                 send,
                 self._ticker,
-                **common,
+                observers=setup.observers,
+                owner=owner,
                 store=setup.store,
                 info=info,
                 lingering=setup.lingering,
-                linger_seconds=options.linger_seconds,
             )
             if info.app_ids:
                 outbox.set_name(setup.key_name(self._mark, self._scope) or "")
-        self._current.open(state, self._ticker.clock, outbox.set_name, self._ticker.drain)
+        self._current.open(outbox)
         if state.family is Family.EVENTSOURCE and self._current.claim.reset:
             for observer in setup.observers:
                 observer.resumed(state.record.route, self._current.claim.reset, 0)
@@ -139,7 +133,7 @@ class Opening:
 
         The app has been handed it, and ours in its place would make it begin anew.
         """
-        if self._state.family is not Family.EVENTSOURCE or self._current.claim.reset:
+        if self._current.claim.reset:
             return None
         told = last_event_id(self._scope)
         return told if told is not None and parse_cursor(told) is None else None
@@ -147,7 +141,7 @@ class Opening:
     def _log_info(self, start: Message) -> LogInfo | None:
         """Return what the log begins with, `None` where there is to be none."""
         state, scope, setup, mark = self._state, self._scope, self._setup, self._mark
-        if state.family is not Family.EVENTSOURCE or not self._options.replay_max_events:
+        if not self._options.replay_max_events:
             return None
         cookies = self._options.identity_cookies
         identity = identity_of(scope, self._headers, setup.identify, cookies)

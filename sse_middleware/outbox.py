@@ -42,13 +42,11 @@ class Outbox(TimedWriter):
         state: the stream's.
         send: the server's.
         ticker: that of the running loop.
-        batch: whether events of one tick leave together.
-        pause: the least time between two content events, in seconds.
         observers: who is told of the stream.
         owner: hears of the end that time has brought.
     """
 
-    __slots__ = ("_next_content_at", "_pacing", "_pause")
+    __slots__ = ("_pacing",)
 
     def __init__(
         self,
@@ -56,17 +54,18 @@ class Outbox(TimedWriter):
         send: Send,
         ticker: Ticker,
         *,
-        batch: bool,
-        pause: float,
         observers: Sequence[Observer],
         owner: Owner,
     ) -> None:
         super().__init__(state, send, ticker, observers=observers, owner=owner)
-        self._pause = pause
-        if pause:
-            self._pacing = asyncio.Lock()
-            self._next_content_at = 0.0
-        self._regular = batch and not pause and state.family is not Family.OFF
+        options = state.options
+        self._pacing = _Pacing(options.chunk_delay_ms / 1000) if options.chunk_delay_ms else None
+        self._regular = (
+            options.batch
+            and self._pacing is None
+            and state.family is not Family.OFF
+            and not logger.isEnabledFor(logging.DEBUG)  # which tells of each event
+        )
 
     async def open(self, start: Message, data: bytes) -> None:
         """Send the response start at once, and the first bytes of ours with the app's, or soon."""
@@ -88,15 +87,17 @@ class Outbox(TimedWriter):
             await self._write_other(message, now)
             return
         body = message.get("body", b"")
-        data = joined(self._feed(body, now)) if self._debug else self._state.feed(body, now)
+        data = self._state.feed(body, now)
         if not data:
             return  # nothing is whole yet
         # What follows is _hold or _send_as_app, without the price of a call.
         if now < self._hold_until or self._who_writes or self._waiting:
             held = self._held
-            if not held:
+            if held:
+                held.append(data)
+            else:
                 self._ticker.hold(self)
-            held.append(data)
+                self._held = [data]
             self._held_bytes += len(data)
             if self._held_bytes >= HELD_BYTES:
                 await self._flush()
@@ -131,7 +132,7 @@ class Outbox(TimedWriter):
     def _feed(self, body: Any, now: float) -> list[bytes]:
         before = self._record.chunks
         parts = self._state.feed_parts(body, now)
-        if self._debug:
+        if logger.isEnabledFor(logging.DEBUG):
             for number in range(before + 1, self._record.chunks + 1):
                 logger.debug("event %d of stream %s", number, self._record.stream_id)
         return parts
@@ -166,17 +167,17 @@ class Outbox(TimedWriter):
     async def _write_body(self, message: Message, now: float) -> None:
         body, more_body = message.get("body", b""), message.get("more_body", False)
         self._raise_failure()
-        if self._pause:
-            await self._write_paced(body, now)
+        if self._pacing is not None:
+            async with self._pacing.turn:
+                await self._write_paced(self._pacing, body, now)
             body = b""
         for part in self._feed(body, now):  # in the order in which they are numbered
-            self._held.append(part)
-            self._held_bytes += len(part)
+            self._keep(part)
         if not more_body and self._state.tells_end:
             # FastAPI's event streams end the response before the exception of their generator
             # comes through, by cancelling us in the next turn of the loop.
             await asyncio.sleep(0)
-        if not self._unread:
+        if (self._who_writes or self._waiting) and not self._unread:
             await self._wait_for_turn()
         if self._closed:
             return
@@ -197,17 +198,16 @@ class Outbox(TimedWriter):
     async def _go_easy(self, size: int) -> None:
         """Hold an app back that writes `size` bytes more while its client reads none."""
 
-    async def _write_paced(self, body: Any, now: float) -> None:
-        async with self._pacing:
-            for part in self._feed(body, now):
-                if has_data(part):
-                    await asyncio.sleep(max(0.0, self._next_content_at - self._clock()))
-                    self._next_content_at = self._clock() + self._pause
-                if self._closed:
-                    return
-                if not self._unread:
-                    self._hold(part)
-                    await self._flush()
+    async def _write_paced(self, pacing: "_Pacing", body: Any, now: float) -> None:
+        for part in self._feed(body, now):
+            if has_data(part):
+                await asyncio.sleep(max(0.0, pacing.next_at - self._clock()))
+                pacing.next_at = self._clock() + pacing.seconds
+            if self._closed:
+                return
+            if not self._unread:
+                self._hold(part)
+                await self._flush()
 
     async def _write_file(self, path: str) -> None:
         """Write the file that the server was to send by itself: ours stands around its events."""
@@ -225,3 +225,21 @@ class Outbox(TimedWriter):
             if not message.get("more_body", False):
                 self._state.finish(now)
         await self._send_as_app(message, len(body))
+
+
+class _Pacing:
+    """The least time between two content events, and when the next one may come.
+
+    Args:
+        seconds: that time.
+
+    Attributes:
+        turn: whose events are written.
+    """
+
+    __slots__ = ("next_at", "seconds", "turn")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.next_at = 0.0
+        self.turn = asyncio.Lock()

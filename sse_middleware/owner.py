@@ -1,6 +1,7 @@
 """The seam between what writes a stream and whoever runs its app."""
 
-from typing import Protocol
+import asyncio
+from typing import Final, Protocol
 
 
 class Owner(Protocol):
@@ -17,3 +18,23 @@ class Owner(Protocol):
 
     async def on_late_write(self) -> None:
         """Hear that the app writes behind the end."""
+
+
+class _Nobody:
+    """Who owns an outbox when its app has left."""
+
+    def on_cap(self) -> None:
+        """Tell nobody."""
+
+    def on_end(self) -> None:
+        """Tell nobody."""
+
+    def on_silence(self) -> None:
+        """Listen no more."""
+
+    async def on_late_write(self) -> None:
+        """Let the loop turn: whoever still writes may never wait for anything else."""
+        await asyncio.sleep(0)
+
+
+NOBODY_OWNS: Final[Owner] = _Nobody()

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from datetime import UTC, datetime
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -23,7 +22,7 @@ from sse_middleware.record import StreamRecord
 from sse_middleware.setup import Setup
 from sse_middleware.state import StreamState
 from sse_middleware.stores.base import Batch, LogInfo, State
-from sse_middleware.ticker import ticker_of
+from sse_middleware.ticker import current_ticker
 from sse_middleware.timing import Reason
 from sse_middleware.writer import body_message, joined
 
@@ -127,6 +126,8 @@ class Reader:
             silence_threshold=info.silence_threshold,
             event_prefix=info.event_prefix,
             retry_ms=info.retry_ms,
+            batch=False,
+            chunk_delay_ms=0,
             explicit=setup.options.explicit | {"cap_action"},
         )
         self._state = StreamState(
@@ -138,19 +139,17 @@ class Reader:
             comment=CommentForm.BLOCK,
             app_ids=info.app_ids,
         )
-        ticker = ticker_of(asyncio.get_running_loop())
+        ticker = current_ticker()
         self._opening = self._state.open(
             ticker.clock(),
-            datetime.now(UTC),
+            time.time(),
             reset=reset,
             resumed=True,
             event_id=event_id,
             age=max(0.0, time.time() - info.opened_on),
             ends_in=setup.seconds_left(scope),
         )
-        self._relay = Relay(
-            self._state, send, ticker, batch=False, pause=0.0, observers=setup.observers, owner=self
-        )
+        self._relay = Relay(self._state, send, ticker, observers=setup.observers, owner=self)
         self._relay.is_elsewhere = setup.store.is_shared
 
     async def run(self) -> None:

@@ -39,7 +39,6 @@ class RecordedOutbox(Outbox):
         store: where the log is kept.
         info: the log's.
         lingering: the streams that wait for a reader.
-        linger_seconds: how long one does.
         **options: those of an `Outbox`.
     """
 
@@ -50,9 +49,9 @@ class RecordedOutbox(Outbox):
         "_freeing",
         "_is_shared",
         "_linger_at",
-        "_linger_seconds",
         "_lingering",
         "_log",
+        "_task",
         "_unread_bytes",
     )
 
@@ -62,25 +61,24 @@ class RecordedOutbox(Outbox):
         store: EventStore,
         info: LogInfo,
         lingering: Lingering,
-        linger_seconds: float,
         **options: Any,
     ) -> None:
         self._log: Log = store.create(info, self)
         self._is_shared = store.is_shared
         self._lingering = lingering
-        self._linger_seconds = linger_seconds
         self._linger_at = math.inf
         self._followed = False
         self._change: asyncio.Event | None = None  # of who reads, or the end
         self._breath = 0
         self._unread_bytes = 0
-        self._freeing = Freeing(None)
+        self._task: asyncio.Task[Any] | None = None
+        self._freeing: Freeing | None = None
         super().__init__(*arguments, **options)
         self._state.recording = self._log
 
     async def open(self, start: Message, data: bytes) -> None:
         """Do so as any outbox, and know who it is that writes."""
-        self._freeing = Freeing(asyncio.current_task())
+        self._task = asyncio.current_task()
         await super().open(start, data)
 
     def set_name(self, name: str) -> None:
@@ -111,7 +109,9 @@ class RecordedOutbox(Outbox):
 
     def on_drain(self) -> None:
         """Let the client go where it can follow elsewhere; the log is filled on."""
-        may_follow = self._is_shared and self._is_recording() and bool(self._linger_seconds)
+        may_follow = (
+            self._is_shared and self._is_recording() and bool(self._state.options.linger_seconds)
+        )
         if may_follow and not (self._unread or self.broken or self._is_ended()):
             self._state.prepare_to_drain()
             self._rotate(self._clock())
@@ -135,6 +135,7 @@ class RecordedOutbox(Outbox):
         self._end_log(State.LOST)  # where nothing else has ended it
         self._state.recording = None  # a write that fails from here on is no reason to linger
         await super().settle(patience, outcome)
+        self._task = self._freeing = None
         if self.drains:  # the server may end when this request has
             with suppress(TimeoutError):
                 async with asyncio.timeout(HURRIED_SECONDS):
@@ -156,7 +157,7 @@ class RecordedOutbox(Outbox):
     def _may_go_on(self) -> bool:
         if not self._is_recording():
             return False
-        return self._followed or bool(self._record.chunks and self._linger_seconds)
+        return self._followed or bool(self._record.chunks and self._state.options.linger_seconds)
 
     def _is_recording(self) -> bool:
         return self._state.recording is not None
@@ -169,7 +170,7 @@ class RecordedOutbox(Outbox):
 
     def _wait_for_reader(self) -> None:
         waits = not self._followed
-        self._linger_at = self._clock() + self._linger_seconds if waits else math.inf
+        self._linger_at = self._clock() + self._state.options.linger_seconds if waits else math.inf
         self._set_timer()
         if self.place is not None:
             self.place.wait(waits=waits)
@@ -194,7 +195,7 @@ class RecordedOutbox(Outbox):
     def _patience(self) -> float:
         """Return less where the app waits for a client that does not count any more."""
         does_not_count = (self._followed or self._unread) and self._is_recording()
-        if does_not_count and self.app_waits() and not self._freeing.tried:
+        if does_not_count and self.app_waits() and self._freeing is None:
             return GRACE_SECONDS
         return super()._patience()
 
@@ -212,16 +213,17 @@ class RecordedOutbox(Outbox):
         self._waiting = ()
         self._wake_waiting()
         if self._who_writes == APP:
+            self._freeing = Freeing(self._task)
             self._freeing.interrupt(_WRITES, self)
         self._write_in_background()
 
     def _was_freed(self) -> bool:
-        return self._freeing.take_back()
+        return self._freeing is not None and self._freeing.take_back()
 
     def _reach_cap(self, now: float) -> None:
         if not (self._state.rotates and self._is_recording()):
             super()._reach_cap(now)
-        elif self._linger_seconds or self._followed:
+        elif self._state.options.linger_seconds or self._followed:
             self._rotate(now)
         else:
             self._log.end(State.GONE)

@@ -7,7 +7,7 @@ for good, gets an empty stream that tells it when.
 import json
 import logging
 import random
-from datetime import UTC, datetime
+import time
 from http import HTTPStatus
 
 from starlette.types import Scope, Send
@@ -145,4 +145,4 @@ def ended_stream(
         silence_threshold=options.silence_threshold,
         keep_cache_control=False,
     )
-    return headers, state.open(0.0, datetime.now(UTC), reset=reset, event_id=event_id)
+    return headers, state.open(0.0, time.time(), reset=reset, event_id=event_id)

@@ -35,19 +35,21 @@ class Responder:
 
     Args:
         setup: what all requests share.
-        current: the stream as the handler sees it.
+        current: as its attribute.
         scope: the request's, as the server gave it.
         receive: the server's.
         send: the server's.
         task: the one that runs the request, and so the app.
         entry: lets the stream in, `None` where all are.
+
+    Attributes:
+        current: the stream as the handler sees it.
     """
 
     __slots__ = (
         "_ahead",
         "_body",
         "_cancels",
-        "_current",
         "_decided",
         "_entry",
         "_farewell",
@@ -61,6 +63,7 @@ class Responder:
         "_setup",
         "_task",
         "_unread",
+        "current",
     )
 
     def __init__(  # noqa: PLR0917 - in the order of an ASGI call, around which they stand
@@ -75,7 +78,7 @@ class Responder:
     ) -> None:
         self._setup = setup
         self._entry = entry
-        self._current = current
+        self.current = current
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -86,7 +89,7 @@ class Responder:
         self._unread: Message | None = None
         self._is_gone = False
         self._outbox: Outbox | Refused | None = None
-        self._listeners: list[asyncio.Task[object]] | None = None
+        self._listeners: tuple[asyncio.Task[object], ...] = ()
         self._farewell: Farewell | None = None
 
     @property
@@ -106,7 +109,7 @@ class Responder:
             logger.error(
                 "stream ended by %s of the app, trace id %s",
                 type(exc).__name__,
-                self._current.trace_id,
+                self.current.trace_id,
             )
         return False
 
@@ -121,7 +124,7 @@ class Responder:
             if self._farewell is not None:
                 await self._farewell.end()
         finally:
-            self._current.close()
+            self.current.close()
             self._is_gone = True  # for whoever asks still
             try:
                 await self._outbox.settle(patience, self._outcome)
@@ -129,6 +132,11 @@ class Responder:
                 if self._ahead is not None:
                     self._ahead.cancel()
                     await asyncio.wait((self._ahead,))
+
+    def leave(self) -> None:
+        """Give a place back that was not needed."""
+        if self._entry is not None:
+            self._entry.leave()
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the app's on, through the outbox once the response is a stream."""
@@ -139,7 +147,7 @@ class Responder:
             why = why_untouched(
                 self._scope.get("method", ""), message["status"], message.get("headers") or ()
             )
-            if why is None and self._current.is_answered:
+            if why is None and self.current.is_answered:
                 why = "it is of ours already"
             mark = self._setup.mark_of(self._scope) if why is None else None
             if mark is None and why is None and self._setup.options.only_marked:
@@ -154,7 +162,7 @@ class Responder:
                 self._entry.leave()
             self._body = None
             if logger.isEnabledFor(logging.DEBUG):
-                logger.debug("response left alone: %s, trace id %s", why, self._current.trace_id)
+                logger.debug("response left alone: %s, trace id %s", why, self.current.trace_id)
         return self._send(message)
 
     def receive(self) -> Awaitable[Message]:
@@ -169,11 +177,13 @@ class Responder:
             task = asyncio.current_task()
             assert task is not None
             cancels = task.cancelling()
-            if self._listeners is None:
-                self._listeners = []
-            self._listeners.append(task)
+            self._listeners += (task,)
             try:
-                message = await self._next()
+                if self._ahead is None and self._unread is None and not self._is_gone:
+                    message = await self._receive()
+                    self._is_gone = message["type"] == "http.disconnect"
+                else:
+                    message = await self._next()
                 if message["type"] == "http.request":
                     self._keep(message)
                 elif self._outbox is not None and self._outbox.client_left():
@@ -186,7 +196,7 @@ class Responder:
                     task.uncancel()
                 return message
             finally:
-                self._listeners.remove(task)
+                self._forget_listener(task)
         self._farewell.heard = True
         return {"type": "http.disconnect"}
 
@@ -206,6 +216,10 @@ class Responder:
         message = await self._receive()
         self._is_gone = message["type"] == "http.disconnect"
         return message
+
+    def _forget_listener(self, task: asyncio.Task[object]) -> None:
+        # A task listens once at a time, so that one of its entries is as good as another.
+        self._listeners = tuple(other for other in self._listeners if other is not task)
 
     def on_silence(self) -> None:
         """Listen where the app does not, so that somebody hears when the client leaves."""
@@ -238,7 +252,7 @@ class Responder:
 
     def _open(self, start: Message, mark: Mark | None) -> Awaitable[None]:
         """Turn the response into a stream of ours and send its start at once."""
-        opening = Opening(self._setup, self._current, self._scope, mark, self._body)
+        opening = Opening(self._setup, self.current, self._scope, mark, self._body)
         self._cancels = self._task.cancelling()
         self._outcome = "incomplete"  # unless something ends it
         self._outbox = outbox = opening.outbox(self._send, start, owner=self)
@@ -280,7 +294,7 @@ class Responder:
         self._farewell = Farewell(
             self._task,
             cancels=self._cancels,
-            listeners=self._listeners or [],
+            listeners=self._listeners,
             app_waits=self._outbox.app_waits,
             grace_seconds=HURRIED_SECONDS if self._outbox.drains else GRACE_SECONDS,
         )
@@ -291,7 +305,7 @@ class Responder:
             await self._farewell.late_write()
 
     def _warn_of_cap(self) -> None:
-        route, told = self._current.record.route, self._setup.capped_routes
+        route, told = self.current.record.route, self._setup.capped_routes
         if route in told or len(told) >= _CAPPED_ROUTES:
             return
         told.add(route)
@@ -299,5 +313,5 @@ class Responder:
             "a stream of route %s was ended at its cap, trace id %s; this is told once a route; "
             "SSE_STREAM_MAX_SECONDS sets the cap",
             route,
-            self._current.trace_id,
+            self.current.trace_id,
         )

@@ -88,22 +88,33 @@ class Scribe:
                 if not self._due:
                     await self._sleep()
                 for _ in range(min(len(self._due), _AT_ONCE)):
-                    if self._on_duty is duty:
-                        await self._write(self._due.popleft())
+                    if self._on_duty is not duty:
+                        break
+                    try:
+                        rest = self._begin_write(self._due.popleft())
+                        if rest is not None:
+                            await rest
+                    except asyncio.CancelledError:
+                        task = asyncio.current_task()
+                        if task is None or task.cancelling():
+                            raise
+                        # A server whose own future was cancelled ends that write, and not ours.
                 if self._due:
                     await asyncio.sleep(0)
         finally:
             if self._on_duty is duty:
                 self._on_duty = None
 
-    async def _write(self, author: Author) -> None:
+    def _begin_write(self, author: Author) -> "_Rest | None":
+        """Write for an author in its context; return what is to be awaited, if it has to wait."""
+        write = author.write_held()
         try:
-            await _InContext(author, self)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # A server whose own future was cancelled ends that write, and not ours.
+            waits_for = author.context.run(write.send, None)
+        except StopIteration:
+            return None
+        self.hand_over()
+        author.waits_in = asyncio.current_task()
+        return _Rest(write, author.context, waits_for)
 
     async def _sleep(self) -> None:
         self._asleep = asleep = self._loop.create_future()
@@ -114,24 +125,20 @@ class Scribe:
                 self._asleep = None
 
 
-class _InContext:
-    """Write for an author in its context, and hand over where that has to wait."""
+class _Rest:
+    """What is left of a write that has to wait, in the context of its author."""
 
-    __slots__ = ("_author", "_scribe")
+    __slots__ = ("_context", "_waits_for", "_write")
 
-    def __init__(self, author: Author, scribe: Scribe) -> None:
-        self._author = author
-        self._scribe = scribe
+    def __init__(
+        self, write: Coroutine[Any, Any, None], context: Context, waits_for: object
+    ) -> None:
+        self._write = write
+        self._context = context
+        self._waits_for = waits_for
 
     def __await__(self) -> Generator[Any, Any, None]:
-        write = self._author.write_held()
-        run = self._author.context.run
-        try:
-            waits_for = run(write.send, None)
-        except StopIteration:
-            return
-        self._scribe.hand_over()
-        self._author.waits_in = asyncio.current_task()
+        write, run, waits_for = self._write, self._context.run, self._waits_for
         while True:
             try:
                 result = yield waits_for

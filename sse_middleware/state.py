@@ -5,7 +5,6 @@ is an argument: `now` in seconds of any monotonic clock. Bytes come back to be w
 in order. `deadline()` says when `due` is to be asked.
 """
 
-from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol
 
 from sse_middleware import controls
@@ -79,14 +78,13 @@ class StreamState(Timing):
         "_app_completed",
         "_app_ids",
         "_comment",
+        "_epoch",
         "_first_chunk",
         "_id_prefix",
         "_line_end",
         "_marked",
         "_only_adds_ids",
-        "_opened_on",
         "_passes_all",
-        "_secret",
         "_splitter",
         "_wrote",
         "app_owns_ids",
@@ -113,8 +111,7 @@ class StreamState(Timing):
         if options.linger_seconds:  # who waits longer finds nothing
             self.retry_ms = min(self.retry_ms, int(options.linger_seconds * 1000))
         self._marked = marked
-        self._secret = secret
-        self._id_prefix = f"\nid: {secret}-".encode()
+        self._id_prefix = f"\nid: {secret}-".encode() if secret else b""
         self._splitter = Splitter(options.max_event_bytes)
         self._comment = comment
         self._line_end = b"\n"
@@ -129,6 +126,10 @@ class StreamState(Timing):
         self._passes_all = family is Family.OFF
 
     @property
+    def _secret(self) -> str:
+        return self._id_prefix[len("\nid: ") : -1].decode()
+
+    @property
     def tells_end(self) -> bool:
         """Whether the client is told by us how the stream has ended."""
         return self.family in (Family.EVENTSOURCE, Family.OPENAI)
@@ -136,7 +137,7 @@ class StreamState(Timing):
     def open(
         self,
         now: float,
-        timestamp: datetime,
+        unix_time: float,
         *,
         reset: str = "",
         resumed: bool = False,
@@ -148,14 +149,14 @@ class StreamState(Timing):
 
         Args:
             now: the monotonic time of the response start.
-            timestamp: the same moment as people tell it, in UTC.
+            unix_time: the same moment, in seconds since 1970.
             reset: why the client cannot go on where it was; it tells its `reset` from a `start`.
             resumed: whether a reader of a stream opens that somebody else has opened.
             event_id: the id that the client holds already, and keeps.
             age: how old a resumed stream is.
             ends_in: the time after which the client may read no more, whatever the settings say.
         """
-        self._opened_on = timestamp - timedelta(seconds=age) if age else timestamp
+        self._epoch = unix_time - now
         self.begin(now, age=age, ends_in=ends_in, is_reader=resumed)
         if self.family is not Family.EVENTSOURCE:
             return b""
@@ -242,7 +243,7 @@ class StreamState(Timing):
         return lf + controls.heartbeat(
             self._name("heartbeat"),
             self.record,
-            timestamp=self._opened_on + timedelta(seconds=now - self.record.opened_at),
+            unix_time=self._epoch + now,
             uptime=self.duration_seconds(now),
             remaining=self.remaining_seconds(now),
             max_seconds=self.max_seconds,
@@ -335,7 +336,11 @@ class StreamState(Timing):
 
     def _look_for_openai(self, block: bytes) -> None:
         """See at its first event whether a plain stream is one of OpenAI's, and where it ends."""
-        if self._first_chunk is None and (self.family is Family.OPENAI or self.record.chunks == 1):
+        if (
+            self._first_chunk is None
+            and (self.family is Family.OPENAI or self.record.chunks == 1)
+            and block.find(controls.OPENAI_CHUNK) >= 0
+        ):
             self._first_chunk = controls.openai_chunk(event_data(block))
             if self._first_chunk is not None:
                 self.family = Family.OPENAI

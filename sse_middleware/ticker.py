@@ -13,8 +13,8 @@ from collections.abc import Callable
 from contextvars import Context
 from heapq import heapify, heappop, heappush
 from typing import Protocol
-from weakref import WeakValueDictionary
 
+from sse_middleware.loops import OncePerLoop
 from sse_middleware.process import SHUTDOWN
 from sse_middleware.scribe import Author, Scribe
 
@@ -40,13 +40,13 @@ class Ticker:
 
     Attributes:
         clock: the time in seconds on the scale of `loop.time()`.
+        context: nobody's; sleepers and authors bring their own.
         drain: the loop's, which outlives the ticker.
         scribe: who writes in the background.
     """
 
     __slots__ = (
         "__weakref__",
-        "_context",
         "_due",
         "_holding",
         "_loop",
@@ -55,6 +55,7 @@ class Ticker:
         "_timer",
         "_timer_slot",
         "clock",
+        "context",
         "drain",
         "scribe",
     )
@@ -64,7 +65,7 @@ class Ticker:
         self.drain = SHUTDOWN.drain_of(loop)
         self.scribe = Scribe(loop)
         self._loop = loop
-        self._context = Context()  # of nobody: sleepers bring their own
+        self.context = Context()
         self._holding: list[Author] = []
         self._slots: dict[int, set[Sleeper]] = {}
         self._slot_numbers: list[int] = []  # a heap; some of them may be gone
@@ -75,7 +76,7 @@ class Ticker:
     def hold(self, author: Author) -> None:
         """Send the scribe to `author` when the tick is over."""
         if not self._holding:
-            self._loop.call_later(TICK_SECONDS, self._end_tick, context=self._context)
+            self._loop.call_later(TICK_SECONDS, self._end_tick, context=self.context)
         self._holding.append(author)
 
     def wake(self, sleeper: Sleeper, at: float) -> int:
@@ -119,7 +120,7 @@ class Ticker:
         self._disarm()
         self._timer_slot = slot
         when = slot * _SLOT_SECONDS
-        self._timer = self._loop.call_at(when, self._on_timer, context=self._context)
+        self._timer = self._loop.call_at(when, self._on_timer, context=self.context)
 
     def _disarm(self) -> None:
         self._timer_slot = math.inf
@@ -160,12 +161,5 @@ def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     return time.monotonic if same else loop.time
 
 
-_tickers: WeakValueDictionary[asyncio.AbstractEventLoop, Ticker] = WeakValueDictionary()
-
-
-def ticker_of(loop: asyncio.AbstractEventLoop) -> Ticker:
-    """Return the ticker of `loop`, which lives as long as a stream holds it."""
-    ticker = _tickers.get(loop)
-    if ticker is None:
-        ticker = _tickers[loop] = Ticker(loop)
-    return ticker
+current_ticker = OncePerLoop(lambda: Ticker(asyncio.get_running_loop()))
+"""The ticker of the loop that runs."""

@@ -13,7 +13,7 @@ from starlette.types import Send
 from sse_middleware.families import Family
 from sse_middleware.limits import Place  # noqa: TC001 - one line
 from sse_middleware.observers import Observer
-from sse_middleware.owner import Owner
+from sse_middleware.owner import NOBODY_OWNS, Owner
 from sse_middleware.state import End, StreamState
 from sse_middleware.ticker import TICK_SECONDS, Ticker
 from sse_middleware.timing import Due, Reason
@@ -39,7 +39,6 @@ class TimedWriter(Writer):
     __slots__ = (
         "_busy_deadline",
         "_closed",
-        "_debug",
         "_end",
         "_owner",
         "_regular",
@@ -62,7 +61,6 @@ class TimedWriter(Writer):
         super().__init__(send, ticker, state.record, observers)
         self._state = state
         self._owner = owner
-        self._debug = logger.isEnabledFor(logging.DEBUG)
         self._regular = False  # whether an event takes the shortest way
         self._unread = False  # whether it goes on though this client reads no more
         self._closed = False  # by the cap or an exception, while the app was at it
@@ -79,6 +77,10 @@ class TimedWriter(Writer):
     def drains(self) -> bool:
         """Whether the server ends."""
         return self._ticker.drain.begun
+
+    def remaining_seconds(self) -> float | None:
+        """Return the time until the cap ends the stream, `None` where none does."""
+        return None if self._state.rotates else self._state.remaining_seconds(self._clock())
 
     @property
     def drain_seconds(self) -> float:
@@ -142,6 +144,9 @@ class TimedWriter(Writer):
         finally:
             self._ticker.drain.leave(self)
             self._tell_end(outcome)
+            # Nothing of a stream that has ended is to wait for the garbage collector.
+            self._owner = NOBODY_OWNS
+            self.context = self._ticker.context
 
     def on_time(self, now: float) -> None:
         """Do what time has made due."""
@@ -169,11 +174,9 @@ class TimedWriter(Writer):
             if not self._who_writes and not self.broken:  # never behind a blocked write
                 heartbeat = self._state.heartbeat(now)
                 if heartbeat:
-                    self._held.append(heartbeat)
-                    self._held_bytes += len(heartbeat)
+                    self._keep(heartbeat)
                     self._write_in_background()
-                if self._debug:
-                    logger.debug("heartbeat of stream %s", self._record.stream_id)
+                logger.debug("heartbeat of stream %s", self._record.stream_id)
         self._set_timer()
 
     def _reach_cap(self, now: float) -> None:

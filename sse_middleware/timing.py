@@ -11,6 +11,13 @@ from sse_middleware.families import Family
 from sse_middleware.options import Options
 from sse_middleware.record import StreamRecord
 
+TOGETHER_SECONDS = 1 / 16
+"""How much earlier than asked heartbeats come at most, so that those of many streams come together.
+
+To wake up for each on its own is most of what it costs. (Exact in binary, as times have to meet.)
+"""
+_LONG_SECONDS = 1.0
+
 
 class Reason(enum.StrEnum):
     """Why a stream has ended."""
@@ -90,7 +97,7 @@ class Timing:
             is_reader: whether somebody else tells the end of the stream.
         """
         self.record.opened_at = now - age
-        self._beat_at = now + self._interval
+        self._beat_at = self._together(now + self._interval)
         self._ends_at = math.inf
         if self.max_seconds is not None:
             self._ends_at = self.max_seconds + (now if self.rotates else self.record.opened_at)
@@ -115,14 +122,20 @@ class Timing:
             return Due.NOTHING
         if self.family is not Family.EVENTSOURCE and self.reason is None:
             idle_since = max(self.record.last_event_at, self._written_at)
-            self._beat_at = max(self._beat_at, idle_since + self._interval)
+            self._beat_at = max(self._beat_at, self._together(idle_since + self._interval))
         return Due.HEARTBEAT if now >= self._beat_at else Due.NOTHING
 
     def plan_heartbeat(self, now: float) -> None:
         """Set the time of the next heartbeat, one interval behind the one that is due."""
         planned = self._beat_at + self._interval
         # A loop that was blocked for long owes one heartbeat, not all that it has missed.
-        self._beat_at = planned if planned > now else now + self._interval
+        self._beat_at = planned if planned > now else self._together(now + self._interval)
+
+    def _together(self, at: float) -> float:
+        """Return the time for a heartbeat that is wanted at `at`."""
+        if _LONG_SECONDS <= self._interval < math.inf:
+            return at - at % TOGETHER_SECONDS
+        return at
 
     def go_on_unread(self) -> None:
         """Go on without the client: nothing is to be told to it."""

@@ -18,6 +18,7 @@ from sse_middleware.events import DEFAULT_EVENT
 BOM = codecs.BOM_UTF8
 
 _CR = 13
+_NOTHING = bytearray()  # of all streams that keep nothing, which are most; nobody writes into it
 
 # "end-of-line = ( cr lf / cr / lf )". The possessive `?+` never gives the LF of a CRLF back, so
 # a CR at the end of the buffer ends its line now and a LF that comes later is known as its half.
@@ -74,7 +75,7 @@ class Splitter:
 
     def __init__(self, max_block_bytes: int) -> None:
         self._limit = max_block_bytes
-        self._buffer = bytearray()
+        self._buffer = _NOTHING
         self._searched = 0  # no blank line begins before this offset, so no byte is read twice
         self._owed_lf = False  # the last piece ended in CR: a LF that comes next is its half
         self._lf_is_ours = False  # ... and we have written that half already
@@ -98,30 +99,35 @@ class Splitter:
             blank == b"\n"
             and line[:5] == b"data:"
             and _CR not in line
-            and self.at_rest
+            and (self.at_rest or self._begins(line))
             and len(line) < self._limit
         )
         return line if usual else b""
 
     def feed(self, chunk: bytes) -> list[Piece]:
         """Take the next bytes and return the pieces that are whole with them."""
-        if self.at_rest and self._is_one_block(chunk):
-            return [(Kind.BLOCK, chunk)]
         if not chunk:
             return []
+        if (self.at_rest or self._begins(chunk)) and self._is_one_block(chunk):
+            return [(Kind.BLOCK, chunk)]
         pieces: list[Piece] = []
-        self._buffer += chunk
+        if self._buffer:
+            self._buffer += chunk
+        else:
+            self._buffer = bytearray(chunk)
         if not self._at_start or self._pass_bom(pieces):
             if self._owed_lf:
                 self._settle_owed_lf(pieces)
             self._pass_blocks(pieces)
+        if not self._buffer:
+            self._buffer = _NOTHING
         self.at_rest = not (self._buffer or self._at_start or self._owed_lf or self._in_long_block)
         return pieces
 
     def flush(self) -> bytes:
         """Return the unterminated tail, which no client dispatches, and forget it."""
         tail = bytes(self._buffer)
-        self._buffer.clear()
+        self._buffer = _NOTHING
         self._searched = 0
         return tail
 
@@ -135,6 +141,14 @@ class Splitter:
             return b""
         self._lf_is_ours = True
         return b"\n"
+
+    def _begins(self, chunk: bytes) -> bool:
+        """Tell whether `chunk` is the first of the stream, and no byte order mark."""
+        if not self._at_start or self._buffer or chunk[0] == BOM[0]:
+            return False
+        self._at_start = False
+        self.at_rest = True
+        return True
 
     def _is_one_block(self, chunk: bytes) -> bool:
         """Tell whether `chunk` is just one block, with LF or with CRLF line ends."""

@@ -9,7 +9,7 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from starlette.types import Message, Send
 
@@ -24,6 +24,7 @@ BODY = "http.response.body"
 NOBODY, APP, SCRIBE = range(3)  # who is in the server's `send`
 HELD_BYTES = 1 << 14
 """What is held before the app has to wait. (A record of TLS.)"""
+_NOTHING: Final[list[bytes]] = []  # held by all streams that hold nothing; nobody adds to it
 STALL_SECONDS = 0.1
 """A write that takes longer is told of as a stall; one that suspends takes some milliseconds."""
 
@@ -78,7 +79,7 @@ class Writer:
         self._clock = ticker.clock
         self._record = record
         self._observers = observers
-        self._held: list[bytes] = []
+        self._held: list[bytes] = _NOTHING
         self._held_bytes = 0
         self._taken_bytes = 0  # of all that was ever held
         self._hold_until = 0.0  # a tick behind the last write that took the shortest way began
@@ -136,11 +137,17 @@ class Writer:
     def _hold(self, data: bytes) -> None:
         if not self._held:
             self._ticker.hold(self)
-        self._held.append(data)
+        self._keep(data)
+
+    def _keep(self, data: bytes) -> None:
+        if self._held:
+            self._held.append(data)
+        else:
+            self._held = [data]
         self._held_bytes += len(data)
 
     def _take_held(self) -> list[bytes]:
-        held, self._held = self._held, []
+        held, self._held = self._held, _NOTHING
         self._taken_bytes += self._held_bytes
         self._held_bytes = 0
         return held
@@ -183,6 +190,7 @@ class Writer:
                 raise
         finally:
             self._who_writes = NOBODY
+            self._began = 0.0
             self._pass_turn_on(began)
 
     def _was_freed(self) -> bool:

@@ -1,7 +1,7 @@
 """The outbox alone: what leaves together, when a write waits, and when it must not."""
 
 import asyncio
-from datetime import UTC, datetime
+import time
 
 import pytest
 from starlette.types import Message
@@ -11,7 +11,7 @@ from sse_middleware.families import CommentForm, Family
 from sse_middleware.outbox import Outbox
 from sse_middleware.record import StreamRecord
 from sse_middleware.state import StreamState
-from sse_middleware.ticker import ticker_of
+from sse_middleware.ticker import current_ticker
 from sse_middleware.writer import body_message
 from tests.clock import VirtualClockLoop
 
@@ -42,20 +42,12 @@ def outbox_for(sent: list[Message]) -> Outbox:
         comment=CommentForm.BLOCK,
     )
     loop = asyncio.get_running_loop()
-    state.open(loop.time(), datetime.now(UTC))
+    state.open(loop.time(), time.time())
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    return Outbox(
-        state,
-        send,
-        ticker_of(loop),
-        batch=True,
-        pause=0,
-        observers=(),
-        owner=Nobody(),
-    )
+    return Outbox(state, send, current_ticker(), observers=(), owner=Nobody())
 
 
 def turns(outbox: Outbox) -> int:

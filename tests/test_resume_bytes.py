@@ -106,7 +106,7 @@ async def test_behind_an_event_that_is_too_long_to_be_kept_a_client_is_told_of_t
 async def test_a_reader_who_meets_such_an_event_on_the_way_is_told_there() -> None:
     long = b"data: " + b"x" * 5000 + b"\n\n"
     chunks = [b"data: 1\n\n", b"data: 2\n\n", long[:2000], long[2000:], b"data: 4\n\n"]
-    app = resumable(stream_of(*chunks, pause=1), max_event_bytes=1024)
+    app = resumable(stream_of(*chunks, pause=0.5), max_event_bytes=1024)
     async with left(app, 1) as first, returning(app, first.last_event_id) as again:
         await again.until_end()
     assert again.names == ["start", "message", "reset", "message", "complete"]

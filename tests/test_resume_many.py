@@ -14,7 +14,7 @@ from sse_middleware.record import StreamRecord
 from sse_middleware.recorded import RecordedOutbox
 from sse_middleware.responder import Responder
 from sse_middleware.stores.memory import MemoryStore, _MemoryLog
-from sse_middleware.ticker import ticker_of
+from sse_middleware.ticker import current_ticker
 from tests.asgi import EVENTSOURCE, Exchange, body, handle, http_scope, running, stream_start
 from tests.resuming import back, living, texts, value
 
@@ -105,7 +105,7 @@ async def leave_nothing(count: int, **options: Any) -> None:
     assert len(kept._setup.lingering) == 0
     assert value(registry, "sse_lingering_streams") == 0
     assert value(registry, "sse_streams_active") == 0
-    ticker = ticker_of(loop)
+    ticker = current_ticker()
     assert (ticker._slots, ticker._holding, list(ticker._due)) == ({}, [], [])
     assert len(timers(loop) - timers_before) <= 1  # the ticker's, which nobody needs any more
     await asyncio.sleep(60)

