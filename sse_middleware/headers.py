@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 
+from starlette.types import Message
+
 from sse_middleware.settings import OFF
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -45,8 +47,6 @@ _OURS = frozenset(
 )
 _EVENT_STREAM = b"text/event-stream"
 _OF_ONE_RESPONSE = frozenset((b"set-cookie", b"date", b"content-length"))
-_NAME_LENGTH = len(b"content-type")
-_ENCODING_LENGTH = len(b"content-encoding")
 _TRACE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
@@ -77,18 +77,29 @@ def trace_id(headers: Mapping[bytes, bytes]) -> str:
     return f"{random.getrandbits(128):032x}"
 
 
+def is_something_else(message: Message) -> bool:
+    """Tell of a response start whether it surely begins no event stream; most do not.
+
+    This is asked at every response of an app, so it is one look at the usual spelling.
+    """
+    headers = message.get("headers") or ()
+    if type(headers) is not list and iter(headers) is headers:
+        headers = message["headers"] = list(headers)  # else whoever reads them next finds none
+    for name, value in headers:
+        if name == b"content-type":
+            return value[:1] not in b"tT \t" or value.lstrip()[:10].lower() != b"text/event"
+    return False
+
+
 def why_untouched(method: str, status: int, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """Return why a response is none of ours, `None` where it is an event stream to look after."""
     content_type = encoding = b""
     for name, value in headers:
-        # This is asked at every response of an app: the lengths come before the names.
-        if len(name) == _NAME_LENGTH and name.lower() == b"content-type":
+        if name.lower() == b"content-type":
             content_type = value
-        elif len(name) == _ENCODING_LENGTH and name.lower() == b"content-encoding":
+        elif name.lower() == b"content-encoding":
             encoding = value.strip().lower()
-    if len(content_type) < len(_EVENT_STREAM) or (
-        content_type.partition(b";")[0].strip().lower() != _EVENT_STREAM
-    ):
+    if content_type.partition(b";")[0].strip().lower() != _EVENT_STREAM:
         return "it is no event stream"
     if encoding not in (b"", b"identity"):
         return "it has a content-encoding"

@@ -170,12 +170,13 @@ class SSEMiddleware:
                 raise
         finally:
             try:
-                if responder.opened:
+                if responder.outbox is not None:
                     await responder.end()
             finally:
                 CURRENT.set(before)
                 scope.pop(IN_SCOPE, None)
-                responder.leave()
+                if responder.entry is not None:
+                    responder.entry.leave()
 
     async def _let_in(
         self, scope: Scope, receive: Receive, send: Send, task: "asyncio.Task[Any]"

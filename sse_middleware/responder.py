@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from sse_middleware.claims import RequestBody
 from sse_middleware.current import CurrentStream
 from sse_middleware.farewell import GRACE_SECONDS, HURRIED_SECONDS, Farewell
-from sse_middleware.headers import why_untouched
+from sse_middleware.headers import is_something_else, why_untouched
 from sse_middleware.opening import Opening
 from sse_middleware.refused import Refused
 from sse_middleware.routes import Mark, route_name
@@ -40,10 +40,12 @@ class Responder:
         receive: the server's.
         send: the server's.
         task: the one that runs the request, and so the app.
-        entry: lets the stream in, `None` where all are.
+        entry: as its attribute, `None` where all are let in.
 
     Attributes:
         current: the stream as the handler sees it.
+        entry: what has let it in, or may have to.
+        outbox: what writes the response, `None` as long as it is no stream.
     """
 
     __slots__ = (
@@ -51,11 +53,9 @@ class Responder:
         "_body",
         "_cancels",
         "_decided",
-        "_entry",
         "_farewell",
         "_is_gone",
         "_listeners",
-        "_outbox",
         "_outcome",
         "_receive",
         "_scope",
@@ -64,6 +64,8 @@ class Responder:
         "_task",
         "_unread",
         "current",
+        "entry",
+        "outbox",
     )
 
     def __init__(  # noqa: PLR0917 - in the order of an ASGI call, around which they stand
@@ -77,7 +79,7 @@ class Responder:
         entry: "Entry | None" = None,
     ) -> None:
         self._setup = setup
-        self._entry = entry
+        self.entry = entry
         self.current = current
         self._scope = scope
         self._receive = receive
@@ -88,24 +90,19 @@ class Responder:
         self._ahead: asyncio.Future[Message] | None = None
         self._unread: Message | None = None
         self._is_gone = False
-        self._outbox: Outbox | Refused | None = None
+        self.outbox: Outbox | Refused | None = None
         self._listeners: tuple[asyncio.Task[object], ...] = ()
         self._farewell: Farewell | None = None
 
-    @property
-    def opened(self) -> bool:
-        """Whether the response has become a stream."""
-        return self._outbox is not None
-
     def forgives(self, exc: BaseException) -> bool:
         """Take note of the exception by which the app has left; tell whether it was our doing."""
-        if self._outbox is None:
+        if self.outbox is None:
             return False
         if isinstance(exc, asyncio.CancelledError):
             if self._farewell is not None and self._farewell.take_back():
                 return True
             self._outcome = "aborted"
-        elif isinstance(exc, Exception) and self._outbox.fail():
+        elif isinstance(exc, Exception) and self.outbox.fail():
             logger.error(
                 "stream ended by %s of the app, trace id %s",
                 type(exc).__name__,
@@ -115,10 +112,10 @@ class Responder:
 
     async def end(self) -> None:
         """Leave nothing of an opened stream behind."""
-        assert self._outbox is not None
-        hurried = self._outcome == "aborted" or self._outbox.drains
+        assert self.outbox is not None
+        hurried = self._outcome == "aborted" or self.outbox.drains
         if hurried:  # an app may look for its server's end by itself
-            self._outbox.abort()
+            self.outbox.abort()
         patience = HURRIED_SECONDS if hurried else GRACE_SECONDS
         try:
             if self._farewell is not None:
@@ -127,47 +124,51 @@ class Responder:
             self.current.close()
             self._is_gone = True  # for whoever asks still
             try:
-                await self._outbox.settle(patience, self._outcome)
+                await self.outbox.settle(patience, self._outcome)
             finally:
                 if self._ahead is not None:
                     self._ahead.cancel()
                     await asyncio.wait((self._ahead,))
 
-    def leave(self) -> None:
-        """Give a place back that was not needed."""
-        if self._entry is not None:
-            self._entry.leave()
-
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the app's on, through the outbox once the response is a stream."""
-        if self._outbox is not None:
-            return self._outbox.write(message)
-        if not self._decided and message["type"] == "http.response.start":
-            self._decided = True
-            why = why_untouched(
-                self._scope.get("method", ""), message["status"], message.get("headers") or ()
-            )
-            if why is None and self.current.is_answered:
-                why = "it is of ours already"
-            mark = self._setup.mark_of(self._scope) if why is None else None
-            if mark is None and why is None and self._setup.options.only_marked:
-                why = "its endpoint is not marked"
-            elif mark is not None and mark.overrides.get("enabled") is False:
-                why = "its endpoint is marked so"
-            if why is None:
-                if self._entry is not None:
-                    return self._open_if_let_in(self._entry, message, mark)
-                return self._open(message, mark)
-            if self._entry is not None:
-                self._entry.leave()
-            self._body = None
-            if logger.isEnabledFor(logging.DEBUG):
-                logger.debug("response left alone: %s, trace id %s", why, self.current.trace_id)
+        if self.outbox is not None:
+            return self.outbox.write(message)
+        if self._decided or message["type"] != "http.response.start":
+            return self._send(message)
+        self._decided = True
+        if not is_something_else(message):
+            return self._decide(message)
+        if self.entry is not None:
+            self.entry.leave()
+        self._body = None
         return self._send(message)
+
+    def _decide(self, start: Message) -> Awaitable[None]:
+        """Open a stream, or pass on what is none after all."""
+        method = self._scope.get("method", "")
+        why = why_untouched(method, start["status"], start.get("headers") or ())
+        if why is None and self.current.is_answered:
+            why = "it is of ours already"
+        mark = self._setup.mark_of(self._scope) if why is None else None
+        if mark is None and why is None and self._setup.options.only_marked:
+            why = "its endpoint is not marked"
+        elif mark is not None and mark.overrides.get("enabled") is False:
+            why = "its endpoint is marked so"
+        if why is None:
+            if self.entry is not None:
+                return self._open_if_let_in(self.entry, start, mark)
+            return self._open(start, mark)
+        if self.entry is not None:
+            self.entry.leave()
+        self._body = None
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("response left alone: %s, trace id %s", why, self.current.trace_id)
+        return self._send(start)
 
     def receive(self) -> Awaitable[Message]:
         """Pass the server's next message on; behind the cap, the client is gone for the app."""
-        if self._decided and self._outbox is None:
+        if self._decided and self.outbox is None:
             return self._receive()
         return self._listen()
 
@@ -186,8 +187,8 @@ class Responder:
                     message = await self._next()
                 if message["type"] == "http.request":
                     self._keep(message)
-                elif self._outbox is not None and self._outbox.client_left():
-                    await self._outbox.until_over()
+                elif self.outbox is not None and self.outbox.client_left():
+                    await self.outbox.until_over()
             except asyncio.CancelledError:
                 if self._farewell is None or task.uncancel() > cancels:
                     raise
@@ -239,11 +240,11 @@ class Responder:
         self._ahead = None
         if ahead.cancelled() or ahead.exception() is not None or self._is_gone:
             return
-        assert self._outbox is not None
+        assert self.outbox is not None
         message = ahead.result()
         if message["type"] == "http.disconnect":
             self._is_gone = True
-            self._outbox.client_left()
+            self.outbox.client_left()
             return
         # For the app, should it ask; behind the last part of a body only a disconnect can come.
         self._unread = message
@@ -255,10 +256,10 @@ class Responder:
         opening = Opening(self._setup, self.current, self._scope, mark, self._body)
         self._cancels = self._task.cancelling()
         self._outcome = "incomplete"  # unless something ends it
-        self._outbox = outbox = opening.outbox(self._send, start, owner=self)
+        self.outbox = outbox = opening.outbox(self._send, start, owner=self)
         self._body = None
-        if self._entry is not None:
-            outbox.place = self._entry.let_in(outbox)
+        if self.entry is not None:
+            outbox.place = self.entry.let_in(outbox)
         return outbox.open(opening.start(start), opening.words)
 
     async def _open_if_let_in(self, entry: "Entry", start: Message, mark: Mark | None) -> None:
@@ -273,13 +274,13 @@ class Responder:
             return
         self._cancels = self._task.cancelling()
         self._outcome = "rejected"
-        self._outbox = Refused(self)
+        self.outbox = Refused(self)
         await entry.answer(self._send)
         self.on_end()
 
     def _keep(self, message: Message) -> None:
         """Keep the body of a POST until it is known whether a stream comes of it."""
-        if self._scope.get("method") == "POST" and self._outbox is None:
+        if self._scope.get("method") == "POST" and self.outbox is None:
             if self._body is None:
                 self._body = RequestBody()
             self._body.add(message)
@@ -290,13 +291,13 @@ class Responder:
 
     def on_end(self) -> None:
         """Let the app hear that its client is gone, and give it some time to leave."""
-        assert self._outbox is not None
+        assert self.outbox is not None
         self._farewell = Farewell(
             self._task,
             cancels=self._cancels,
             listeners=self._listeners,
-            app_waits=self._outbox.app_waits,
-            grace_seconds=HURRIED_SECONDS if self._outbox.drains else GRACE_SECONDS,
+            app_waits=self.outbox.app_waits,
+            grace_seconds=HURRIED_SECONDS if self.outbox.drains else GRACE_SECONDS,
         )
 
     async def on_late_write(self) -> None:
