@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import re
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +18,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware, current_trace_id
+from sse_middleware.current import CurrentStream
+from sse_middleware.outbox import Outbox
+from sse_middleware.record import StreamRecord
+from sse_middleware.responder import Responder
+from sse_middleware.state import StreamState
 from tests.asgi import (
     EVENTSOURCE,
     Exchange,
@@ -78,6 +84,32 @@ async def test_a_response_that_is_no_stream_passes_as_the_very_same_messages(
 
     exchange = await handle(SSEMiddleware(app), method=method, headers=EVENTSOURCE)
     assert [id(message) for _, message in exchange.messages] == [id(m) for m in messages]
+
+
+@pytest.mark.parametrize("content_type", [b"application/json", b"text/event-stream"])
+async def test_headers_that_can_be_read_once_are_there_for_the_server(content_type: bytes) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = iter([(b"x-app", b"1"), (b"content-type", content_type)])
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send(body(b"data: 1\n\n", more=False))
+
+    exchange = await plain(app)
+    assert exchange.headers[b"content-type"] == content_type
+    assert exchange.headers[b"x-app"] == b"1"
+    assert (b"x-stream-id" in exchange.headers) is (content_type == b"text/event-stream")
+
+
+@pytest.mark.parametrize("content_type", [b"text/event-stream", b" \ttext/event-stream ;a=b"])
+@pytest.mark.parametrize("name", [b"content-type", b"Content-Type"])
+async def test_an_event_stream_is_known_however_its_header_is_written(
+    name: bytes, content_type: bytes
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, content_type.replace(b"event", b"Event"))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send(body(b"", more=False))
+
+    assert b"x-stream-id" in (await plain(app)).headers
 
 
 @pytest.mark.parametrize("kind", ["websocket", "lifespan", "something.new"])
@@ -945,6 +977,32 @@ async def test_two_thousand_streams_half_of_them_cut_leave_nothing_behind() -> N
     gc.collect()
     assert asyncio.all_tasks() == tasks
     assert len(gc.get_objects()) - objects < 200
+
+
+@pytest.mark.parametrize("headers", [EVENTSOURCE, []], ids=["eventsource", "plain"])
+async def test_nothing_of_an_ended_stream_waits_for_the_garbage_collector(
+    headers: list[tuple[bytes, bytes]],
+) -> None:
+    async def endpoint(_: Request) -> Response:
+        async def events() -> AsyncIterator[bytes]:
+            for _ in range(3):
+                yield b"data: x\n\n"
+                await asyncio.sleep(1)
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    ours = (CurrentStream, Outbox, Responder, StreamRecord, StreamState)
+    wrapped = SSEMiddleware(Starlette(routes=[Route("/", endpoint)]))
+    gc.collect()
+    gc.disable()
+    try:
+        before = {id(thing) for thing in gc.get_objects() if isinstance(thing, ours)}
+        assert len((await handle(wrapped, headers=headers)).events) >= 3
+        await asyncio.sleep(0)
+        left = [thing for thing in gc.get_objects() if isinstance(thing, ours)]
+        assert [thing for thing in left if id(thing) not in before] == []
+    finally:
+        gc.enable()
 
 
 # Other loops, other apps

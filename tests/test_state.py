@@ -10,7 +10,7 @@ from sse_middleware import Event, EventParser, Options
 from sse_middleware.families import CommentForm, Family
 from sse_middleware.record import StreamRecord
 from sse_middleware.state import StreamState
-from sse_middleware.timing import Due, Reason
+from sse_middleware.timing import TOGETHER_SECONDS, Due, Reason
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()
 
@@ -18,7 +18,12 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()
 def opened(
     family: Family = Family.EVENTSOURCE, *, marked: bool = False, **options: Any
 ) -> tuple[StreamState, bytes]:
-    state = StreamState(
+    state = new_state(family, marked=marked, **options)
+    return state, state.open(100.0, NOON)
+
+
+def new_state(family: Family, *, marked: bool = False, **options: Any) -> StreamState:
+    return StreamState(
         Options.from_environ({}, **options),
         family=family,
         record=StreamRecord("s", "t", "/route", family),
@@ -26,7 +31,6 @@ def opened(
         marked=marked,
         comment=CommentForm.BLOCK,
     )
-    return state, state.open(100.0, NOON)
 
 
 def last_event(data: bytes) -> Event:
@@ -50,6 +54,37 @@ def test_heartbeats_keep_their_rhythm_and_are_never_made_up_for() -> None:
     assert state.deadline() == 108
     state.plan_heartbeat(131)
     assert state.deadline() == 135
+
+
+@pytest.mark.parametrize("family", [Family.EVENTSOURCE, Family.PLAIN])
+@pytest.mark.parametrize("interval", [1, 5, 7.3, 15])
+def test_heartbeats_of_streams_that_opened_about_together_come_together(
+    family: Family, interval: float
+) -> None:
+    beats = set()
+    for opened_at in (100.0, 100.01, 100.024, 100.03):
+        state = new_state(family, heartbeat_interval=interval, stream_max_seconds=None)
+        state.open(opened_at, NOON)
+        first = state.deadline()
+        assert opened_at + interval - TOGETHER_SECONDS < first <= opened_at + interval
+        state.plan_heartbeat(first)
+        assert state.deadline() == pytest.approx(first + interval, abs=1e-9)
+        beats.add(first)
+    assert len(beats) <= 2
+
+
+def test_a_plain_heartbeat_comes_no_later_than_its_interval_behind_an_event() -> None:
+    state = new_state(Family.PLAIN, heartbeat_interval=5)
+    state.open(100.0, NOON)
+    state.feed(b"data: 1\n\n", 103.33)
+    assert state.due(105.0) is Due.NOTHING
+    assert 108.33 - TOGETHER_SECONDS < state.deadline() <= 108.33
+
+
+def test_a_short_interval_is_kept_to_the_point() -> None:
+    state = new_state(Family.EVENTSOURCE, heartbeat_interval=0.07)
+    state.open(100.0, NOON)
+    assert state.deadline() == 100.07
 
 
 def test_a_heartbeat_tells_the_time_of_day_of_its_moment() -> None:

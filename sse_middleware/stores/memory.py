@@ -6,6 +6,7 @@ not enough. Each event loop may use it, also those of several threads.
 """
 
 import asyncio
+import contextvars
 import threading
 import time
 from collections import OrderedDict
@@ -183,7 +184,9 @@ class MemoryStore:
         """See to it that ended logs go, also where nothing is asked of the store any more."""
         for other in [other for other in self._timers if other.is_closed()]:
             del self._timers[other]
-        self._timers[loop] = loop.call_later(seconds, self._on_time, loop)
+        # In a context of nobody's, so that the request which is at it is not kept for so long.
+        context = contextvars.Context()
+        self._timers[loop] = loop.call_later(seconds, self._on_time, loop, context=context)
 
     def _on_time(self, loop: asyncio.AbstractEventLoop) -> None:
         with self.lock:
@@ -227,7 +230,7 @@ class _MemoryLog:
         self._loop = asyncio.get_running_loop()
         self._followed = False  # as the producer has heard
         self._readers = 0
-        self._waiting: dict[asyncio.Future[None], None] = {}
+        self._waiting: dict[asyncio.Future[None], None] | None = None
         self._fixed_size = _LOG_BYTES + len(info.headers) + len(info.path) + len(info.origin)
 
     def append(self, seq: int, frame: bytes) -> None:
@@ -303,13 +306,16 @@ class _MemoryLog:
         """Wait until there is something behind the event `after`, or the end."""
         news = asyncio.get_running_loop().create_future()
         with self._store.lock:
+            if self._waiting is None:
+                self._waiting = {}
             self._waiting[news] = None
         try:
             if self.read(after) is None:  # another thread may have been faster
                 await news
         finally:
             with self._store.lock:
-                self._waiting.pop(news, None)
+                if self._waiting is not None:
+                    self._waiting.pop(news, None)
 
     def join(self) -> None:
         with self._store.lock:
@@ -349,8 +355,8 @@ class _MemoryLog:
 
     def _wake(self) -> None:
         with self._store.lock:
-            waiting, self._waiting = self._waiting, {}
-        for news in waiting:
+            waiting, self._waiting = self._waiting, None
+        for news in waiting or ():
             _call_in(news.get_loop(), _set, news)
 
     def _tell_followed(self) -> None:
