@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 
 from benchmarks.bench import Bench, Table, cpu_of, percentiles
 from benchmarks.children import HEARTBEAT_SECONDS, BenchmarkError, Server
-from benchmarks.contestants import CONTESTANTS, US
+from benchmarks.contestants import AS_PLAIN, CONTESTANTS, RECORDED
 from benchmarks.load import Heard, Request, Streams, connect
 
 _OPENED_PER_SECOND = 1_000
@@ -65,7 +65,7 @@ def run_lateness(bench: Bench, _: str) -> list[Table]:
         Table(f"lateness: {figure}", "ms over the interval", note)
         for figure in ("p50", "p99", "max", "max while they open")
     ]
-    for name in bench.turns(1, among=("sse-starlette", US[0])):
+    for name in bench.turns(1, among=("sse-starlette", RECORDED)):
         mark = CONTESTANTS[name].heartbeat
         with Server(name, bench.core, interval) as server, _idle_streams(server) as streams:
             opening = list(_lateness(streams.open(number, _OPENED_PER_SECOND), mark, interval))
@@ -106,7 +106,7 @@ def run_frozen(bench: Bench, _: str) -> list[Table]:
     ]
     memory = Table("frozen: memory", "bytes per frozen client", note)
     seconds = bench.sizes.seconds / 3
-    peers = ("starlette", "sse-starlette", *US)
+    peers = ("starlette", "sse-starlette", RECORDED, AS_PLAIN)
     for name in bench.turns(min(bench.sizes.rounds, _ROUNDS), among=peers):
         with (
             Server(name, bench.core) as server,

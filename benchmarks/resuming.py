@@ -9,13 +9,12 @@ from itertools import cycle
 
 from benchmarks.bench import Bench, Table, percentiles
 from benchmarks.children import BenchmarkError, Server
-from benchmarks.contestants import EVENTSOURCE, UNRECORDED, US
+from benchmarks.contestants import EVENTSOURCE, RECORDED, UNRECORDED
 from benchmarks.load import Load, Request, Streams, first_byte, stream_request
 from benchmarks.open_streams import read, readers_of
 
 FRESH = "fresh"
 RESUMED = "resumed"
-_RECORDED = US[0]
 ONCE = {**EVENTSOURCE, "Connection": "close"}
 NUMBERED = re.compile(rb"data: .*\nid: (?P<secret>\S+)-[0-9]+\n\n")
 OURS = b"no-store"  # of answers that are, and of no app's
@@ -41,7 +40,7 @@ def run_recording(bench: Bench, _: str) -> list[Table]:
     """Measure events that are kept and events that are not, at the same time on the same core."""
     note = f"{WRITERS} streams of {WRITTEN_PER_SECOND} events a second."
     table = Table("recording", "µs of CPU per event", note)
-    names = (_RECORDED, UNRECORDED)
+    names = (RECORDED, UNRECORDED)
     for _round in range(bench.sizes.rounds):
         pair = Bench(bench.sizes, names, bench.core)
         names = names[::-1]
@@ -77,8 +76,8 @@ def run_recorded_bytes(bench: Bench, _: str) -> list[Table]:
     note = f"{number:,} streams of {_ENDED_EVENTS} events."
     table = Table("recorded-bytes", "bytes of resident memory per byte recorded", note)
     for _round in range(bench.sizes.rounds):
-        with Server(_RECORDED, bench.core) as server:
-            table.add(_RECORDED, _growth(server, number))
+        with Server(RECORDED, bench.core) as server:
+            table.add(RECORDED, _growth(server, number))
     return [table]
 
 
@@ -107,7 +106,7 @@ def run_resume(bench: Bench, _: str) -> list[Table]:
     ]
     pair = Bench(bench.sizes, (FRESH, RESUMED), bench.core)
     with (
-        Server(_RECORDED, bench.core) as server,
+        Server(RECORDED, bench.core) as server,
         readers_of(server, _RUNNING, _RUNNING_PER_SECOND) as readers,
     ):
         seconds = _openings(server, readers)

@@ -15,7 +15,7 @@ import redis
 
 from benchmarks.bench import Bench, Table, cpu_of, percentiles, undisturbed
 from benchmarks.children import PATIENCE, BenchmarkError, Server
-from benchmarks.contestants import CONTESTANTS, EVENTSOURCE, UNRECORDED, US
+from benchmarks.contestants import CONTESTANTS, EVENTSOURCE, RECORDED, UNRECORDED
 from benchmarks.load import Request, Streams, first_byte, stream_request
 from benchmarks.open_streams import SENT, read, readers_of
 from benchmarks.resuming import NUMBERED, ONCE, OURS, WRITERS, WRITTEN_PER_SECOND, costs
@@ -75,7 +75,7 @@ def run_redis_recording(bench: Bench, _: str) -> list[Table]:
     for _round in range(bench.sizes.rounds):
         with (
             redis_server() as (url, client),
-            Server(US[0], bench.core, redis_url=url) as ours,
+            Server(RECORDED, bench.core, redis_url=url) as ours,
             Server(UNRECORDED, bench.core) as other,
             readers_of(ours, WRITERS, WRITTEN_PER_SECOND) as kept,
             readers_of(other, WRITERS, WRITTEN_PER_SECOND) as not_kept,
@@ -115,8 +115,8 @@ def run_redis_replay(bench: Bench, _: str) -> list[Table]:
     table = Table("redis-replay", "µs of CPU per event", note)
     with (
         redis_server() as (url, client),
-        Server(US[0], bench.core, redis_url=url) as writer,
-        Server(US[0], bench.core, redis_url=url) as reader,
+        Server(RECORDED, bench.core, redis_url=url) as writer,
+        Server(RECORDED, bench.core, redis_url=url) as reader,
         Server(BARE, bench.core) as bare,
     ):
         written = replace(stream_request(EVENTSOURCE, _REPLAYED, burst=1), headers=ONCE)
@@ -159,8 +159,8 @@ def run_redis_latency(bench: Bench, _: str) -> list[Table]:
     for _round in range(min(bench.sizes.rounds, 3)):
         with (
             redis_server() as (url, _client),
-            Server(US[0], bench.core, redis_url=url) as writer,
-            Server(US[0], bench.core, redis_url=url) as reader,
+            Server(RECORDED, bench.core, redis_url=url) as writer,
+            Server(RECORDED, bench.core, redis_url=url) as reader,
             readers_of(writer, _FOLLOWED, _FOLLOWED_PER_SECOND) as here,
         ):
             heard = b"".join(data for _, data, _ in here.listen(3 / _FOLLOWED_PER_SECOND))
