@@ -7,7 +7,7 @@ from starlette.types import Message, Scope, Send
 from sse_middleware.claims import RequestBody, identity_of, last_event_id, place_of
 from sse_middleware.current import CurrentStream
 from sse_middleware.cursors import parse_cursor
-from sse_middleware.families import Family, comment_form
+from sse_middleware.families import CommentForm, Family, comment_form
 from sse_middleware.headers import packed, request_headers, stream_headers
 from sse_middleware.outbox import Outbox
 from sse_middleware.owner import Owner
@@ -73,7 +73,9 @@ class Opening:
             record=record,
             secret=secret if numbers else "",
             marked=mark is not None,
-            comment=comment_form(headers, self._options.comment_style),
+            comment=(
+                CommentForm.BLOCK if numbers else comment_form(headers, self._options.comment_style)
+            ),
             app_ids=mark is not None and mark.stream_key is not None,
         )
         self._ticker = current_ticker()

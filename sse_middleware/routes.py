@@ -9,6 +9,7 @@ import fnmatch
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from starlette.routing import Match
@@ -158,6 +159,8 @@ def streaming(
 
 def mark_on(endpoint: object, method: str = "") -> Mark | None:
     """Return the mark that lies on `endpoint`, or on its method for the HTTP `method`."""
+    if type(endpoint) is FunctionType and not endpoint.__dict__:
+        return None  # as most are
     while endpoint is not None:
         for place in (getattr(endpoint, method.lower(), None) if method else None, endpoint):
             mark = getattr(place, _ATTRIBUTE, None)
