@@ -37,8 +37,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 def task_of_the_documentation(url: str) -> str:
     text = (ROOT / "docs" / "channels.md").read_text()
-    (found,) = re.findall(r"^```python\n(from celery import.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return str(found).replace("redis://localhost:6379/0", url)
+    found = re.search(r"^```python\n(from celery import.*?)^```", text, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    return found[1].replace("redis://localhost:6379/0", url)
 
 
 @contextmanager
