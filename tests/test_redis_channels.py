@@ -21,7 +21,7 @@ from sse_middleware.channels import (
 )
 from sse_middleware.errors import StoreError
 from sse_middleware.posts import BEGINNING, post_of
-from sse_middleware.stores import channel_redis
+from sse_middleware.stores import channel_sender
 from sse_middleware.stores.channel_base import Limits
 from sse_middleware.stores.channel_dispatch import ChannelKeys, Dispatch, Numbering
 from sse_middleware.stores.channel_redis import RedisChannels
@@ -123,7 +123,7 @@ def count(operation: str) -> float:
 async def test_an_event_whose_answer_was_lost_is_neither_lost_nor_doubled(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_redis, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(channel_sender, "ANSWER_SECONDS", 0.3)
     channel = new_channel()
     async with Proxy(server) as proxy, Publisher(proxy.url) as publisher:
         assert await publisher.ack(channel)
@@ -144,7 +144,7 @@ async def test_an_event_whose_answer_was_lost_is_neither_lost_nor_doubled(
 async def test_a_claim_whose_answer_was_lost_is_ours(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_redis, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(channel_sender, "ANSWER_SECONDS", 0.3)
     channel = new_channel()
     async with Proxy(server) as proxy, Publisher(proxy.url) as one:
         await one.publish(channel, "queued", 1)
@@ -207,7 +207,7 @@ async def test_every_key_has_its_time(server: RedisServer, publisher: Publisher)
 async def test_where_redis_is_gone_a_publisher_is_told_after_a_while(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (channel_redis,):
+    for module in (channel_sender,):
         monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.5)
     before = count("publish")
     async with Publisher("redis://127.0.0.1:1/0") as publisher:
