@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from sse_middleware.posts import Entry, Place, entry_of
+from sse_middleware.posts import Entry, Place, entry_of, number_of
 from sse_middleware.stores.channel_line import Line, packed_command
 from sse_middleware.stores.redis_client import FAILURES, PATIENCE_SECONDS
 
@@ -75,6 +75,8 @@ class ChannelNews:
             return []
         if place.number is None or place.number + 1 < recent[0].number:
             return None
+        if place.number + 1 == recent[-1].number:  # the usual case
+            return [recent[-1]]
         return list(islice(recent, place.number + 1 - recent[0].number, None))
 
     def hear(self, entries: Iterable[Entry]) -> None:
@@ -224,15 +226,16 @@ class Hub:
 def entries_in(news: bytes) -> list[Entry] | None:
     """Return what was published, `None` where something else has spoken."""
     first, *words = news.split(b"\n")
-    if not first.isdigit() or not words or len(words) % 3:
+    number = number_of(first)
+    if number is None or not words or len(words) % 3:
         return None
     entries: list[Entry] = []
     for place in range(0, len(words), 3):
-        number = b"%d" % (int(first) + place // 3)
         entry = entry_of(words[place], number, words[place + 1], words[place + 2])
         if entry is None:
             return None
         entries.append(entry)
+        number += 1
     return entries
 
 

@@ -46,7 +46,8 @@ class Line(asyncio.Protocol):
     @property
     def is_open(self) -> bool:
         """Whether something can be said."""
-        return self._transport is not None and not self._transport.is_closing()
+        transport = self._transport
+        return transport is not None and not (self.lost.done() or transport.is_closing())
 
     async def open(self) -> None:
         """Connect.
@@ -65,7 +66,10 @@ class Line(asyncio.Protocol):
 
     def say(self, packed: bytes) -> None:
         """Send commands, packed; whatever is answered comes by `heard`."""
-        self._transport.write(packed)
+        try:
+            self._transport.write(packed)
+        except RuntimeError as exc:  # uvloop's, where it is closing
+            self.cut(exc)
 
     def cut(self, reason: BaseException) -> None:
         """Give it up at once."""

@@ -29,6 +29,7 @@ from sse_middleware.posts import (
     Post,
     Tip,
     entry_of,
+    number_of,
     page_of,
 )
 from sse_middleware.stores.channel_base import Feed, Limits
@@ -177,7 +178,8 @@ class _RedisFeed:
 def _entry(entry_id: bytes, fields: Any) -> Entry | None:
     if not fields or not {b"n", b"e", b"d"} <= fields.keys():
         return None
-    return entry_of(entry_id, fields[b"n"], fields[b"e"], fields[b"d"])
+    number = number_of(fields[b"n"])
+    return None if number is None else entry_of(entry_id, number, fields[b"e"], fields[b"d"])
 
 
 class BlockingRedisChannels:

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from redis.asyncio.cluster import RedisCluster
@@ -65,8 +66,9 @@ class Sender:
         self._line: Line | None = None
         self._answers: list[Any] = []
         self._missing = 0  # how many answers there are to come
-        self._timer: asyncio.TimerHandle | None = None  # where they are waited for without a task
-        self._heard: asyncio.Future[None] | None = None  # where they are by one
+        self._is_awaited = False  # without a task
+        self._heard: asyncio.Future[None] | None = None  # by one
+        self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._emptied: asyncio.Future[None] | None = None
 
@@ -93,9 +95,10 @@ class Sender:
         self._dispatch = Dispatch(posts, self._numbering, self._keys, self._limits)
         self._began = time.monotonic()
         if self._line is not None and self._line.is_open:
+            self._is_awaited = True
             self._say(self._line)
-            late = TimeoutError("Redis has not answered in time")
-            self._timer = self._loop.call_later(ANSWER_SECONDS, self._line.cut, late)
+            if self._timer is None:
+                self._timer = self._loop.call_later(ANSWER_SECONDS, self._watch)
         else:
             self._task = self._loop.create_task(self._insist())
 
@@ -111,20 +114,29 @@ class Sender:
             return
         if self._heard is not None:
             self._heard.set_result(None)
-        elif self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        elif self._is_awaited:
+            self._is_awaited = False
             self._dispatch.take(self._answers[1:])
             if self._dispatch.is_settled:
                 self._settle()
             else:
                 self._task = self._loop.create_task(self._insist())
 
-    def _lose(self, lost: "asyncio.Future[BaseException]") -> None:
+    def _watch(self) -> None:
+        """Cut a line that does not answer; one timer now and then, and not one for each lot."""
+        self._timer = None
+        if not self._is_awaited or self._line is None:
+            return
+        left = self._began + ANSWER_SECONDS - time.monotonic()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._watch)
+        else:
+            self._line.cut(TimeoutError("Redis has not answered in time"))
+
+    def _lose(self, line: Line, lost: "asyncio.Future[BaseException]") -> None:
         """Take note that a line is gone, and ask again by another one."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._is_awaited and line is self._line:
+            self._is_awaited = False
             self._link.failed("publish", lost.result())
             self._task = self._loop.create_task(self._insist())
 
@@ -193,11 +205,14 @@ class Sender:
         if self._line is None or not self._line.is_open:
             await self._hang_up()
             self._line = self._connect(self._hear)
-            self._line.lost.add_done_callback(self._lose)
+            self._line.lost.add_done_callback(partial(self._lose, self._line))
             await self._line.open()
         return self._line
 
     async def _hang_up(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         line, self._line = self._line, None
         if line is not None:
             await line.close()
