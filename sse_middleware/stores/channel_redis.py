@@ -191,10 +191,19 @@ class BlockingRedisChannels:
         url: where it is.
         prefix: what stands before all keys.
         limits: what is kept of a channel.
+        observers: who is told of failures, by any thread.
     """
 
-    def __init__(self, url: str, *, prefix: str = "sse:", limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "sse:",
+        limits: Limits | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self._url = url
+        self._observers = observers
         self._keys = ChannelKeys(prefix)
         self._limits = limits or Limits()
         self._begin()
@@ -261,6 +270,11 @@ class BlockingRedisChannels:
                     pass
             except FAILURES as exc:
                 dispatch.last_failure = exc
+            for observer in self._observers:
+                if dispatch.last_failure is None:
+                    observer.store_flushed(time.monotonic() - began)
+                else:
+                    observer.store_failed("publish")
             if dispatch.is_settled or time.monotonic() > began + PATIENCE_SECONDS:
                 return
             logger.debug("publish: %s", type(dispatch.last_failure).__name__)
