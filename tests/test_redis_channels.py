@@ -231,11 +231,11 @@ async def test_a_log_that_redis_has_evicted_has_its_time_again(
 
 
 async def test_a_channel_lives_on_as_long_as_it_is_published_on(server: RedisServer) -> None:
-    async with Publisher(server.url, channel_ttl=0.5) as publisher:
+    async with Publisher(server.url, channel_ttl=2) as publisher:
         for number in range(8):
-            await publisher.publish("c", "step", number)
             await asyncio.sleep(0.1)
-            assert all(server.client.pttl(key) >= 350 for key in (KEYS.log("c"), KEYS.about("c")))
+            await publisher.publish("c", "step", number)
+            assert all(server.client.pttl(key) > 1500 for key in (KEYS.log("c"), KEYS.about("c")))
     assert server.client.xlen(KEYS.log("c")) == 8
 
 
@@ -380,18 +380,18 @@ async def test_readers_hear_without_news_too(server: RedisServer) -> None:
 async def test_what_is_not_told_is_read_in_a_few_seconds(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert channel_hub._LOOK_EVERY * channel_hub._TICK_SECONDS <= 5  # which the docs promise
     monkeypatch.setattr(channel_hub, "_TICK_SECONDS", 0.05)
     channel, name = new_channel(), "mute" + secrets.token_hex(4)
     ask(server, "ACL", "SETUSER", name, "on", ">pass", "~*", "+@all", "resetchannels")
     reading = asyncio.ensure_future(whole(subscribe(channel, url=server.url)))
     async with Publisher(server.url.replace("redis://", f"redis://{name}:pass@")) as publisher:
         await heard(server, ["1"])
-        for step in (publisher.ack, publisher.finish):
-            await step(channel)
-            await asyncio.sleep(0.05 * (channel_hub._LOOK_EVERY + 2))
-        assert reading.done()
-    assert [event.event for event in await reading] == ["worker_ack", "complete"]
-    assert channel_hub._LOOK_EVERY * 1.0 <= 5  # which the docs promise
+        await publisher.ack(channel)
+        await publisher.finish(channel)
+        async with asyncio.timeout(3):
+            events = await reading
+    assert [event.event for event in events] == ["worker_ack", "complete"]
 
 
 async def test_a_channel_that_is_left_and_joined_again_is_heard(
