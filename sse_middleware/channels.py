@@ -65,8 +65,8 @@ class _Settings(NamedTuple):
 class Publisher:
     """Publish events on channels, from asyncio.
 
-    What is published in one turn of the event loop, or while an earlier lot is on its way, leaves
-    together, in order. A cancelled call may have published its event, or not.
+    An event is sent at once, and what is published while one is on its way leaves together, in
+    order. A cancelled call may have published its event, or not.
 
     Args:
         url: the Redis of the channels; without, `SSE_REDIS_URL`, and where that is empty too, the
@@ -308,7 +308,8 @@ def _open_blocking(settings: _Settings) -> BlockingChannels:
     url, prefix, limits, _ = settings
     if not url:
         return BlockingMemoryChannels(_memory, limits)
-    redis: BlockingChannels = _redis().BlockingRedisChannels(url, prefix=prefix, limits=limits)
+    observers, of_redis = counting_in(REGISTRY), _redis().BlockingRedisChannels
+    redis: BlockingChannels = of_redis(url, prefix=prefix, limits=limits, observers=observers)
     return redis
 
 

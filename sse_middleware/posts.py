@@ -7,10 +7,11 @@ place there; its data is JSON in one line, whoever has written it, or it is no e
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, Self
 
 from sse_middleware.errors import EventFormatError
-from sse_middleware.wire import format_sse_event
+from sse_middleware.events import DEFAULT_EVENT
 
 ACK: Final = "worker_ack"
 """The event by which a worker says that it is at it."""
@@ -22,6 +23,8 @@ _CHANNEL: Final = re.compile(r"[!-~]{1,200}")
 _EVENT: Final = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
 _KEY: Final = re.compile(r"[!-~]{1,200}")
 _PLACE: Final = re.compile(r"([0-9]{1,15}-[0-9]{1,15})\.([1-9][0-9]{0,14})")
+_NUMBER: Final = re.compile(rb"[1-9][0-9]{0,14}")
+_scan: Final = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 _compact: Final = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":")
 ).encode
@@ -149,13 +152,16 @@ class Form(NamedTuple):
     ids: bool = False
 
     def write(self, event: str, data: str, place: str | None) -> ChannelEvent:
-        """Return an event in this form."""
-        block = format_sse_event(
-            f'{{"event_type":{_compact(event)},"payload":{data}}}' if self.envelope else data,
-            event=None if self.envelope else event,
-            id=place if self.ids else None,
-        )
-        return ChannelEvent(block, event=event, data=data, id=place)
+        """Return an event in this form; nothing of it has a line end."""
+        if self.envelope:
+            lines = f'data: {{"event_type":{_compact(event)},"payload":{data}}}\n'
+        elif event == DEFAULT_EVENT:
+            lines = f"data: {data}\n"
+        else:
+            lines = f"event: {event}\ndata: {data}\n"
+        if self.ids and place is not None:
+            lines += f"id: {place}\n"
+        return ChannelEvent(f"{lines}\n".encode(), event=event, data=data, id=place)
 
 
 class Entry:
@@ -185,16 +191,36 @@ class Entry:
         return written
 
 
-def entry_of(entry_id: bytes, number: bytes, event: bytes, data: bytes) -> Entry | None:
+def entry_of(entry_id: bytes, number: int, event: bytes, data: bytes) -> Entry | None:
     """Return an entry out of what a store holds, `None` where something else has written it."""
     try:
-        name, text = event.decode(), data.decode()
-        json.loads(text)
+        name, text = _name_of(event), data.decode()
+        if name is None or not _is_json(text) or "\n" in text or "\r" in text:
+            return None
     except (ValueError, RecursionError):
         return None
-    if not (_EVENT.fullmatch(name) and number.isdigit()) or "\n" in text or "\r" in text:
-        return None
-    return Entry(entry_id.decode(), int(number), name, text)
+    return Entry(entry_id.decode(), number, name, text)
+
+
+@lru_cache(maxsize=256)
+def _name_of(event: bytes) -> str | None:
+    name = event.decode()
+    return name if _EVENT.fullmatch(name) else None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        if _scan(text, 0)[1] == len(text):  # of the decoder nothing but what is in C
+            return True
+    except StopIteration:
+        pass
+    json.loads(text)  # there may be blanks around it
+    return True
+
+
+def number_of(text: bytes) -> int | None:
+    """Return the number of an entry out of what a store holds, `None` where it is none."""
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 class Page(NamedTuple):

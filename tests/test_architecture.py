@@ -45,6 +45,7 @@ LAYERS = {
         "stores.channel_line",
         "stores.channel_memory",
         "stores.channel_redis",
+        "stores.channel_sender",
         "stores.entries",
         "stores.frames",
         "stores.memory",
@@ -90,7 +91,7 @@ OUTSIDE = {
     0: set[str](),
     1: {"starlette"},
     2: set[str](),
-    3: {"limits", "redis"},
+    3: {"hiredis", "limits", "redis"},
     4: {"starlette"},
     5: {"starlette", "prometheus_client"},
 }

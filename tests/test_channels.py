@@ -13,7 +13,16 @@ import pytest
 
 from sse_middleware import ConfigurationError, EventFormatError
 from sse_middleware.channels import BlockingPublisher, Publisher, publish_event, subscribe
-from sse_middleware.posts import BEGINNING, EMPTY, Entry, Place, entry_of, page_of, post_of
+from sse_middleware.posts import (
+    BEGINNING,
+    EMPTY,
+    Entry,
+    Place,
+    entry_of,
+    number_of,
+    page_of,
+    post_of,
+)
 from sse_middleware.stores.channel_base import Limits
 from sse_middleware.stores.channel_memory import ChannelMemory
 from tests.channel_contract import ChannelContract, new_channel, whole
@@ -193,22 +202,28 @@ def test_a_page_has_no_holes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "event", "data"),
+    ("event", "data"),
     [
-        (b"x", b"step", b"1"),
-        (b"1", b"", b"1"),
-        (b"1", b"st\nep", b"1"),
-        (b"1", b"\xff", b"1"),
-        (b"1", b"step", b"no json"),
-        (b"1", b"step", b'"\xff"'),
-        (b"1", b"step", b"[1,\n2]"),
-        (b"1", b"step", b"[" * 100_000),
-        (b"1", b"step", b""),
+        (b"", b"1"),
+        (b"st\nep", b"1"),
+        (b"\xff", b"1"),
+        (b"step", b"no json"),
+        (b"step", b'"\xff"'),
+        (b"step", b"[1,\n2]"),
+        (b"step", b"[" * 100_000),
+        (b"step", b""),
     ],
 )
-def test_what_is_no_entry_is_none(number: bytes, event: bytes, data: bytes) -> None:
-    assert entry_of(b"1-0", number, event, data) is None
-    assert entry_of(b"1-0", b"1", b"step", b'{"a":1}') is not None
+def test_what_is_no_entry_is_none(event: bytes, data: bytes) -> None:
+    assert entry_of(b"1-0", 1, event, data) is None
+    assert entry_of(b"1-0", 1, b"step", b'{"a":1}') is not None
+    assert entry_of(b"1-0", 1, b"step", b' {"a":1} ') is not None
+
+
+@pytest.mark.parametrize("text", [b"", b"x", b"0", b"-1", b"1\n", b"9" * 5000])
+def test_what_is_no_number_of_an_entry_is_none(text: bytes) -> None:
+    assert number_of(text) is None
+    assert number_of(b"12") == 12
 
 
 async def test_an_event_is_written_once_for_all_its_readers() -> None:

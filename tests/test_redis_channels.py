@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
+from redis.asyncio import Connection
 
 from sse_middleware.channels import (
     BlockingPublisher,
@@ -21,7 +22,7 @@ from sse_middleware.channels import (
 )
 from sse_middleware.errors import StoreError
 from sse_middleware.posts import BEGINNING, post_of
-from sse_middleware.stores import channel_redis
+from sse_middleware.stores import channel_dispatch, channel_hub, channel_sender
 from sse_middleware.stores.channel_base import Limits
 from sse_middleware.stores.channel_dispatch import ChannelKeys, Dispatch, Numbering
 from sse_middleware.stores.channel_redis import RedisChannels
@@ -123,7 +124,7 @@ def count(operation: str) -> float:
 async def test_an_event_whose_answer_was_lost_is_neither_lost_nor_doubled(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_redis, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(channel_sender, "ANSWER_SECONDS", 0.3)
     channel = new_channel()
     async with Proxy(server) as proxy, Publisher(proxy.url) as publisher:
         assert await publisher.ack(channel)
@@ -144,7 +145,7 @@ async def test_an_event_whose_answer_was_lost_is_neither_lost_nor_doubled(
 async def test_a_claim_whose_answer_was_lost_is_ours(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_redis, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(channel_sender, "ANSWER_SECONDS", 0.3)
     channel = new_channel()
     async with Proxy(server) as proxy, Publisher(proxy.url) as one:
         await one.publish(channel, "queued", 1)
@@ -159,6 +160,7 @@ async def test_a_claim_whose_answer_was_lost_is_ours(
 
 async def test_a_blocking_publisher_doubles_nothing_either(server: RedisServer) -> None:
     channel = new_channel()
+    failures = count("publish")
     async with Proxy(server) as proxy:
         publisher = BlockingPublisher(proxy.url)
         assert await asyncio.to_thread(publisher.ack, channel)
@@ -172,6 +174,7 @@ async def test_a_blocking_publisher_doubles_nothing_either(server: RedisServer) 
         await asyncio.to_thread(publisher.close)
     events = await whole(subscribe(channel, url=server.url))
     assert [event.event for event in events] == ["worker_ack", "n", "complete"]
+    assert count("publish") > failures
 
 
 async def test_a_first_attempt_that_comes_behind_the_second_is_too_late(
@@ -193,11 +196,55 @@ async def test_a_first_attempt_that_comes_behind_the_second_is_too_late(
     assert server.client.xlen(KEYS.log("c")) == 4
 
 
+async def test_publishers_that_take_turns_are_known_by_their_numbers(server: RedisServer) -> None:
+    first, second = (
+        Dispatch([post_of("c", "step", n, None, 100)], Numbering(), KEYS, Limits())
+        for n in range(2)
+    )
+    for dispatch in (first, second, first, second, first):
+        dispatch._knows_script = False
+        (command,) = dispatch.commands()
+        assert ask(server, *command) == [1]
+    assert server.client.xlen(KEYS.log("c")) == 2
+
+
+async def test_a_claim_that_was_refused_and_comes_late_is_refused_still(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    await publisher.publish("c", "step", 1, key="k")
+    late = Dispatch([post_of("c", "step", 2, "k", 100)], Numbering(), KEYS, Limits())
+    late._knows_script = False
+    (command,) = late.commands()
+    assert ask(server, *command) == [0]
+    server.client.hdel(KEYS.about("c"), "k:u:k")  # as if its event were not kept any more
+    assert ask(server, *command) == [0]
+    assert server.client.xlen(KEYS.log("c")) == 1
+
+
+async def test_a_log_that_redis_has_evicted_has_its_time_again(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    await publisher.publish("c", "step", 1)
+    server.client.delete(KEYS.log("c"))
+    await publisher.publish("c", "step", 2)
+    assert 0 < server.client.pttl(KEYS.log("c")) <= 3_660_000
+
+
+async def test_a_channel_lives_on_as_long_as_it_is_published_on(server: RedisServer) -> None:
+    async with Publisher(server.url, channel_ttl=2) as publisher:
+        for number in range(8):
+            await asyncio.sleep(0.1)
+            await publisher.publish("c", "step", number)
+            assert all(server.client.pttl(key) > 1500 for key in (KEYS.log("c"), KEYS.about("c")))
+    assert server.client.xlen(KEYS.log("c")) == 8
+
+
 async def test_every_key_has_its_time(server: RedisServer, publisher: Publisher) -> None:
     await publisher.ack("one")
-    await publisher.publish("one", "step", 1, key="k")
+    async with Publisher(server.url) as other:
+        await other.publish("one", "step", 1, key="k")
     assert len(server.all_keys()) == 3
-    assert all(0 < server.client.pttl(key) <= 3_600_000 for key in server.all_keys())
+    assert all(0 < server.client.pttl(key) <= 3_660_000 for key in server.all_keys())
     assert all("{" in key and "one" not in key for key in server.all_keys())
 
 
@@ -207,7 +254,7 @@ async def test_every_key_has_its_time(server: RedisServer, publisher: Publisher)
 async def test_where_redis_is_gone_a_publisher_is_told_after_a_while(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (channel_redis,):
+    for module in (channel_sender,):
         monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.5)
     before = count("publish")
     async with Publisher("redis://127.0.0.1:1/0") as publisher:
@@ -330,6 +377,23 @@ async def test_readers_hear_without_news_too(server: RedisServer) -> None:
     await close_channels()
 
 
+async def test_what_is_not_told_is_read_in_a_few_seconds(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert channel_hub._LOOK_EVERY * channel_hub._TICK_SECONDS <= 5  # which the docs promise
+    monkeypatch.setattr(channel_hub, "_TICK_SECONDS", 0.05)
+    channel, name = new_channel(), "mute" + secrets.token_hex(4)
+    ask(server, "ACL", "SETUSER", name, "on", ">pass", "~*", "+@all", "resetchannels")
+    reading = asyncio.ensure_future(whole(subscribe(channel, url=server.url)))
+    async with Publisher(server.url.replace("redis://", f"redis://{name}:pass@")) as publisher:
+        await heard(server, ["1"])
+        await publisher.ack(channel)
+        await publisher.finish(channel)
+        async with asyncio.timeout(3):
+            events = await reading
+    assert [event.event for event in events] == ["worker_ack", "complete"]
+
+
 async def test_a_channel_that_is_left_and_joined_again_is_heard(
     server: RedisServer, publisher: Publisher
 ) -> None:
@@ -422,6 +486,61 @@ async def test_a_cancelled_call_leaves_the_others_alone(
     await publisher.finish(channel)
     found = [event.json() for event in await whole(subscribe(channel, url=server.url))][:-1]
     assert found in (list(range(10)), [n for n in range(10) if n != 3])
+
+
+async def test_a_publisher_is_closed_while_those_who_called_it_have_left(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    channel = new_channel()
+    await publisher.ack(channel)
+    publishing = [asyncio.ensure_future(publisher.publish(channel, "n", n)) for n in range(9)]
+    await asyncio.sleep(0)
+    for one in publishing:
+        one.cancel()
+    async with asyncio.timeout(2):
+        await publisher.close()
+    assert server.client.xlen(KEYS.log(channel)) == 10
+
+
+async def test_a_publisher_whose_connection_was_cut_between_two_events_makes_another(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    channel = new_channel()
+    failures = count("publish")
+    for number in range(5):
+        await publisher.publish(channel, "n", number)
+        ask(server, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await asyncio.sleep(0.05 * (number % 2))  # it knows, or finds out
+    await publisher.finish(channel)
+    events = await whole(subscribe(channel, url=server.url, ack_timeout=None))
+    assert [event.json() for event in events[:-1]] == list(range(5))
+    assert count("publish") <= failures + 3
+
+
+async def test_no_task_is_made_for_an_event(server: RedisServer, publisher: Publisher) -> None:
+    await publisher.ack("c")
+    before = asyncio.all_tasks()
+    outcome = publisher.publish("c", "n", 1)
+    outcome.send(None)
+    assert asyncio.all_tasks() == before
+    outcome.close()
+
+
+async def test_what_is_packed_is_what_redis_py_would_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_dispatch, "_HEADS_KEPT", 4)
+    numbering = Numbering()
+    for names in ("a", "a", "aab", "bcdefgh", "ah"):
+        posts = [post_of(name, "schön", "ä" * 9, f"k{name}", 99) for name in names]
+        dispatch = Dispatch(posts, numbering, KEYS, Limits())
+        assert packed_by_redis_py(dispatch) == dispatch.packed()
+    assert len(numbering.heads) <= 4
+
+
+def packed_by_redis_py(dispatch: Dispatch) -> bytes:
+    """Return what is sent, behind the command by which Redis tells the readers first."""
+    connection = Connection()
+    commands: list[Any] = [("PING",), *dispatch.commands()]
+    return b"".join(part for command in commands for part in connection.pack_command(*command))
 
 
 async def test_a_publisher_that_is_closed_has_sent_all(server: RedisServer) -> None:

@@ -5,6 +5,7 @@ from the log, and where that is not kept any more it is told. So nobody is queue
 that is slow delays nobody.
 """
 
+from collections.abc import Awaitable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,14 +38,14 @@ class Feed(Protocol):
             StoreError: the store is out of reach.
         """
 
-    async def wait(self) -> None:
+    def wait(self) -> Awaitable[None]:
         """Wait until there may be more than the last `read` has found."""
 
 
 class Channels(Protocol):
     """Where channels are kept."""
 
-    async def publish(self, post: Post) -> bool:
+    def publish(self, post: Post) -> Awaitable[bool]:
         """Put an event into its channel; `False` where one of its key is there.
 
         Raises:

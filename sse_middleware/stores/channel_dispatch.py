@@ -18,10 +18,17 @@ from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 from sse_middleware.errors import StoreError
 from sse_middleware.posts import ACK, Post
 from sse_middleware.stores.channel_base import Limits
+from sse_middleware.stores.channel_line import packed, packed_command
 from sse_middleware.stores.redis_link import SCHEMA, Command, digest
 
 _SCRIPT: Final = files(__package__).joinpath("lua/publish.lua").read_text()
 _SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+_PING: Final = packed_command("PING")
+_POST: Final = b"$%d\r\n%b\r\n" * 4
+"""The words of a post, packed; as `packed` does it, in one go."""
+_HEAD_LENGTH: Final = 13
+"""How many words stand before the first post."""
+_HEADS_KEPT: Final = 512
 _LOG: Final = "channel"
 _ABOUT: Final = "about"
 _TOPIC: Final = "topic"
@@ -77,10 +84,16 @@ class ChannelKeys:
 
 
 class Numbering:
-    """Who publishes, and its numbers; one for each process and loop, since a fork shares memory."""
+    """Who publishes, and its numbers; one for each process and loop, since a fork shares memory.
+
+    Attributes:
+        publisher: its name.
+        heads: how its commands begin, packed, by channel.
+    """
 
     def __init__(self) -> None:
         self.publisher = f"{os.getpid():x}.{secrets.token_hex(8)}"
+        self.heads: dict[str, bytes] = {}
         self._numbers = count(1)
 
     def next(self) -> int:
@@ -106,7 +119,7 @@ class Dispatch:
     ) -> None:
         self.outcomes: list[bool | StoreError | None] = [None] * len(posts)
         self._posts = [(numbering.next(), post) for post in posts]
-        self._publisher = numbering.publisher
+        self._numbering = numbering
         self._keys = keys
         self._limits = limits
         self._open: dict[str, list[int]] = {}  # the places of the posts of each channel
@@ -120,9 +133,24 @@ class Dispatch:
         """Whether each outcome is known."""
         return not self._open
 
+    @property
+    def answers(self) -> int:
+        """How many answers there are to what is sent packed; the first says nothing."""
+        return 1 + len(self._open)
+
     def commands(self) -> list[Command]:
         """Return what is to be sent: a command for each channel."""
         return [self._command(channel, places) for channel, places in self._open.items()]
+
+    def packed(self) -> bytes:
+        """Return the same, packed, behind a command that says nothing and is answered too.
+
+        Of the clients that it has something for, Redis writes to the one first that it had
+        something for last. Thus to the readers, who wait, and then to us.
+        """
+        return _PING + b"".join(
+            self._packed(channel, places) for channel, places in self._open.items()
+        )
 
     def take(self, answers: Sequence[Any]) -> bool:
         """Take note of what Redis has answered to `commands`, an exception where it has refused.
@@ -156,17 +184,38 @@ class Dispatch:
             self.outcomes[place] = failure
 
     def _command(self, channel: str, places: Sequence[int]) -> Command:
-        begins, limits = self._keys.of(channel), self._limits
-        words: list[str | bytes | int] = [
-            *(("EVALSHA", _SHA) if self._knows_script else ("EVAL", _SCRIPT)),
-            *(3, begins + _LOG, begins + _ABOUT, f"{begins}seen:{self._publisher}"),
-            *(int(limits.ttl * 1000) or 1, limits.max_events, limits.max_bytes),
-            *(begins + _TOPIC, ACK, self._publisher, _SEEN_SECONDS * 1000),
-        ]
+        words = self._head(channel)
         for place in places:
             number, post = self._posts[place]
             words += (number, post.key, post.event, post.data)
-        return tuple(words)
+        return words
+
+    def _packed(self, channel: str, places: Sequence[int]) -> bytes:
+        if not self._knows_script:
+            return packed_command(*self._command(channel, places))
+        heads = self._numbering.heads
+        head = heads.get(channel)
+        if head is None:
+            if len(heads) >= _HEADS_KEPT:
+                heads.clear()
+            head = heads[channel] = packed(self._head(channel))
+        parts = [b"*%d\r\n" % (_HEAD_LENGTH + 4 * len(places)), head]
+        for place in places:
+            number, (_, event, data, key) = self._posts[place]
+            said, name, token = b"%d" % number, event.encode(), key.encode()
+            parts.append(
+                _POST % (len(said), said, len(token), token, len(name), name, len(data), data)
+            )
+        return b"".join(parts)
+
+    def _head(self, channel: str) -> Command:
+        begins, limits, publisher = self._keys.of(channel), self._limits, self._numbering.publisher
+        return (
+            *(("EVALSHA", _SHA) if self._knows_script else ("EVAL", _SCRIPT)),
+            *(3, begins + _LOG, begins + _ABOUT, f"{begins}seen:{publisher}"),
+            *(int(limits.ttl * 1000) or 1, limits.max_events, limits.max_bytes),
+            *(begins + _TOPIC, ACK, publisher, _SEEN_SECONDS * 1000),
+        )
 
 
 def pauses() -> Iterator[float]:

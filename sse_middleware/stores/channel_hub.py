@@ -11,10 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
-from sse_middleware.posts import Entry, Place, entry_of
-from sse_middleware.stores.channel_line import Line
+from sse_middleware.posts import Entry, Place, entry_of, number_of
+from sse_middleware.stores.channel_line import Line, packed_command
 from sse_middleware.stores.redis_client import FAILURES, PATIENCE_SECONDS
 
 logger = logging.getLogger("sse_middleware")
@@ -28,6 +28,7 @@ _PAUSE_SECONDS: Final = 0.5
 _TOPICS_AT_ONCE: Final = 500
 _RECENT_ENTRIES: Final = 256
 _RECENT_BYTES: Final = 1 << 16
+_PING: Final = packed_command("PING")
 
 
 class ChannelNews:
@@ -44,8 +45,9 @@ class ChannelNews:
 
     __slots__ = (
         "_bytes",
-        "_changed",
+        "_loop",
         "_recent",
+        "_waiting",
         "changes",
         "counted",
         "doubts",
@@ -63,7 +65,8 @@ class ChannelNews:
         self.silent_ticks = 0
         self._recent: deque[Entry] = deque()
         self._bytes = 0
-        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[asyncio.Future[None]] = []
 
     def after(self, place: Place) -> list[Entry] | None:
         """Return what is known to stand behind `place`, `None` where only the log knows."""
@@ -72,6 +75,8 @@ class ChannelNews:
             return []
         if place.number is None or place.number + 1 < recent[0].number:
             return None
+        if place.number + 1 == recent[-1].number:  # the usual case
+            return [recent[-1]]
         return list(islice(recent, place.number + 1 - recent[0].number, None))
 
     def hear(self, entries: Iterable[Entry]) -> None:
@@ -97,27 +102,31 @@ class ChannelNews:
         self.silent_ticks = 0
         self._wake()
 
-    async def change(self) -> None:
-        """Wait for what comes."""
-        await self._changed.wait()
+    def change(self) -> "asyncio.Future[None]":
+        """Return what is done with the next change; who has left is forgotten with it too."""
+        waiter = self._loop.create_future()
+        self._waiting.append(waiter)
+        return waiter
 
     def _wake(self) -> None:
         self.changes += 1
-        self._changed.set()  # all who wait now,
-        self._changed.clear()  # and nobody who comes later
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 class Hub:
     """Listen, as long as anybody reads.
 
     Args:
-        connect: makes a line to Redis.
+        connect: makes a line to Redis, which tells what it hears.
         failed: is told of failures.
     """
 
     def __init__(
         self,
-        connect: Callable[[], Line],
+        connect: Callable[[Callable[[Any], None]], Line],
         failed: Callable[[str, BaseException], None],
     ) -> None:
         self._connect = connect
@@ -125,9 +134,6 @@ class Hub:
         self._news: dict[bytes, ChannelNews] = {}
         self._task: asyncio.Task[None] | None = None
         self._line: Line | None = None
-        self._said: set[bytes] = set()  # the topics of this line
-        self._unsaid: dict[bytes, None] = {}  # topics whose subscription may have to change
-        self._speaker: asyncio.Task[None] | None = None
         self._heard_at = 0.0
         self._closes = False  # the driver may take a cancellation for itself
 
@@ -137,7 +143,7 @@ class Hub:
         news = self._news.get(name)
         if news is None:
             news = self._news[name] = ChannelNews(name)
-            self._say(name)
+            self._say("SUBSCRIBE", name)
         news.readers += 1
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
@@ -148,117 +154,88 @@ class Hub:
         news.readers -= 1
         if not news.readers:
             del self._news[news.topic]
-            self._say(news.topic)
+            self._say("UNSUBSCRIBE", news.topic)
 
     async def close(self) -> None:
         """Listen no more."""
         self._closes = True
-        tasks = [task for task in (self._task, self._speaker) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._task = self._speaker = None
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._task = None
 
     async def _run(self) -> None:
         while not self._closes:
-            line = self._connect()
-            listener: asyncio.Task[None] | None = None
+            line = self._connect(self._hear)
             try:
                 async with asyncio.timeout(PATIENCE_SECONDS):
-                    await line.say("PING")
+                    await line.open()
                 self._heard_at = time.monotonic()
-                self._line, self._said = line, set()
-                self._say(*self._news)
-                listener = asyncio.get_running_loop().create_task(self._listen(line))
-                await self._keep(line, listener)
+                self._line = line
+                for some in _parts(list(self._news)):
+                    self._say("SUBSCRIBE", *some)
+                await self._keep(line)
             except FAILURES as exc:
                 self._failed("subscribe", exc)
             except Exception:
                 logger.exception("the hub goes on, whatever this was")
             finally:
                 self._line = None
-                if listener is not None:
-                    listener.cancel()
                 await line.close()
-                if listener is not None:
-                    await asyncio.gather(listener, return_exceptions=True)
             for news in self._news.values():
                 news.doubt()
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _keep(self, line: Line, listener: "asyncio.Task[None]") -> None:
+    async def _keep(self, line: Line) -> None:
         """Stay until the connection is lost."""
         while not self._closes:
-            await asyncio.wait((listener,), timeout=_TICK_SECONDS)
-            if listener.done():
-                listener.result()
+            line.say(_PING)
+            await asyncio.wait((line.lost,), timeout=_TICK_SECONDS)
+            if line.lost.done():
+                raise line.lost.result()
             if time.monotonic() > self._heard_at + _DEAF_SECONDS:
                 raise TimeoutError("nothing is heard any more")
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                await line.say("PING")
             for news in list(self._news.values()):
                 news.silent_ticks += 1
                 if news.silent_ticks >= _LOOK_EVERY:
                     news.doubt()
 
-    async def _listen(self, line: Line) -> None:
-        while True:
-            reply = await line.hear()
-            self._heard_at = time.monotonic()
-            news = self._news.get(reply[1]) if isinstance(reply, list) else None
-            if news is None:  # a PONG, or of a channel that nobody reads any more
-                continue
-            if reply[0] == b"message":
-                self._hear(news, reply[2])
-            elif reply[0] == b"subscribe":
-                news.doubt()
-
-    def _hear(self, news: ChannelNews, data: bytes) -> None:
-        entries = entries_in(data)
-        if entries is None:
-            news.doubt()
-        else:
-            news.hear(entries)
-
-    def _say(self, *names: bytes) -> None:
-        """Tell Redis what is to be heard, soon."""
-        if self._line is None:  # who connects says it all
+    def _hear(self, reply: Any) -> None:
+        """Take in what Redis has to say, and wake who waits for it, in the same turn."""
+        self._heard_at = time.monotonic()
+        if isinstance(reply, Exception) and self._line is not None:
+            self._line.cut(reply)  # a subscription is refused, and may not be by the next line
+        news = self._news.get(reply[1]) if isinstance(reply, list) else None
+        if news is None:  # a PONG, or of a channel that nobody reads any more
             return
-        self._unsaid.update(dict.fromkeys(names))
-        if self._speaker is None and self._unsaid:
-            self._speaker = asyncio.get_running_loop().create_task(self._speak())
+        if reply[0] == b"message":
+            entries = entries_in(reply[2])
+            if entries is None:
+                news.doubt()
+            else:
+                news.hear(entries)
+        elif reply[0] == b"subscribe":
+            news.doubt()
 
-    async def _speak(self) -> None:
-        try:
-            while self._unsaid and (line := self._line) is not None:
-                names, self._unsaid = self._unsaid.keys(), {}
-                wanted = names & self._news.keys()
-                new, old = wanted - self._said, (names - wanted) & self._said
-                self._said = (self._said | new) - old
-                try:
-                    for verb, topics in (("SUBSCRIBE", new), ("UNSUBSCRIBE", old)):
-                        for some in _parts(list(topics)):
-                            await line.say(verb, *some)
-                except FAILURES as exc:
-                    logger.debug("subscribe: %s", type(exc).__name__)
-                    if self._line is line:  # the listener finds out too, and says all on a new one
-                        return
-        finally:
-            self._speaker = None
+    def _say(self, verb: str, *names: bytes) -> None:
+        """Tell Redis what is to be heard; who connects says it all."""
+        if self._line is not None and self._line.is_open:
+            self._line.say(packed_command(verb, *names))
 
 
 def entries_in(news: bytes) -> list[Entry] | None:
     """Return what was published, `None` where something else has spoken."""
     first, *words = news.split(b"\n")
-    if not first.isdigit() or not words or len(words) % 3:
+    number = number_of(first)
+    if number is None or not words or len(words) % 3:
         return None
     entries: list[Entry] = []
     for place in range(0, len(words), 3):
-        number = b"%d" % (int(first) + place // 3)
         entry = entry_of(words[place], number, words[place + 1], words[place + 2])
         if entry is None:
             return None
         entries.append(entry)
+        number += 1
     return entries
 
 

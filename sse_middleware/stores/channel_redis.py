@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from sse_middleware.posts import (
     Post,
     Tip,
     entry_of,
+    number_of,
     page_of,
 )
 from sse_middleware.stores.channel_base import Feed, Limits
@@ -42,8 +43,8 @@ from sse_middleware.stores.channel_dispatch import (
 )
 from sse_middleware.stores.channel_hub import ChannelNews, Hub
 from sse_middleware.stores.channel_line import Line
+from sse_middleware.stores.channel_sender import Sender
 from sse_middleware.stores.redis_client import (
-    ANSWER_SECONDS,
     FAILURES,
     blocking_client,
     client_for,
@@ -76,7 +77,6 @@ class RedisChannels:
         observers: Sequence[Observer] = (),
     ) -> None:
         self._keys = ChannelKeys(prefix)
-        self._limits = limits or Limits()
         self._observers = observers
         self._client = client_for(url)
         # A message goes to all nodes of a cluster, and any one will do to hear it.
@@ -87,19 +87,12 @@ class RedisChannels:
         )
         self._link = Link("", self._client, Keys(prefix), observers, _LEASE_SECONDS)
         self._hub = Hub(self._new_line, self._link.failed)
-        self._line: Line | None = None
-        self._numbering = Numbering()
-        self._waiting: deque[tuple[Post, asyncio.Future[bool]]] = deque()
-        self._sender: asyncio.Task[None] | None = None
+        cluster = self._client if isinstance(self._client, RedisCluster) else None
+        self._sender = Sender(self._new_line, cluster, self._keys, limits or Limits(), self._link)
 
-    async def publish(self, post: Post) -> bool:
+    def publish(self, post: Post) -> Awaitable[bool]:
         """Put an event into its channel; `False` where one of its key is there."""
-        loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[bool] = loop.create_future()
-        self._waiting.append((post, outcome))
-        if self._sender is None:
-            self._sender = loop.create_task(self._send_all())
-        return await outcome
+        return self._sender.publish(post)
 
     async def tip(self, channel: str) -> Tip:
         """Return the last entry of a channel."""
@@ -131,10 +124,8 @@ class RedisChannels:
 
     async def close(self) -> None:
         """Send what is to be sent, and let go of the connections."""
-        if self._sender is not None:
-            await asyncio.gather(self._sender, return_exceptions=True)
+        await self._sender.close()
         await self._hub.close()
-        await self._hang_up()
         await self._link.close()
         await self._client.aclose()
         await self._any_node.aclose()
@@ -149,69 +140,9 @@ class RedisChannels:
             for observer in self._observers:
                 observer.store_failed("malformed")
 
-    async def _send_all(self) -> None:
-        """Send what waits, until nothing does; what comes meanwhile leaves together."""
-        sent: list[tuple[Post, asyncio.Future[bool]]] = []
-        try:
-            while self._waiting:
-                number = first_of(post for post, _ in self._waiting)
-                sent = [self._waiting.popleft() for _ in range(number)]
-                await self._send(sent)
-        finally:
-            self._sender = None
-            for _, outcome in (*sent, *self._waiting):
-                if not outcome.done():
-                    outcome.set_exception(StoreError("publish: the event loop is closing"))
-            self._waiting.clear()
-
-    async def _send(self, batch: Sequence[tuple[Post, "asyncio.Future[bool]"]]) -> None:
-        began = time.monotonic()
-        posts = [post for post, _ in batch]
-        dispatch = Dispatch(posts, self._numbering, self._keys, self._limits)
-        for pause in pauses():
-            dispatch.last_failure = None
-            try:
-                async with asyncio.timeout(ANSWER_SECONDS):
-                    while dispatch.take(await self._ask(dispatch.commands())):
-                        pass
-            except FAILURES as exc:
-                dispatch.last_failure = exc
-                await self._hang_up()
-            if dispatch.last_failure is not None:
-                self._link.failed("publish", dispatch.last_failure)
-            if dispatch.is_settled:
-                self._link.flushed(time.monotonic() - began)
-                break
-            if time.monotonic() > began + PATIENCE_SECONDS:
-                dispatch.give_up()
-                break
-            await asyncio.sleep(pause)
-        for (_, outcome), result in zip(batch, dispatch.outcomes, strict=True):
-            if outcome.done():
-                continue
-            if isinstance(result, StoreError):
-                outcome.set_exception(result)
-            else:
-                outcome.set_result(bool(result))
-
-    async def _ask(self, commands: Sequence[Command]) -> list[Any]:
-        if isinstance(self._client, RedisCluster):
-            return await asyncio.gather(
-                *(self._client.execute_command(*command) for command in commands),
-                return_exceptions=True,
-            )
-        if self._line is None:
-            self._line = self._new_line()
-        return await self._line.ask(commands)
-
-    def _new_line(self) -> Line:
+    def _new_line(self, heard: Callable[[Any], None]) -> Line:
         assert isinstance(self._any_node, Redis)
-        return Line(self._any_node)
-
-    async def _hang_up(self) -> None:
-        line, self._line = self._line, None
-        if line is not None:
-            await line.close()
+        return Line(self._any_node, heard)
 
 
 class _RedisFeed:
@@ -237,16 +168,18 @@ class _RedisFeed:
             return page
         return Page(entries, entries[-1].place if entries else place)
 
-    async def wait(self) -> None:
+    def wait(self) -> Awaitable[None]:
         """Wait until there may be more."""
         if self._changes == self._news.changes and self._doubts == self._news.doubts:
-            await self._news.change()
+            return self._news.change()
+        return asyncio.sleep(0)
 
 
 def _entry(entry_id: bytes, fields: Any) -> Entry | None:
     if not fields or not {b"n", b"e", b"d"} <= fields.keys():
         return None
-    return entry_of(entry_id, fields[b"n"], fields[b"e"], fields[b"d"])
+    number = number_of(fields[b"n"])
+    return None if number is None else entry_of(entry_id, number, fields[b"e"], fields[b"d"])
 
 
 class BlockingRedisChannels:
@@ -258,10 +191,19 @@ class BlockingRedisChannels:
         url: where it is.
         prefix: what stands before all keys.
         limits: what is kept of a channel.
+        observers: who is told of failures, by any thread.
     """
 
-    def __init__(self, url: str, *, prefix: str = "sse:", limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "sse:",
+        limits: Limits | None = None,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self._url = url
+        self._observers = observers
         self._keys = ChannelKeys(prefix)
         self._limits = limits or Limits()
         self._begin()
@@ -328,6 +270,11 @@ class BlockingRedisChannels:
                     pass
             except FAILURES as exc:
                 dispatch.last_failure = exc
+            for observer in self._observers:
+                if dispatch.last_failure is None:
+                    observer.store_flushed(time.monotonic() - began)
+                else:
+                    observer.store_failed("publish")
             if dispatch.is_settled or time.monotonic() > began + PATIENCE_SECONDS:
                 return
             logger.debug("publish: %s", type(dispatch.last_failure).__name__)
