@@ -19,7 +19,8 @@ from tests.redis_cluster import RedisCluster
 from tests.redis_server import RedisServer, need_old_redis_server
 from tests.test_redis_clients import check_url
 
-AT_ONCE = 8
+AT_ONCE = 4
+"""A read has a second, and the client of a cluster takes a tenth of one to get to know it."""
 LONG = ("a_running_log_is_kept_however_old", "a_reader_too_slow", "is_kept_for_its_time")
 
 
