@@ -81,7 +81,7 @@ class Options:
     )
     batch: bool = flag(
         "SSE_BATCH",
-        "Whether events that come within a millisecond leave as one message; `0` for handlers that "
+        "Whether events that come within two milliseconds leave as one message; `0` for handlers that "
         "yield several at once and then block the event loop.",
         default=True,
     )

@@ -18,8 +18,11 @@ from sse_middleware.loops import OncePerLoop
 from sse_middleware.process import SHUTDOWN
 from sse_middleware.scribe import Author, Scribe
 
-TICK_SECONDS = 0.001
-"""How long a stream holds events back that come right behind one that it has sent."""
+TICK_SECONDS = 0.002
+"""How long a stream holds events back that come right behind one that it has sent.
+
+It is longer than a turn of the loop takes in which a hundred streams write.
+"""
 
 _SLOT_SECONDS = 0.005
 """How coarse the timers are; a heartbeat that is 5 ms late is on time for everybody."""
