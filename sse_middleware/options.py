@@ -81,8 +81,8 @@ class Options:
     )
     batch: bool = flag(
         "SSE_BATCH",
-        "Whether events that come within two milliseconds leave as one message; `0` for handlers that "
-        "yield several at once and then block the event loop.",
+        "Whether events that come within two milliseconds leave as one message; `0` for handlers "
+        "that yield several at once and then block the event loop.",
         default=True,
     )
     retry_ms: int = whole(

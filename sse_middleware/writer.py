@@ -1,8 +1,8 @@
 """The writer of one stream: one write at a time, in order, and few of them.
 
 An event that comes behind a pause is sent at once, by the app's own task. What comes within the
-next two milliseconds is held, and leaves as one message: written by the scribe when the tick is over, or
-by the app's own task with what it writes next. An app that holds much has to wait.
+next two milliseconds is held, and leaves as one message: written by the scribe when the tick is
+over, or by the app's own task with what it writes next. An app that holds much has to wait.
 """
 
 import asyncio
