@@ -52,7 +52,18 @@ def control(
         cursor: its id, if it has one; a client's own is one that it could send in a header.
         retry: its reconnection time in milliseconds, if it has one.
     """
-    text = f"event: {name}\ndata: {_json(fields)}\n"
+    return _written(name, _json(fields), cursor=cursor, retry=retry)
+
+
+def _written(
+    name: str, data: str, *, cursor: Cursor | str | None = None, retry: int | None = None
+) -> bytes:
+    """Return an event whose data is one line.
+
+    Those that come often write it themselves and not by a JSON encoder, for all in them is a
+    number, or a word of a safe alphabet.
+    """
+    text = f"event: {name}\ndata: {data}\n"
     if cursor is not None:
         text += f"id: {cursor}\n"
     if retry is not None:
@@ -72,17 +83,15 @@ def opening(
     retry: int,
 ) -> bytes:
     """Return `start`, or `reset` where the client cannot go on where it was."""
-    # No JSON encoder here and in those that are as frequent: all in them is a number, or a word of
-    # a safe alphabet.
     reason = f'"reason":"{reset}",' if reset else ""
-    held = "" if cursor is None else f"id: {cursor}\n"
-    return (
-        f'event: {name}\ndata: {{{reason}"stream_id":"{record.stream_id}",'
-        f'"trace_id":"{record.trace_id}","max_duration":{_number(max_seconds)},'
+    data = (
+        f'{{{reason}"stream_id":"{record.stream_id}","trace_id":"{record.trace_id}",'
+        f'"max_duration":{_number(max_seconds)},'
         f'"heartbeat_interval":{_number(options.heartbeat_interval)},'
         f'"silence_threshold":{_number(options.silence_threshold)},'
-        f'"resumed":{"true" if resumed else "false"}}}\n{held}retry: {retry}\n\n'
-    ).encode()
+        f'"resumed":{"true" if resumed else "false"}}}'
+    )
+    return _written(name, data, cursor=cursor, retry=retry)
 
 
 def heartbeat(
@@ -96,14 +105,14 @@ def heartbeat(
     retry: int | None,
 ) -> bytes:
     """Return `heartbeat`, with a `retry` where it is the last word of a connection."""
-    again = "" if retry is None else f"retry: {retry}\n"
-    return (
-        f'event: {name}\ndata: {{"stream_id":"{record.stream_id}",'
+    data = (
+        f'{{"stream_id":"{record.stream_id}",'
         f'"timestamp":"{_timestamp(int(unix_time * 1000))}","uptime_seconds":{uptime!r},'
         f'"total_chunks":{record.chunks},"total_tokens":{record.tokens},'
         f'"heartbeat_count":{record.heartbeats},"remaining_seconds":{_number(remaining)},'
-        f'"max_duration":{_number(max_seconds)},"trace_id":"{record.trace_id}"}}\n{again}\n'
-    ).encode()
+        f'"max_duration":{_number(max_seconds)},"trace_id":"{record.trace_id}"}}'
+    )
+    return _written(name, data, retry=retry)
 
 
 def _number(value: float | None) -> str:
@@ -125,13 +134,12 @@ def complete(  # noqa: PLR0917 - as they stand in the event
     retry: int | None,
 ) -> bytes:
     """Return `complete`, the last event of a stream that has not failed."""
-    held = "" if cursor is None else f"id: {cursor}\n"
-    again = "" if retry is None else f"retry: {retry}\n"
-    return (
-        f'event: {name}\ndata: {{"reason":"{reason}","duration":{duration!r},'
+    data = (
+        f'{{"reason":"{reason}","duration":{duration!r},'
         f'"total_chunks":{record.chunks},"total_tokens":{record.tokens},'
-        f'"trace_id":"{record.trace_id}","stream_id":"{record.stream_id}"}}\n{held}{again}\n'
-    ).encode()
+        f'"trace_id":"{record.trace_id}","stream_id":"{record.stream_id}"}}'
+    )
+    return _written(name, data, cursor=cursor, retry=retry)
 
 
 def error(name: str, record: StreamRecord, cursor: Cursor | None) -> bytes:

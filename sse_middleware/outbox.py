@@ -177,7 +177,7 @@ class Outbox(TimedWriter):
             # FastAPI's event streams end the response before the exception of their generator
             # comes through, by cancelling us in the next turn of the loop.
             await asyncio.sleep(0)
-        if (self._who_writes or self._waiting) and not self._unread:
+        if not self._unread:
             await self._wait_for_turn()
         if self._closed:
             return

@@ -76,6 +76,10 @@ class RecordedOutbox(Outbox):
         super().__init__(*arguments, **options)
         self._state.recording = self._log
 
+    @property
+    def _linger_seconds(self) -> float:
+        return self._state.options.linger_seconds
+
     async def open(self, start: Message, data: bytes) -> None:
         """Do so as any outbox, and know who it is that writes."""
         self._task = asyncio.current_task()
@@ -109,9 +113,7 @@ class RecordedOutbox(Outbox):
 
     def on_drain(self) -> None:
         """Let the client go where it can follow elsewhere; the log is filled on."""
-        may_follow = (
-            self._is_shared and self._is_recording() and bool(self._state.options.linger_seconds)
-        )
+        may_follow = self._is_shared and self._is_recording() and bool(self._linger_seconds)
         if may_follow and not (self._unread or self.broken or self._is_ended()):
             self._state.prepare_to_drain()
             self._rotate(self._clock())
@@ -157,7 +159,7 @@ class RecordedOutbox(Outbox):
     def _may_go_on(self) -> bool:
         if not self._is_recording():
             return False
-        return self._followed or bool(self._record.chunks and self._state.options.linger_seconds)
+        return self._followed or bool(self._record.chunks and self._linger_seconds)
 
     def _is_recording(self) -> bool:
         return self._state.recording is not None
@@ -170,7 +172,7 @@ class RecordedOutbox(Outbox):
 
     def _wait_for_reader(self) -> None:
         waits = not self._followed
-        self._linger_at = self._clock() + self._state.options.linger_seconds if waits else math.inf
+        self._linger_at = self._clock() + self._linger_seconds if waits else math.inf
         self._set_timer()
         if self.place is not None:
             self.place.wait(waits=waits)
@@ -223,7 +225,7 @@ class RecordedOutbox(Outbox):
     def _reach_cap(self, now: float) -> None:
         if not (self._state.rotates and self._is_recording()):
             super()._reach_cap(now)
-        elif self._state.options.linger_seconds or self._followed:
+        elif self._linger_seconds or self._followed:
             self._rotate(now)
         else:
             self._log.end(State.GONE)

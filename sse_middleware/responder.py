@@ -180,11 +180,13 @@ class Responder:
             cancels = task.cancelling()
             self._listeners += (task,)
             try:
-                if self._ahead is None and self._unread is None and not self._is_gone:
+                message = None
+                if self._ahead or self._unread or self._is_gone:
+                    message = await self._came_ahead()
+                if message is None:
                     message = await self._receive()
+                    # Some servers tell it once, and the app may not have heard yet.
                     self._is_gone = message["type"] == "http.disconnect"
-                else:
-                    message = await self._next()
                 if message["type"] == "http.request":
                     self._keep(message)
                 elif self.outbox is not None and self.outbox.client_left():
@@ -201,22 +203,15 @@ class Responder:
         self._farewell.heard = True
         return {"type": "http.disconnect"}
 
-    async def _next(self) -> Message:
-        """Return the server's next message, which may have come ahead of the app's asking.
-
-        A disconnect is remembered: some servers tell it once, and the app may not have heard yet.
-        """
+    async def _came_ahead(self) -> Message | None:
+        """Return the message that has come ahead of the app's asking, if there is one."""
         while (ahead := self._ahead) is not None and self._unread is None:
             await asyncio.shield(ahead)
             self._on_ahead(ahead)
         if self._unread is not None:
             message, self._unread = self._unread, None
             return message
-        if self._is_gone:
-            return {"type": "http.disconnect"}
-        message = await self._receive()
-        self._is_gone = message["type"] == "http.disconnect"
-        return message
+        return {"type": "http.disconnect"} if self._is_gone else None
 
     def _forget_listener(self, task: asyncio.Task[object]) -> None:
         # A task listens once at a time, so that one of its entries is as good as another.

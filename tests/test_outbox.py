@@ -9,6 +9,7 @@ from starlette.types import Message
 from sse_middleware import Options
 from sse_middleware.families import CommentForm, Family
 from sse_middleware.outbox import Outbox
+from sse_middleware.owner import NOBODY_OWNS
 from sse_middleware.record import StreamRecord
 from sse_middleware.state import StreamState
 from sse_middleware.ticker import current_ticker
@@ -16,20 +17,6 @@ from sse_middleware.writer import body_message
 from tests.clock import VirtualClockLoop
 
 pytestmark = pytest.mark.anyio
-
-
-class Nobody:
-    def on_cap(self) -> None:
-        pass
-
-    def on_end(self) -> None:
-        pass
-
-    def on_silence(self) -> None:
-        pass
-
-    async def on_late_write(self) -> None:
-        pass
 
 
 def outbox_for(sent: list[Message]) -> Outbox:
@@ -47,7 +34,7 @@ def outbox_for(sent: list[Message]) -> Outbox:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    return Outbox(state, send, current_ticker(), observers=(), owner=Nobody())
+    return Outbox(state, send, current_ticker(), observers=(), owner=NOBODY_OWNS)
 
 
 def turns(outbox: Outbox) -> int:

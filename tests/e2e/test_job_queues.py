@@ -8,7 +8,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import redis
 
 from sse_middleware.channels import close_channels, subscribe
 from tests.e2e.clients import needs
+from tests.e2e.servers import running_process
 from tests.redis_server import RedisServer, need_redis_server
 
 ROOT = Path(__file__).parents[2]
@@ -42,22 +43,11 @@ def task_of_the_documentation(url: str) -> str:
     return found[1].replace("redis://localhost:6379/0", url)
 
 
-@contextmanager
-def worker(directory: Path, url: str, *command: str) -> Iterator[None]:
-    environ = os.environ | {"SSE_REDIS_URL": url, "PYTHONPATH": f"{directory}:{ROOT}"}
-    with (directory / "worker.log").open("wb") as log:
-        arguments = [sys.executable, "-m", *command]
-        process = subprocess.Popen(
-            arguments, cwd=directory, env=environ, stdout=log, stderr=subprocess.STDOUT
-        )
-        try:
-            yield
-        finally:
-            process.terminate()
-            try:
-                process.wait(PATIENCE)
-            finally:
-                process.kill()
+def worker(
+    directory: Path, url: str, *command: str
+) -> AbstractContextManager[tuple[subprocess.Popen[bytes], Path]]:
+    environ = {"SSE_REDIS_URL": url, "PYTHONPATH": f"{directory}:{ROOT}"}
+    return running_process([sys.executable, "-m", *command], directory / "worker.log", environ)
 
 
 def read(sessions: list[str], url: str) -> list[list[tuple[str, object]]]:
