@@ -1,6 +1,13 @@
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.clock import VirtualClockLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.redis_server import RedisServer
 
 
 @pytest.fixture
@@ -15,3 +22,12 @@ def _one_connection(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     if "e2e" not in request.node.path.parts:
         monkeypatch.setenv("SSE_LINGER_SECONDS", "0")
         monkeypatch.setenv("SSE_CAP_ACTION", "complete")
+
+
+@pytest.fixture(scope="module")
+def running_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[RedisServer]":
+    """Run a Redis server for the tests of a module."""
+    from tests.redis_server import RedisServer  # noqa: PLC0415 - needs an extra
+
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server

@@ -18,7 +18,7 @@ from typing import Self
 import pytest
 import redis
 
-from tests.e2e.servers import free_port
+from tests.ports import free_port
 
 _ELSEWHERE = (place for place in os.get_exec_path() if place != str(Path(sys.executable).parent))
 PROGRAM = shutil.which("redis-server", path=os.pathsep.join(_ELSEWHERE))

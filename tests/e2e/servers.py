@@ -6,12 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.ports import free_port
 
 SERVERS = {
     "uvicorn-httptools": ("uvicorn", "--http", "httptools", "--port", "{port}"),
@@ -22,8 +23,7 @@ SERVERS = {
 """Each server's command line without the app."""
 
 _INHERITED = dict(os.environ)  # once: pytest writes a variable while threads start servers
-_LOCK = threading.Lock()
-_given_ports: set[int] = set()
+_PATIENCE_SECONDS = 10.0  # hypercorn takes some five to let a stream go
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,6 @@ class Server:
 
     def log_text(self) -> str:
         return self.log.read_text()
-
-
-def free_port() -> int:
-    """Return a port that is free now and that nobody has got from here before."""
-    while True:
-        with _LOCK, socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            if port not in _given_ports:
-                _given_ports.add(port)
-                return port
 
 
 @contextmanager
@@ -79,12 +68,14 @@ def running_process(
         try:
             yield process, log
         finally:
-            for sign, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
-                try:
-                    os.killpg(process.pid, sign)
-                    process.wait(patience)
-                except (ProcessLookupError, subprocess.TimeoutExpired):
-                    continue
+            # Not its children as well: a worker of hypercorn's that dies while it holds the lock of
+            # an event that it shares with its parent would leave that waiting for ever.
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_PATIENCE_SECONDS)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(_PATIENCE_SECONDS)
 
 
 def wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

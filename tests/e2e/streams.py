@@ -19,6 +19,9 @@ left: dict[str, int] = {}
 in_flight: set[object] = set()
 """The requests that a server has given us and not got back."""
 
+asked = asyncio.Semaphore(0)
+"""How many events of `/wait-for-each` may be sent."""
+
 
 def _leave(how: str) -> None:
     left[how] = left.get(how, 0) + 1
@@ -45,6 +48,22 @@ async def count(request: Request) -> Response:
     return StreamingResponse(
         events(), media_type="text/event-stream", background=BackgroundTask(_leave, "background")
     )
+
+
+async def wait_for_each(request: Request) -> Response:
+    """Send three events, each when somebody has asked for one at `/ask`."""
+
+    async def events() -> AsyncIterator[bytes]:
+        for number in range(3):
+            await asked.acquire()
+            yield f"data: {number}\n\n".encode()
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+async def ask(request: Request) -> Response:
+    asked.release()
+    return Response()
 
 
 async def flood(request: Request) -> Response:
@@ -78,6 +97,8 @@ async def state(request: Request) -> Response:
 _app = Starlette(
     routes=[
         Route("/count", count, methods=["GET", "POST"]),
+        Route("/wait-for-each", wait_for_each),
+        Route("/ask", ask),
         Route("/flood", flood),
         Route("/state", state),
     ]

@@ -165,9 +165,10 @@ def test_cuts_of_the_example_by_four_workers_cost_nothing(tmp_path: Path) -> Non
         environ = ENVIRON | {"SSE_REDIS_URL": redis.url}
         with serving("uvicorn-httptools", EXAMPLE, tmp_path, environ, "--workers", "4") as running:
             length = length_of([running], f"{SEARCH}5")
+            cuts = [[random_cut(rng, length) for _ in range(3)] for _ in range(SAMPLE // 3)]
+            cuts += [[Cut(BEHIND_START, how)] for how in How for _ in range(SAMPLE // 6)]
             cases = [
-                Case(f"{SEARCH}5", [random_cut(rng, length) for _ in range(3)], rng.choice(HASTES))
-                for _ in range(SAMPLE // 3)
+                Case(f"{SEARCH}5", some, rng.choice(HASTES), may_be_too_soon=True) for some in cuts
             ]
             found = complaints_of_example(running, cases)
             leases = [key for key in redis.all_keys() if key.endswith(":lease")]

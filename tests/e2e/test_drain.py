@@ -19,14 +19,8 @@ import uvicorn
 
 from sse_middleware import Event, EventParser, drain
 from tests.e2e.drains import app
-from tests.e2e.servers import (
-    SERVERS,
-    Server,
-    free_port,
-    running_process,
-    serving,
-    wait_until_listening,
-)
+from tests.e2e.servers import SERVERS, Server, running_process, serving, wait_until_listening
+from tests.ports import free_port
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,8 @@ import pytest
 
 from sse_middleware import Event, EventParser
 from tests.e2e.clients.needs import program
-from tests.e2e.servers import free_port, running_process, serving, wait_until_listening
+from tests.e2e.servers import running_process, serving, wait_until_listening
+from tests.ports import free_port
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 EVENTSOURCE = {"accept": "text/event-stream", "cache-control": "no-cache"}
