@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from sse_middleware import MemoryStore, SSEMiddleware
 from sse_middleware.limits import Places
-from sse_middleware.stores import leases
+from sse_middleware.stores import leases, patience
 from sse_middleware.stores.leases import Leases
 from sse_middleware.stores.patience import Patience
 from sse_middleware.stores.redis_client import FAILURES
@@ -32,17 +32,18 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module")
-def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
 @pytest.fixture
-def server(running_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
+def hanging_server(running_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
     monkeypatch.setattr(leases, "LEASE_SECONDS", LEASE)
     running_server.client.flushall()
     return running_server
+
+
+@pytest.fixture
+def server(hanging_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
+    """The same for tests in which it does not hang, though the machine may for a moment."""
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 5.0)
+    return hanging_server
 
 
 @asynccontextmanager
@@ -195,15 +196,15 @@ async def test_a_page_that_is_loaded_anew_is_let_in_by_another_process(
 
 
 async def test_while_redis_hangs_each_process_counts_alone_and_says_so(
-    server: RedisServer,
+    hanging_server: RedisServer,
 ) -> None:
     registry = CollectorRegistry()
     async with (
-        processes(server, registry=registry, max_streams_per_client=2) as (here, there),
+        processes(hanging_server, registry=registry, max_streams_per_client=2) as (here, there),
         asked(here, PLAIN) as before,
     ):
         await answer(before)
-        with server.stopped():
+        with hanging_server.stopped():
             began = time.monotonic()
             async with asked(here, PLAIN) as one:
                 assert await answer(one) == LET_IN
@@ -222,8 +223,8 @@ async def test_while_redis_hangs_each_process_counts_alone_and_says_so(
             await answer(one)
 
             def is_known() -> bool:
-                keys = [key for key in server.all_keys() if key.endswith("leases")]
-                return any(server.client.zcard(key) == 2 for key in keys)
+                keys = [key for key in hanging_server.all_keys() if key.endswith("leases")]
+                return any(hanging_server.client.zcard(key) == 2 for key in keys)
 
             await until(is_known)
             await asyncio.sleep(1)  # in which nobody asks a Redis that did not answer
@@ -240,9 +241,11 @@ async def test_a_redis_that_has_forgotten_all_is_told_again(server: RedisServer)
         assert not one.ended
 
 
-async def test_who_leaves_while_redis_is_asked_leaves_nothing(server: RedisServer) -> None:
-    async with processes(server, 1) as (app,):
-        with server.stopped():
+async def test_who_leaves_while_redis_is_asked_leaves_nothing(
+    hanging_server: RedisServer,
+) -> None:
+    async with processes(hanging_server, 1) as (app,):
+        with hanging_server.stopped():
             for headers in (ANY, PLAIN):
                 async with asked(app, headers) as one:
                     await asyncio.sleep(0.05)
@@ -270,14 +273,14 @@ async def test_keys_name_no_client_and_run_out(server: RedisServer) -> None:
 
 
 async def test_the_rate_counts_for_all_processes_and_alone_while_redis_hangs(
-    server: RedisServer,
+    hanging_server: RedisServer,
 ) -> None:
     often = (429, "open_rate_exceeded")
-    async with processes(server, open_rate="3/hour", max_streams_per_client=None) as apps:
+    async with processes(hanging_server, open_rate="3/hour", max_streams_per_client=None) as apps:
         got = [await opens(apps[number % 2]) for number in range(6)]
         assert got == [LET_IN] * 3 + [often] * 3
         assert await opens(apps[0], address="192.0.2.2") == LET_IN
-        with server.stopped():
+        with hanging_server.stopped():
             began = time.monotonic()
             assert await opens(apps[0]) == LET_IN
             assert time.monotonic() - began < 0.35

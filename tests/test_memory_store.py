@@ -675,3 +675,26 @@ def test_no_reader_gets_a_hole_untold_an_event_twice_or_out_of_order(
         await store.close()
 
     asyncio.run(run())
+
+
+async def test_what_is_kept_together_is_kept_within_the_same_bounds() -> None:
+    store = MemoryStore(max_events=10, max_bytes=1000)
+    together, one_by_one = FakeStream(store), FakeStream(store)
+    for count in (3, 9, 1, 40, 2, 7):
+        together.write_together(count, size=40)
+        one_by_one.write(count, size=40)
+        last = [await store.find(stream.id) for stream in (together, one_by_one)]
+        assert [found.last for found in last if found] == [together.last] * 2
+        assert all(found.last - found.first < 10 for found in last if found)
+    together.log.end(State.FINISHED)
+    reader = await Reader(store, together.id, together.last - 5).read_all()
+    assert reader.numbers == list(range(together.last - 4, together.last + 1))
+
+
+async def test_numbers_that_do_not_grow_are_ignored_one_by_one() -> None:
+    store = MemoryStore()
+    stream = FakeStream(store)
+    stream.write(3)
+    stream.log.append(2, *(b"id: %d\ndata: x\n\n" % number for number in (2, 3, 4, 5)))
+    stream.log.end(State.FINISHED)
+    assert (await Reader(store, stream.id).read_all()).numbers == [1, 2, 3, 4, 5]

@@ -28,7 +28,6 @@ from sse_middleware.stores.channel_dispatch import ChannelKeys, Dispatch, Number
 from sse_middleware.stores.channel_redis import RedisChannels
 from sse_middleware.testing.streams import eventually
 from tests.channel_contract import ChannelContract, code, new_channel, said, take, whole
-from tests.e2e.servers import free_port
 from tests.redis_server import Proxy, RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -39,12 +38,6 @@ KEYS = ChannelKeys("sse:")
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
 
 
 @pytest.fixture
@@ -74,8 +67,8 @@ class TestInRedis(ChannelContract):
 
 @pytest.fixture(scope="module")
 def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    options = ("--cluster-enabled", "yes", "--cluster-port", str(free_port()))
-    with RedisServer(tmp_path_factory.mktemp("cluster"), *options) as server:
+    directory = tmp_path_factory.mktemp("cluster")
+    with RedisServer(directory, "--cluster-enabled", "yes") as server:
         ask(server, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
         deadline = time.monotonic() + 10
         while ask(server, "CLUSTER INFO")["cluster_state"] != "ok":

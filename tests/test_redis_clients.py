@@ -1,12 +1,13 @@
 """Whatever client or URL users have works, or is refused with a word that says why."""
 
 import asyncio
+import gc
 import logging
 import shutil
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialBackoff
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware import ConfigurationError, SSEMiddleware
+from sse_middleware import ConfigurationError, SSEMiddleware, StoreError
+from sse_middleware.channels import BlockingPublisher
 from sse_middleware.stores.base import State
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
-from tests.e2e.servers import free_port
+from tests.ports import free_port
+from tests.redis_cluster import RedisCluster
 from tests.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -64,6 +67,14 @@ def server(running_server: RedisServer) -> RedisServer:
     return running_server
 
 
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Leave what is in a cycle where it is."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 def make_certificate(directory: Path) -> Path:
     """Return a file with a key and a certificate of 127.0.0.1, signed by itself."""
     program = shutil.which("openssl")
@@ -91,14 +102,18 @@ def users(server: redis.Redis) -> set[str]:
     return {str(client["user"]) for client in server.client_list()} - {"default"}
 
 
-async def check_all(here: RedisStore, there: RedisStore, server: redis.Redis) -> None:
+async def check_all(
+    here: RedisStore, there: RedisStore, server: RedisServer | RedisCluster
+) -> None:
     """Write, follow, name and cancel from one process to another, and hold a lease."""
     stream = FakeStream(here)
     stream.log.set_name("chat")
     stream.write(3)
 
     async def named() -> bool:
-        return await there.find_named("chat") is not None
+        with suppress(StoreError):  # as long as it connects
+            return await there.find_named("chat") is not None
+        return False
 
     await eventually(named, bool, "the stream was to be found by its name")
     async with Reader(there, stream.id) as reader:
@@ -109,7 +124,7 @@ async def check_all(here: RedisStore, there: RedisStore, server: redis.Redis) ->
         await stream.producer.hears_cancel()
 
         async def inboxes() -> int:  # that only the threads of the leases make
-            return sum("inbox" in str(key) for key in server.scan_iter())
+            return sum("inbox" in key for key in server.all_keys())
 
         await eventually(inboxes, lambda count: count == 2, "both were to hold their leases")
         stream.log.end(State.CANCELLED)
@@ -120,7 +135,7 @@ async def check_all(here: RedisStore, there: RedisStore, server: redis.Redis) ->
 async def check_url(url: str, server: RedisServer) -> None:
     here, there = RedisStore(url), RedisStore(url)
     async with aclosing_store(here), aclosing_store(there):
-        await check_all(here, there, server.client)
+        await check_all(here, there, server)
 
 
 def aclosing_store(store: RedisStore) -> AsyncExitStack:
@@ -129,7 +144,16 @@ def aclosing_store(store: RedisStore) -> AsyncExitStack:
     return stack
 
 
-async def check_clients(make: Callable[[], Any], server: redis.Redis) -> None:
+async def eventually_unconnected(*servers: RedisServer) -> None:
+    """Wait until there are no connections, without help of the garbage collector."""
+
+    async def connections() -> int:
+        return sum(server.connections() for server in servers)
+
+    await eventually(connections, lambda count: count == 0, "all were to be closed")
+
+
+async def check_clients(make: Callable[[], Any], server: RedisServer) -> None:
     clients = [make(), make()]
     stores = [RedisStore(client=client) for client in clients]
     async with AsyncExitStack() as stack:
@@ -151,6 +175,29 @@ async def test_tls_with_a_certificate_of_ones_own(server: RedisServer) -> None:
     await check_url(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={path}", server)
 
 
+async def test_what_is_closed_leaves_no_connection_to_a_cluster(
+    tmp_path: Path, uncollected: None
+) -> None:
+    with RedisCluster(tmp_path) as cluster:
+        here, there = RedisStore(cluster.url), RedisStore(cluster.url)
+        async with aclosing_store(here), aclosing_store(there):
+            await check_all(here, there, cluster)
+        await eventually_unconnected(*cluster.nodes)
+        publisher = BlockingPublisher(cluster.url)
+        for channel in "abcdef":
+            assert await asyncio.to_thread(publisher.publish, channel, "step", 1)
+        await asyncio.to_thread(publisher.close)
+        await eventually_unconnected(*cluster.nodes)
+
+
+async def test_tls_of_a_cluster(server: RedisServer, tmp_path: Path) -> None:
+    certificate = Path(setting(server, "tls-cert-file"))
+    with RedisCluster(tmp_path, certificate=certificate) as cluster:
+        here, there = RedisStore(cluster.url), RedisStore(cluster.url)
+        async with aclosing_store(here), aclosing_store(there):
+            await check_all(here, there, cluster)
+
+
 async def test_tls_whose_certificate_nobody_knows_is_out_of_reach(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -168,7 +215,7 @@ async def test_a_user_who_may_do_no_more_than_is_needed(server: RedisServer) -> 
     url = f"redis://app:{QUOTED}@127.0.0.1:{server.port}"
     here, there = RedisStore(url), RedisStore(url)
     async with aclosing_store(here), aclosing_store(there):
-        await check_all(here, there, server.client)
+        await check_all(here, there, server)
         assert users(server.client) == {"app"}
         assert all(one["user"] in ("app", "default") for one in server.client.client_list())
     assert server.client.acl_log() == []
@@ -253,14 +300,14 @@ def client_of(server: RedisServer, **options: Any) -> Callable[[], Redis]:
 async def test_a_client_with_options_of_its_own(
     server: RedisServer, options: dict[str, Any]
 ) -> None:
-    await check_clients(client_of(server, **options), server.client)
+    await check_clients(client_of(server, **options), server)
 
 
 async def test_a_client_of_a_pool_that_waits(server: RedisServer) -> None:
     def make() -> Redis:
         return Redis.from_pool(BlockingConnectionPool(port=server.port, max_connections=3))
 
-    await check_clients(make, server.client)
+    await check_clients(make, server)
 
 
 async def test_a_client_of_tls(server: RedisServer) -> None:
@@ -276,18 +323,21 @@ async def test_a_client_of_tls(server: RedisServer) -> None:
             password=PASSWORD,
         )
 
-    await check_clients(make, server.client)
+    await check_clients(make, server)
 
 
-async def test_a_client_of_a_sentinel(server: RedisServer, tmp_path: Path) -> None:
+async def test_a_client_of_a_sentinel(
+    server: RedisServer, tmp_path: Path, uncollected: None
+) -> None:
     configuration = tmp_path / "sentinel.conf"
     configuration.write_text(f"sentinel monitor main 127.0.0.1 {server.port} 1\n")
     with RedisServer(tmp_path, "--sentinel", file=str(configuration)) as sentinel:
         watch = Sentinel([("127.0.0.1", sentinel.port)])  # type: ignore[no-untyped-call]
         login: dict[str, Any] = {"username": "app", "password": PASSWORD}
-        await check_clients(lambda: watch.master_for("main", **login), server.client)
+        await check_clients(lambda: watch.master_for("main", **login), server)
         for one in watch.sentinels:
             await one.aclose()
+        await eventually_unconnected(sentinel)
 
 
 def reading_from_replicas() -> ClusterClient:

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,12 +24,6 @@ from tests.redis_server import RedisServer
 KEYS = ChannelKeys("sse:")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
 async def read(channel: str, url: str) -> list[ChannelEvent]:
     try:
         return await whole(subscribe(channel, url=url))
@@ -38,8 +31,8 @@ async def read(channel: str, url: str) -> list[ChannelEvent]:
         await close_channels()
 
 
-def test_a_publisher_serves_one_loop_after_the_other(server: RedisServer) -> None:
-    publisher = Publisher(server.url)
+def test_a_publisher_serves_one_loop_after_the_other(running_server: RedisServer) -> None:
+    publisher = Publisher(running_server.url)
 
     async def publish(number: int) -> None:
         await publisher.publish("loops", "n", number)
@@ -47,7 +40,7 @@ def test_a_publisher_serves_one_loop_after_the_other(server: RedisServer) -> Non
 
     for number in range(3):
         asyncio.run(publish(number))
-    assert server.client.xlen(KEYS.log("loops")) == 3
+    assert running_server.client.xlen(KEYS.log("loops")) == 3
 
 
 FORKING = """
@@ -74,10 +67,10 @@ FORKING = """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
-def test_a_publisher_that_was_forked_publishes_all_of_its_own(server: RedisServer) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(FORKING), server.url]
+def test_a_publisher_that_was_forked_publishes_all_of_its_own(running_server: RedisServer) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(FORKING), running_server.url]
     subprocess.run(command, check=True, timeout=30)
-    found = said(asyncio.run(read("forks", server.url)))
+    found = said(asyncio.run(read("forks", running_server.url)))
     for name in ("parent", "child-0", "child-1", "child-2"):
         assert [number for event, number in found if event == name] == list(range(20))
 
@@ -87,9 +80,9 @@ class TimeLimitError(Exception):
 
 
 def test_a_publisher_that_is_interrupted_goes_on(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    running_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publisher = BlockingPublisher(server.url)
+    publisher = BlockingPublisher(running_server.url)
     publisher.ack("limits")
     real = publisher._channels._pipe  # type: ignore[attr-defined]
 

@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from sse_middleware.errors import StoreError
 from sse_middleware.record import StreamRecord
 from sse_middleware.stores import redis_link
-from sse_middleware.stores.base import State
+from sse_middleware.stores.base import Batch, State
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream, Reader, StoreContract
 from sse_middleware.testing.streams import eventually
@@ -26,12 +26,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
 
 
 @pytest.fixture
@@ -177,6 +171,57 @@ async def test_who_waits_in_another_process_hears_that_a_log_has_gone(server: Re
             disowned.log.disown()
             assert await other.until_end() is State.DISOWNED
             assert await one.until_end() is State.GONE
+
+
+async def test_who_comes_to_a_log_of_another_process_as_it_goes_hears_so_at_once(
+    server: RedisServer,
+) -> None:
+    async with stores(server, 2) as (here, there):
+        for pause in (0.0, 0.001, 0.002, 0.004, 0.008):
+            stream = FakeStream(here)
+            await visible(there, stream)
+            began = time.monotonic()
+            stream.log.end(State.GONE)
+            await asyncio.sleep(pause)
+            reader = await Reader(there, stream.id).read_all()
+            assert reader.end == Batch(State.GONE, 0, b"")
+            assert time.monotonic() - began < 0.5, f"it came {pause} s behind the end"
+
+
+async def test_who_waits_for_a_log_of_another_process_that_goes_hears_so_at_once(
+    server: RedisServer,
+) -> None:
+    async with stores(server, 2) as (here, there):
+        stream = FakeStream(here)
+        await visible(there, stream)
+        async with Reader(there, stream.id) as reader, Reader(there, stream.id) as other:
+            await stream.producer.hears("followed")
+            began = time.monotonic()
+            stream.log.end(State.GONE)
+            assert [await one.until_end() for one in (reader, other)] == 2 * [State.GONE]
+            assert time.monotonic() - began < 0.5
+
+
+async def test_an_answer_that_comes_late_is_no_proof_that_a_log_has_gone(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stores(server) as (store,):
+        stream = FakeStream(store)
+        ask = redis_link.Link.ask
+
+        async def ask_slowly(link: redis_link.Link, what: str, *commands: Any) -> list[Any]:
+            """Look whether there is a log before Redis has heard of it, and say so much later."""
+            if commands[0][0] != "EXISTS" or stream.last:
+                return await ask(link, what, *commands)
+            stream.write(3)
+            stream.log.end(State.FINISHED, b"event: complete\n\n")
+            await stream.log.flush()
+            await asyncio.sleep(0.1)
+            return [0, []]
+
+        monkeypatch.setattr(redis_link.Link, "ask", ask_slowly)
+        reader = await Reader(store, stream.id).read_all()
+        assert reader.end == Batch(State.FINISHED, 3, b"event: complete\n\n")
 
 
 async def test_the_latest_log_of_a_name_counts_whoever_writes_it(server: RedisServer) -> None:
@@ -517,7 +562,11 @@ async def test_a_closed_store_leaves_no_connection_and_no_lease(server: RedisSer
         await visible(there, stream)
         async with Reader(there, stream.id):
             await stream.producer.hears("followed")
-            assert sum("lease" in key for key in server.all_keys()) == 2
+
+            async def leases() -> int:
+                return sum("lease" in key for key in server.all_keys())
+
+            await eventually(leases, lambda count: count == 2, "each process was to have a lease")
     assert not any("lease" in key or "inbox" in key for key in server.all_keys())
     deadline = time.monotonic() + 2
     while server.connections():
@@ -610,7 +659,7 @@ async def test_who_follows_a_store_that_is_closed_is_told_and_makes_no_connectio
 def test_a_store_made_before_a_fork_serves_each_child(server: RedisServer) -> None:
     program = f"""
 import asyncio, os
-from sse_middleware.stores.base import State
+from sse_middleware.stores.base import Batch, State
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream, Reader
 

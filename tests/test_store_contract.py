@@ -188,6 +188,14 @@ class LogThatEndsAgain:
         self.log.disown()
 
 
+class TakesManyEventsForOne(MemoryStore):
+    def create(self, info: LogInfo, producer: Producer) -> Log:
+        log: Any = LogThatEndsAgain(super().create(info, producer))
+        log.append = lambda first, *frames: log.log.append(first, b"".join(frames))
+        log.end = log.log.end
+        return log  # type: ignore[no-any-return]
+
+
 FAULTS: dict[type[MemoryStore], str] = {
     LeavesHolesUntold: "a_number_left_out_is_told",
     GivesEventsTwice: "a_reader_gets_what_is_kept_and_then_what_comes",
@@ -213,6 +221,7 @@ FAULTS: dict[type[MemoryStore], str] = {
     KnowsLittleOfAStream: "a_log_is_found_as_it_is",
     LeavesATask: "a_log_without_events_has_an_end_as_well",
     EndsAgain: "a_log_ends_once",
+    TakesManyEventsForOne: "events_kept_together_are_events_like_others",
 }
 
 

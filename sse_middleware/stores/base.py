@@ -120,8 +120,11 @@ class Producer(Protocol):
 class Log(Protocol):
     """The writer's side of a log. Nothing here raises, and nothing waits but `flush`."""
 
-    def append(self, seq: int, frame: bytes) -> None:
-        """Keep the frame of the event `seq`; numbers grow, one that is left out is a hole."""
+    def append(self, first: int, *frames: bytes) -> None:
+        """Keep the frames of the events from `first` on, at least one.
+
+        Numbers grow; one that is left out is a hole.
+        """
 
     def skip(self, seq: int) -> None:
         """Take note that the event `seq` is not kept, so that whoever has missed it is told."""

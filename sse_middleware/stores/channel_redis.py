@@ -48,6 +48,7 @@ from sse_middleware.stores.redis_client import (
     FAILURES,
     blocking_client,
     client_for,
+    close_blocking,
     first_node_of,
 )
 from sse_middleware.stores.redis_link import Command, Keys, Link
@@ -243,7 +244,7 @@ class BlockingRedisChannels:
             self._begin()
         with self._sending:
             if self._client is not None:
-                self._client.close()
+                close_blocking(self._client)
                 self._client = None
 
     def _next_batch(self) -> list["_Waiting"]:

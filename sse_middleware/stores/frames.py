@@ -7,6 +7,7 @@ here knows of time, loops, threads or readers.
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 
 _SPARE = 8
 """Where something has to go, an eighth goes, so that it is seldom."""
@@ -49,42 +50,41 @@ class Frames:
         self._offset = 0  # of `_data`, counted so too
         self._measure()
 
-    def maybe_append(self, seq: int, frame: bytes) -> bool:
-        """Keep the frame of the event `seq` if nothing else has to change for that.
+    def maybe_append(self, first: int, frames: Sequence[bytes]) -> bool:
+        """Keep the frames of the events from `first` on if nothing else has to change for that.
 
         A reader in another thread may look on.
 
         Returns:
-            Whether it is kept; `append` is for all others.
+            Whether they are kept; `append` is for all others.
         """
-        data, ends = self._data, self._ends
+        data, ends, added = self._data, self._ends, b"".join(frames)
         if (
-            seq != self.last + 1
-            or len(data) + len(frame) > self._room
-            or len(ends) >= self._max_events
+            first != self.last + 1
+            or len(data) + len(added) > self._room
+            or len(ends) + len(frames) > self._max_events
         ):
             return False
-        data += frame
-        ends.append(self._offset + len(data))
-        self.last = seq
+        self._add(added, frames)
         return True
 
-    def append(self, seq: int, frame: bytes) -> None:
-        """Keep the frame of the event `seq`, and drop what is too many.
+    def append(self, first: int, frames: Sequence[bytes]) -> None:
+        """Keep the frames of the events from `first` on, and drop what is too many.
 
-        Where numbers are left out, all frames before them go, so that nobody reads over a hole. A
-        number that does not grow is ignored.
+        Where numbers are left out, all frames before them go, so that nobody reads over a hole.
+        Numbers that do not grow are ignored.
         """
-        if seq <= self.last:
+        frames = frames[max(0, self.last + 1 - first) :]
+        if not frames:
             return
-        if seq != self.last + 1:
+        if first > self.last + 1:
             self._drop(len(self._ends))
-            self.first = seq
-        self.last = seq
+            self.first = first
+            self.last = first - 1
+        added = b"".join(frames)
         if self._data:
-            self._make_room(len(frame))
-        self._data += frame
-        self._ends.append(self._offset + len(self._data))
+            self._make_room(len(added))
+        self._add(added, frames)
         if len(self._ends) > self._max_events or len(self._data) > self._max_bytes:
             self._trim()
         self._measure()
@@ -127,6 +127,15 @@ class Frames:
         self._drop(self._count_of(max(size, len(self._data) // _SPARE)))
         self._data = self._data[:]  # a copy has nothing in reserve
         self._measure()
+
+    def _add(self, added: bytes, frames: Sequence[bytes]) -> None:
+        ends = self._ends
+        end = self._offset + len(self._data)
+        self._data += added
+        for frame in frames:
+            end += len(frame)
+            ends.append(end)
+        self.last += len(frames)
 
     def _make_room(self, size: int) -> None:
         """Have room for `size` bytes, and for some more."""

@@ -10,7 +10,7 @@ import contextvars
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 
 from sse_middleware.stores.base import Batch, Found, Log, LogInfo, Producer, State
@@ -233,10 +233,10 @@ class _MemoryLog:
         self._waiting: dict[asyncio.Future[None], None] | None = None
         self._fixed_size = _LOG_BYTES + len(info.headers) + len(info.path) + len(info.origin)
 
-    def append(self, seq: int, frame: bytes) -> None:
-        """Keep the frame of the event `seq`."""
-        if not self._frames.maybe_append(seq, frame):
-            self._append(seq, frame)
+    def append(self, first: int, *frames: bytes) -> None:
+        """Keep the frames of the events from `first` on."""
+        if not self._frames.maybe_append(first, frames):
+            self._append(first, frames)
         if self._waiting:  # looked at behind the event, as `growth` looks at events behind this
             self._wake()
 
@@ -347,10 +347,10 @@ class _MemoryLog:
         """Return the memory that the log takes."""
         return self._fixed_size + self._frames.size + len(self._frame) + len(self.name)
 
-    def _append(self, seq: int, frame: bytes) -> None:
+    def _append(self, first: int, frames: Sequence[bytes]) -> None:
         with self._store.lock:
             if self._state is State.RUNNING:
-                self._frames.append(seq, frame)
+                self._frames.append(first, frames)
                 self._store.recount(self)
 
     def _wake(self) -> None:

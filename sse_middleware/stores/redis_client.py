@@ -21,6 +21,7 @@ from redis.cluster import ClusterNode as ThreadClusterNode
 from redis.exceptions import RedisClusterException, RedisError
 from redis.retry import Retry as ThreadRetry
 from redis.sentinel import Sentinel
+from redis.sentinel import SentinelConnectionPool as ThreadSentinelConnectionPool
 
 from sse_middleware.errors import ConfigurationError
 
@@ -126,6 +127,16 @@ def blocking_client(url: str, client: AnyRedis) -> Any:
         sentinel.sentinels = [blocking_client("", one) for one in pool.sentinel_manager.sentinels]
         return sentinel.master_for(pool.service_name, **options)  # type: ignore[no-untyped-call]
     return redis.Redis(**options)
+
+
+def close_blocking(client: Any) -> None:
+    """Close a client of `blocking_client`, and the connections that redis-py leaves open then."""
+    if isinstance(client, redis.RedisCluster):
+        client.disconnect_connection_pools()  # type: ignore[no-untyped-call]
+    elif isinstance(client.connection_pool, ThreadSentinelConnectionPool):
+        for sentinel in client.connection_pool.sentinel_manager.sentinels:
+            close_blocking(sentinel)
+    client.close()
 
 
 def is_of_cluster(url: str) -> bool:

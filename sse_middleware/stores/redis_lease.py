@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from sse_middleware.stores.redis_client import ANSWER_SECONDS, FAILURES
+from sse_middleware.stores.redis_client import ANSWER_SECONDS, FAILURES, close_blocking
 
 logger = logging.getLogger("sse_middleware")
 
@@ -63,7 +63,7 @@ class Lease:
             self._poked.wait(self._pause)
         if self._client is not None:
             self._try(self._give_back)
-            self._client.close()
+            close_blocking(self._client)
 
     def _try(self, call: Callable[[], None]) -> None:
         try:

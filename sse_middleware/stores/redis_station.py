@@ -123,6 +123,8 @@ class Station:
         And for how many seconds that has to be so until it is beyond doubt.
         """
         keys = self.link.keys
+        # As it is now, and not when the answer has come: it may be written to its end meanwhile.
+        is_written_yet = stream_id in self._logs or stream_id in self._producers
         exists, newest = await self.link.ask(
             "follow",
             ("EXISTS", keys.info(stream_id)),
@@ -135,7 +137,7 @@ class Station:
         if stream_id in self._logs:
             return None, 0.0
         if not exists:  # or Redis was emptied, and the producer is about to write all again
-            return Batch(State.GONE, after, b""), _GONE_SECONDS
+            return Batch(State.GONE, after, b""), _GONE_SECONDS if is_written_yet else 0.0
         if not await self._lives(process):
             return Batch(State.LOST, after, b""), self.link.lease_seconds / 5
         return None, 0.0
@@ -148,10 +150,9 @@ class Station:
         readers.add(news)
         if (log := self._logs.get(stream_id)) is not None:
             log.join()
-        elif process != self.link.process:
+        elif process != self.link.process and stream_id not in self._producers:
             self._producers[stream_id] = process
-            if len(readers) == 1:
-                self._tell(process, "follow", stream_id)
+            self._tell(process, "follow", stream_id)
         return news
 
     def leave(self, stream_id: str, news: asyncio.Event) -> None:
@@ -228,8 +229,13 @@ class Station:
         log = self._logs.get(stream_id)
         if what == "news":
             self._wake(stream_id)
+        elif what == "gone":
+            if self._producers.get(stream_id) == process:
+                del self._producers[stream_id]
+                self._wake(stream_id)
         elif log is None:
-            pass
+            if what == "follow":  # it has gone since that process found it
+                self._tell(process, "gone", stream_id)
         elif what == "follow":
             log.join(process)
         elif what == "leave":
@@ -258,7 +264,7 @@ class Station:
                 log.has_news = False
                 self._wake(stream_id)
                 for process in log.readers_elsewhere:
-                    self._tell(process, "news", stream_id)
+                    self._tell(process, "gone" if log.is_gone else "news", stream_id)
             if log.is_done:
                 self._logs.pop(stream_id, None)
 

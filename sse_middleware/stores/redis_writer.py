@@ -112,10 +112,11 @@ class RedisLog:
         """The processes that read it."""
         return self._remote_readers
 
-    def append(self, seq: int, frame: bytes) -> None:
-        """Keep the frame of the event `seq`."""
+    def append(self, first: int, *frames: bytes) -> None:
+        """Keep the frames of the events from `first` on."""
         if self.state is State.RUNNING:
-            self.pending.append(seq, frame)
+            for seq, frame in enumerate(frames, first):
+                self.pending.append(seq, frame)
             self._writer.write_soon(self, urgent=self.is_followed)
 
     def skip(self, seq: int) -> None:
@@ -132,7 +133,8 @@ class RedisLog:
             self.is_known = self.is_known and not self.is_gone
             self._producer = None
             self.pending.end(state, frame)
-            self._writer.write_soon(self, urgent=self.is_followed)
+            # Whoever finds a log that has gone waits for nothing.
+            self._writer.write_soon(self, urgent=self.is_followed or self.is_gone)
 
     def disown(self) -> None:
         """Drop the events and end the log."""

@@ -42,6 +42,27 @@ class ReadingTrials(StoreTrials):
             assert reader.holes == []
 
     @trial()
+    async def test_events_kept_together_are_events_like_others(self, store: EventStore) -> None:
+        """A reader may begin behind any of them, and is told of a hole in front of them."""
+        stream = FakeStream(store)
+        stream.write(2)
+        stream.write_together(5)
+        stream.write(1)
+        stream.write_together(3)
+        stream.log.end(State.FINISHED)
+        for after in range(12):
+            reader = await Reader(store, stream.id, after).read_all()
+            assert reader.numbers == list(range(after + 1, 12))
+            assert reader.holes == []
+        other = FakeStream(store)
+        other.write(1)
+        other.last += 2
+        other.write_together(3)
+        other.log.end(State.FINISHED)
+        reader = await Reader(store, other.id, 1).read_all()
+        assert (reader.numbers, reader.holes) == ([4, 5, 6], [(2, 3)])
+
+    @trial()
     async def test_a_reader_before_the_first_event_waits_for_it(self, store: EventStore) -> None:
         """A log without events is one to wait for."""
         stream = FakeStream(store)

@@ -148,11 +148,22 @@ class FakeStream:
 
     def write_number(self, number: int, *, size: int = 0) -> bytes:
         """Write the event `number`, with a hole before it where numbers are left out."""
-        start = b"id: %d\ndata: " % number
-        frame = start.ljust(size - 2, b"x") + b"\n\n" if size else start + b"x\n\n"
+        frame = _frame(number, size)
         self.log.append(number, frame)
         self.last = number
         return frame
+
+    def write_together(self, count: int, *, size: int = 0) -> bytes:
+        """Write the next `count` events, kept at once, as `write` does one by one."""
+        frames = [_frame(self.last + index, size) for index in range(1, count + 1)]
+        self.log.append(self.last + 1, *frames)
+        self.last += count
+        return b"".join(frames)
+
+
+def _frame(number: int, size: int) -> bytes:
+    start = b"id: %d\ndata: " % number
+    return start.ljust(size - 2, b"x") + b"\n\n" if size else start + b"x\n\n"
 
 
 class Reader:
