@@ -15,6 +15,7 @@ from sse_middleware.errors import ConfigurationError
 from sse_middleware.settings import (
     Setting,
     flag,
+    from_variables,
     globs,
     names,
     networks,
@@ -29,6 +30,10 @@ logger = logging.getLogger("sse_middleware")
 CommentStyle = Literal["auto", "line", "block"]
 CapAction = Literal["complete", "rotate"]
 LimitAction = Literal["evict_oldest", "reject"]
+
+_SILENCE = 15.0
+_SILENT_HEARTBEATS = 3
+"""How many have to be missing before a client should give a connection up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +69,9 @@ class Options:
     )
     silence_threshold: float | None = seconds(
         "SSE_SILENCE_THRESHOLD",
-        15.0,
-        "The silence after which a client should reconnect, announced to it; `off`: never. 15 s "
-        "is three heartbeats.",
+        _SILENCE,
+        "The silence after which a client should reconnect, announced to it; `off`: never. Where "
+        "nobody has set it: three heartbeats and 15 s at least; never, where there are none.",
         lowest=0.05,
         bare="SILENCE_THRESHOLD",
     )
@@ -81,7 +86,7 @@ class Options:
     )
     batch: bool = flag(
         "SSE_BATCH",
-        "Whether events that come within two milliseconds leave as one message; `0` for handlers "
+        "Whether events that come within a few milliseconds leave as one message; `0` for handlers "
         "that yield several at once and then block the event loop.",
         default=True,
     )
@@ -321,13 +326,14 @@ class Options:
         """
         values = checked(arguments)
         for name, setting in SETTINGS.items():
-            if name not in values and (found := _from_variables(setting, environ)):
+            if name not in values and (found := from_variables(setting, environ)):
                 values[name] = found[0]
-        return cls(**values, explicit=frozenset(values))
+        return _with_silence(cls(**values, explicit=frozenset(values)))
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "Options":
         """Return these options with those of a mark, which `checked` has seen, before them."""
-        return dataclasses.replace(self, **overrides, explicit=self.explicit | overrides.keys())
+        explicit = self.explicit | overrides.keys()
+        return _with_silence(dataclasses.replace(self, **overrides, explicit=explicit))
 
     def rotates(self, *, marked: bool) -> bool:
         """Tell whether the cap ends a connection only, and not the stream."""
@@ -373,25 +379,17 @@ def checked(arguments: Mapping[str, object]) -> dict[str, Any]:
     return dict(arguments)
 
 
-def _from_variables(setting: Setting, environ: Mapping[str, str]) -> tuple[object, ...]:
-    """Return the one value that a variable sets, or nothing."""
-    text = environ.get(setting.env)
-    if text is not None and (text.strip() or setting.may_be_empty):
-        return (_parsed(setting.env, text.strip(), setting),)
-    text = environ.get(setting.bare, "").strip() if setting.bare else ""
-    if text:
-        try:
-            return (_parsed(setting.bare, text, setting),)
-        except ConfigurationError as exc:
-            logger.warning("%s; passed over, set %s instead", exc, setting.env)
-    return ()
-
-
-def _parsed(variable: str, text: str, setting: Setting) -> object:
-    try:
-        value = setting.parse(text)
-    except ValueError as exc:
-        raise ConfigurationError(variable, setting.masked(text), setting.allowed) from exc
-    if not setting.check(value):
-        raise ConfigurationError(variable, setting.masked(text), setting.allowed)
-    return value
+def _with_silence(options: Options) -> Options:
+    """Return `options` with a silence threshold that suits the heartbeats."""
+    silence, interval = options.silence_threshold, options.heartbeat_interval
+    if "silence_threshold" not in options.explicit:
+        silence = None if interval is None else max(_SILENCE, _SILENT_HEARTBEATS * interval)
+        return dataclasses.replace(options, silence_threshold=silence)
+    if silence is not None and interval is not None and silence <= interval:
+        logger.warning(
+            "silence_threshold is %g s and heartbeat_interval %g s: between two heartbeats clients "
+            "take a silent stream for dead; allow for more silence",
+            silence,
+            interval,
+        )
+    return options

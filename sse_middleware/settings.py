@@ -1,13 +1,18 @@
 """What a setting is: how its variable is read, what is allowed, and what it means.
 
-Each function here makes a field of `Options` that carries its `Setting`.
+Most functions here make a field of `Options` that carries its `Setting`; `from_variables` reads it.
 """
 
 import ipaddress
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from sse_middleware.errors import ConfigurationError
+
+logger = logging.getLogger("sse_middleware")
 
 OFF = "off"
 UNIX = "unix"
@@ -222,3 +227,27 @@ def url(env: str, meaning: str, *, schemes: tuple[str, ...]) -> Any:
             masked=lambda value: re.sub(r"^(.*?://)?.*@", r"\1***@", str(value)),
         ),
     )
+
+
+def from_variables(setting: Setting, environ: Mapping[str, str]) -> tuple[object, ...]:
+    """Return the one value that a variable sets, or nothing."""
+    told = environ.get(setting.env)
+    if told is not None and (told.strip() or setting.may_be_empty):
+        return (_parsed(setting.env, told.strip(), setting),)
+    told = environ.get(setting.bare, "").strip() if setting.bare else ""
+    if told:
+        try:
+            return (_parsed(setting.bare, told, setting),)
+        except ConfigurationError as exc:
+            logger.warning("%s; passed over, set %s instead", exc, setting.env)
+    return ()
+
+
+def _parsed(variable: str, told: str, setting: Setting) -> object:
+    try:
+        value = setting.parse(told)
+    except ValueError as exc:
+        raise ConfigurationError(variable, setting.masked(told), setting.allowed) from exc
+    if not setting.check(value):
+        raise ConfigurationError(variable, setting.masked(told), setting.allowed)
+    return value

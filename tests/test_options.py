@@ -303,6 +303,48 @@ def test_explicit_names_what_someone_has_set(
     assert Options.from_environ(environ, **arguments).explicit == explicit
 
 
+@pytest.mark.parametrize(
+    ("environ", "arguments", "silence"),
+    [
+        pytest.param({"SSE_HEARTBEAT_INTERVAL": "1"}, {}, 15, id="more heartbeats"),
+        pytest.param({"SSE_HEARTBEAT_INTERVAL": "30"}, {}, 90, id="fewer heartbeats"),
+        pytest.param({"HEARTBEAT_INTERVAL": "off"}, {}, None, id="no heartbeats"),
+        pytest.param({"SSE_SILENCE_THRESHOLD": "off"}, {}, None, id="off"),
+        pytest.param(
+            {"SILENCE_THRESHOLD": "20"}, {"heartbeat_interval": None}, 20, id="set without any"
+        ),
+        pytest.param(
+            {"SSE_HEARTBEAT_INTERVAL": "30"}, {"silence_threshold": 31}, 31, id="set to enough"
+        ),
+    ],
+)
+def test_a_silence_that_nobody_has_set_follows_from_the_heartbeats(
+    environ: dict[str, str],
+    arguments: dict[str, object],
+    silence: float | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert read(environ, "silence_threshold", **arguments) == silence
+    assert not caplog.records
+
+
+def test_a_mark_with_other_heartbeats_has_another_silence() -> None:
+    options = Options.from_environ({"SSE_HEARTBEAT_INTERVAL": "30"})
+    assert options.with_overrides({"heartbeat_interval": 40.0}).silence_threshold == 120
+    assert options.with_overrides({"heartbeat_interval": None}).silence_threshold is None
+    assert options.with_overrides({"silence_threshold": 50.0}).silence_threshold == 50
+    assert options.with_overrides({"retry_ms": 1}).silence_threshold == 90
+
+
+def test_a_silence_shorter_than_that_between_two_heartbeats_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    environ = {"SSE_HEARTBEAT_INTERVAL": "20", "SILENCE_THRESHOLD": "15"}
+    assert read(environ, "silence_threshold") == 15
+    (record,) = caplog.records
+    assert "silence_threshold is 15 s and heartbeat_interval 20 s" in record.getMessage()
+
+
 # --- errors -----------------------------------------------------------------------------------
 
 

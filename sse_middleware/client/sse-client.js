@@ -189,7 +189,8 @@ export class StreamMachine {
     this.#waits = this.#sawStart = this.#progress = false;
     this.#ending = undefined;
     this.#sentId = this.id;
-    this.deadline = now + (this.id ? this.#silence : Math.max(FIRST_ANSWER, this.#silence));
+    const choose = this.id ? Math.min : Math.max; // what is resumed is answered at once
+    this.deadline = now + choose(FIRST_ANSWER, this.#silence);
     return [["open", this.id]];
   }
 

@@ -373,6 +373,16 @@ describe("silence", () => {
     assert.equal(silentFor(play), 15_000);
   });
 
+  test("may be endless, but an attempt to come back is not", () => {
+    const play = new Play();
+    play.begin({ silence_threshold: null });
+    play.word(1);
+    play.comeBack();
+    assert.equal(silentFor(play), 60_000);
+    play.now += 60_000;
+    assert.deepEqual(play.do("tick"), ["close", "reconnecting"]);
+  });
+
   test("is measured by what the page says before that", () => {
     const play = new Play({ silenceThreshold: 700 });
     play.begin({ silence_threshold: 3 });
