@@ -46,6 +46,7 @@ _OURS = frozenset(
     )
 )
 _EVENT_STREAM = b"text/event-stream"
+_JSON = (b"content-type", b"application/json")
 _OF_ONE_RESPONSE = frozenset((b"set-cookie", b"date", b"content-length"))
 _TRACE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
@@ -67,23 +68,26 @@ def request_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
 
 def trace_id(headers: Mapping[bytes, bytes]) -> str:
     """Return the request's trace id: from `traceparent`, else its own header, else a fresh one."""
-    found = _TRACEPARENT.fullmatch(headers.get(b"traceparent", b""))
-    if found is not None and (found[1] != b"00" or found[3] is None):
-        return found[2].decode()
+    if b"traceparent" in headers:
+        found = _TRACEPARENT.fullmatch(headers[b"traceparent"])
+        if found is not None and (found[1] != b"00" or found[3] is None):
+            return found[2].decode()
     for name in (b"x-trace-id", b"x-request-id"):
-        value = headers.get(name, b"")
-        if _TRACE_ID.fullmatch(value):
-            return value.decode()
+        if name in headers and _TRACE_ID.fullmatch(headers[name]):
+            return headers[name].decode()
     return f"{random.getrandbits(128):032x}"
 
 
 def is_something_else(message: Message) -> bool:
     """Tell of a response start whether it surely begins no event stream; most do not.
 
-    This is asked at every response of an app, so it is one look at the usual spelling.
+    This is asked at every response of an app, so it is one look at the usual spellings.
     """
     headers = message.get("headers") or ()
-    if type(headers) is not list and iter(headers) is headers:
+    if type(headers) is list:
+        if _JSON in headers:
+            return True
+    elif iter(headers) is headers:
         headers = message["headers"] = list(headers)  # else whoever reads them next finds none
     for name, value in headers:
         if name == b"content-type":

@@ -30,6 +30,14 @@ _STALLS: Final = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _EXEMPLAR_CHARACTERS: Final = 128 - len("trace_id")  # OpenMetrics 1.0, "Exemplars"
 
 
+class CountedCounter(Counter):
+    """A counter that is known to be one, to grow, and to have its labels."""
+
+    def add(self, amount: int) -> None:
+        """Do as `inc` does, which asks for all that each time."""
+        self._value.inc(amount)
+
+
 class CountedHistogram(Histogram):
     """A histogram that takes many observations at once, and one at a third of its usual price.
 
@@ -37,8 +45,11 @@ class CountedHistogram(Histogram):
     """
 
     def add(self, counts: list[int], total: float) -> None:
-        """Add `counts[i]` observations to bucket i, whose values sum up to `total`."""
-        for bucket, count in zip(self._buckets, counts, strict=True):
+        """Add `counts[i]` observations to bucket i, whose values sum up to `total`.
+
+        Buckets behind the last count get none.
+        """
+        for bucket, count in zip(self._buckets, counts, strict=False):
             if count:
                 bucket.inc(count)
         self._sum.inc(total)
@@ -61,7 +72,7 @@ class _Carried:
     heartbeats: int = 0
     disconnects: int = 0
     gap_seconds: float = 0.0
-    gaps: Sequence[int] = (0,) * (len(GAP_BOUNDS) + 1)
+    gaps: Sequence[int] = ()
 
 
 _NOTHING: Final = _Carried()
@@ -74,8 +85,8 @@ class _OfRoute:
     durations: CountedHistogram
     first_events: CountedHistogram
     gaps: CountedHistogram
-    events: Counter
-    ended: dict[tuple[str, str], Counter]  # by family and outcome
+    events: CountedCounter
+    ended: dict[tuple[str, str], CountedCounter]  # by family and outcome
 
 
 class Metrics:
@@ -89,7 +100,7 @@ class Metrics:
         self._active = Gauge(
             "sse_streams_active", "Streams that are open.", multiprocess_mode="livesum", **common
         )
-        self._streams = Counter(
+        self._streams = CountedCounter(
             "sse_streams",
             "Streams that have ended.",
             labelnames=("route", "family", "outcome"),
@@ -110,10 +121,10 @@ class Metrics:
             buckets=GAP_BOUNDS,
             **by_route,
         )
-        self._events = Counter("sse_events", "Events of the app.", **by_route)
-        self._bytes = Counter("sse_sent_bytes", "Bytes of stream bodies.", **common)
-        self._heartbeats = Counter("sse_heartbeats", "Heartbeats sent.", **common)
-        self._disconnects = Counter(
+        self._events = CountedCounter("sse_events", "Events of the app.", **by_route)
+        self._bytes = CountedCounter("sse_sent_bytes", "Bytes of stream bodies.", **common)
+        self._heartbeats = CountedCounter("sse_heartbeats", "Heartbeats sent.", **common)
+        self._disconnects = CountedCounter(
             "sse_disconnects", "Streams whose client left before their end.", **common
         )
         self._stalls = Histogram(
@@ -177,19 +188,19 @@ class Metrics:
 
     def _carry_over(self, record: StreamRecord, carried: _Carried) -> None:
         if record.heartbeats != carried.heartbeats:
-            self._heartbeats.inc(record.heartbeats - carried.heartbeats)
+            self._heartbeats.add(record.heartbeats - carried.heartbeats)
         if record.sent_bytes != carried.sent_bytes:
-            self._bytes.inc(record.sent_bytes - carried.sent_bytes)
+            self._bytes.add(record.sent_bytes - carried.sent_bytes)
         if record.disconnects != carried.disconnects:
-            self._disconnects.inc(record.disconnects - carried.disconnects)
+            self._disconnects.add(record.disconnects - carried.disconnects)
         if record.resumed_after is None and record.chunks != carried.chunks:
             route = self._route(record.route)
-            route.events.inc(record.chunks - carried.chunks)
+            route.events.add(record.chunks - carried.chunks)
             if record.chunks > 1:
-                route.gaps.add(
-                    [now - before for now, before in zip(record.gaps, carried.gaps, strict=True)],
-                    record.gap_seconds - carried.gap_seconds,
-                )
+                gaps = record.gaps
+                for index, count in enumerate(carried.gaps):
+                    gaps[index] -= count
+                route.gaps.add(gaps, record.gap_seconds - carried.gap_seconds)
 
     def stalled(self, record: StreamRecord, seconds: float) -> None:  # noqa: ARG002
         """Observe a blocked write."""
@@ -207,7 +218,7 @@ class Metrics:
         route, how = self._route(record.route), (record.family, str(record.outcome))
         if how not in route.ended:
             route.ended[how] = self._streams.labels(record.route, *how)
-        route.ended[how].inc()
+        route.ended[how].add(1)
         route.durations.add_one(record.duration_seconds, exemplar)
         if record.first_event_seconds is not None:
             route.first_events.add_one(record.first_event_seconds, exemplar)

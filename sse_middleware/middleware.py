@@ -137,7 +137,7 @@ class SSEMiddleware:
         self._without_metrics = copy.copy(self)
         self._without_metrics._metrics = None  # noqa: SLF001 - its own class
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: C901 - few calls
         """Handle one connection as ASGI 3 says."""
         # This runs for every request of the app: as few calls and objects as can be.
         if (
@@ -160,9 +160,8 @@ class SSEMiddleware:
             responder = Responder(self._setup, current, scope, receive, send, task)
         elif (responder := await self._let_in(scope, receive, send, task)) is None:
             return
-        before = CURRENT.get()
         scope[IN_SCOPE] = current = responder.current
-        CURRENT.set(current)
+        token = CURRENT.set(current)
         try:
             await self.app(scope, responder.receive, responder.send)
         except BaseException as exc:
@@ -173,7 +172,10 @@ class SSEMiddleware:
                 if responder.outbox is not None:
                     await responder.end()
             finally:
-                CURRENT.set(before)
+                try:
+                    CURRENT.reset(token)
+                except ValueError:  # whoever drives the app goes on in another context
+                    CURRENT.set(None)
                 scope.pop(IN_SCOPE, None)
                 if responder.entry is not None:
                     responder.entry.leave()

@@ -81,7 +81,7 @@ class Opening:
         self._ticker = current_ticker()
         self.words = self._state.open(
             self._ticker.clock(),
-            time.time(),
+            self._ticker.epoch(),
             reset=current.claim.reset if numbers else "",
             event_id=self._held_id() if numbers else None,
             ends_in=None if family is Family.OFF else setup.seconds_left(scope),

@@ -16,7 +16,7 @@ from sse_middleware.families import Family
 from sse_middleware.observers import Observer
 from sse_middleware.owner import Owner
 from sse_middleware.state import End, StreamState
-from sse_middleware.ticker import TICK_SECONDS, Ticker
+from sse_middleware.ticker import Ticker
 from sse_middleware.timed import TimedWriter
 from sse_middleware.wire import has_data
 from sse_middleware.writer import (
@@ -74,35 +74,54 @@ class Outbox(TimedWriter):
         if data:
             self._hold(data)
 
-    async def write(self, message: Message) -> None:  # noqa: C901, PLR0912 - as few calls as can be
+    async def write(self, message: Message) -> None:  # noqa: C901, PLR0912, PLR0915 - few calls
         """Send a message of the app's in its turn; behind the end that the cap made, drop it.
 
         Raises:
             Exception: what the server has raised, now or in a background write before.
         """
         now = self._clock()
-        if now >= self._busy_deadline:
-            self._look_at_time(now)  # timers do not fire where the loop never turns
-        if not self._regular or message["type"] != BODY or not message.get("more_body"):
+        is_held = now < self._hold_until
+        if (
+            not (is_held or self._regular)
+            or message["type"] != BODY
+            or not message.get("more_body")
+        ):
             await self._write_other(message, now)
             return
         body = message.get("body", b"")
-        data = self._state.feed(body, now)
-        if not data:
-            return  # nothing is whole yet
-        # What follows is _hold or _send_as_app, without the price of a call.
-        if now < self._hold_until or self._who_writes or self._waiting:
-            held = self._held
-            if held:
-                held.append(data)
+        if type(body) is not bytes:
+            body = bytes(body)
+        state = self._state
+        if is_held:
+            if state.fresh:
+                state.fresh.append(body)
             else:
+                state.put(body, now)
                 self._ticker.hold(self)
-                self._held = [data]
-            self._held_bytes += len(data)
+            self._held_bytes += len(body)
             if self._held_bytes >= HELD_BYTES:
                 await self._flush()
             return
-        self._hold_until = now + TICK_SECONDS
+        if now >= self._busy_deadline:  # timers do not fire where the loop never turns
+            self._look_at_time(now)
+            if not self._regular:
+                await self._write_other(message, now)
+                return
+        if state.fresh:
+            self._take_in()
+        data = state.feed(body, now)
+        if not data:
+            return  # nothing is whole yet
+        if self._who_writes or self._waiting:
+            self._hold(data)
+            if self._held_bytes >= HELD_BYTES:
+                await self._flush()
+            return
+        # What follows is _send_as_app, without the price of a call.
+        self._began = now
+        hold_until, deadline = now + self._ticker.tick_seconds, self._busy_deadline
+        self._hold_until = hold_until if hold_until < deadline else deadline  # noqa: FURB136 - a call
         if self._held:
             data = joined([*self._take_held(), data])
         if data is not body:

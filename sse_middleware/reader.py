@@ -142,7 +142,7 @@ class Reader:
         ticker = current_ticker()
         self._opening = self._state.open(
             ticker.clock(),
-            time.time(),
+            ticker.epoch(),
             reset=reset,
             resumed=True,
             event_id=event_id,

@@ -52,9 +52,9 @@ class StreamRecord:
     annotations: dict[str, object] | None = None
     _longer_gaps: list[int] | None = None
 
-    def count_event(self, now: float) -> int:
-        """Count an event of the app's and return its number, from 1."""
-        number = self.chunks = self.chunks + 1
+    def count_events(self, count: int, now: float) -> int:
+        """Count events of the app's that came at one time; return the last one's number, from 1."""
+        number = self.chunks = self.chunks + count
         gap = now - self.last_event_at
         self.last_event_at = now
         # The shortest gaps are nearly all: they are what is left of all when the others are known.
@@ -69,8 +69,11 @@ class StreamRecord:
 
     @property
     def gaps(self) -> list[int]:
-        """How many times between two events fell into each class of `GAP_BOUNDS`, and behind."""
-        gaps = list(self._longer_gaps or (0,) * (len(GAP_BOUNDS) + 1))
+        """How many times between two events fell into each class of `GAP_BOUNDS`, and behind.
+
+        Where all were of the first class, it stands alone.
+        """
+        gaps = [0] if self._longer_gaps is None else self._longer_gaps.copy()
         gaps[0] = max(0, self.chunks - 1) - sum(gaps)
         return gaps
 

@@ -134,6 +134,7 @@ class RecordedOutbox(Outbox):
 
     async def settle(self, patience: float, outcome: str) -> None:
         """Leave nothing behind."""
+        self._take_in()
         self._end_log(State.LOST)  # where nothing else has ended it
         self._state.recording = None  # a write that fails from here on is no reason to linger
         await super().settle(patience, outcome)
@@ -166,7 +167,7 @@ class RecordedOutbox(Outbox):
 
     def _go_on_unread(self) -> None:
         self._unread = True
-        self._regular = False
+        self._take_long_way()
         self._state.go_on_unread()
         self._wait_for_reader()
 

@@ -132,9 +132,9 @@ class Responder:
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the app's on, through the outbox once the response is a stream."""
-        if self.outbox is not None:
-            return self.outbox.write(message)
-        if self._decided or message["type"] != "http.response.start":
+        if self._decided:
+            return (self._send if self.outbox is None else self.outbox.write)(message)
+        if message["type"] != "http.response.start":
             return self._send(message)
         self._decided = True
         if not is_something_else(message):
@@ -215,7 +215,10 @@ class Responder:
 
     def _forget_listener(self, task: asyncio.Task[object]) -> None:
         # A task listens once at a time, so that one of its entries is as good as another.
-        self._listeners = tuple(other for other in self._listeners if other is not task)
+        if len(self._listeners) == 1:
+            self._listeners = ()
+        else:
+            self._listeners = tuple(other for other in self._listeners if other is not task)
 
     def on_silence(self) -> None:
         """Listen where the app does not, so that somebody hears when the client leaves."""

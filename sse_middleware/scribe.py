@@ -23,9 +23,6 @@ class Author(Protocol):
     context: Context
     waits_in: asyncio.Task[Any] | None
 
-    def is_owing(self) -> bool:
-        """Whether there still is something."""
-
     def write_held(self) -> Coroutine[Any, Any, None]:
         """Write it; only a cancellation may come out of here."""
 

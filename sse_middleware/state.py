@@ -5,27 +5,13 @@ is an argument: `now` in seconds of any monotonic clock. Bytes come back to be w
 in order. `deadline()` says when `due` is to be asked.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from sse_middleware import controls
 from sse_middleware.cursors import Cursor, Ending
 from sse_middleware.families import CommentForm, Family
-from sse_middleware.options import Options
-from sse_middleware.record import StreamRecord
-from sse_middleware.timing import Reason, Timing
-from sse_middleware.wire import (
-    Kind,
-    Splitter,
-    add_line,
-    event_data,
-    event_name,
-    has_data,
-    has_id,
-    line_end,
-)
-
-_MANY = 1000
-_ENDS = [b"%d\n\n" % number for number in range(_MANY)]  # of id lines: to format one costs more
+from sse_middleware.intake import Intake
+from sse_middleware.timing import Reason
 
 
 class End(NamedTuple):
@@ -35,95 +21,22 @@ class End(NamedTuple):
         data: its last bytes.
         clean: whether its response may end as if it were complete.
         frame: what of the bytes is an event that tells the end, for those who come back.
+        before: what the app has put in and nobody has taken yet.
     """
 
     data: bytes
     clean: bool
     frame: bytes = b""
+    before: bytes = b""
 
 
-class Recording(Protocol):
-    """What keeps the numbered events."""
-
-    def append(self, seq: int, frame: bytes) -> None:
-        """Keep the frame of the event `seq`."""
-
-    def skip(self, seq: int) -> None:
-        """Take note that the event `seq` is not kept."""
-
-    def disown(self) -> None:
-        """Keep nothing, since the app numbers its events itself."""
-
-
-class StreamState(Timing):
+class StreamState(Intake):
     """Decide what the client of one stream is sent, and when.
 
-    Args:
-        options: the settings, those of a mark included.
-        family: what kind of client reads.
-        record: where the numbers go.
-        secret: what opens the stream; the ids are made of it.
-        marked: whether the endpoint is.
-        comment: how a heartbeat of a plain client is written.
-        app_ids: whether the app numbers its events, and they are kept all the same.
-
-    Attributes:
-        app_owns_ids: whether an id of the app's has been seen.
-        options: the settings.
-        recording: where numbered events are kept, `None` for nowhere.
-        retry_ms: when a client that was cut is to come back.
+    Its arguments and other attributes are those of its two halves, the `Intake` and its `Timing`.
     """
 
-    __slots__ = (
-        "_app_completed",
-        "_app_ids",
-        "_comment",
-        "_epoch",
-        "_first_chunk",
-        "_id_prefix",
-        "_line_end",
-        "_marked",
-        "_only_adds_ids",
-        "_passes_all",
-        "_splitter",
-        "_wrote",
-        "app_owns_ids",
-        "options",
-        "recording",
-        "retry_ms",
-    )
-
-    def __init__(
-        self,
-        options: Options,
-        *,
-        family: Family,
-        record: StreamRecord,
-        secret: str,
-        marked: bool,
-        comment: CommentForm,
-        app_ids: bool = False,
-    ) -> None:
-        super().__init__(options, family=family, record=record, marked=marked)
-        self.recording: Recording | None = None
-        self.options = options
-        self.retry_ms = options.retry_ms
-        if options.linger_seconds:  # who waits longer finds nothing
-            self.retry_ms = min(self.retry_ms, int(options.linger_seconds * 1000))
-        self._marked = marked
-        self._id_prefix = f"\nid: {secret}-".encode() if secret else b""
-        self._splitter = Splitter(options.max_event_bytes)
-        self._comment = comment
-        self._line_end = b"\n"
-        self._wrote = False
-        self._first_chunk: dict[str, Any] | None = None
-        self._app_ids = app_ids
-        self.app_owns_ids = False
-        self._app_completed = False
-        self._only_adds_ids = family is Family.EVENTSOURCE and not (
-            options.trace_in_data or app_ids
-        )
-        self._passes_all = family is Family.OFF
+    __slots__ = ("_epoch",)
 
     @property
     def _secret(self) -> str:
@@ -137,7 +50,7 @@ class StreamState(Timing):
     def open(
         self,
         now: float,
-        unix_time: float,
+        epoch: float,
         *,
         reset: str = "",
         resumed: bool = False,
@@ -149,18 +62,17 @@ class StreamState(Timing):
 
         Args:
             now: the monotonic time of the response start.
-            unix_time: the same moment, in seconds since 1970.
+            epoch: the seconds since 1970 at which that clock stood at 0.
             reset: why the client cannot go on where it was; it tells its `reset` from a `start`.
             resumed: whether a reader of a stream opens that somebody else has opened.
             event_id: the id that the client holds already, and keeps.
             age: how old a resumed stream is.
             ends_in: the time after which the client may read no more, whatever the settings say.
         """
-        self._epoch = unix_time - now
+        self._epoch = epoch
         self.begin(now, age=age, ends_in=ends_in, is_reader=resumed)
         if self.family is not Family.EVENTSOURCE:
             return b""
-        self._wrote = True
         fresh = not resumed and event_id is None
         cursor = Cursor(self._secret, 0) if fresh else event_id
         return self._open_words(reset, cursor, resumed=resumed)
@@ -186,40 +98,6 @@ class StreamState(Timing):
             retry=self.retry_ms,
         )
 
-    def feed(self, chunk: bytes, now: float) -> bytes:
-        """Take bytes of the app, cut anywhere, and return those that can be sent now."""
-        if type(chunk) is bytes and (line := self._splitter.only_line(chunk)):
-            number = self.record.count_event(now)
-            if self._passes_all:
-                return chunk
-            if not self._only_adds_ids:
-                return self._change_event(chunk)
-            end = _ENDS[number] if number < _MANY else b"%d\n\n" % number
-            frame = line + self._id_prefix + end
-            if self.recording is not None:
-                self.recording.append(number, frame)
-            return frame
-        parts = self.feed_parts(chunk, now)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def feed_parts(self, chunk: bytes, now: float) -> list[bytes]:
-        """Do as `feed` does, and return each event on its own."""
-        parts: list[bytes] = []
-        for kind, data in self._splitter.feed(bytes(chunk)):
-            if kind is Kind.BLOCK:
-                parts.append(self._pass_block(data, now))
-            elif kind is Kind.LAST_PART:
-                number = self.record.count_event(now)  # without an id: it goes as it came
-                if self.recording is not None:
-                    self.recording.skip(number)
-                parts.append(data)
-            elif kind is not Kind.BOM or not self._wrote:
-                parts.append(data)
-        if parts:
-            self._wrote = True
-            self._written_at = now
-        return parts
-
     def relay(self, last: int, now: float) -> None:
         """Take note that frames up to the event `last` are passed on to a reader."""
         self.record.chunks = last
@@ -232,15 +110,15 @@ class StreamState(Timing):
             now: the time.
             retry: when the client is to come back, in milliseconds, if it has to.
         """
+        fresh = self.take() if self.fresh else b""
         if not self._splitter.between_blocks:
-            return b""
+            return fresh
         self.record.heartbeats += 1
-        self._wrote = True
-        lf = self._splitter.take_owed_lf()
+        before = fresh + self._splitter.take_owed_lf()
         if self.family is not Family.EVENTSOURCE:
             as_block = self._comment is not CommentForm.LINE
-            return lf + controls.comment(self._line_end, as_block=as_block)
-        return lf + controls.heartbeat(
+            return before + controls.comment(self._line_end, as_block=as_block)
+        return before + controls.heartbeat(
             self._name("heartbeat"),
             self.record,
             unix_time=self._epoch + now,
@@ -299,61 +177,15 @@ class StreamState(Timing):
         """End the stream because the app has raised an exception."""
         return self._end(Reason.ERROR, now)
 
-    def _name(self, event: str) -> str:
-        return self.options.event_prefix + event
-
-    def _pass_block(self, block: bytes, now: float) -> bytes:
-        if not block.endswith(b"\n\n"):
-            self._line_end = line_end(block[: -len(line_end(block))])
-        if has_id(block):
-            self.app_owns_ids = True
-            if not self._app_ids:
-                self._only_adds_ids = False
-                if self.recording is not None:
-                    self.recording.disown()
-                    self.recording = None
-            if self._comment is CommentForm.BLOCK_UNTIL_ID:
-                self._comment = CommentForm.LINE
-        if not has_data(block):
-            return block
-        if self.family is Family.EVENTSOURCE and block.find(b"complete") >= 0:
-            name = event_name(block).decode("latin-1")
-            self._app_completed = self._app_completed or name == self._name("complete")
-        self.record.count_event(now)
-        return block if self._passes_all else self._change_event(block)
-
-    def _change_event(self, block: bytes) -> bytes:
-        if self.options.trace_in_data:
-            block = controls.with_trace_id(block, self.record.trace_id)
-        if self.family is not Family.EVENTSOURCE:
-            self._look_for_openai(block)
-            return block
-        if not (self.app_owns_ids or self._app_ids):
-            block = add_line(block, b"%b%d" % (self._id_prefix[1:], self.record.chunks))
-        if self.recording is not None:
-            self.recording.append(self.record.chunks, block)
-        return block
-
-    def _look_for_openai(self, block: bytes) -> None:
-        """See at its first event whether a plain stream is one of OpenAI's, and where it ends."""
-        if (
-            self._first_chunk is None
-            and (self.family is Family.OPENAI or self.record.chunks == 1)
-            and block.find(controls.OPENAI_CHUNK) >= 0
-        ):
-            self._first_chunk = controls.openai_chunk(event_data(block))
-            if self._first_chunk is not None:
-                self.family = Family.OPENAI
-                self.record.family = Family.OPENAI
-        if self.family is Family.PLAIN:
-            self._passes_all = not self.options.trace_in_data
-        elif block.find(b"[DONE]") >= 0 and event_data(block) == b"[DONE]":
-            self._app_completed = True
-
     def _end(self, reason: Reason, now: float, *, retry: int | None = None) -> End:
+        before = self.take()
         if self.reason is not None:
-            return End(b"", clean=False)
+            return End(b"", clean=False, before=before)
         self.stop(reason)
+        end = self._last_bytes(reason, now, retry)
+        return end._replace(before=before) if before else end
+
+    def _last_bytes(self, reason: Reason, now: float, retry: int | None) -> End:
         finished = reason is Reason.FINISHED
         if not self._splitter.between_blocks or (
             self.family is not Family.EVENTSOURCE and finished
@@ -384,7 +216,7 @@ class StreamState(Timing):
         if reason is Reason.EVICTED and self._secret:
             # Whoever came back would push out the one that has pushed it out.
             return Cursor(self._secret, self.record.chunks, Ending.FINAL)
-        if not self._secret or (self.app_owns_ids and not self._app_ids):
+        if not self._id_prefix or (self.app_owns_ids and not self._app_ids):
             return None
         ending = Ending.CUT
         if reason in (Reason.FINISHED, Reason.CANCELLED):

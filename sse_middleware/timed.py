@@ -15,7 +15,7 @@ from sse_middleware.limits import Place  # noqa: TC001 - one line
 from sse_middleware.observers import Observer
 from sse_middleware.owner import NOBODY_OWNS, Owner
 from sse_middleware.state import End, StreamState
-from sse_middleware.ticker import TICK_SECONDS, Ticker
+from sse_middleware.ticker import Ticker
 from sse_middleware.timing import Due, Reason
 from sse_middleware.writer import Writer, joined
 
@@ -160,7 +160,7 @@ class TimedWriter(Writer):
         self._look_at_time(now)
 
     def _look_at_time(self, now: float) -> None:
-        if self._who_writes and now >= self._write_began() + self._patience():
+        if self._who_writes and now >= self._began + self._patience():
             self._lose_blocked_client()
             if self._closed:
                 return
@@ -175,7 +175,7 @@ class TimedWriter(Writer):
                 heartbeat = self._state.heartbeat(now)
                 if heartbeat:
                     self._keep(heartbeat)
-                    self._write_in_background()
+                    self._ticker.scribe.write_soon(self)
                 logger.debug("heartbeat of stream %s", self._record.stream_id)
         self._set_timer()
 
@@ -194,7 +194,8 @@ class TimedWriter(Writer):
         self._owner.on_end()
 
     def _set_timer(self) -> None:
-        self._stop()
+        if self._slot is not None:
+            self._stop()
         self._busy_deadline = self._state.busy_deadline()
         deadline = self._deadline()
         if deadline < math.inf:
@@ -202,11 +203,8 @@ class TimedWriter(Writer):
 
     def _deadline(self) -> float:
         """Return when the stream is to be looked at; also for a write that may begin meanwhile."""
-        began = self._write_began() if self._who_writes else self._clock()
+        began = self._began if self._who_writes else self._clock()
         return min(self._state.deadline(), began + self._patience())
-
-    def _write_began(self) -> float:
-        return max(self._hold_until - TICK_SECONDS, self._began)
 
     def _patience(self) -> float:
         """Return how long a client may block a write, in seconds."""
@@ -223,6 +221,11 @@ class TimedWriter(Writer):
         self._tell_end("disconnected")
         self._owner.on_end()
 
+    def _take_long_way(self) -> None:
+        """Look at each message by itself from here on."""
+        self._regular = False
+        self._hold_until = 0.0
+
     def _is_ended(self) -> bool:
         return self._closed or self._state.reason is not None
 
@@ -234,22 +237,32 @@ class TimedWriter(Writer):
 
     def _close(self, end: End) -> None:
         self._closed = True
-        self._regular = False
+        self._take_long_way()
         self._stop()
         if self.broken or self._unread:  # this connection has ended, or is about to
             self._tell_end("disconnected")
         else:
+            if end.before:
+                self._keep(end.before)
             self._end = end
             self._write_in_background()
 
     def _break(self) -> None:
         super()._break()
-        self._regular = False
+        self._take_long_way()
         self._end = None
 
-    def is_owing(self) -> bool:
+    def _is_owing(self) -> bool:
         """Whether there is anything to be written."""
-        return bool(self._held) or self._end is not None
+        return bool(self._held or self._state.fresh) or self._end is not None
+
+    def _take_in(self) -> None:
+        """Hold what waits in the state as what it becomes."""
+        if not self._state.fresh:
+            return
+        if data := self._state.take():
+            self._keep(data)
+        self._held_bytes = sum(map(len, self._held))
 
     def _take_all(self) -> tuple[bytes, bool]:
         end, self._end = self._end, None
@@ -260,7 +273,7 @@ class TimedWriter(Writer):
 
     def _pass_turn_on(self, began: float) -> None:
         super()._pass_turn_on(began)
-        if self._closed and not self.is_owing():
+        if self._closed and not self._is_owing():
             self._tell_end("disconnected")
 
     def _tell_end(self, outcome: str) -> None:

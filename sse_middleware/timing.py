@@ -55,6 +55,7 @@ class Timing:
         max_seconds: the cap of this stream, `None` for none.
         reason: why it has ended, `None` while it is open.
         record: where the numbers go.
+        retry_ms: when a client that was cut is to come back.
         rotates: whether the cap ends the connection, and not the stream.
     """
 
@@ -63,11 +64,13 @@ class Timing:
         "_cap_at",
         "_ends_at",
         "_interval",
+        "_marked",
         "_written_at",
         "family",
         "max_seconds",
         "reason",
         "record",
+        "retry_ms",
         "rotates",
     )
 
@@ -77,11 +80,15 @@ class Timing:
         self.family = family
         self.record = record
         self.reason: Reason | None = None
+        self._marked = marked
         self.max_seconds = options.stream_max_seconds
         self.rotates = family is Family.EVENTSOURCE and options.rotates(marked=marked)
         uncapped = not (marked or "stream_max_seconds" in options.explicit)
         if family is Family.OFF or (family is not Family.EVENTSOURCE and uncapped):
             self.max_seconds = None
+        self.retry_ms = options.retry_ms
+        if options.linger_seconds:  # who waits longer finds nothing
+            self.retry_ms = min(self.retry_ms, int(options.linger_seconds * 1000))
         self._interval = math.inf
         if options.heartbeat_interval is not None and family is not Family.OFF:
             self._interval = options.heartbeat_interval

@@ -29,6 +29,7 @@ _DATA_VALUES = re.compile(rb"(?:\A|[\r\n])data(?:: ?|(?=[\r\n]))([^\r\n]*)")
 _ID_LINE = re.compile(rb"(?:\A|[\r\n])id[:\r\n]")
 _ID_VALUES = re.compile(rb"(?:\A|[\r\n])id(?:: ?|(?=[\r\n]))([^\r\n]*)")
 RETRY_DIGITS = 18
+_USUAL = re.compile(rb"(?:(?:event:[^\r\n]*+\n)?+data:[^\r\n]*+\n\n)++")
 _EVENT_LINE = re.compile(rb"(?:\A|[\r\n])event(?:: ?|(?=[\r\n]))([^\r\n]*)")
 
 
@@ -88,21 +89,23 @@ class Splitter:
         """Whether all that was passed on ends between two blocks."""
         return not self._in_long_block
 
-    def only_line(self, chunk: bytes) -> bytes:
-        """Return the line where `chunk` is one `data` line and its blank one, LF-ended.
+    def count_usual(self, chunk: bytes) -> int:
+        """Return how many events `chunk` is where all of them are usual, else 0.
 
-        Else nothing. That is the usual chunk: it passes as it is and need not be fed.
+        That is a `data` line, perhaps with an `event` line before it, and a blank one; all end in
+        LF. Such a chunk passes as it is and need not be fed.
         """
+        if _CR in chunk or len(chunk) > self._limit:
+            return 0
         # To look for a byte by its number is many times faster than for a string of one.
-        line, _, blank = chunk.partition(b"\n")
-        usual = (
-            blank == b"\n"
-            and line[:5] == b"data:"
-            and _CR not in line
-            and (self.at_rest or self._begins(line))
-            and len(line) < self._limit
-        )
-        return line if usual else b""
+        line, _, rest = chunk.partition(b"\n")
+        if rest == b"\n":
+            count = int(line[:5] == b"data:")
+        elif chunk[-2:] == b"\n\n":
+            count = _count_lines(chunk) or _count_named(chunk)
+        else:
+            return 0
+        return count if count and (self.at_rest or self._begins(chunk)) else 0
 
     def feed(self, chunk: bytes) -> list[Piece]:
         """Take the next bytes and return the pieces that are whole with them."""
@@ -226,6 +229,17 @@ class Splitter:
         self._searched = 0
         self._owed_lf = data.endswith(b"\r") and not self._buffer
         pieces.append((kind, data))
+
+
+def _count_lines(chunk: bytes) -> int:
+    # Each LF has to be one of two behind a line, and `data:` what follows them but at the end.
+    count, odd = divmod(chunk.count(b"\n"), 2)
+    whole = not odd and chunk[:5] == b"data:" and chunk.count(b"\n\ndata:") == count - 1
+    return count if whole else 0
+
+
+def _count_named(chunk: bytes) -> int:
+    return chunk.count(b"\n\n") if _USUAL.fullmatch(chunk) else 0
 
 
 def _trailing_eol_length(buffer: bytes | bytearray) -> int:

@@ -1,8 +1,8 @@
 """The writer of one stream: one write at a time, in order, and few of them.
 
 An event that comes behind a pause is sent at once, by the app's own task. What comes within the
-next two milliseconds is held, and leaves as one message: written by the scribe when the tick is
-over, or by the app's own task with what it writes next. An app that holds much has to wait.
+next tick is held, and leaves as one message: written by the scribe when the tick is over, or by the
+app's own task with what it writes next. An app that holds much has to wait.
 """
 
 import asyncio
@@ -82,8 +82,8 @@ class Writer:
         self._held: list[bytes] = _NOTHING
         self._held_bytes = 0
         self._taken_bytes = 0  # of all that was ever held
-        self._hold_until = 0.0  # a tick behind the last write that took the shortest way began
-        self._began = 0.0  # the last one that took another way
+        self._hold_until = 0.0  # what comes before is held: it follows a write at once
+        self._began = 0.0  # the last write, or the one that is under way
         self._who_writes = NOBODY
         self._flushes = 0  # of the app, under way
         self._waiting: tuple[object, ...] = ()  # writes of the app that wait for another one
@@ -104,7 +104,7 @@ class Writer:
 
     async def write_held(self) -> None:
         """Write what is held, and what is to be the last, until none is left or somebody waits."""
-        while not (self._who_writes or self._waiting) and self.is_owing():
+        while not (self._who_writes or self._waiting) and self._is_owing():
             began = self._began = self._clock()
             data, more_body = self._take_all()
             self._who_writes = SCRIBE
@@ -126,7 +126,12 @@ class Writer:
                 self.waits_in = None
                 self._pass_turn_on(began)
 
-    def is_owing(self) -> bool:
+    def on_tick(self) -> None:
+        """Look at what waits, so that it is kept even where a write is blocked, and let it out."""
+        self._take_in()
+        self._write_in_background()
+
+    def _is_owing(self) -> bool:
         """Whether there is anything to be written in the background."""
         return bool(self._held)
 
@@ -146,7 +151,11 @@ class Writer:
             self._held = [data]
         self._held_bytes += len(data)
 
+    def _take_in(self) -> None:
+        """Hold what is to be held."""
+
     def _take_held(self) -> list[bytes]:
+        self._take_in()
         held, self._held = self._held, _NOTHING
         self._taken_bytes += self._held_bytes
         self._held_bytes = 0
@@ -161,6 +170,7 @@ class Writer:
         Raises:
             Exception: what the server has raised in a write of the scribe's.
         """
+        self._take_in()
         behind = self._taken_bytes + self._held_bytes
         self._flushes += 1
         try:
@@ -190,7 +200,6 @@ class Writer:
                 raise
         finally:
             self._who_writes = NOBODY
-            self._began = 0.0
             self._pass_turn_on(began)
 
     def _was_freed(self) -> bool:
@@ -242,22 +251,22 @@ class Writer:
                 observer.stalled(self._record, took)
 
     def _write_in_background(self) -> None:
-        if not self._who_writes and self.is_owing():
+        if not self._who_writes and self._is_owing():
             self._ticker.scribe.write_soon(self)
 
     async def _settle(self, patience: float) -> None:
         """Wait `patience` seconds for what is to be written yet, and give the rest up."""
         self._ticker.scribe.leave()
         try:
-            if self._who_writes or self.is_owing():
+            if self._who_writes or self._is_owing():
                 async with asyncio.timeout(patience):
-                    while self._who_writes or self.is_owing():
+                    while self._who_writes or self._is_owing():
                         await self._wait_for_turn()
                         await self.write_held()
         except TimeoutError:
             logger.debug("stream %s ended with bytes unsent", self._record.stream_id)
         finally:
-            if self._who_writes or self.is_owing():
+            if self._who_writes or self._is_owing():
                 self._break()
             if self.waits_in is not None:
                 self.waits_in.cancel()

@@ -29,6 +29,7 @@ LAYERS = {
         "current",
         "families",
         "headers",
+        "intake",
         "routes",
         "state",
         "timing",

@@ -157,11 +157,11 @@ def test_a_counted_histogram_is_one_that_has_observed_each_value() -> None:
     counted = CountedHistogram("x", "x", buckets=GAP_BOUNDS, registry=other)
     record = StreamRecord("s", "t", "r", "f")
     now = 0.0
-    record.count_event(now)
+    record.count_events(1, now)
     for seconds in observed:
         plain.observe(seconds)
         now += seconds
-        record.count_event(now)
+        record.count_events(1, now)
     counted.add(record.gaps, record.gap_seconds)
     lines = [
         [line for line in generate_latest(registry).splitlines() if b"created" not in line]

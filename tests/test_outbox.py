@@ -1,7 +1,6 @@
 """The outbox alone: what leaves together, when a write waits, and when it must not."""
 
 import asyncio
-import time
 
 import pytest
 from starlette.types import Message
@@ -29,12 +28,21 @@ def outbox_for(sent: list[Message]) -> Outbox:
         comment=CommentForm.BLOCK,
     )
     loop = asyncio.get_running_loop()
-    state.open(loop.time(), time.time())
+    state.open(loop.time(), 0.0)
 
     async def send(message: Message) -> None:
         sent.append(message)
 
     return Outbox(state, send, current_ticker(), observers=(), owner=NOBODY_OWNS)
+
+
+async def test_a_stream_that_is_woken_behind_its_time_is_to_be_woken_once() -> None:
+    outbox, ticker = outbox_for([]), current_ticker()
+    # As where its app has written, and set its timer anew, while it stood in line to be woken.
+    outbox.on_time(ticker.clock() + 1)
+    assert sum(outbox in sleepers for sleepers in ticker._slots.values()) == 1
+    await outbox.settle(1, "finished")
+    assert not any(outbox in sleepers for sleepers in ticker._slots.values())
 
 
 def turns(outbox: Outbox) -> int:

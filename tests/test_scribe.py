@@ -43,9 +43,6 @@ class Author:
         self.seen: list[str] = []
         self.written = 0
 
-    def is_owing(self) -> bool:
-        return True
-
     async def write_held(self) -> None:
         self.log.append(f"{self.name} begins")
         self.look()

@@ -9,17 +9,17 @@ import pytest
 from sse_middleware import Event, EventParser, Options
 from sse_middleware.families import CommentForm, Family
 from sse_middleware.record import StreamRecord
-from sse_middleware.state import StreamState
+from sse_middleware.state import End, StreamState
 from sse_middleware.timing import TOGETHER_SECONDS, Due, Reason
 
-NOON = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp()
+EPOCH = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp() - 100
 
 
 def opened(
     family: Family = Family.EVENTSOURCE, *, marked: bool = False, **options: Any
 ) -> tuple[StreamState, bytes]:
     state = new_state(family, marked=marked, **options)
-    return state, state.open(100.0, NOON)
+    return state, state.open(100.0, EPOCH)
 
 
 def new_state(family: Family, *, marked: bool = False, **options: Any) -> StreamState:
@@ -64,7 +64,7 @@ def test_heartbeats_of_streams_that_opened_about_together_come_together(
     beats = set()
     for opened_at in (100.0, 100.01, 100.024, 100.03):
         state = new_state(family, heartbeat_interval=interval, stream_max_seconds=None)
-        state.open(opened_at, NOON)
+        state.open(opened_at, EPOCH)
         first = state.deadline()
         assert opened_at + interval - TOGETHER_SECONDS < first <= opened_at + interval
         state.plan_heartbeat(first)
@@ -75,7 +75,7 @@ def test_heartbeats_of_streams_that_opened_about_together_come_together(
 
 def test_a_plain_heartbeat_comes_no_later_than_its_interval_behind_an_event() -> None:
     state = new_state(Family.PLAIN, heartbeat_interval=5)
-    state.open(100.0, NOON)
+    state.open(100.0, EPOCH)
     state.feed(b"data: 1\n\n", 103.33)
     assert state.due(105.0) is Due.NOTHING
     assert 108.33 - TOGETHER_SECONDS < state.deadline() <= 108.33
@@ -83,7 +83,7 @@ def test_a_plain_heartbeat_comes_no_later_than_its_interval_behind_an_event() ->
 
 def test_a_short_interval_is_kept_to_the_point() -> None:
     state = new_state(Family.EVENTSOURCE, heartbeat_interval=0.07)
-    state.open(100.0, NOON)
+    state.open(100.0, EPOCH)
     assert state.deadline() == 100.07
 
 
@@ -125,7 +125,7 @@ def test_a_stream_ends_once_with_one_reason(family: Family, first: str, second: 
     getattr(state, first)(110.0)
     reason = state.reason
     assert reason is not None
-    assert getattr(state, second)(111.0) == (b"", False, b"")
+    assert getattr(state, second)(111.0) == End(b"", clean=False)
     assert state.reason is reason
 
 

@@ -1,10 +1,10 @@
 """The ticker alone: who sleeps wakes once and in time, and who holds back does so for a tick."""
 
 import asyncio
-import contextvars
 import gc
 import math
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sse_middleware.ticker import TICK_SECONDS, Ticker, current_ticker
+from sse_middleware.ticker import LONGEST_TICK_SECONDS, TICK_SECONDS, Ticker, current_ticker
 from tests.clock import VirtualClockLoop
 
 pytestmark = pytest.mark.anyio
@@ -312,43 +312,63 @@ async def test_who_comes_due_while_a_thousand_wake_wakes_too() -> None:
 
 
 class Holder:
-    """An author that holds something back; it notes when the scribe comes."""
+    """Who holds something back, and notes when the tick is over."""
 
     def __init__(self) -> None:
-        self.context = contextvars.copy_context()
-        self.waits_in: asyncio.Task[Any] | None = None
-        self.owing = True
-        self.written: list[float] = []
+        self.told: list[float] = []
 
-    def is_owing(self) -> bool:
-        return self.owing
-
-    async def write_held(self) -> None:
-        self.written.append(asyncio.get_running_loop().time())
-        self.owing = False
+    def on_tick(self) -> None:
+        self.told.append(asyncio.get_running_loop().time())
 
 
-async def test_the_scribe_comes_once_when_the_tick_is_over() -> None:
+async def test_all_are_told_once_when_the_tick_is_over() -> None:
     ticker, began = new_ticker()
     holders = [Holder() for _ in range(200)]
     for holder in holders:
-        ticker.scribe.join()
         ticker.hold(holder)
     await asyncio.sleep(1)
-    assert {len(holder.written) for holder in holders} == {1}
-    assert all(began + TICK_SECONDS <= holder.written[0] < began + 0.01 for holder in holders)
-    for _ in holders:
-        ticker.scribe.leave()
-    await asyncio.sleep(0)
+    assert {len(holder.told) for holder in holders} == {1}
+    assert all(began + TICK_SECONDS <= holder.told[0] < began + 0.01 for holder in holders)
 
 
-async def test_the_scribe_does_not_come_for_who_has_written_meanwhile() -> None:
+async def test_one_that_fails_when_the_tick_is_over_keeps_it_from_no_other() -> None:
     ticker, _ = new_ticker()
+    failed: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+
+    class Broken(Holder):
+        def on_tick(self) -> None:
+            raise ValueError("broken")
+
     holder = Holder()
+    ticker.hold(Broken())
     ticker.hold(holder)
-    holder.owing = False
     await asyncio.sleep(1)
-    assert holder.written == []
+    assert len(holder.told) == 1
+    assert [str(context["exception"]) for context in failed] == ["broken"]
+
+
+class Busy(Holder):
+    """Who has so many seconds of work when the tick is over."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def on_tick(self) -> None:
+        super().on_tick()
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualClockLoop)
+        loop.pass_time(self.seconds)
+
+
+async def test_a_tick_has_some_turns_of_a_busy_loop_and_that_of_an_idle_one_is_short() -> None:
+    ticker, _ = new_ticker()
+    longest = LONGEST_TICK_SECONDS
+    for turn, tick in ((0.001, 0.004), (0.002, 0.008), (0.5, longest), (0, TICK_SECONDS)):
+        ticker.hold(Busy(turn))
+        await asyncio.sleep(1)
+        assert ticker.tick_seconds == pytest.approx(tick)
 
 
 async def test_one_timer_serves_all_who_hold_back_within_a_tick() -> None:
@@ -357,6 +377,24 @@ async def test_one_timer_serves_all_who_hold_back_within_a_tick() -> None:
     for _ in range(10):
         ticker.hold(Holder())
     assert len(timers()) == before + 1
+
+
+# The time of day
+
+
+async def test_the_time_of_day_is_one_object_until_a_clock_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticker, _ = new_ticker()
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualClockLoop)
+    monkeypatch.setattr(time, "time", lambda: 5000.0 + ticker.clock())
+    first = ticker.epoch()
+    loop.pass_time(100)
+    assert ticker.epoch() is first
+    assert first == pytest.approx(5000.0)
+    monkeypatch.setattr(time, "time", lambda: 4000.0 + ticker.clock())
+    assert ticker.epoch() == pytest.approx(4000.0)
 
 
 # One for each loop
