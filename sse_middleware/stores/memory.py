@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 
 from sse_middleware.stores.base import Batch, Found, Log, LogInfo, Producer, State
-from sse_middleware.stores.frames import Frames
+from sse_middleware.stores.frame_buffer import Frames
 
 _READ_BYTES = 1 << 16
 """What a reader is given at once, so that a slow one holds no more."""

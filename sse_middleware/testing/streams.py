@@ -11,7 +11,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
-from sse_middleware.parser import EventParser
+from sse_middleware.protocol.parser import EventParser
 from sse_middleware.stores.base import Batch, EventStore, LogInfo, State
 
 PATIENCE_SECONDS = 10.0

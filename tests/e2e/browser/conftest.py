@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.browser.scissors import Scissors, standing
 from tests.e2e.browser.site import APP, COMMON, PATIENCE_SECONDS, UVICORN, Site
 from tests.e2e.clients import needs
-from tests.e2e.servers import Server, serving
+from tests.support.servers import Server, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page

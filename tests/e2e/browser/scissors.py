@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from tests.e2e.cutting import How
+from tests.support.cutting import How
 
 _HOST = "127.0.0.1"
 _READ_BYTES = 1 << 16

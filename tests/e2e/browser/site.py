@@ -8,7 +8,7 @@ import httpx
 
 from tests.e2e.browser.page import Follower, Heard
 from tests.e2e.browser.scissors import Scissors
-from tests.e2e.servers import Server
+from tests.support.servers import Server
 
 APP = "tests.e2e.browser.app:app"
 UVICORN = "uvicorn-httptools"

@@ -13,8 +13,8 @@ from tests.e2e.browser.conftest import Start, site_of
 from tests.e2e.browser.page import visit
 from tests.e2e.browser.scissors import STALLED, standing
 from tests.e2e.browser.site import APP, COMMON, UVICORN, Site, assert_gapless
-from tests.e2e.cutting import How
-from tests.e2e.servers import serving
+from tests.support.cutting import How
+from tests.support.servers import serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import CDPSession, Page

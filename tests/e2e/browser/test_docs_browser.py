@@ -10,7 +10,7 @@ from tests.e2e.browser.docs_app import snippets
 from tests.e2e.browser.npm import PACKAGES, react_module
 from tests.e2e.browser.scissors import Scissors, standing
 from tests.e2e.clients import needs
-from tests.e2e.servers import serving
+from tests.support.servers import serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route

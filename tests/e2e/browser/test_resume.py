@@ -23,8 +23,8 @@ from tests.e2e.browser.site import (
     assert_whole,
     reasons,
 )
-from tests.e2e.cutting import How
-from tests.e2e.servers import serving
+from tests.support.cutting import How
+from tests.support.servers import serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from sse_middleware import Event, EventParser
-from tests.e2e.servers import Server
+from tests.support.servers import Server
 
 EVENTSOURCE = {"accept": "text/event-stream", "cache-control": "no-cache"}
 
