@@ -5,9 +5,11 @@ Readers of channels share a connection, which belongs to a loop, and those in me
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
 
+Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
@@ -46,3 +48,21 @@ class OncePerProcess(Generic[Value]):
         if process not in self._made:
             return self._made.setdefault(process, self._make())  # of two threads one is first
         return self._made[process]
+
+
+class OncePerKey(Generic[Key, Value]):
+    """Make one value for each key, and keep it as long as the key lives."""
+
+    def __init__(self, make: Callable[[Key], Value]) -> None:
+        self._make = make
+        self._made: WeakKeyDictionary[Key, Value] = WeakKeyDictionary()
+
+    def __call__(self, key: Key) -> Value:
+        """Return the value of `key`, made now or before."""
+        if key not in self._made:
+            self._made[key] = self._make(key)
+        return self._made[key]
+
+    def items(self) -> Iterator[tuple[Key, Value]]:
+        """Return the keys that live, and their values."""
+        return iter(tuple(self._made.items()))

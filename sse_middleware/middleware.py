@@ -17,6 +17,7 @@ from typing import Any, Unpack
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
+from sse_middleware._once import OncePerKey
 from sse_middleware.client.serve import ClientFiles
 from sse_middleware.config.arguments import OptionArguments
 from sse_middleware.config.options import Options
@@ -30,20 +31,20 @@ from sse_middleware.http.response_head import (
 )
 from sse_middleware.http.routes import Mark, asks_for, glob_pattern
 from sse_middleware.limits.admission import admission_for
-from sse_middleware.limits.admission_check import Entry
+from sse_middleware.limits.admission_check import AdmissionCheck
 from sse_middleware.limits.draining import tell_readiness, turn_away
 from sse_middleware.observability.logs import StreamLog
 from sse_middleware.observability.metrics import MetricsEndpoint, counting_in, registry_to_serve
 from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.event_ids import new_secret, stream_id
-from sse_middleware.resume.handler import Resumption
+from sse_middleware.resume.handler import ResumeHandler
 from sse_middleware.stores.base import EventStore
 from sse_middleware.stores.memory import MemoryStore
-from sse_middleware.stream.context import Authorize, ExpiresAt, Setup
+from sse_middleware.stream.context import Authorize, Context, ExpiresAt
 from sse_middleware.stream.current import CURRENT, IN_SCOPE, CurrentStream
-from sse_middleware.stream.linger_queue import Lingering
+from sse_middleware.stream.linger_queue import LingerQueue
 from sse_middleware.stream.responder import Responder
-from sse_middleware.stream.shutdown import SHUTDOWN, OncePerKey
+from sse_middleware.stream.shutdown import SHUTDOWN
 
 logger = logging.getLogger("sse_middleware")
 
@@ -103,12 +104,12 @@ class SSEMiddleware:
                 store = _store(chosen, observers)
         except ConfigurationError as exc:
             self._misconfigured = exc
-        self._setup = Setup(
+        self._setup = Context(
             app=app,
             options=chosen,
             options_of=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
             store=MemoryStore() if store is None else store,
-            lingering=Lingering(chosen.max_lingering, observers),
+            lingering=LingerQueue(chosen.max_lingering, observers),
             marks={glob_pattern(glob): mark for glob, mark in (marks or {}).items()},
             observers=observers,
             identify=identify,
@@ -121,7 +122,7 @@ class SSEMiddleware:
                 self._admission = admission_for(self._setup)
             except ConfigurationError as exc:
                 self._misconfigured = exc
-        self._resumption = Resumption(self._setup, one_process=one_process)
+        self._resumption = ResumeHandler(self._setup, one_process=one_process)
         self._follow_named = self._resumption.follow_named
         self._include = [glob_pattern(glob) for glob in chosen.include]
         self._exclude = [glob_pattern(glob) for glob in chosen.exclude]
@@ -196,7 +197,7 @@ class SSEMiddleware:
                 return None
             receive, send, claim = anew
         if self._admission is not None:
-            entry = Entry(self._admission, self._setup, scope, claim)
+            entry = AdmissionCheck(self._admission, self._setup, scope, claim)
             await entry.ask_ahead()
             if entry.refusal:
                 await entry.answer(send)

@@ -21,7 +21,7 @@ from sse_middleware.channels.events import (
     COMPLETE,
     ERROR,
     ChannelEvent,
-    Form,
+    EventFormat,
     ack_of,
     check_channel,
     fail_of,
@@ -232,7 +232,7 @@ def subscribe(
         idle_timeout=idle_timeout,
         terminal=frozenset(terminal),
         history=history or FROM_BEGINNING,
-        form=Form(envelope=envelope, ids=ids),
+        form=EventFormat(envelope=envelope, ids=ids),
     )
     settings = _settings(url, {})
     return ChannelReader(partial(_for_readers, settings), channel, manner).events()

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from sse_middleware.channels.events import Page, Place, Post, Tip
+from sse_middleware.channels.events import LastEvent, OutgoingEvent, Position, ReadResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Limits:
 class Feed(Protocol):
     """One reader of a channel."""
 
-    async def read(self, place: Place) -> Page:
+    async def read(self, place: Position) -> ReadResult:
         """Return what stands behind `place`, as much as there is at a time.
 
         Raises:
@@ -45,14 +45,14 @@ class Feed(Protocol):
 class Channels(Protocol):
     """Where channels are kept."""
 
-    def publish(self, post: Post) -> Awaitable[bool]:
+    def publish(self, post: OutgoingEvent) -> Awaitable[bool]:
         """Put an event into its channel; `False` where one of its key is there.
 
         Raises:
             StoreError: the store is out of reach, and the outcome is unknown.
         """
 
-    async def tip(self, channel: str) -> Tip:
+    async def tip(self, channel: str) -> LastEvent:
         """Return the last entry of a channel.
 
         Raises:
@@ -69,7 +69,7 @@ class Channels(Protocol):
 class BlockingChannels(Protocol):
     """The same for threads."""
 
-    def publish(self, post: Post) -> bool:
+    def publish(self, post: OutgoingEvent) -> bool:
         """Put an event into its channel; `False` where one of its key is there.
 
         Raises:

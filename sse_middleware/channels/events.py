@@ -30,7 +30,7 @@ _compact: Final = json.JSONEncoder(
 ).encode
 
 
-class Place(NamedTuple):
+class Position(NamedTuple):
     """A place in a channel: behind one of its entries.
 
     Attributes:
@@ -46,19 +46,19 @@ class Place(NamedTuple):
         return f"{self.id}.{self.number}"
 
 
-BEGINNING: Final = Place("0-0", None)
+BEGINNING: Final = Position("0-0", None)
 """Before whatever is kept."""
-EMPTY: Final = Place("0-0", 0)
+EMPTY: Final = Position("0-0", 0)
 """In a channel that nobody has posted on."""
 
 
-def parse_place(text: str) -> Place | None:
+def parse_place(text: str) -> Position | None:
     """Read a place out of hostile input, `None` where it is anything else."""
     found = _PLACE.fullmatch(text)
-    return None if found is None else Place(found[1], int(found[2]))
+    return None if found is None else Position(found[1], int(found[2]))
 
 
-class Post(NamedTuple):
+class OutgoingEvent(NamedTuple):
     """An event that is to be published.
 
     Attributes:
@@ -74,7 +74,9 @@ class Post(NamedTuple):
     key: str
 
 
-def post_of(channel: str, event: str, data: object, key: str | None, max_bytes: int) -> Post:
+def post_of(
+    channel: str, event: str, data: object, key: str | None, max_bytes: int
+) -> OutgoingEvent:
     """Return a post that is allowed.
 
     Raises:
@@ -95,7 +97,7 @@ def post_of(channel: str, event: str, data: object, key: str | None, max_bytes: 
     if len(encoded) > max_bytes:
         got = f"{len(encoded)} bytes of JSON"
         raise EventFormatError("data", got, f"at most {max_bytes}, see SSE_MAX_EVENT_BYTES")
-    return Post(channel, event, encoded, f"u:{key}" if key else "")
+    return OutgoingEvent(channel, event, encoded, f"u:{key}" if key else "")
 
 
 def check_channel(channel: str) -> None:
@@ -140,7 +142,7 @@ class ChannelEvent(bytes):
         return json.loads(self.data)
 
 
-class Form(NamedTuple):
+class EventFormat(NamedTuple):
     """How events are written.
 
     Attributes:
@@ -164,7 +166,7 @@ class Form(NamedTuple):
         return ChannelEvent(f"{lines}\n".encode(), event=event, data=data, id=place)
 
 
-class Entry:
+class StoredEvent:
     """An event that stands in a channel; all its readers share it.
 
     Attributes:
@@ -177,13 +179,13 @@ class Entry:
     __slots__ = ("_written", "data", "event", "number", "place")
 
     def __init__(self, entry_id: str, number: int, event: str, data: str) -> None:
-        self.place = Place(entry_id, number)
+        self.place = Position(entry_id, number)
         self.number = number
         self.event = event
         self.data = data
-        self._written: dict[Form, ChannelEvent] = {}
+        self._written: dict[EventFormat, ChannelEvent] = {}
 
-    def write(self, form: Form) -> ChannelEvent:
+    def write(self, form: EventFormat) -> ChannelEvent:
         """Return it in a form, written once for all readers."""
         written = self._written.get(form)
         if written is None:
@@ -191,7 +193,7 @@ class Entry:
         return written
 
 
-def entry_of(entry_id: bytes, number: int, event: bytes, data: bytes) -> Entry | None:
+def entry_of(entry_id: bytes, number: int, event: bytes, data: bytes) -> StoredEvent | None:
     """Return an entry out of what a store holds, `None` where something else has written it."""
     try:
         name, text = _name_of(event), data.decode()
@@ -199,7 +201,7 @@ def entry_of(entry_id: bytes, number: int, event: bytes, data: bytes) -> Entry |
             return None
     except (ValueError, RecursionError):
         return None
-    return Entry(entry_id.decode(), number, name, text)
+    return StoredEvent(entry_id.decode(), number, name, text)
 
 
 @lru_cache(maxsize=256)
@@ -223,7 +225,7 @@ def number_of(text: bytes) -> int | None:
     return int(text) if _NUMBER.fullmatch(text) else None
 
 
-class Page(NamedTuple):
+class ReadResult(NamedTuple):
     """What stands behind a place.
 
     Attributes:
@@ -233,12 +235,12 @@ class Page(NamedTuple):
             kept any more.
     """
 
-    entries: Sequence[Entry]
-    place: Place
+    entries: Sequence[StoredEvent]
+    place: Position
     is_whole: bool = True
 
 
-class Tip(NamedTuple):
+class LastEvent(NamedTuple):
     """The last entry of a channel.
 
     Attributes:
@@ -247,46 +249,46 @@ class Tip(NamedTuple):
         is_acked: whether a worker has said that it is at it.
     """
 
-    place: Place
+    place: Position
     event: str
     is_acked: bool
 
 
-NO_CHANNEL: Final = Tip(EMPTY, "", is_acked=False)
+NO_CHANNEL: Final = LastEvent(EMPTY, "", is_acked=False)
 
 
-def page_of(found: Sequence[tuple[str, Entry | None]], after: Place) -> Page:
+def page_of(found: Sequence[tuple[str, StoredEvent | None]], after: Position) -> ReadResult:
     """Return what a reader gets of entries that were found, by their ids.
 
     What is no entry is passed over.
     """
-    entries: list[Entry] = []
+    entries: list[StoredEvent] = []
     place = after
     for entry_id, entry in found:
         number = place.number
         if entry is None:
-            place = Place(entry_id, number)
+            place = Position(entry_id, number)
             continue
         if number is not None and entry.number != number + 1:
-            return Page(entries, place, is_whole=False)
+            return ReadResult(entries, place, is_whole=False)
         entries.append(entry)
         place = entry.place
     # Behind an empty channel there can be nothing but its first entry.
-    return Page(entries, EMPTY if place is BEGINNING else place)
+    return ReadResult(entries, EMPTY if place is BEGINNING else place)
 
 
-def ack_of(channel: str) -> Post:
+def ack_of(channel: str) -> OutgoingEvent:
     """Return the post by which a worker takes the job of a channel; one does."""
     check_channel(channel)
-    return Post(channel, ACK, b"{}", ACK)
+    return OutgoingEvent(channel, ACK, b"{}", ACK)
 
 
-def finish_of(channel: str, data: object, max_bytes: int) -> Post:
+def finish_of(channel: str, data: object, max_bytes: int) -> OutgoingEvent:
     """Return the post by which a channel ends; it does so once."""
     return post_of(channel, COMPLETE, data, None, max_bytes)._replace(key=_END)
 
 
-def fail_of(channel: str, code: str, message: str, max_bytes: int) -> Post:
+def fail_of(channel: str, code: str, message: str, max_bytes: int) -> OutgoingEvent:
     """Return the post by which a channel ends because the worker has failed."""
     error = {"type": "worker_error", "code": code, "message": message}
     return post_of(channel, ERROR, {"error": error}, None, max_bytes)._replace(key=_END)

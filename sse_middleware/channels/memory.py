@@ -14,7 +14,16 @@ from itertools import islice
 from typing import Final
 
 from sse_middleware.channels.base import Feed, Limits
-from sse_middleware.channels.events import ACK, EMPTY, NO_CHANNEL, Entry, Page, Place, Post, Tip
+from sse_middleware.channels.events import (
+    ACK,
+    EMPTY,
+    NO_CHANNEL,
+    LastEvent,
+    OutgoingEvent,
+    Position,
+    ReadResult,
+    StoredEvent,
+)
 
 _ENTRY_BYTES: Final = 700
 """What an entry costs beside its texts, with its block written once: measured, about."""
@@ -27,7 +36,7 @@ class _Log:
 
     def __init__(self, born: int) -> None:
         self.born = str(born)  # so that a place in an earlier channel of this name is none here
-        self.entries: deque[tuple[Entry, str]] = deque()  # with their keys
+        self.entries: deque[tuple[StoredEvent, str]] = deque()  # with their keys
         self.last = EMPTY
         self.event = ""
         self.is_acked = False
@@ -35,9 +44,9 @@ class _Log:
         self.bytes = 0
         self.expires_at = 0.0
 
-    def append(self, post: Post) -> None:
+    def append(self, post: OutgoingEvent) -> None:
         number = (self.last.number or 0) + 1
-        entry = Entry(f"{self.born}-{number}", number, post.event, post.data.decode())
+        entry = StoredEvent(f"{self.born}-{number}", number, post.event, post.data.decode())
         self.entries.append((entry, post.key))
         self.last, self.event = entry.place, post.event
         self.bytes += len(post.event) + len(post.data)
@@ -55,17 +64,17 @@ class _Log:
     def memory(self) -> int:
         return 3 * self.bytes + _ENTRY_BYTES * len(self.entries) + _CHANNEL_BYTES
 
-    def page(self, place: Place) -> Page:
+    def page(self, place: Position) -> ReadResult:
         if place.number == 0:
             place = EMPTY
         elif place.number is not None and not place.id.startswith(f"{self.born}-"):
-            return Page((), place, is_whole=False)
+            return ReadResult((), place, is_whole=False)
         first = self.entries[0][0].number
         start = 0 if place.number is None else place.number + 1 - first
         if start < 0 or start > len(self.entries):
-            return Page((), place, is_whole=False)
+            return ReadResult((), place, is_whole=False)
         entries = [entry for entry, _ in islice(self.entries, start, start + _AT_ONCE)]
-        return Page(entries, entries[-1].place if entries else place)
+        return ReadResult(entries, entries[-1].place if entries else place)
 
 
 class ChannelMemory:
@@ -99,7 +108,7 @@ class ChannelMemory:
             self._drop_expired()
             return len(self._logs)
 
-    def publish(self, post: Post, limits: Limits) -> bool:
+    def publish(self, post: OutgoingEvent, limits: Limits) -> bool:
         """Put an event into its channel; `False` where one of its key is there."""
         with self._lock:
             log = self._living(post.channel)
@@ -127,11 +136,11 @@ class ChannelMemory:
             feed.tell()
         return True
 
-    def tip(self, channel: str) -> Tip:
+    def tip(self, channel: str) -> LastEvent:
         """Return the last entry of a channel."""
         with self._lock:
             log = self._living(channel)
-            return NO_CHANNEL if log is None else Tip(log.last, log.event, log.is_acked)
+            return NO_CHANNEL if log is None else LastEvent(log.last, log.event, log.is_acked)
 
     @contextmanager
     def follow(self, channel: str) -> Iterator[Feed]:
@@ -148,12 +157,12 @@ class ChannelMemory:
                 if not feeds:
                     del self._feeds[channel]
 
-    def page(self, channel: str, place: Place) -> Page:
+    def page(self, channel: str, place: Position) -> ReadResult:
         """Return what stands behind `place`."""
         with self._lock:
             log = self._living(channel)
             if log is None:
-                return Page((), place if place.number else EMPTY)
+                return ReadResult((), place if place.number else EMPTY)
             return log.page(place)
 
     def _living(self, channel: str) -> _Log | None:
@@ -182,7 +191,7 @@ class _MemoryFeed:
         self._news = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
-    async def read(self, place: Place) -> Page:
+    async def read(self, place: Position) -> ReadResult:
         """Return what stands behind `place`."""
         self._news.clear()
         return self._memory.page(self._channel, place)
@@ -219,11 +228,11 @@ class MemoryChannels:
         self._memory = memory
         self._limits = limits or Limits()
 
-    async def publish(self, post: Post) -> bool:
+    async def publish(self, post: OutgoingEvent) -> bool:
         """Put an event into its channel; `False` where one of its key is there."""
         return self._memory.publish(post, self._limits)
 
-    async def tip(self, channel: str) -> Tip:
+    async def tip(self, channel: str) -> LastEvent:
         """Return the last entry of a channel."""
         return self._memory.tip(channel)
 
@@ -247,7 +256,7 @@ class BlockingMemoryChannels:
         self._memory = memory
         self._limits = limits
 
-    def publish(self, post: Post) -> bool:
+    def publish(self, post: OutgoingEvent) -> bool:
         """Put an event into its channel; `False` where one of its key is there."""
         return self._memory().publish(post, self._limits)
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from sse_middleware.channels.base import Limits
-from sse_middleware.channels.events import ACK, Post
+from sse_middleware.channels.events import ACK, OutgoingEvent
 from sse_middleware.channels.redis_connection import packed, packed_command
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.redis.commands import SCHEMA, Command, digest
@@ -83,7 +83,7 @@ class ChannelKeys:
         return self.of(channel) + _TOPIC
 
 
-class Numbering:
+class PublisherSequence:
     """Who publishes, and its numbers; one for each process and loop, since a fork shares memory.
 
     Attributes:
@@ -101,7 +101,7 @@ class Numbering:
         return next(self._numbers)
 
 
-class Dispatch:
+class PublishBatch:
     """Some posts of one publisher, until each outcome is known.
 
     Args:
@@ -115,7 +115,11 @@ class Dispatch:
     """
 
     def __init__(
-        self, posts: Sequence[Post], numbering: Numbering, keys: ChannelKeys, limits: Limits
+        self,
+        posts: Sequence[OutgoingEvent],
+        numbering: PublisherSequence,
+        keys: ChannelKeys,
+        limits: Limits,
     ) -> None:
         self.outcomes: list[bool | StoreError | None] = [None] * len(posts)
         self._posts = [(numbering.next(), post) for post in posts]
@@ -226,7 +230,7 @@ def pauses() -> Iterator[float]:
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def first_of(waiting: Iterable[Post]) -> int:
+def first_of(waiting: Iterable[OutgoingEvent]) -> int:
     """Return how many posts leave together: as many as there are, up to a bound."""
     number = size = 0
     for post in islice(waiting, MOST_AT_ONCE):

@@ -15,25 +15,25 @@ from typing import Any
 from redis.asyncio.cluster import RedisCluster
 
 from sse_middleware.channels.base import Limits
-from sse_middleware.channels.events import Post
+from sse_middleware.channels.events import OutgoingEvent
 from sse_middleware.channels.publish_batch import (
     PATIENCE_SECONDS,
     ChannelKeys,
-    Dispatch,
-    Numbering,
+    PublishBatch,
+    PublisherSequence,
     first_of,
     pauses,
 )
-from sse_middleware.channels.redis_connection import Line
+from sse_middleware.channels.redis_connection import RedisConnection
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.redis.client import ANSWER_SECONDS, FAILURES
-from sse_middleware.stores.redis.commands import Link
+from sse_middleware.stores.redis.commands import CommandClient
 
 _Result = bool | StoreError | None
-_Waiting = tuple[Post, "asyncio.Future[bool]"]
+_Waiting = tuple[OutgoingEvent, "asyncio.Future[bool]"]
 
 
-class Sender:
+class PublishPipeline:
     """Send posts.
 
     Args:
@@ -46,24 +46,24 @@ class Sender:
 
     def __init__(
         self,
-        connect: Callable[[Callable[[Any], None]], Line],
+        connect: Callable[[Callable[[Any], None]], RedisConnection],
         cluster: RedisCluster | None,
         keys: ChannelKeys,
         limits: Limits,
-        link: Link,
+        link: CommandClient,
     ) -> None:
         self._connect = connect
         self._cluster = cluster
         self._keys = keys
         self._limits = limits
         self._link = link
-        self._numbering = Numbering()
+        self._numbering = PublisherSequence()
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Waiting] = deque()
         self._lot: list[_Waiting] = []  # what is under way
-        self._dispatch = Dispatch((), self._numbering, keys, limits)
+        self._dispatch = PublishBatch((), self._numbering, keys, limits)
         self._began = 0.0
-        self._line: Line | None = None
+        self._line: RedisConnection | None = None
         self._answers: list[Any] = []
         self._missing = 0  # how many answers there are to come
         self._is_awaited = False  # without a task
@@ -72,7 +72,7 @@ class Sender:
         self._task: asyncio.Task[None] | None = None
         self._emptied: asyncio.Future[None] | None = None
 
-    def publish(self, post: Post) -> "asyncio.Future[bool]":
+    def publish(self, post: OutgoingEvent) -> "asyncio.Future[bool]":
         """Send a post, and return its outcome."""
         outcome: asyncio.Future[bool] = self._loop.create_future()
         self._waiting.append((post, outcome))
@@ -92,7 +92,7 @@ class Sender:
         number = first_of(post for post, _ in self._waiting)
         self._lot = [self._waiting.popleft() for _ in range(number)]
         posts = [post for post, _ in self._lot]
-        self._dispatch = Dispatch(posts, self._numbering, self._keys, self._limits)
+        self._dispatch = PublishBatch(posts, self._numbering, self._keys, self._limits)
         self._began = time.monotonic()
         if self._line is not None and self._line.is_open:
             self._is_awaited = True
@@ -102,7 +102,7 @@ class Sender:
         else:
             self._task = self._loop.create_task(self._insist())
 
-    def _say(self, line: Line) -> None:
+    def _say(self, line: RedisConnection) -> None:
         self._answers = []
         self._missing = self._dispatch.answers
         line.say(self._dispatch.packed())
@@ -133,7 +133,7 @@ class Sender:
         else:
             self._line.cut(TimeoutError("Redis has not answered in time"))
 
-    def _lose(self, line: Line, lost: "asyncio.Future[BaseException]") -> None:
+    def _lose(self, line: RedisConnection, lost: "asyncio.Future[BaseException]") -> None:
         """Take note that a line is gone, and ask again by another one."""
         if self._is_awaited and line is self._line:
             self._is_awaited = False
@@ -201,7 +201,7 @@ class Sender:
             self._heard = None
         return self._answers[1:]
 
-    async def _open_line(self) -> Line:
+    async def _open_line(self) -> RedisConnection:
         if self._line is None or not self._line.is_open:
             await self._hang_up()
             self._line = self._connect(self._hear)

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from sse_middleware.channels.events import Entry, Place, entry_of, number_of
-from sse_middleware.channels.redis_connection import Line, packed_command
+from sse_middleware.channels.events import Position, StoredEvent, entry_of, number_of
+from sse_middleware.channels.redis_connection import RedisConnection, packed_command
 from sse_middleware.stores.redis.client import FAILURES, PATIENCE_SECONDS
 
 logger = logging.getLogger("sse_middleware")
@@ -63,12 +63,12 @@ class ChannelNews:
         self.changes = 0
         self.counted = (0, 0)
         self.silent_ticks = 0
-        self._recent: deque[Entry] = deque()
+        self._recent: deque[StoredEvent] = deque()
         self._bytes = 0
         self._loop = asyncio.get_running_loop()
         self._waiting: list[asyncio.Future[None]] = []
 
-    def after(self, place: Place) -> list[Entry] | None:
+    def after(self, place: Position) -> list[StoredEvent] | None:
         """Return what is known to stand behind `place`, `None` where only the log knows."""
         recent = self._recent
         if not recent or (place.number is not None and place.number >= recent[-1].number):
@@ -79,7 +79,7 @@ class ChannelNews:
             return [recent[-1]]
         return list(islice(recent, place.number + 1 - recent[0].number, None))
 
-    def hear(self, entries: Iterable[Entry]) -> None:
+    def hear(self, entries: Iterable[StoredEvent]) -> None:
         """Take in what was published."""
         recent = self._recent
         self.silent_ticks = 0
@@ -116,7 +116,7 @@ class ChannelNews:
                 waiter.set_result(None)
 
 
-class Hub:
+class PubSubListener:
     """Listen, as long as anybody reads.
 
     Args:
@@ -126,14 +126,14 @@ class Hub:
 
     def __init__(
         self,
-        connect: Callable[[Callable[[Any], None]], Line],
+        connect: Callable[[Callable[[Any], None]], RedisConnection],
         failed: Callable[[str, BaseException], None],
     ) -> None:
         self._connect = connect
         self._failed = failed
         self._news: dict[bytes, ChannelNews] = {}
         self._task: asyncio.Task[None] | None = None
-        self._line: Line | None = None
+        self._line: RedisConnection | None = None
         self._heard_at = 0.0
         self._closes = False  # the driver may take a cancellation for itself
 
@@ -186,7 +186,7 @@ class Hub:
                 news.doubt()
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _keep(self, line: Line) -> None:
+    async def _keep(self, line: RedisConnection) -> None:
         """Stay until the connection is lost."""
         while not self._closes:
             line.say(_PING)
@@ -223,13 +223,13 @@ class Hub:
             self._line.say(packed_command(verb, *names))
 
 
-def entries_in(news: bytes) -> list[Entry] | None:
+def entries_in(news: bytes) -> list[StoredEvent] | None:
     """Return what was published, `None` where something else has spoken."""
     first, *words = news.split(b"\n")
     number = number_of(first)
     if number is None or not words or len(words) % 3:
         return None
-    entries: list[Entry] = []
+    entries: list[StoredEvent] = []
     for place in range(0, len(words), 3):
         entry = entry_of(words[place], number, words[place + 1], words[place + 2])
         if entry is None:

@@ -22,11 +22,11 @@ from sse_middleware.channels.base import Feed, Limits
 from sse_middleware.channels.events import (
     EMPTY,
     NO_CHANNEL,
-    Entry,
-    Page,
-    Place,
-    Post,
-    Tip,
+    LastEvent,
+    OutgoingEvent,
+    Position,
+    ReadResult,
+    StoredEvent,
     entry_of,
     number_of,
     page_of,
@@ -34,14 +34,14 @@ from sse_middleware.channels.events import (
 from sse_middleware.channels.publish_batch import (
     PATIENCE_SECONDS,
     ChannelKeys,
-    Dispatch,
-    Numbering,
+    PublishBatch,
+    PublisherSequence,
     first_of,
     pauses,
 )
-from sse_middleware.channels.publish_pipeline import Sender
-from sse_middleware.channels.pubsub import ChannelNews, Hub
-from sse_middleware.channels.redis_connection import Line
+from sse_middleware.channels.publish_pipeline import PublishPipeline
+from sse_middleware.channels.pubsub import ChannelNews, PubSubListener
+from sse_middleware.channels.redis_connection import RedisConnection
 from sse_middleware.errors import StoreError
 from sse_middleware.observability.observer import Observer
 from sse_middleware.stores.redis.client import (
@@ -51,7 +51,7 @@ from sse_middleware.stores.redis.client import (
     close_blocking,
     first_node_of,
 )
-from sse_middleware.stores.redis.commands import Command, Keys, Link
+from sse_middleware.stores.redis.commands import Command, CommandClient, Keys
 
 logger = logging.getLogger("sse_middleware")
 
@@ -86,22 +86,26 @@ class RedisChannels:
             if isinstance(self._client, RedisCluster)
             else self._client
         )
-        self._link = Link("", self._client, Keys(prefix), observers, _LEASE_SECONDS)
-        self._hub = Hub(self._new_line, self._link.failed)
+        self._link = CommandClient("", self._client, Keys(prefix), observers, _LEASE_SECONDS)
+        self._hub = PubSubListener(self._new_line, self._link.failed)
         cluster = self._client if isinstance(self._client, RedisCluster) else None
-        self._sender = Sender(self._new_line, cluster, self._keys, limits or Limits(), self._link)
+        self._sender = PublishPipeline(
+            self._new_line, cluster, self._keys, limits or Limits(), self._link
+        )
 
-    def publish(self, post: Post) -> Awaitable[bool]:
+    def publish(self, post: OutgoingEvent) -> Awaitable[bool]:
         """Put an event into its channel; `False` where one of its key is there."""
         return self._sender.publish(post)
 
-    async def tip(self, channel: str) -> Tip:
+    async def tip(self, channel: str) -> LastEvent:
         """Return the last entry of a channel."""
         question = ("HMGET", self._keys.about(channel), "i", "n", "e", "a")
         ((last, number, event, acked),) = await self._link.ask("read", question)
         if last is None or number is None:
             return NO_CHANNEL
-        return Tip(Place(last.decode(), int(number)), (event or b"").decode(), acked is not None)
+        return LastEvent(
+            Position(last.decode(), int(number)), (event or b"").decode(), acked is not None
+        )
 
     @contextmanager
     def follow(self, channel: str) -> Iterator[Feed]:
@@ -112,7 +116,9 @@ class RedisChannels:
         finally:
             self._hub.leave(news)
 
-    async def read(self, channel: str, place: Place, news: ChannelNews) -> tuple[Page, bool]:
+    async def read(
+        self, channel: str, place: Position, news: ChannelNews
+    ) -> tuple[ReadResult, bool]:
         """Return what the log has behind `place`, and whether that is all."""
         start = "-" if place.id == EMPTY.id else f"({place.id}"
         question = ("XRANGE", self._keys.log(channel), start, "+", "COUNT", _READ_AT_ONCE)
@@ -141,9 +147,9 @@ class RedisChannels:
             for observer in self._observers:
                 observer.store_failed("malformed")
 
-    def _new_line(self, heard: Callable[[Any], None]) -> Line:
+    def _new_line(self, heard: Callable[[Any], None]) -> RedisConnection:
         assert isinstance(self._any_node, Redis)
-        return Line(self._any_node, heard)
+        return RedisConnection(self._any_node, heard)
 
 
 class _RedisFeed:
@@ -156,7 +162,7 @@ class _RedisFeed:
         self._doubts = -1  # those that it has looked for
         self._changes = 0  # those that it has looked at
 
-    async def read(self, place: Place) -> Page:
+    async def read(self, place: Position) -> ReadResult:
         """Return what stands behind `place`."""
         doubts, self._changes = self._news.doubts, self._news.changes
         entries = self._news.after(place)
@@ -165,9 +171,11 @@ class _RedisFeed:
             if is_all:
                 self._doubts = doubts
             if entries is None and is_all and not page.entries:
-                return Page((), page.place, is_whole=False)  # it was told of, and is not there
+                return ReadResult(
+                    (), page.place, is_whole=False
+                )  # it was told of, and is not there
             return page
-        return Page(entries, entries[-1].place if entries else place)
+        return ReadResult(entries, entries[-1].place if entries else place)
 
     def wait(self) -> Awaitable[None]:
         """Wait until there may be more."""
@@ -176,7 +184,7 @@ class _RedisFeed:
         return asyncio.sleep(0)
 
 
-def _entry(entry_id: bytes, fields: Any) -> Entry | None:
+def _entry(entry_id: bytes, fields: Any) -> StoredEvent | None:
     if not fields or not {b"n", b"e", b"d"} <= fields.keys():
         return None
     number = number_of(fields[b"n"])
@@ -212,13 +220,13 @@ class BlockingRedisChannels:
     def _begin(self) -> None:
         """Have all that is of one process: a fork has a copy of it, locked or not."""
         self._process = os.getpid()
-        self._numbering = Numbering()
+        self._numbering = PublisherSequence()
         self._waiting: deque[_Waiting] = deque()
         self._queueing = threading.Lock()
         self._sending = threading.Lock()
         self._client: Any = None
 
-    def publish(self, post: Post) -> bool:
+    def publish(self, post: OutgoingEvent) -> bool:
         """Put an event into its channel; `False` where one of its key is there."""
         if self._process != os.getpid():
             self._begin()
@@ -254,7 +262,7 @@ class BlockingRedisChannels:
 
     def _send(self, batch: Sequence["_Waiting"]) -> None:
         posts = [waiting.post for waiting in batch]
-        dispatch = Dispatch(posts, self._numbering, self._keys, self._limits)
+        dispatch = PublishBatch(posts, self._numbering, self._keys, self._limits)
         try:
             self._try_on(dispatch)
         finally:
@@ -262,7 +270,7 @@ class BlockingRedisChannels:
             for waiting, outcome in zip(batch, dispatch.outcomes, strict=True):
                 waiting.outcome = outcome
 
-    def _try_on(self, dispatch: Dispatch) -> None:
+    def _try_on(self, dispatch: PublishBatch) -> None:
         began = time.monotonic()
         for pause in pauses():
             dispatch.last_failure = None
@@ -303,6 +311,6 @@ class _Waiting:
 
     __slots__ = ("outcome", "post")
 
-    def __init__(self, post: Post) -> None:
+    def __init__(self, post: OutgoingEvent) -> None:
         self.post = post
         self.outcome: bool | StoreError | None = None

@@ -20,7 +20,7 @@ from sse_middleware.stores.redis.client import FAILURES
 logger = logging.getLogger("sse_middleware")
 
 
-class Line(asyncio.Protocol):
+class RedisConnection(asyncio.Protocol):
     """One connection.
 
     Args:

@@ -18,9 +18,9 @@ from sse_middleware.channels.events import (
     BEGINNING,
     ERROR,
     ChannelEvent,
-    Form,
-    Page,
-    Place,
+    EventFormat,
+    Position,
+    ReadResult,
     parse_place,
 )
 from sse_middleware.errors import StoreError
@@ -57,7 +57,7 @@ class Manner:
     idle_timeout: float | None
     terminal: frozenset[str]
     history: str
-    form: Form
+    form: EventFormat
 
     def failure(self, code: str) -> ChannelEvent:
         """Return what tells a client why there is no more."""
@@ -87,7 +87,7 @@ class ChannelReader:
         self._ack_at = math.inf if ack_timeout is None else now + ack_timeout
         self._lost_at = math.inf  # since when the store is out of reach
         form, terminal = self._manner.form, self._manner.terminal
-        place: Place | None = None
+        place: Position | None = None
         with self._channels.follow(self._channel) as feed:
             try:
                 while True:
@@ -104,7 +104,7 @@ class ChannelReader:
         if code:
             yield self._manner.failure(code)
 
-    async def _next(self, feed: Feed, place: Place | None) -> Page:
+    async def _next(self, feed: Feed, place: Position | None) -> ReadResult:
         """Return what comes next, when there is something.
 
         Raises:
@@ -124,7 +124,7 @@ class ChannelReader:
             except StoreError as exc:
                 await self._bear(exc)
 
-    async def _start(self) -> Place:
+    async def _start(self) -> Position:
         """Return where to begin."""
         history = self._manner.history
         if history == FROM_BEGINNING:

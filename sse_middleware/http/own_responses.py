@@ -13,14 +13,19 @@ from http import HTTPStatus
 from starlette.types import Scope, Send
 
 from sse_middleware.config.options import Options
-from sse_middleware.http.response_head import RawHeaders, request_headers, stream_headers, trace_id
+from sse_middleware.http.response_head import (
+    OWN_HEADERS,
+    RawHeaders,
+    body_message,
+    request_headers,
+    stream_headers,
+    trace_id,
+)
 from sse_middleware.http.routes import UNMATCHED
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.client_kinds import CommentForm, Family
-from sse_middleware.protocol.event_ids import Cursor, new_secret, parse_cursor, stream_id
+from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
+from sse_middleware.protocol.event_ids import EventId, new_secret, parse_event_id, stream_id
 from sse_middleware.protocol.stream_state import StreamState
-from sse_middleware.stream.connection import OWN_HEADERS
-from sse_middleware.stream.sender import body_message
 
 logger = logging.getLogger("sse_middleware")
 
@@ -95,8 +100,8 @@ async def put_off(
         retry_after: when to come, in seconds, `None` for as the settings say; some come sooner,
             after half of it, so that not all come at once.
     """
-    told = held or str(Cursor(new_secret(), 0))
-    cursor = parse_cursor(told)
+    told = held or str(EventId(new_secret(), 0))
+    cursor = parse_event_id(told)
     name = stream_id(cursor.secret if cursor else told)
     longest = options.retry_ms if retry_after is None else 1000 * retry_after
     retry = int(longest * (0.5 + random.random() / 2))  # noqa: S311 - no secret
@@ -127,8 +132,8 @@ def ended_stream(
     trace = trace_id(request_headers(scope.get("headers") or ()))
     state = StreamState(
         options,
-        family=Family.EVENTSOURCE,
-        record=StreamRecord(name, trace, UNMATCHED, Family.EVENTSOURCE),
+        family=ClientKind.EVENTSOURCE,
+        record=StreamRecord(name, trace, UNMATCHED, ClientKind.EVENTSOURCE),
         secret="",
         marked=False,
         comment=CommentForm.BLOCK,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from sse_middleware.protocol.event_ids import Cursor, parse_cursor
+from sse_middleware.protocol.event_ids import EventId, parse_event_id
 
 logger = logging.getLogger("sse_middleware")
 
@@ -45,7 +45,7 @@ def last_event_id(scope: Mapping[str, Any]) -> str | None:
     if not (query and _PARAMETER.search(query)):
         return None
     values = [value for name, value in _pairs(query) if name in CURSOR_PARAMETERS]
-    return next(filter(parse_cursor, values), next(iter(values), None))
+    return next(filter(parse_event_id, values), next(iter(values), None))
 
 
 def cancelled_id(scope: Mapping[str, Any]) -> str | None:
@@ -129,7 +129,7 @@ def key_name(key: str, place: str) -> str:
     return f"key:{place}:{key}"
 
 
-class Claim(NamedTuple):
+class ResumeIntent(NamedTuple):
     """What has become of the cursor of a request that the app answers after all.
 
     Attributes:
@@ -137,11 +137,11 @@ class Claim(NamedTuple):
         reset: why the client cannot go on where it was, `""` where it can or never has been.
     """
 
-    cursor: Cursor | None = None
+    cursor: EventId | None = None
     reset: str = ""
 
 
-NO_CLAIM = Claim()
+NO_CLAIM = ResumeIntent()
 
 
 class RequestBody:

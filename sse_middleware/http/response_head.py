@@ -16,6 +16,10 @@ from sse_middleware.config.fields import OFF
 
 RawHeaders = list[tuple[bytes, bytes]]
 
+BODY = "http.response.body"
+OWN_HEADERS: RawHeaders = [(b"cache-control", b"no-store"), (b"vary", b"Last-Event-ID")]
+"""Of responses that the middleware itself generates: they are for one client at one moment."""
+
 _REQUEST_HEADERS = frozenset(
     (
         b"accept",
@@ -191,3 +195,8 @@ def _cache_control(of_app: bytes) -> bytes:
         return of_app
     private = b"private, " if b"private" in directives else b""
     return private + b"no-cache, no-transform"
+
+
+def body_message(data: bytes, *, more_body: bool = True) -> Message:
+    """Return the ASGI message that carries `data`."""
+    return {"type": BODY, "body": data, "more_body": more_body}

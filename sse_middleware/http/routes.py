@@ -18,7 +18,7 @@ from starlette.types import Scope
 from sse_middleware.config.arguments import OptionArguments
 from sse_middleware.config.options import checked
 from sse_middleware.errors import ConfigurationError
-from sse_middleware.protocol.client_kinds import Family
+from sse_middleware.protocol.client_kinds import ClientKind
 
 logger = logging.getLogger("sse_middleware")
 
@@ -52,7 +52,7 @@ _OF_THE_WHOLE_APP = {
     "rollout_percent",
     "trusted_proxies",
 }
-_FAMILIES = (Family.EVENTSOURCE, Family.PLAIN, Family.OPENAI)
+_FAMILIES = (ClientKind.EVENTSOURCE, ClientKind.PLAIN, ClientKind.OPENAI)
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
@@ -99,7 +99,7 @@ class Mark:
         if misplaced:
             raise TypeError(f"not an option of one endpoint: {', '.join(sorted(misplaced))}")
         self.name = name
-        self.family = None if family is None else Family(family)
+        self.family = None if family is None else ClientKind(family)
         self.overrides = checked(overrides)
         self.stream_key = stream_key
 

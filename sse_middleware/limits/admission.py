@@ -17,9 +17,9 @@ from sse_middleware.http.identity import Addresses
 from sse_middleware.http.own_responses import CLIENT, PROCESS
 from sse_middleware.http.request import identity_of
 from sse_middleware.http.response_head import request_headers
-from sse_middleware.limits.slots import Place, Places
-from sse_middleware.stores.circuit_breaker import Patience
-from sse_middleware.stream.context import Setup
+from sse_middleware.limits.slots import Slot, SlotPool
+from sse_middleware.stores.circuit_breaker import CircuitBreaker
+from sse_middleware.stream.context import Context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,14 +45,14 @@ class Admission:
         ConfigurationError: an extra is missing.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Context) -> None:
         options = setup.options
         self._setup = setup
         self._addresses = Addresses(options.trusted_proxies)
         self._leases: OncePerLoop[Leases] | None = None
         if options.redis_url and options.max_streams_per_client is not None:
             self._leases = OncePerLoop(self._leases_in_redis(options.max_streams_per_client))
-        self.places = Places(options.max_streams, options.max_streams_per_client)
+        self.places = SlotPool(options.max_streams, options.max_streams_per_client)
         self.places.watcher = self
         self.rate = _open_rate(setup)
         self._warned_of_nobody = False
@@ -71,7 +71,7 @@ class Admission:
         data = who.encode("utf-8", "surrogatepass")
         return hashlib.blake2b(data, digest_size=16, person=kind).hexdigest()
 
-    async def take(self, client: str | None, *, tells_end: bool, evicts: bool) -> Place | str:
+    async def take(self, client: str | None, *, tells_end: bool, evicts: bool) -> Slot | str:
         """Take a place for a stream, or return what has no room.
 
         Args:
@@ -89,13 +89,13 @@ class Admission:
         places = self.places
         return places.is_full and places.victim(client, any_kind=self._any_kind) is None
 
-    def hold(self, place: Place) -> None:
+    def hold(self, place: Slot) -> None:
         """Count a place for all workers too."""
         leases = self._leases_for(place.client)
         if leases is not None:
             leases.hold(place)
 
-    def drop(self, place: Place) -> None:
+    def drop(self, place: Slot) -> None:
         """Count it no more."""
         leases = self._leases_for(place.client)
         if leases is not None:
@@ -114,7 +114,7 @@ class Admission:
         """Whether a stream may end whose client does not understand why."""
         return "limit_action" in self._setup.options.explicit
 
-    async def _try(self, client: str | None, *, tells_end: bool, evicts: bool) -> Place | str:
+    async def _try(self, client: str | None, *, tells_end: bool, evicts: bool) -> Slot | str:
         """Do as `take` does, at once."""
         places, leases = self.places, self._leases_for(client)
         if leases is None and places.is_used_up(client):
@@ -143,7 +143,7 @@ class Admission:
             victim.evict()
         return place
 
-    async def _lease(self, leases: "Leases", place: Place, *, evicts: bool) -> bool:
+    async def _lease(self, leases: "Leases", place: Slot, *, evicts: bool) -> bool:
         """Ask for a lease, and where nobody answers count alone; tell whether there is room."""
         places, elsewhere = self.places, 0
         evict = ("any" if self._any_kind else "e") if evicts else "nobody"
@@ -200,7 +200,7 @@ class Admission:
         from sse_middleware.stores.redis.client import FAILURES  # noqa: PLC0415
 
         options = self._setup.options
-        patience = Patience(FAILURES, self._setup.observers)
+        patience = CircuitBreaker(FAILURES, self._setup.observers)
         where = (options.redis_url, options.redis_prefix)
         return lambda: Leases(*where, self.places, most_of_client, patience)
 
@@ -214,7 +214,7 @@ class Admission:
             )
 
 
-def admission_for(setup: Setup) -> Admission | None:
+def admission_for(setup: Context) -> Admission | None:
     """Return what lets streams in, `None` where all are.
 
     Raises:
@@ -223,7 +223,7 @@ def admission_for(setup: Setup) -> Admission | None:
     return Admission(setup) if setup.options.limits_something else None
 
 
-def _open_rate(setup: Setup) -> "OpenRate | None":
+def _open_rate(setup: Context) -> "OpenRate | None":
     options = setup.options
     if not options.open_rate:
         return None
@@ -237,16 +237,16 @@ def _open_rate(setup: Setup) -> "OpenRate | None":
     from sse_middleware.stores.redis.client import FAILURES  # noqa: PLC0415 - an extra
 
     url, prefix = options.redis_url, options.redis_prefix
-    patience = Patience(FAILURES, setup.observers)
+    patience = CircuitBreaker(FAILURES, setup.observers)
     return OpenRate(options.open_rate, lambda: shared_by_redis(url, prefix), patience)
 
 
-def _evict(place: Place | None) -> None:
+def _evict(place: Slot | None) -> None:
     if place is not None:
         place.evict()
 
 
-def _still(blocked: dict[Place, int | None]) -> list[Place]:
+def _still(blocked: dict[Slot, int | None]) -> list[Slot]:
     """Return the places whose streams are in the same write as before."""
     return [
         place

@@ -9,13 +9,13 @@ from typing import Final
 from starlette.types import Scope, Send
 
 from sse_middleware.http.own_responses import PROCESS, RATE, put_off, refuse
-from sse_middleware.http.request import Claim, last_event_id
+from sse_middleware.http.request import ResumeIntent, last_event_id
 from sse_middleware.http.response_head import request_headers
 from sse_middleware.http.routes import Mark
 from sse_middleware.limits.admission import Admission
-from sse_middleware.limits.slots import Place, Tenant
-from sse_middleware.protocol.client_kinds import EVENT_STREAM, Family, accepted_types
-from sse_middleware.stream.context import Setup
+from sse_middleware.limits.slots import Evictable, Slot
+from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind, accepted_types
+from sse_middleware.stream.context import Context
 
 RETRY_SECONDS: Final = 5
 """When to come again where there is no room; nobody knows when there will be."""
@@ -23,7 +23,7 @@ _ANY: Final = frozenset((EVENT_STREAM, b"text/*", b"*/*"))
 _NO_STREAMS: Final = ("HEAD", "OPTIONS")
 
 
-class Entry:
+class AdmissionCheck:
     """One request on its way in.
 
     Args:
@@ -49,14 +49,16 @@ class Entry:
         "refusal",
     )
 
-    def __init__(self, admission: Admission, setup: Setup, scope: Scope, claim: Claim) -> None:
+    def __init__(
+        self, admission: Admission, setup: Context, scope: Scope, claim: ResumeIntent
+    ) -> None:
         self._admission = admission
         self._setup = setup
         self._scope = scope
         self._claim = claim
-        self._family = Family.PLAIN
+        self._family = ClientKind.PLAIN
         self._client: str | None = None
-        self._place: Place | None = None
+        self._place: Slot | None = None
         self._retry_after = RETRY_SECONDS
         self.refusal = ""
 
@@ -97,7 +99,7 @@ class Entry:
         self._tell(route)
         return not self.refusal
 
-    def let_in(self, tenant: Tenant) -> Place | None:
+    def let_in(self, tenant: Evictable) -> Slot | None:
         """Give the stream its place."""
         if self._place is not None:
             self._place.let_in(tenant)
@@ -111,7 +113,7 @@ class Entry:
 
     async def answer(self, send: Send) -> None:
         """Answer in place of the app."""
-        if self._family is Family.EVENTSOURCE and self._evicts():
+        if self._family is ClientKind.EVENTSOURCE and self._evicts():
             cursor = self._claim.cursor
             held = last_event_id(self._scope) or ("" if cursor is None else str(cursor))
             await put_off(send, self._scope, self._setup.options, held, 2 * self._retry_after)
@@ -123,22 +125,22 @@ class Entry:
         has_cursor = self._claim.cursor is not None
         headers = request_headers(self._scope.get("headers") or ())
         self._family = self._setup.family_of(self._scope, headers, mark, has_cursor=has_cursor)
-        if self._family is Family.OFF:
+        if self._family is ClientKind.OFF:
             return True
         if self._client is None:
             self._client = self._admission.client_of(self._scope)
         return False
 
     def _evicts(self) -> bool:
-        return self._setup.options.evicts(eventsource=self._family is Family.EVENTSOURCE)
+        return self._setup.options.evicts(eventsource=self._family is ClientKind.EVENTSOURCE)
 
     async def _take(self) -> None:
         got = await self._admission.take(
             self._client,
-            tells_end=self._family is Family.EVENTSOURCE,
+            tells_end=self._family is ClientKind.EVENTSOURCE,
             evicts=self._evicts(),
         )
-        if isinstance(got, Place):
+        if isinstance(got, Slot):
             self._place = got
         else:
             self.refusal = got

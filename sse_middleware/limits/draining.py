@@ -11,34 +11,33 @@ from starlette.types import Scope, Send
 
 from sse_middleware.http.own_responses import SHUTDOWN, put_off, refuse
 from sse_middleware.http.request import last_event_id
-from sse_middleware.http.response_head import request_headers
-from sse_middleware.protocol.client_kinds import EVENT_STREAM, Family, accepted_types
-from sse_middleware.protocol.event_ids import parse_cursor
-from sse_middleware.stream.context import Setup
-from sse_middleware.stream.sender import body_message
+from sse_middleware.http.response_head import body_message, request_headers
+from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind, accepted_types
+from sse_middleware.protocol.event_ids import parse_event_id
+from sse_middleware.stream.context import Context
 
 _RETRY_AFTER_SECONDS = 1
 
 
-async def turn_away(setup: Setup, scope: Scope, send: Send) -> bool:
+async def turn_away(setup: Context, scope: Scope, send: Send) -> bool:
     """Send a request away that wants a stream; tell whether it was one."""
     if scope.get("method") not in ("GET", "POST"):
         return False
     headers = request_headers(scope.get("headers") or ())
     held = last_event_id(scope) or ""
-    has_cursor = parse_cursor(held) is not None
+    has_cursor = parse_event_id(held) is not None
     mark, route = setup.ahead(scope)
     family = setup.family_of(scope, headers, mark, has_cursor=has_cursor)
     if mark is not None:
         wants_it = mark.overrides.get("enabled") is not False
     else:
-        shows_it = family is Family.EVENTSOURCE or accepted_types(headers) == {EVENT_STREAM}
+        shows_it = family is ClientKind.EVENTSOURCE or accepted_types(headers) == {EVENT_STREAM}
         wants_it = shows_it and not setup.options.only_marked
-    if not wants_it or family is Family.OFF:
+    if not wants_it or family is ClientKind.OFF:
         return False
     for observer in setup.observers:
         observer.rejected(route, SHUTDOWN)
-    if family is Family.EVENTSOURCE:
+    if family is ClientKind.EVENTSOURCE:
         await put_off(send, scope, setup.options, held)
     else:
         await refuse(send, scope, SHUTDOWN, _RETRY_AFTER_SECONDS)

@@ -14,7 +14,7 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from sse_middleware._once import OncePerLoop
 from sse_middleware.errors import StoreError
-from sse_middleware.stores.circuit_breaker import Patience
+from sse_middleware.stores.circuit_breaker import CircuitBreaker
 
 
 class Shared(NamedTuple):
@@ -59,7 +59,7 @@ class OpenRate:
     """
 
     def __init__(
-        self, rate: str, share: Callable[[], Shared] | None, patience: Patience | None
+        self, rate: str, share: Callable[[], Shared] | None, patience: CircuitBreaker | None
     ) -> None:
         self._item = parse(rate)
         self._alone = SlidingWindowCounterRateLimiter(MemoryStorage())

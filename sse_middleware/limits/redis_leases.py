@@ -17,12 +17,12 @@ from typing import Any, Final, NamedTuple
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import NoScriptError
 
-from sse_middleware.limits.slots import Place, Places
+from sse_middleware.limits.slots import Slot, SlotPool
 from sse_middleware.stores.circuit_breaker import (
     FIRST_SECONDS,
     PATIENCE_SECONDS,
     REST_SECONDS,
-    Patience,
+    CircuitBreaker,
 )
 from sse_middleware.stores.redis.client import FAILURES, client_for
 from sse_middleware.stores.redis.commands import SCHEMA
@@ -63,7 +63,7 @@ class Leases:
     """
 
     def __init__(
-        self, url: str, prefix: str, places: Places, most: int, patience: Patience
+        self, url: str, prefix: str, places: SlotPool, most: int, patience: CircuitBreaker
     ) -> None:
         self._client: Any = client_for(url)
         self._prefix = f"{prefix}{SCHEMA}:"
@@ -73,15 +73,15 @@ class Leases:
         self._process = secrets.token_hex(8)
         self._milliseconds = int(LEASE_SECONDS * 1000)
         self._take, self._keep = _script("lease_take.lua"), _script("lease_keep.lua")
-        self._held: dict[str, dict[Place, str]] = {}
+        self._held: dict[str, dict[Slot, str]] = {}
         self._dropped: dict[str, list[str]] = {}
-        self._members: dict[Place, str] = {}
+        self._members: dict[Slot, str] = {}
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._questions: list[tuple[_Call, asyncio.Future[Any]]] = []
         self._asker: asyncio.Task[None] | None = None
 
-    async def take(self, place: Place, evict: str) -> int | None:
+    async def take(self, place: Slot, evict: str) -> int | None:
         """Ask for a lease.
 
         Args:
@@ -104,13 +104,13 @@ class Leases:
             return None
         return int(count)
 
-    def hold(self, place: Place) -> None:
+    def hold(self, place: Slot) -> None:
         """Keep a lease from now on."""
         if place.client is not None:
             self._held.setdefault(place.client, {})[place] = self._member(place)
             self._work()
 
-    def drop(self, place: Place) -> None:
+    def drop(self, place: Slot) -> None:
         """Give a lease back, soon, whether it is known that there is one or not."""
         member = self._members.pop(place, None)
         if place.client is None or member is None:
@@ -240,7 +240,7 @@ class Leases:
         tag = f"{self._prefix}{{limit:{client}}}"
         return f"{tag}:leases", f"{tag}:lost"
 
-    def _member(self, place: Place) -> str:
+    def _member(self, place: Slot) -> str:
         """Return what stands for a place: its kind, and then what sorts by age."""
         if place not in self._members:
             kind = "e" if place.tells_end else "p"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 
-class Tenant(Protocol):
+class Evictable(Protocol):
     """A stream that has a place."""
 
     def evict(self) -> None:
@@ -22,18 +22,18 @@ class Tenant(Protocol):
         """Return how far it has got in a write that is under way, `None` where none is."""
 
 
-class Watcher(Protocol):
+class SlotListener(Protocol):
     """Whoever counts for all processes."""
 
-    def hold(self, place: "Place") -> None:
+    def hold(self, place: "Slot") -> None:
         """Hear that a place counts."""
 
-    def drop(self, place: "Place") -> None:
+    def drop(self, place: "Slot") -> None:
         """Hear that it does not, or not any more."""
 
 
-class Place:
-    """The place of one stream; made by `Places`.
+class Slot:
+    """The place of one stream; made by `SlotPool`.
 
     Attributes:
         client: whose it is, `None` where that cannot be told.
@@ -46,16 +46,16 @@ class Place:
     __slots__ = ("_places", "client", "evicted", "number", "tells_end", "tenant")
 
     def __init__(
-        self, places: "Places", client: str | None, number: int, *, tells_end: bool
+        self, places: "SlotPool", client: str | None, number: int, *, tells_end: bool
     ) -> None:
         self._places = places
         self.evicted = False
         self.client = client
         self.number = number
         self.tells_end = tells_end
-        self.tenant: Tenant | None = None
+        self.tenant: Evictable | None = None
 
-    def let_in(self, tenant: Tenant) -> None:
+    def let_in(self, tenant: Evictable) -> None:
         """Give the place to its stream, unless it has gone to another meanwhile."""
         self.tenant = tenant
         if self.evicted:
@@ -83,14 +83,14 @@ class _Share:
     __slots__ = ("held", "waiting")
 
     def __init__(self) -> None:
-        self.held: dict[Place, None] = {}
-        self.waiting: dict[Place, None] = {}
+        self.held: dict[Slot, None] = {}
+        self.waiting: dict[Slot, None] = {}
 
 
 _NOTHING = _Share()
 
 
-class Places:
+class SlotPool:
     """Count the streams of a process, and of each client.
 
     Args:
@@ -104,10 +104,10 @@ class Places:
     def __init__(self, most: int | None, most_of_client: int | None) -> None:
         self._most = most
         self._most_of_client = most_of_client
-        self._taken: dict[Place, None] = {}
+        self._taken: dict[Slot, None] = {}
         self._shares: dict[str, _Share] = {}
         self._last = 0
-        self.watcher: Watcher | None = None
+        self.watcher: SlotListener | None = None
 
     def __len__(self) -> int:
         return len(self._taken)
@@ -127,17 +127,17 @@ class Places:
         most = self._most_of_client
         return client is not None and most is not None and len(self._share(client).held) >= most
 
-    def is_within_share(self, place: Place) -> bool:
+    def is_within_share(self, place: Slot) -> bool:
         """Tell whether a place is none that its client has too many, in this process."""
         if place.client is None or self._most_of_client is None:
             return True
         before = list(self._share(place.client).held).index(place)
         return before < self._most_of_client
 
-    def take(self, client: str | None, *, tells_end: bool) -> Place:
+    def take(self, client: str | None, *, tells_end: bool) -> Slot:
         """Take a place, also where there is none; ask before."""
         self._last += 1
-        place = Place(self, client, self._last, tells_end=tells_end)
+        place = Slot(self, client, self._last, tells_end=tells_end)
         self._add(place)
         return place
 
@@ -154,7 +154,7 @@ class Places:
                 return
             next(iter(share.waiting)).evict()
 
-    def set_waiting(self, place: Place, *, waits: bool) -> None:
+    def set_waiting(self, place: Slot, *, waits: bool) -> None:
         """Take note that a stream waits for a reader, or has found one, which needs no asking."""
         if waits and place in self._taken:
             self._remove(place)
@@ -166,7 +166,7 @@ class Places:
             if self.watcher is not None:
                 self.watcher.hold(place)
 
-    def remove(self, place: Place) -> None:
+    def remove(self, place: Slot) -> None:
         """Forget a place."""
         if place in self._taken:
             self._remove(place)
@@ -174,7 +174,7 @@ class Places:
             self._share(place.client).waiting.pop(place)
             self._forget_empty(place.client)
 
-    def tenants(self, client: str | None) -> Sequence[Place]:
+    def tenants(self, client: str | None) -> Sequence[Slot]:
         """Return the places of a client that have a stream already, oldest first."""
         return [place for place in self._share(client).held if place.tenant is not None]
 
@@ -186,7 +186,7 @@ class Places:
         """Return how many places of this process a client has."""
         return len(self._share(client).held)
 
-    def oldest(self, client: str | None, *, any_kind: bool) -> Place | None:
+    def oldest(self, client: str | None, *, any_kind: bool) -> Slot | None:
         """Return the oldest stream of a client that may end for another one.
 
         Args:
@@ -196,7 +196,7 @@ class Places:
         able = (place for place in self.tenants(client) if any_kind or place.tells_end)
         return next(able, None)
 
-    def victim(self, client: str | None, *, any_kind: bool) -> Place | None:
+    def victim(self, client: str | None, *, any_kind: bool) -> Slot | None:
         """Return the stream that gives way for one of `client` where the process is full.
 
         That is its own oldest; else the oldest of whoever has most, which are two at least: so
@@ -211,12 +211,12 @@ class Places:
     def _share(self, client: str | None) -> _Share:
         return _NOTHING if client is None else self._shares.get(client, _NOTHING)
 
-    def _add(self, place: Place) -> None:
+    def _add(self, place: Slot) -> None:
         self._taken[place] = None
         if place.client is not None:
             self._shares.setdefault(place.client, _Share()).held[place] = None
 
-    def _remove(self, place: Place) -> None:
+    def _remove(self, place: Slot) -> None:
         del self._taken[place]
         if place.client is not None:
             del self._share(place.client).held[place]

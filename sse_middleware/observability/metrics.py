@@ -16,10 +16,10 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Exemplar
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sse_middleware._once import OncePerKey
 from sse_middleware.http.routes import asks_for
 from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.stream_record import GAP_BOUNDS, StreamRecord
-from sse_middleware.stream.shutdown import OncePerKey
 
 logger = logging.getLogger("sse_middleware")
 

@@ -16,7 +16,7 @@ ALL = 100
 EVENT_STREAM = b"text/event-stream"
 
 
-class Family(enum.StrEnum):
+class ClientKind(enum.StrEnum):
     """What kind of client asks."""
 
     EVENTSOURCE = "eventsource"
@@ -29,7 +29,7 @@ class Family(enum.StrEnum):
     """A client that the rollout has left out: measured, and not touched."""
 
 
-def family_of(method: str, headers: dict[bytes, bytes], *, has_cursor: bool) -> Family:
+def family_of(method: str, headers: dict[bytes, bytes], *, has_cursor: bool) -> ClientKind:
     """Tell the family of a client from its request.
 
     Args:
@@ -39,10 +39,10 @@ def family_of(method: str, headers: dict[bytes, bytes], *, has_cursor: bool) -> 
     """
     accepts = headers.get(b"accept", b"").lower()
     if EVENT_STREAM not in accepts and not has_cursor:
-        return Family.PLAIN
+        return ClientKind.PLAIN
     accept = [part.strip() for part in accepts.split(b";")]
     if accept == [EVENT_STREAM, b"events=named"] or has_cursor:
-        return Family.EVENTSOURCE
+        return ClientKind.EVENTSOURCE
     # "Set request's cache mode to "no-store"" (WHATWG HTML 9.2.2), for which a browser adds
     # Cache-Control: no-cache (https://fetch.spec.whatwg.org/#http-network-or-cache-fetch). Of all
     # clients only a native EventSource sends this pair unasked.
@@ -52,7 +52,7 @@ def family_of(method: str, headers: dict[bytes, bytes], *, has_cursor: bool) -> 
         and headers.get(b"cache-control", b"").strip().lower() == b"no-cache"
         and b"mcp-" not in headers
     )
-    return Family.EVENTSOURCE if native else Family.PLAIN
+    return ClientKind.EVENTSOURCE if native else ClientKind.PLAIN
 
 
 def accepted_types(headers: dict[bytes, bytes]) -> set[bytes]:

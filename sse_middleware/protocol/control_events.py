@@ -12,7 +12,7 @@ from typing import Any
 
 from sse_middleware.config.options import Options
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.event_ids import Cursor
+from sse_middleware.protocol.event_ids import EventId
 from sse_middleware.protocol.wire import change_data
 
 _ERROR = {
@@ -41,7 +41,7 @@ def control(
     name: str,
     fields: Mapping[str, object],
     *,
-    cursor: Cursor | str | None = None,
+    cursor: EventId | str | None = None,
     retry: int | None = None,
 ) -> bytes:
     """Return a named event of ours; `name` is one that the settings allow.
@@ -56,7 +56,7 @@ def control(
 
 
 def _written(
-    name: str, data: str, *, cursor: Cursor | str | None = None, retry: int | None = None
+    name: str, data: str, *, cursor: EventId | str | None = None, retry: int | None = None
 ) -> bytes:
     """Return an event whose data is one line.
 
@@ -79,7 +79,7 @@ def opening(
     max_seconds: float | None,
     reset: str,
     resumed: bool,
-    cursor: Cursor | str | None,
+    cursor: EventId | str | None,
     retry: int,
 ) -> bytes:
     """Return `start`, or `reset` where the client cannot go on where it was."""
@@ -130,7 +130,7 @@ def complete(  # noqa: PLR0917 - as they stand in the event
     record: StreamRecord,
     reason: str,
     duration: float,
-    cursor: Cursor | None,
+    cursor: EventId | None,
     retry: int | None,
 ) -> bytes:
     """Return `complete`, the last event of a stream that has not failed."""
@@ -142,7 +142,7 @@ def complete(  # noqa: PLR0917 - as they stand in the event
     return _written(name, data, cursor=cursor, retry=retry)
 
 
-def error(name: str, record: StreamRecord, cursor: Cursor | None) -> bytes:
+def error(name: str, record: StreamRecord, cursor: EventId | None) -> bytes:
     """Return the `error` event; what an exception says may be a secret, so it does not say it."""
     return control(name, {"error": _ERROR, **_ids(record)}, cursor=cursor)
 

@@ -9,7 +9,7 @@ import math
 
 from sse_middleware.config.options import Options
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.client_kinds import Family
+from sse_middleware.protocol.client_kinds import ClientKind
 
 TOGETHER_SECONDS = 1 / 16
 """How much earlier than asked heartbeats come at most, so that those of many streams come together.
@@ -45,7 +45,7 @@ class Due(enum.Enum):
     CAP = enum.auto()
 
 
-class Timing:
+class Deadlines:
     """Know what is due.
 
     It is the half of a `StreamState` that looks at the clock and at no byte.
@@ -75,22 +75,22 @@ class Timing:
     )
 
     def __init__(
-        self, options: Options, *, family: Family, record: StreamRecord, marked: bool
+        self, options: Options, *, family: ClientKind, record: StreamRecord, marked: bool
     ) -> None:
         self.family = family
         self.record = record
         self.reason: Reason | None = None
         self._marked = marked
         self.max_seconds = options.stream_max_seconds
-        self.rotates = family is Family.EVENTSOURCE and options.rotates(marked=marked)
+        self.rotates = family is ClientKind.EVENTSOURCE and options.rotates(marked=marked)
         uncapped = not (marked or "stream_max_seconds" in options.explicit)
-        if family is Family.OFF or (family is not Family.EVENTSOURCE and uncapped):
+        if family is ClientKind.OFF or (family is not ClientKind.EVENTSOURCE and uncapped):
             self.max_seconds = None
         self.retry_ms = options.retry_ms
         if options.linger_seconds:  # who waits longer finds nothing
             self.retry_ms = min(self.retry_ms, int(options.linger_seconds * 1000))
         self._interval = math.inf
-        if options.heartbeat_interval is not None and family is not Family.OFF:
+        if options.heartbeat_interval is not None and family is not ClientKind.OFF:
             self._interval = options.heartbeat_interval
         self._written_at = 0.0  # what is no single event, such as a comment of the app's
 
@@ -119,7 +119,7 @@ class Timing:
 
     def busy_deadline(self) -> float:
         """Return the time at which `due` is to be asked even while the app keeps sending."""
-        return self.deadline() if self.family is Family.EVENTSOURCE else self._cap_at
+        return self.deadline() if self.family is ClientKind.EVENTSOURCE else self._cap_at
 
     def due(self, now: float) -> Due:
         """Tell what time has made due; a stream that has ended can still reach its cap."""
@@ -127,7 +127,7 @@ class Timing:
             return Due.CAP
         if now < self._beat_at:
             return Due.NOTHING
-        if self.family is not Family.EVENTSOURCE and self.reason is None:
+        if self.family is not ClientKind.EVENTSOURCE and self.reason is None:
             idle_since = max(self.record.last_event_at, self._written_at)
             self._beat_at = max(self._beat_at, self._together(idle_since + self._interval))
         return Due.HEARTBEAT if now >= self._beat_at else Due.NOTHING

@@ -38,7 +38,7 @@ class Ending(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Cursor:
+class EventId:
     """A place in a stream: behind the event `seq`, 0 for before the first one."""
 
     secret: str = field(repr=False)
@@ -49,10 +49,10 @@ class Cursor:
         return f"{self.secret}-{self.seq}{f'.{self.ending}' if self.ending else ''}"
 
 
-def parse_cursor(text: str) -> Cursor | None:
+def parse_event_id(text: str) -> EventId | None:
     """Read a cursor of ours out of hostile input, `None` where it is anything else."""
     found = _CURSOR.fullmatch(text) if len(text) <= _LONGEST else None
     if found is None:
         return None
     secret, seq, ending = found.groups()
-    return Cursor(secret=secret, seq=int(seq), ending=None if ending is None else Ending(ending))
+    return EventId(secret=secret, seq=int(seq), ending=None if ending is None else Ending(ending))

@@ -10,8 +10,8 @@ from typing import Any, Final, Protocol
 from sse_middleware.config.options import Options
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol import control_events as controls
-from sse_middleware.protocol.client_kinds import CommentForm, Family
-from sse_middleware.protocol.deadlines import Timing
+from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
+from sse_middleware.protocol.deadlines import Deadlines
 from sse_middleware.protocol.wire import (
     Kind,
     Splitter,
@@ -41,7 +41,7 @@ class Recording(Protocol):
         """Keep nothing, since the app numbers its events itself."""
 
 
-class Intake(Timing):
+class Intake(Deadlines):
     """Take the bytes of one app, cut anywhere, and return those that its client is to get.
 
     It is the half of a `StreamState` that looks at them.
@@ -82,7 +82,7 @@ class Intake(Timing):
         self,
         options: Options,
         *,
-        family: Family,
+        family: ClientKind,
         record: StreamRecord,
         secret: str,
         marked: bool,
@@ -101,10 +101,10 @@ class Intake(Timing):
         self._app_ids = app_ids
         self.app_owns_ids = False
         self._app_completed = False
-        self._only_adds_ids = family is Family.EVENTSOURCE and not (
+        self._only_adds_ids = family is ClientKind.EVENTSOURCE and not (
             options.trace_in_data or app_ids
         )
-        self._passes_all = family is Family.OFF
+        self._passes_all = family is ClientKind.OFF
 
     def feed(self, chunk: bytes, now: float) -> bytes:
         """Take bytes and return those that can be sent now."""
@@ -166,7 +166,7 @@ class Intake(Timing):
 
     def _has_spoken(self) -> bool:
         """Tell whether bytes of ours stand before all of the app's."""
-        return self.family is Family.EVENTSOURCE or self.record.heartbeats > 0
+        return self.family is ClientKind.EVENTSOURCE or self.record.heartbeats > 0
 
     def _number(self, chunk: bytes, count: int, now: float) -> bytes:
         """Give each of the `count` usual events of `chunk` its id."""
@@ -202,7 +202,7 @@ class Intake(Timing):
                 self._comment = CommentForm.LINE
         if not has_data(block):
             return block
-        if self.family is Family.EVENTSOURCE and block.find(b"complete") >= 0:
+        if self.family is ClientKind.EVENTSOURCE and block.find(b"complete") >= 0:
             name = event_name(block).decode("latin-1")
             self._app_completed = self._app_completed or name == self._name("complete")
         self.record.count_events(1, now)
@@ -211,7 +211,7 @@ class Intake(Timing):
     def _change_event(self, block: bytes) -> bytes:
         if self.options.trace_in_data:
             block = controls.with_trace_id(block, self.record.trace_id)
-        if self.family is not Family.EVENTSOURCE:
+        if self.family is not ClientKind.EVENTSOURCE:
             self._look_for_openai(block)
             return block
         if not (self.app_owns_ids or self._app_ids):
@@ -224,14 +224,14 @@ class Intake(Timing):
         """See at its first event whether a plain stream is one of OpenAI's, and where it ends."""
         if (
             self._first_chunk is None
-            and (self.family is Family.OPENAI or self.record.chunks == 1)
+            and (self.family is ClientKind.OPENAI or self.record.chunks == 1)
             and block.find(controls.OPENAI_CHUNK) >= 0
         ):
             self._first_chunk = controls.openai_chunk(event_data(block))
             if self._first_chunk is not None:
-                self.family = Family.OPENAI
-                self.record.family = Family.OPENAI
-        if self.family is Family.PLAIN:
+                self.family = ClientKind.OPENAI
+                self.record.family = ClientKind.OPENAI
+        if self.family is ClientKind.PLAIN:
             self._passes_all = not self.options.trace_in_data
         elif block.find(b"[DONE]") >= 0 and event_data(block) == b"[DONE]":
             self._app_completed = True

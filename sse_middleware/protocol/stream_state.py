@@ -8,9 +8,9 @@ in order. `deadline()` says when `due` is to be asked.
 from typing import NamedTuple
 
 from sse_middleware.protocol import control_events as controls
-from sse_middleware.protocol.client_kinds import CommentForm, Family
+from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
 from sse_middleware.protocol.deadlines import Reason
-from sse_middleware.protocol.event_ids import Cursor, Ending
+from sse_middleware.protocol.event_ids import Ending, EventId
 from sse_middleware.protocol.intake import Intake
 
 
@@ -45,7 +45,7 @@ class StreamState(Intake):
     @property
     def tells_end(self) -> bool:
         """Whether the client is told by us how the stream has ended."""
-        return self.family in (Family.EVENTSOURCE, Family.OPENAI)
+        return self.family in (ClientKind.EVENTSOURCE, ClientKind.OPENAI)
 
     def open(
         self,
@@ -71,22 +71,22 @@ class StreamState(Intake):
         """
         self._epoch = epoch
         self.begin(now, age=age, ends_in=ends_in, is_reader=resumed)
-        if self.family is not Family.EVENTSOURCE:
+        if self.family is not ClientKind.EVENTSOURCE:
             return b""
         fresh = not resumed and event_id is None
-        cursor = Cursor(self._secret, 0) if fresh else event_id
+        cursor = EventId(self._secret, 0) if fresh else event_id
         return self._open_words(reset, cursor, resumed=resumed)
 
     def truncate(self, last: int) -> bytes:
         """Tell a reader that it has missed what stands before the event behind `last`."""
-        cursor = Cursor(self._secret, last) if self._secret else None
+        cursor = EventId(self._secret, last) if self._secret else None
         return self._open_words("truncated", cursor, resumed=True)
 
     def lost(self) -> bytes:
         """Tell a reader that the producer is gone."""
         return controls.lost(self._name("error"), self.record, self.retry_ms)
 
-    def _open_words(self, reset: str, cursor: Cursor | str | None, *, resumed: bool) -> bytes:
+    def _open_words(self, reset: str, cursor: EventId | str | None, *, resumed: bool) -> bytes:
         return controls.opening(
             self._name("reset" if reset else "start"),
             self.record,
@@ -115,7 +115,7 @@ class StreamState(Intake):
             return fresh
         self.record.heartbeats += 1
         before = fresh + self._splitter.take_owed_lf()
-        if self.family is not Family.EVENTSOURCE:
+        if self.family is not ClientKind.EVENTSOURCE:
             as_block = self._comment is not CommentForm.LINE
             return before + controls.comment(self._line_end, as_block=as_block)
         return before + controls.heartbeat(
@@ -188,11 +188,11 @@ class StreamState(Intake):
     def _last_bytes(self, reason: Reason, now: float, retry: int | None) -> End:
         finished = reason is Reason.FINISHED
         if not self._splitter.between_blocks or (
-            self.family is not Family.EVENTSOURCE and finished
+            self.family is not ClientKind.EVENTSOURCE and finished
         ):
             # Nothing of ours follows: in a half-sent block it would make a false event of it.
             return End(self._splitter.flush(), clean=finished)
-        if self.family in (Family.PLAIN, Family.OFF):
+        if self.family in (ClientKind.PLAIN, ClientKind.OFF):
             return End(b"", clean=False)
         if self._app_completed:
             return End(self._splitter.flush() if finished else b"", clean=True)
@@ -200,7 +200,7 @@ class StreamState(Intake):
         return End(self._splitter.take_owed_lf() + frame, clean=True, frame=frame)
 
     def _last_words(self, reason: Reason, now: float, retry: int | None) -> bytes:
-        if self.family is Family.OPENAI:
+        if self.family is ClientKind.OPENAI:
             if reason in (Reason.ERROR, Reason.SHUTDOWN):
                 return controls.openai_error(self._line_end, shutdown=reason is Reason.SHUTDOWN)
             return controls.openai_length(self._first_chunk or {}, self._line_end)
@@ -211,14 +211,14 @@ class StreamState(Intake):
         name = self._name("complete")
         return controls.complete(name, self.record, reason, duration, cursor, retry)
 
-    def _cursor_behind(self, reason: Reason) -> Cursor | None:
+    def _cursor_behind(self, reason: Reason) -> EventId | None:
         """Return what a client holds behind the end, `None` where it keeps the app's id."""
         if reason is Reason.EVICTED and self._secret:
             # Whoever came back would push out the one that has pushed it out.
-            return Cursor(self._secret, self.record.chunks, Ending.FINAL)
+            return EventId(self._secret, self.record.chunks, Ending.FINAL)
         if not self._id_prefix or (self.app_owns_ids and not self._app_ids):
             return None
         ending = Ending.CUT
         if reason in (Reason.FINISHED, Reason.CANCELLED):
             ending = Ending.FINAL if self._marked else Ending.AGAIN
-        return Cursor(self._secret, self.record.chunks, ending)
+        return EventId(self._secret, self.record.chunks, ending)

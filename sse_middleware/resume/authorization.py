@@ -12,25 +12,25 @@ from starlette.types import Scope
 
 from sse_middleware.http.request import RequestBody, identity_of, place_of
 from sse_middleware.http.response_head import RawHeaders, request_headers, unpacked
-from sse_middleware.stores.base import Found, LogInfo
-from sse_middleware.stream.context import Setup
+from sse_middleware.stores.base import LogInfo, LogSnapshot
+from sse_middleware.stream.context import Context
 
 logger = logging.getLogger("sse_middleware")
 
 CORS = b"access-control-"
 
 
-class Access:
+class Authorization:
     """Tell who may read what, by what requests say of themselves.
 
     Args:
         setup: what all requests share.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Context) -> None:
         self._setup = setup
 
-    def is_its_own(self, found: Found | None, scope: Scope) -> TypeGuard[Found]:
+    def is_its_own(self, found: LogSnapshot | None, scope: Scope) -> TypeGuard[LogSnapshot]:
         """Tell whether a log was opened by whoever asks, where it asks now.
 
         Who asks is found out for a log that is not there, too: what that takes tells nobody of it.
@@ -64,7 +64,7 @@ class Access:
             logger.exception("authorize_resume has failed; the resume is refused")
             return False
 
-    async def may_read_named(self, found: Found | None, scope: Scope) -> bool:
+    async def may_read_named(self, found: LogSnapshot | None, scope: Scope) -> bool:
         """Tell whether whoever asks for a stream by its name has opened it, and may read on."""
         headers = request_headers(scope.get("headers") or ())
         identity = identity_of(scope, headers, self._setup.identify, ())

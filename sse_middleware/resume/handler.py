@@ -17,37 +17,36 @@ from sse_middleware.errors import StoreError
 from sse_middleware.http.own_responses import ended_stream, put_off
 from sse_middleware.http.request import (
     NO_CLAIM,
-    Claim,
     RequestBody,
+    ResumeIntent,
     cancelled_id,
     last_event_id,
     stream_name,
     without_event_id,
 )
-from sse_middleware.http.response_head import RawHeaders, unpacked
+from sse_middleware.http.response_head import OWN_HEADERS, RawHeaders, body_message, unpacked
 from sse_middleware.http.routes import UNMATCHED
-from sse_middleware.protocol.event_ids import Cursor, Ending, new_secret, parse_cursor, stream_id
+from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, parse_event_id, stream_id
 from sse_middleware.protocol.wire import Kind, Splitter, event_id
-from sse_middleware.resume.authorization import CORS, Access
-from sse_middleware.stores.base import Found, State
-from sse_middleware.stream.connection import OWN_HEADERS, Reader
-from sse_middleware.stream.context import Setup
-from sse_middleware.stream.sender import body_message
+from sse_middleware.resume.authorization import CORS, Authorization
+from sse_middleware.stores.base import LogSnapshot, LogState
+from sse_middleware.stream.connection import Connection
+from sse_middleware.stream.context import Context
 
 logger = logging.getLogger("sse_middleware")
 
 _REFUSED = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 
 
-class Anew(NamedTuple):
+class RunApp(NamedTuple):
     """A request that the app is to answer after all."""
 
     receive: Receive
     send: Send
-    claim: Claim = NO_CLAIM
+    claim: ResumeIntent = NO_CLAIM
 
 
-class Resumption:
+class ResumeHandler:
     """Answer the requests that come back to a stream.
 
     Args:
@@ -55,19 +54,19 @@ class Resumption:
         one_process: whether streams are kept in this process alone.
     """
 
-    def __init__(self, setup: Setup, *, one_process: bool) -> None:
+    def __init__(self, setup: Context, *, one_process: bool) -> None:
         self._setup = setup
-        self._access = Access(setup)
+        self._access = Authorization(setup)
         self._warns = one_process
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send) -> Anew | None:
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> RunApp | None:
         """Answer a request that claims something; return it where the app has to."""
-        cancelled = parse_cursor(cancelled_id(scope) or "")
+        cancelled = parse_event_id(cancelled_id(scope) or "")
         held = last_event_id(scope)
-        cursor = parse_cursor(held or "")
+        cursor = parse_event_id(held or "")
         if cursor is not None:
             scope["headers"] = without_event_id(scope["headers"])
-        anew = Anew(receive, send)
+        anew = RunApp(receive, send)
         try:
             if cancelled is not None:
                 return None if await self._cancel(cancelled, scope, send) else anew
@@ -85,11 +84,11 @@ class Resumption:
                 await _empty(send, HTTPStatus.SERVICE_UNAVAILABLE)
             return None
 
-    async def _resume(self, cursor: Cursor, scope: Scope, anew: Anew) -> Anew | None:
+    async def _resume(self, cursor: EventId, scope: Scope, anew: RunApp) -> RunApp | None:
         if cursor.ending is Ending.FINAL:
             await self._stop(anew.send, UNMATCHED)
             return None
-        anew = anew._replace(claim=Claim(cursor))
+        anew = anew._replace(claim=ResumeIntent(cursor))
         if cursor.ending is Ending.AGAIN:
             return anew
         found = None
@@ -108,14 +107,16 @@ class Resumption:
             self._warn_of_processes()
         return self._tell_reset(anew, scope)
 
-    async def _go_on(self, found: Found, cursor: Cursor, scope: Scope, anew: Anew) -> Anew | None:
+    async def _go_on(
+        self, found: LogSnapshot, cursor: EventId, scope: Scope, anew: RunApp
+    ) -> RunApp | None:
         """Give a client the rest of a log that it may read."""
-        info, ended = found.info, found.state is not State.RUNNING
-        if found.state is State.DISOWNED:
+        info, ended = found.info, found.state is not LogState.RUNNING
+        if found.state is LogState.DISOWNED:
             return anew._replace(claim=NO_CLAIM)
         if ended and cursor.seq > found.last:
             return self._tell_reset(anew, scope)
-        if found.state is State.FINISHED and cursor.seq == found.last and not found.tells_end:
+        if found.state is LogState.FINISHED and cursor.seq == found.last and not found.tells_end:
             if not info.marked:
                 return anew
             await self._stop(anew.send, info.route)
@@ -124,7 +125,7 @@ class Resumption:
         return None
 
     async def follow_named(
-        self, name: str, cursor: Cursor | None, scope: Scope, receive: Receive, send: Send
+        self, name: str, cursor: EventId | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Answer with the stream of a name, from its beginning or where a cursor stands.
 
@@ -133,7 +134,7 @@ class Resumption:
         """
         if self._setup.identify is None:
             raise RuntimeError("a resume_endpoint needs SSEMiddleware(identify=...): whose is it?")
-        anew = Anew(receive, send)
+        anew = RunApp(receive, send)
         try:
             found = await self._setup.store.find_named(stream_name(name))
             allowed = await self._access.may_read_named(found, scope)
@@ -142,7 +143,7 @@ class Resumption:
             elif cursor is not None and self._is_place_in(found, cursor):
                 if await self._go_on(found, cursor, scope, anew) is not None:
                     await _empty(send, HTTPStatus.NO_CONTENT)
-            elif found.state is State.RUNNING:
+            elif found.state is LogState.RUNNING:
                 had_another = cursor is not None and cursor.seq and cursor.ending is None
                 reset = "gone" if had_another else ""
                 await self._read(found, scope, anew, after=0, reset=reset)
@@ -153,16 +154,16 @@ class Resumption:
             await self._send_away(None if cursor is None else str(cursor), scope, send)
 
     @staticmethod
-    def _is_place_in(found: Found, cursor: Cursor) -> bool:
+    def _is_place_in(found: LogSnapshot, cursor: EventId) -> bool:
         return cursor.ending is None and stream_id(cursor.secret) == found.info.stream_id
 
-    async def _resume_by_app_id(self, told: str, scope: Scope, anew: Anew) -> Anew | None:
+    async def _resume_by_app_id(self, told: str, scope: Scope, anew: RunApp) -> RunApp | None:
         """Resume a stream whose app numbers its events and does not keep them."""
         name = self._setup.key_name(self._setup.mark_ahead(scope), scope)
         if name is None:
             return anew
         found = await self._setup.store.find_named(name)
-        reset = anew._replace(claim=Claim(Cursor("", 0), reset="gone"))
+        reset = anew._replace(claim=ResumeIntent(EventId("", 0), reset="gone"))
         if not self._access.is_its_own(found, scope):
             return reset
         body = None
@@ -180,9 +181,9 @@ class Resumption:
 
     async def _read(
         self,
-        found: Found,
+        found: LogSnapshot,
         scope: Scope,
-        anew: Anew,
+        anew: RunApp,
         *,
         after: int,
         secret: str = "",
@@ -193,11 +194,11 @@ class Resumption:
         truncated = after < found.first - 1
         after = max(after, found.first - 1)
         if secret:
-            event_id = str(Cursor(secret, after))
+            event_id = str(EventId(secret, after))
         for observer in self._setup.observers:
             result = "truncated" if truncated else "resumed"
             observer.resumed(found.info.route, result, max(0, found.last - after))
-        await Reader(
+        await Connection(
             self._setup,
             scope,
             anew.receive,
@@ -209,7 +210,7 @@ class Resumption:
             reset=reset or ("truncated" if truncated else ""),
         ).run()
 
-    async def _place_of_app_id(self, found: Found, told: str) -> int | None:
+    async def _place_of_app_id(self, found: LogSnapshot, told: str) -> int | None:
         """Return the number of the event that carries the id `told`, `None` where none does."""
         wanted, place = told.encode(), None
         number = found.first - 1
@@ -217,7 +218,7 @@ class Resumption:
             return None  # there is nothing to read, and nothing to wait for
         async with aclosing(self._setup.store.follow(found.info.stream_id, number)) as log:
             async for batch in log:
-                if batch.state is not State.RUNNING:
+                if batch.state is not LogState.RUNNING:
                     return place
                 splitter = Splitter(len(batch.frames) + 1)
                 for kind, block in splitter.feed(batch.frames):
@@ -229,14 +230,14 @@ class Resumption:
                 number = batch.last
         return place
 
-    async def _cancel(self, cursor: Cursor, scope: Scope, send: Send) -> bool:
+    async def _cancel(self, cursor: EventId, scope: Scope, send: Send) -> bool:
         """End a stream for whoever may read it; tell whether there is such a one."""
         found = await self._setup.store.find(stream_id(cursor.secret))
         if not self._access.is_its_own(found, scope):
             if found is not None:
                 await self._look_for_none()
             return False
-        if found.state is State.DISOWNED:
+        if found.state is LogState.DISOWNED:
             return False
         await self._setup.store.cancel(found.info.stream_id)
         self._tell(found.info.route, "cancelled")
@@ -248,7 +249,7 @@ class Resumption:
         """Take as long as for a stream that is not there, which may be longer."""
         await self._setup.store.find(stream_id(new_secret()))
 
-    def _tell_reset(self, anew: Anew, scope: Scope) -> Anew:
+    def _tell_reset(self, anew: RunApp, scope: Scope) -> RunApp:
         """Let the app answer, and the client know that it is a new answer.
 
         Who has had nothing of the old one has nothing to throw away.
@@ -256,13 +257,13 @@ class Resumption:
         cursor = anew.claim.cursor
         has_nothing = cursor is not None and not cursor.seq and cursor.ending is None
         send = _Refusal(anew.send, lambda: self._reset_and_end(scope)).send
-        return Anew(anew.receive, send, Claim(cursor, reset="" if has_nothing else "gone"))
+        return RunApp(anew.receive, send, ResumeIntent(cursor, reset="" if has_nothing else "gone"))
 
     def _reset_and_end(self, scope: Scope) -> tuple[RawHeaders, bytes]:
         """Return the answer to a client whose stream is gone, and whose app refuses to begin it."""
         self._tell(UNMATCHED, "gone")
         secret = new_secret()
-        end = str(Cursor(secret, 0, Ending.FINAL))
+        end = str(EventId(secret, 0, Ending.FINAL))
         options, name = self._setup.options, stream_id(secret)
         return ended_stream(scope, options, name, event_id=end, reset="gone")
 

@@ -25,7 +25,7 @@ REST_SECONDS: Final = 1.0
 Answer = TypeVar("Answer")
 
 
-class Patience:
+class CircuitBreaker:
     """Ask for a short time, and not at all for a while where there was no answer.
 
     Args:

@@ -15,7 +15,7 @@ _SMALL_BYTES = 1 << 13
 """A buffer below grows by three quarters at a time, and not by an eighth, so that it is seldom."""
 
 
-class Frames:
+class FrameBuffer:
     """The frames `first` to `last`, none of them where `first` is behind `last`.
 
     Args:

@@ -17,7 +17,7 @@ _AT_ONCE = 64
 """How many writes come in one turn of the loop, so that a thousand heartbeats delay nobody."""
 
 
-class Author(Protocol):
+class Flushable(Protocol):
     """Whoever has something to be written."""
 
     context: Context
@@ -27,7 +27,7 @@ class Author(Protocol):
         """Write it; only a cancellation may come out of here."""
 
 
-class Scribe:
+class BackgroundWriter:
     """Write for the streams of `loop` as long as there are any."""
 
     __slots__ = ("_asleep", "_authors", "_due", "_loop", "_on_duty", "_tasks")
@@ -35,7 +35,7 @@ class Scribe:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._authors = 0
-        self._due: deque[Author] = deque()
+        self._due: deque[Flushable] = deque()
         self._on_duty: object | None = None  # one for each term of duty
         self._asleep: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -50,7 +50,7 @@ class Scribe:
         if not self._authors:
             self._wake()
 
-    def write_soon(self, author: Author) -> None:
+    def write_soon(self, author: Flushable) -> None:
         """Write for `author` in the next turn of the loop."""
         self._due.append(author)
         if self._on_duty is None:
@@ -102,7 +102,7 @@ class Scribe:
             if self._on_duty is duty:
                 self._on_duty = None
 
-    def _begin_write(self, author: Author) -> "_Rest | None":
+    def _begin_write(self, author: Flushable) -> "_Rest | None":
         """Write for an author in its context; return what is to be awaited, if it has to wait."""
         write = author.write_held()
         try:

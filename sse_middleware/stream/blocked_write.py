@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import asyncio
 
 
-class Freeing:
+class BlockedWrite:
     """Let the app in `task` go.
 
     Args:

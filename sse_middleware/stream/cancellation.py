@@ -15,7 +15,7 @@ HURRIED_SECONDS = 0.5
 """The same where the server ends."""
 
 
-class Farewell:
+class AppCancellation:
     """See the app in `task` off.
 
     Args:

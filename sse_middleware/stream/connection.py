@@ -14,26 +14,31 @@ from contextlib import aclosing
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware.errors import StoreError
-from sse_middleware.http.response_head import request_headers, stream_headers, trace_id, unpacked
+from sse_middleware.http.response_head import (
+    OWN_HEADERS,
+    body_message,
+    request_headers,
+    stream_headers,
+    trace_id,
+    unpacked,
+)
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.client_kinds import CommentForm, Family
+from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
 from sse_middleware.protocol.deadlines import Reason
 from sse_middleware.protocol.stream_state import StreamState
-from sse_middleware.stores.base import Batch, LogInfo, State
+from sse_middleware.stores.base import Batch, LogInfo, LogState
 from sse_middleware.stream.cancellation import GRACE_SECONDS, HURRIED_SECONDS
-from sse_middleware.stream.context import Setup
-from sse_middleware.stream.producer import Outbox
-from sse_middleware.stream.sender import body_message, joined
-from sse_middleware.stream.timers import current_ticker
+from sse_middleware.stream.context import Context
+from sse_middleware.stream.producer import Producer
+from sse_middleware.stream.sender import joined
+from sse_middleware.stream.timers import current_timers
 
 logger = logging.getLogger("sse_middleware")
 
 _END_OF_LOG_SECONDS = 0.1
-OWN_HEADERS = [(b"cache-control", b"no-store"), (b"vary", b"Last-Event-ID")]
-"""Of answers that are ours: they are for one client at one moment."""
 
 
-class Relay(Outbox):
+class ConnectionSender(Producer):
     """An outbox whose events come from a log, whole and numbered.
 
     Attributes:
@@ -75,7 +80,7 @@ class Relay(Outbox):
             await self._send_as_app(body_message(data, more_body=reason is None), len(data))
 
 
-class Reader:
+class Connection:
     """Send one client the rest of a stream.
 
     Args:
@@ -92,7 +97,7 @@ class Reader:
 
     def __init__(
         self,
-        setup: Setup,
+        setup: Context,
         scope: Scope,
         receive: Receive,
         send: Send,
@@ -114,7 +119,7 @@ class Reader:
             info.stream_id,
             trace_id(request_headers(scope.get("headers") or ())),
             info.route,
-            Family.EVENTSOURCE,
+            ClientKind.EVENTSOURCE,
             resumed_after=after,
             chunks=after,
         )
@@ -132,14 +137,14 @@ class Reader:
         )
         self._state = StreamState(
             self._options,
-            family=Family.EVENTSOURCE,
+            family=ClientKind.EVENTSOURCE,
             record=self._record,
             secret=secret,
             marked=info.marked,
             comment=CommentForm.BLOCK,
             app_ids=info.app_ids,
         )
-        ticker = current_ticker()
+        ticker = current_timers()
         self._opening = self._state.open(
             ticker.clock(),
             ticker.epoch(),
@@ -149,7 +154,9 @@ class Reader:
             age=max(0.0, time.time() - info.opened_on),
             ends_in=setup.seconds_left(scope),
         )
-        self._relay = Relay(self._state, send, ticker, observers=setup.observers, owner=self)
+        self._relay = ConnectionSender(
+            self._state, send, ticker, observers=setup.observers, owner=self
+        )
         self._relay.is_elsewhere = setup.store.is_shared
 
     async def run(self) -> None:
@@ -208,11 +215,11 @@ class Reader:
     async def _pass_on(self, log: AsyncGenerator[Batch, None]) -> None:
         relay = self._relay.relay
         async for state, last, frames in log:
-            if state is State.RUNNING:
+            if state is LogState.RUNNING:
                 await relay(frames, last)
-            elif state is State.TRUNCATED:
+            elif state is LogState.TRUNCATED:
                 await relay(self._state.truncate(last), last)
-            elif state is State.LOST:
+            elif state is LogState.LOST:
                 await relay(self._state.lost(), last, reason=Reason.LOST)
             else:
                 await relay(frames, last, reason=_REASONS.get(state, Reason.GONE))
@@ -238,4 +245,4 @@ class Reader:
                 raise result
 
 
-_REASONS = {State.CANCELLED: Reason.CANCELLED, State.FINISHED: Reason.FINISHED}
+_REASONS = {LogState.CANCELLED: Reason.CANCELLED, LogState.FINISHED: Reason.FINISHED}

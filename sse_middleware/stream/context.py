@@ -8,14 +8,14 @@ from re import Pattern
 
 from starlette.types import ASGIApp, Scope
 
+from sse_middleware._once import OncePerKey
 from sse_middleware.config.options import Options
 from sse_middleware.http.request import Identify, key_name, place_of
 from sse_middleware.http.routes import UNMATCHED, Mark, mark_on, route_ahead
 from sse_middleware.observability.observer import Observer
-from sse_middleware.protocol.client_kinds import ALL, Family, family_of, in_rollout
+from sse_middleware.protocol.client_kinds import ALL, ClientKind, family_of, in_rollout
 from sse_middleware.stores.base import EventStore, LogInfo
-from sse_middleware.stream.linger_queue import Lingering
-from sse_middleware.stream.shutdown import OncePerKey
+from sse_middleware.stream.linger_queue import LingerQueue
 
 logger = logging.getLogger("sse_middleware")
 
@@ -26,7 +26,7 @@ ExpiresAt = Callable[[Scope], float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setup:
+class Context:
     """What all requests of one middleware share.
 
     Attributes:
@@ -47,7 +47,7 @@ class Setup:
     options: Options
     options_of: OncePerKey[Mark, Options]
     store: EventStore
-    lingering: Lingering
+    lingering: LingerQueue
     marks: Mapping[Pattern[str], Mark] = field(default_factory=dict)
     observers: Sequence[Observer] = ()
     identify: Identify | None = None
@@ -71,7 +71,7 @@ class Setup:
 
     def family_of(
         self, scope: Scope, headers: dict[bytes, bytes], mark: Mark | None, *, has_cursor: bool
-    ) -> Family:
+    ) -> ClientKind:
         """Tell the family of a client, `OFF` for one that the rollout leaves out.
 
         Args:
@@ -84,7 +84,7 @@ class Setup:
         if percent < ALL:
             address = str((scope.get("client") or ("",))[0])
             if not in_rollout(percent, headers, address):
-                return Family.OFF
+                return ClientKind.OFF
         if mark is not None and mark.family is not None:
             return mark.family
         return family_of(scope.get("method", ""), headers, has_cursor=has_cursor)

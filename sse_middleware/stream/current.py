@@ -4,18 +4,18 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from sse_middleware.http.request import NO_CLAIM, Claim, stream_name
+from sse_middleware.http.request import NO_CLAIM, ResumeIntent, stream_name
 from sse_middleware.http.response_head import request_headers, trace_id
 from sse_middleware.http.routes import UNMATCHED
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.event_ids import Cursor, new_secret, stream_id
+from sse_middleware.protocol.event_ids import EventId, new_secret, stream_id
 
 IN_SCOPE = "sse_middleware"
 """The scope's key of the current stream while a request is ours; a second layer stands back."""
 
 _LONGEST_NAME = 200
 
-Follow = Callable[[str, Cursor | None, Any, Any, Any], Awaitable[None]]
+Follow = Callable[[str, EventId | None, Any, Any, Any], Awaitable[None]]
 """Answers a request, given as an ASGI call, with the stream of a name."""
 
 _Headers = Iterable[tuple[bytes, bytes]]
@@ -59,7 +59,7 @@ class CurrentStream:
         self,
         headers: _Headers | None = None,
         follow: Follow | None = None,
-        claim: Claim = NO_CLAIM,
+        claim: ResumeIntent = NO_CLAIM,
     ) -> None:
         self._headers = headers
         self._follow = follow

@@ -15,31 +15,31 @@ from typing import Any
 from starlette.types import Message
 
 from sse_middleware.protocol.stream_state import End
-from sse_middleware.stores.base import EventStore, Log, LogInfo, State
-from sse_middleware.stream.blocked_write import Freeing
+from sse_middleware.stores.base import EventStore, Log, LogInfo, LogState
+from sse_middleware.stream.blocked_write import BlockedWrite
 from sse_middleware.stream.cancellation import GRACE_SECONDS, HURRIED_SECONDS
-from sse_middleware.stream.linger_queue import Lingering
-from sse_middleware.stream.producer import Outbox
-from sse_middleware.stream.sender import APP, Writer
+from sse_middleware.stream.linger_queue import LingerQueue
+from sse_middleware.stream.producer import Producer
+from sse_middleware.stream.sender import APP, Sender
 
 _BREATH_BYTES = 1 << 16
 _BREATH_SECONDS = 0.005
 """The pace of an app that writes as fast as it can while no client slows it down."""
 _UNREAD_BYTES = 2 << 20
 """What an app may write while nobody reads; then it waits, as for a client that is slow."""
-_WRITES = (Outbox.write.__code__, Writer._send_as_app.__code__)  # noqa: SLF001
+_WRITES = (Producer.write.__code__, Sender._send_as_app.__code__)  # noqa: SLF001
 """Where an app waits for the server."""
 
 
-class RecordedOutbox(Outbox):
+class KeptProducer(Producer):
     """Write one stream, and its log.
 
     Args:
-        *arguments: those of an `Outbox`.
+        *arguments: those of an `Producer`.
         store: where the log is kept.
         info: the log's.
         lingering: the streams that wait for a reader.
-        **options: those of an `Outbox`.
+        **options: those of an `Producer`.
     """
 
     __slots__ = (
@@ -60,7 +60,7 @@ class RecordedOutbox(Outbox):
         *arguments: Any,
         store: EventStore,
         info: LogInfo,
-        lingering: Lingering,
+        lingering: LingerQueue,
         **options: Any,
     ) -> None:
         self._log: Log = store.create(info, self)
@@ -72,7 +72,7 @@ class RecordedOutbox(Outbox):
         self._breath = 0
         self._unread_bytes = 0
         self._task: asyncio.Task[Any] | None = None
-        self._freeing: Freeing | None = None
+        self._freeing: BlockedWrite | None = None
         super().__init__(*arguments, **options)
         self._state.recording = self._log
 
@@ -97,7 +97,7 @@ class RecordedOutbox(Outbox):
     def on_cancel(self) -> None:
         """End the stream because a reader has asked for that."""
         if not self._is_ended():
-            self._close(self._state.cancel(self._clock()), State.CANCELLED)
+            self._close(self._state.cancel(self._clock()), LogState.CANCELLED)
             self._owner.on_end()
 
     def on_followed(self, *, followed: bool) -> None:
@@ -128,14 +128,14 @@ class RecordedOutbox(Outbox):
     def give_up(self) -> None:
         """End what nobody has come back to."""
         if self._unread and not self._is_ended():
-            self._log.end(State.GONE)
+            self._log.end(LogState.GONE)
             self._close(End(b"", clean=False))
             self._owner.on_end()
 
     async def settle(self, patience: float, outcome: str) -> None:
         """Leave nothing behind."""
         self._take_in()
-        self._end_log(State.LOST)  # where nothing else has ended it
+        self._end_log(LogState.LOST)  # where nothing else has ended it
         self._state.recording = None  # a write that fails from here on is no reason to linger
         await super().settle(patience, outcome)
         self._task = self._freeing = None
@@ -150,7 +150,7 @@ class RecordedOutbox(Outbox):
         if self._is_ended():
             return self._unread
         if had_reader and not self._may_go_on():
-            self._log.end(State.GONE)
+            self._log.end(LogState.GONE)
             return False
         if had_reader:
             self._record.disconnects = 1
@@ -204,7 +204,7 @@ class RecordedOutbox(Outbox):
 
     def _lose_blocked_client(self) -> None:
         if not (self._unread or self._may_go_on()):
-            self._log.end(State.GONE)
+            self._log.end(LogState.GONE)
             super()._lose_blocked_client()
             return
         if not self._unread:
@@ -216,7 +216,7 @@ class RecordedOutbox(Outbox):
         self._waiting = ()
         self._wake_waiting()
         if self._who_writes == APP:
-            self._freeing = Freeing(self._task)
+            self._freeing = BlockedWrite(self._task)
             self._freeing.interrupt(_WRITES, self)
         self._write_in_background()
 
@@ -229,7 +229,7 @@ class RecordedOutbox(Outbox):
         elif self._linger_seconds or self._followed:
             self._rotate(now)
         else:
-            self._log.end(State.GONE)
+            self._log.end(LogState.GONE)
             super()._reach_cap(now)
 
     def _rotate(self, now: float) -> None:
@@ -245,16 +245,16 @@ class RecordedOutbox(Outbox):
             self.give_up()  # nobody can come back to a stream that the app numbers itself
         return parts
 
-    def _close(self, end: End, state: State = State.FINISHED) -> None:
+    def _close(self, end: End, state: LogState = LogState.FINISHED) -> None:
         self._end_log(state, end.frame)
         super()._close(end)
 
     def _finish(self, now: float) -> End:
         end = super()._finish(now)
-        self._end_log(State.FINISHED, end.frame)
+        self._end_log(LogState.FINISHED, end.frame)
         return end
 
-    def _end_log(self, state: State, frame: bytes = b"") -> None:
+    def _end_log(self, state: LogState, frame: bytes = b"") -> None:
         self._log.end(state, frame)
         self._linger_at = math.inf
         self._lingering.discard(self)

@@ -13,7 +13,7 @@ class Waiter(Protocol):
         """End it."""
 
 
-class Lingering:
+class LingerQueue:
     """Count who waits for a reader.
 
     Args:

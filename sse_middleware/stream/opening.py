@@ -7,16 +7,16 @@ from starlette.types import Message, Scope, Send
 from sse_middleware.http.request import RequestBody, identity_of, last_event_id, place_of
 from sse_middleware.http.response_head import packed, request_headers, stream_headers
 from sse_middleware.http.routes import Mark, route_name
-from sse_middleware.protocol.client_kinds import CommentForm, Family, comment_form
-from sse_middleware.protocol.event_ids import parse_cursor
+from sse_middleware.protocol.client_kinds import ClientKind, CommentForm, comment_form
+from sse_middleware.protocol.event_ids import parse_event_id
 from sse_middleware.protocol.stream_state import StreamState
 from sse_middleware.stores.base import LogInfo
-from sse_middleware.stream.context import Setup
+from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
-from sse_middleware.stream.kept_producer import RecordedOutbox
+from sse_middleware.stream.kept_producer import KeptProducer
 from sse_middleware.stream.owner import Owner
-from sse_middleware.stream.producer import Outbox
-from sse_middleware.stream.timers import current_ticker
+from sse_middleware.stream.producer import Producer
+from sse_middleware.stream.timers import current_timers
 
 
 class Opening:
@@ -48,7 +48,7 @@ class Opening:
 
     def __init__(
         self,
-        setup: Setup,
+        setup: Context,
         current: CurrentStream,
         scope: Scope,
         mark: Mark | None,
@@ -65,7 +65,7 @@ class Opening:
         has_cursor = current.claim.cursor is not None
         record.family = family = setup.family_of(scope, headers, mark, has_cursor=has_cursor)
         record.route = route_name(scope, mark)
-        numbers = family is Family.EVENTSOURCE
+        numbers = family is ClientKind.EVENTSOURCE
         secret = current.take_secret()
         self._state = StreamState(
             self._options,
@@ -78,24 +78,24 @@ class Opening:
             ),
             app_ids=mark is not None and mark.stream_key is not None,
         )
-        self._ticker = current_ticker()
+        self._ticker = current_timers()
         self.words = self._state.open(
             self._ticker.clock(),
             self._ticker.epoch(),
             reset=current.claim.reset if numbers else "",
             event_id=self._held_id() if numbers else None,
-            ends_in=None if family is Family.OFF else setup.seconds_left(scope),
+            ends_in=None if family is ClientKind.OFF else setup.seconds_left(scope),
         )
 
-    def outbox(self, send: Send, start: Message, *, owner: Owner) -> Outbox:
+    def outbox(self, send: Send, start: Message, *, owner: Owner) -> Producer:
         """Return what writes the stream to `send`, and keeps it where it is to be kept."""
         setup, state = self._setup, self._state
-        info = self._log_info(start) if state.family is Family.EVENTSOURCE else None
-        outbox: Outbox
+        info = self._log_info(start) if state.family is ClientKind.EVENTSOURCE else None
+        outbox: Producer
         if info is None:
-            outbox = Outbox(state, send, self._ticker, observers=setup.observers, owner=owner)
+            outbox = Producer(state, send, self._ticker, observers=setup.observers, owner=owner)
         else:
-            outbox = RecordedOutbox(
+            outbox = KeptProducer(
                 state,
                 send,
                 self._ticker,
@@ -108,7 +108,7 @@ class Opening:
             if info.app_ids:
                 outbox.set_name(setup.key_name(self._mark, self._scope) or "")
         self._current.open(outbox)
-        if state.family is Family.EVENTSOURCE and self._current.claim.reset:
+        if state.family is ClientKind.EVENTSOURCE and self._current.claim.reset:
             for observer in setup.observers:
                 observer.resumed(state.record.route, self._current.claim.reset, 0)
         return outbox
@@ -116,7 +116,7 @@ class Opening:
     def start(self, start: Message) -> Message:
         """Return the response start with our headers, or as it is where we only look on."""
         state, options = self._state, self._options
-        if state.family is Family.OFF:
+        if state.family is ClientKind.OFF:
             return start
         headers = stream_headers(
             start.get("headers") or (),
@@ -126,7 +126,7 @@ class Opening:
             max_seconds=state.max_seconds,
             heartbeat_interval=options.heartbeat_interval,
             silence_threshold=options.silence_threshold,
-            keep_cache_control=state.family is not Family.EVENTSOURCE,
+            keep_cache_control=state.family is not ClientKind.EVENTSOURCE,
         )
         return {**start, "headers": headers}
 
@@ -138,7 +138,7 @@ class Opening:
         if self._current.claim.reset:
             return None
         told = last_event_id(self._scope)
-        return told if told is not None and parse_cursor(told) is None else None
+        return told if told is not None and parse_event_id(told) is None else None
 
     def _log_info(self, start: Message) -> LogInfo | None:
         """Return what the log begins with, `None` where there is to be none."""

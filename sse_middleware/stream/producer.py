@@ -12,22 +12,15 @@ from typing import Any
 
 from starlette.types import Message, Send
 
+from sse_middleware.http.response_head import BODY, body_message
 from sse_middleware.observability.observer import Observer
-from sse_middleware.protocol.client_kinds import Family
+from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.stream_state import End, StreamState
 from sse_middleware.protocol.wire import has_data
 from sse_middleware.stream.owner import Owner
-from sse_middleware.stream.sender import (
-    APP,
-    BODY,
-    HELD_BYTES,
-    NOBODY,
-    STALL_SECONDS,
-    body_message,
-    joined,
-)
-from sse_middleware.stream.timed_sender import TimedWriter
-from sse_middleware.stream.timers import Ticker
+from sse_middleware.stream.sender import APP, HELD_BYTES, NOBODY, STALL_SECONDS, joined
+from sse_middleware.stream.timed_sender import TimedSender
+from sse_middleware.stream.timers import LoopTimers
 
 logger = logging.getLogger("sse_middleware.stream")
 
@@ -35,7 +28,7 @@ _FILE = "http.response.pathsend"
 _FILE_CHUNK_BYTES = 1 << 16
 
 
-class Outbox(TimedWriter):
+class Producer(TimedSender):
     """Write one stream.
 
     Args:
@@ -52,7 +45,7 @@ class Outbox(TimedWriter):
         self,
         state: StreamState,
         send: Send,
-        ticker: Ticker,
+        ticker: LoopTimers,
         *,
         observers: Sequence[Observer],
         owner: Owner,
@@ -63,7 +56,7 @@ class Outbox(TimedWriter):
         self._regular = (
             options.batch
             and self._pacing is None
-            and state.family is not Family.OFF
+            and state.family is not ClientKind.OFF
             and not logger.isEnabledFor(logging.DEBUG)  # which tells of each event
         )
 
@@ -168,7 +161,7 @@ class Outbox(TimedWriter):
             return
         elif self._state.reason is not None:
             await self._send_as_app(message, 0)
-        elif self._state.family is Family.OFF:
+        elif self._state.family is ClientKind.OFF:
             await self._measure(message, now)
         elif message["type"] == BODY:
             await self._write_body(message, now)

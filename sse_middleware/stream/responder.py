@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware.http.discarded_response import Refused
 from sse_middleware.http.request import RequestBody
 from sse_middleware.http.response_head import is_something_else, why_untouched
 from sse_middleware.http.routes import Mark, route_name
-from sse_middleware.stream.cancellation import GRACE_SECONDS, HURRIED_SECONDS, Farewell
-from sse_middleware.stream.context import Setup
+from sse_middleware.stream.cancellation import GRACE_SECONDS, HURRIED_SECONDS, AppCancellation
+from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
+from sse_middleware.stream.discarded_response import DiscardedResponse
 from sse_middleware.stream.opening import Opening
 
 if TYPE_CHECKING:
-    from sse_middleware.limits.admission_check import Entry
-    from sse_middleware.stream.producer import Outbox
+    from sse_middleware.limits.admission_check import AdmissionCheck
+    from sse_middleware.stream.producer import Producer
 
 logger = logging.getLogger("sse_middleware")
 
@@ -70,13 +70,13 @@ class Responder:
 
     def __init__(  # noqa: PLR0917 - in the order of an ASGI call, around which they stand
         self,
-        setup: Setup,
+        setup: Context,
         current: CurrentStream,
         scope: Scope,
         receive: Receive,
         send: Send,
         task: asyncio.Task[object],
-        entry: "Entry | None" = None,
+        entry: "AdmissionCheck | None" = None,
     ) -> None:
         self._setup = setup
         self.entry = entry
@@ -90,9 +90,9 @@ class Responder:
         self._ahead: asyncio.Future[Message] | None = None
         self._unread: Message | None = None
         self._is_gone = False
-        self.outbox: Outbox | Refused | None = None
+        self.outbox: Producer | DiscardedResponse | None = None
         self._listeners: tuple[asyncio.Task[object], ...] = ()
-        self._farewell: Farewell | None = None
+        self._farewell: AppCancellation | None = None
 
     def forgives(self, exc: BaseException) -> bool:
         """Take note of the exception by which the app has left; tell whether it was our doing."""
@@ -260,7 +260,9 @@ class Responder:
             outbox.place = self.entry.let_in(outbox)
         return outbox.open(opening.start(start), opening.words)
 
-    async def _open_if_let_in(self, entry: "Entry", start: Message, mark: Mark | None) -> None:
+    async def _open_if_let_in(
+        self, entry: "AdmissionCheck", start: Message, mark: Mark | None
+    ) -> None:
         """Open the stream where there is room for it, else answer in its place."""
         self._decided = False  # what comes meanwhile is listened to as before
         try:
@@ -272,7 +274,7 @@ class Responder:
             return
         self._cancels = self._task.cancelling()
         self._outcome = "rejected"
-        self.outbox = Refused(self)
+        self.outbox = DiscardedResponse(self)
         await entry.answer(self._send)
         self.on_end()
 
@@ -290,7 +292,7 @@ class Responder:
     def on_end(self) -> None:
         """Let the app hear that its client is gone, and give it some time to leave."""
         assert self.outbox is not None
-        self._farewell = Farewell(
+        self._farewell = AppCancellation(
             self._task,
             cancels=self._cancels,
             listeners=self._listeners,

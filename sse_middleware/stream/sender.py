@@ -13,13 +13,13 @@ from typing import Any, Final
 
 from starlette.types import Message, Send
 
+from sse_middleware.http.response_head import body_message
 from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.stream.timers import Ticker
+from sse_middleware.stream.timers import LoopTimers
 
 logger = logging.getLogger("sse_middleware.stream")
 
-BODY = "http.response.body"
 
 NOBODY, APP, SCRIBE = range(3)  # who is in the server's `send`
 HELD_BYTES = 1 << 14
@@ -29,7 +29,7 @@ STALL_SECONDS = 0.1
 """A write that takes longer is told of as a stall; one that suspends takes some milliseconds."""
 
 
-class Writer:
+class Sender:
     """Write the bytes of one stream in their order.
 
     It is the half of an `Outbox` that knows neither what they are nor why they are written.
@@ -70,7 +70,7 @@ class Writer:
     def __init__(
         self,
         send: Send,
-        ticker: Ticker,
+        ticker: LoopTimers,
         record: StreamRecord,
         observers: Sequence[Observer],
     ) -> None:
@@ -275,8 +275,3 @@ class Writer:
 def joined(parts: list[bytes]) -> bytes:
     """Return `parts` as one."""
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def body_message(data: bytes, *, more_body: bool = True) -> Message:
-    """Return the ASGI message that carries `data`."""
-    return {"type": BODY, "body": data, "more_body": more_body}

@@ -11,13 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
-from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any
 
+from sse_middleware._once import OncePerKey
 from sse_middleware.stream.drain import Drain
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ONE_SHUTDOWN_SECONDS = 1.0
@@ -26,24 +23,6 @@ _POLL_SECONDS = 0.02
 _LOOK_SECONDS = 0.5
 _SERVES = "worker_serve"
 """What hypercorn's main task runs."""
-
-
-class OncePerKey(Generic[Key, Value]):
-    """Make one value for each key, and keep it as long as the key lives."""
-
-    def __init__(self, make: Callable[[Key], Value]) -> None:
-        self._make = make
-        self._made: WeakKeyDictionary[Key, Value] = WeakKeyDictionary()
-
-    def __call__(self, key: Key) -> Value:
-        """Return the value of `key`, made now or before."""
-        if key not in self._made:
-            self._made[key] = self._make(key)
-        return self._made[key]
-
-    def items(self) -> Iterator[tuple[Key, Value]]:
-        """Return the keys that live, and their values."""
-        return iter(tuple(self._made.items()))
 
 
 class Shutdown:
@@ -114,7 +93,7 @@ class Shutdown:
             loop.call_later(_LOOK_SECONDS, self._look_at, loop, task, drain)
 
 
-class _Listener:
+class ChainedSignalHandler:
     """A signal handler in front of another one.
 
     It carries the `__self__` of the other, by which sse-starlette finds the server.
@@ -127,6 +106,7 @@ class _Listener:
             self.__self__ = handler.__self__
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal, then call the handler that was installed before."""
         self._shutdown.on_signal()
         self._handler(number, frame)
 
@@ -138,8 +118,8 @@ def _listen(number: int, shutdown: Shutdown) -> None:
         return
     function = getattr(handler, "func", handler)  # asyncio's own is partial
     is_asyncios = isinstance(getattr(function, "__self__", None), asyncio.Runner)
-    if not (is_asyncios or isinstance(handler, _Listener)):
-        signal.signal(number, _Listener(shutdown, handler))
+    if not (is_asyncios or isinstance(handler, ChainedSignalHandler)):
+        signal.signal(number, ChainedSignalHandler(shutdown, handler))
 
 
 def _is_hypercorns(task: asyncio.Task[Any]) -> bool:

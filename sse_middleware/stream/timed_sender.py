@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 from starlette.types import Send
 
-from sse_middleware.limits.slots import Place  # noqa: TC001 - one line
+from sse_middleware.limits.slots import Slot  # noqa: TC001 - one line
 from sse_middleware.observability.observer import Observer
-from sse_middleware.protocol.client_kinds import Family
+from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.deadlines import Due, Reason
 from sse_middleware.protocol.stream_state import End, StreamState
 from sse_middleware.stream.owner import NOBODY_OWNS, Owner
-from sse_middleware.stream.sender import Writer, joined
-from sse_middleware.stream.timers import Ticker
+from sse_middleware.stream.sender import Sender, joined
+from sse_middleware.stream.timers import LoopTimers
 
 logger = logging.getLogger("sse_middleware.stream")
 
@@ -25,7 +25,7 @@ _PROGRESS_SECONDS = 10.0
 """How often observers are told of a stream that goes on, at most; scrapes come each 15 s or so."""
 
 
-class TimedWriter(Writer):
+class TimedSender(Sender):
     """Write what time makes due, and what the end of the stream is.
 
     Args:
@@ -53,7 +53,7 @@ class TimedWriter(Writer):
         self,
         state: StreamState,
         send: Send,
-        ticker: Ticker,
+        ticker: LoopTimers,
         *,
         observers: Sequence[Observer],
         owner: Owner,
@@ -67,7 +67,7 @@ class TimedWriter(Writer):
         self._end: End | None = None  # what is to be written then, until it is
         self._slot: int | None = None
         self._tell_at = self._clock() + _PROGRESS_SECONDS
-        self.place: Place | None = None  # given back at the end, where streams are limited
+        self.place: Slot | None = None  # given back at the end, where streams are limited
         self._set_timer()
         for observer in observers:
             observer.opened(self._record)
@@ -98,7 +98,7 @@ class TimedWriter(Writer):
 
     def on_drain_over(self) -> None:
         """End, for the server waits for nothing else."""
-        if not (self._is_ended() or self._state.family is Family.OFF):
+        if not (self._is_ended() or self._state.family is ClientKind.OFF):
             self._close(self._state.shut_down(self._clock(), random.random()))  # noqa: S311
             self._owner.on_end()
 
@@ -211,7 +211,7 @@ class TimedWriter(Writer):
         if self._unread or self.broken:
             return math.inf
         timeout = self._state.options.send_timeout
-        return math.inf if timeout is None or self._state.family is Family.OFF else timeout
+        return math.inf if timeout is None or self._state.family is ClientKind.OFF else timeout
 
     def _lose_blocked_client(self) -> None:
         """Take note that nobody reads any more; what a server has of a write stays there."""

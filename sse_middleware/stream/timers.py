@@ -15,7 +15,7 @@ from heapq import heapify, heappop, heappush
 from typing import Protocol
 
 from sse_middleware._once import OncePerLoop
-from sse_middleware.stream.background_writer import Scribe
+from sse_middleware.stream.background_writer import BackgroundWriter
 from sse_middleware.stream.shutdown import SHUTDOWN
 
 TICK_SECONDS = 0.002
@@ -38,21 +38,21 @@ _AT_ONCE = 64
 """How many sleepers wake in one turn of the loop, so that a thousand heartbeats delay nobody."""
 
 
-class Sleeper(Protocol):
+class TimerTarget(Protocol):
     """What can be woken."""
 
     def on_time(self, now: float) -> None:
         """Do what time has made due, without waiting; it may be called once behind `forget`."""
 
 
-class Holder(Protocol):
+class TickTarget(Protocol):
     """Whoever holds something back for a tick."""
 
     def on_tick(self) -> None:
         """Hear that it is over."""
 
 
-class Ticker:
+class LoopTimers:
     """Keep the time for the streams of `loop`.
 
     Attributes:
@@ -84,16 +84,16 @@ class Ticker:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.clock = _clock_of(loop)
         self.drain = SHUTDOWN.drain_of(loop)
-        self.scribe = Scribe(loop)
+        self.scribe = BackgroundWriter(loop)
         self._loop = loop
         self.context = Context()
         self.tick_seconds = TICK_SECONDS
-        self._holding: list[Holder] = []
+        self._holding: list[TickTarget] = []
         self._epoch = 0.0
         self._latest = 0  # of the slots, by who was to be woken last
-        self._slots: dict[int, set[Sleeper]] = {}
+        self._slots: dict[int, set[TimerTarget]] = {}
         self._slot_numbers: list[int] = []  # a heap; some of them may be gone
-        self._due: deque[Sleeper] = deque()
+        self._due: deque[TimerTarget] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_slot = math.inf
 
@@ -107,13 +107,13 @@ class Ticker:
             self._epoch = epoch
         return self._epoch
 
-    def hold(self, holder: Holder) -> None:
+    def hold(self, holder: TickTarget) -> None:
         """Tell `holder` when the tick is over."""
         if not self._holding:
             self._loop.call_later(self.tick_seconds, self._end_tick, context=self.context)
         self._holding.append(holder)
 
-    def wake(self, sleeper: Sleeper, at: float) -> int:
+    def wake(self, sleeper: TimerTarget, at: float) -> int:
         """Wake `sleeper` once, at the time `at` or a few milliseconds later.
 
         Returns:
@@ -139,7 +139,7 @@ class Ticker:
             self._arm(slot)
         return slot
 
-    def forget(self, sleeper: Sleeper, slot: int) -> None:
+    def forget(self, sleeper: TimerTarget, slot: int) -> None:
         """Let `sleeper` sleep; harmless where it was woken already."""
         sleepers = self._slots.get(slot)
         if sleepers is not None:
@@ -202,5 +202,5 @@ def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     return time.monotonic if same else loop.time
 
 
-current_ticker = OncePerLoop(lambda: Ticker(asyncio.get_running_loop()))
+current_timers = OncePerLoop(lambda: LoopTimers(asyncio.get_running_loop()))
 """The ticker of the loop that runs."""

@@ -21,7 +21,7 @@ from sse_middleware import SSEMiddleware, current_trace_id
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.stream_state import StreamState
 from sse_middleware.stream.current import CurrentStream
-from sse_middleware.stream.producer import Outbox
+from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.responder import Responder
 from tests.support.asgi import (
     EVENTSOURCE,
@@ -991,7 +991,7 @@ async def test_nothing_of_an_ended_stream_waits_for_the_garbage_collector(
 
         return StreamingResponse(events(), media_type="text/event-stream")
 
-    ours = (CurrentStream, Outbox, Responder, StreamRecord, StreamState)
+    ours = (CurrentStream, Producer, Responder, StreamRecord, StreamState)
     wrapped = SSEMiddleware(Starlette(routes=[Route("/", endpoint)]))
     gc.collect()
     gc.disable()

@@ -34,7 +34,7 @@ from sse_middleware.stores.redis.client import (
     is_to_end,
     patience_of,
 )
-from sse_middleware.stores.redis.process_lease import Lease, lease_milliseconds
+from sse_middleware.stores.redis.process_lease import ProcessLease, lease_milliseconds
 
 logger = logging.getLogger("sse_middleware")
 
@@ -96,7 +96,7 @@ def append(key: str, milliseconds: int, *words: str | bytes | int) -> Command:
     return ("EVAL", _APPEND, 1, key, milliseconds, *words)
 
 
-class Link:
+class CommandClient:
     """The link of one event loop to Redis.
 
     Args:
@@ -128,7 +128,7 @@ class Link:
         self._observers = observers
         self._rests_until = 0.0
         self._failed_at = -math.inf
-        self._lease: Lease | None = None
+        self._lease: ProcessLease | None = None
         self._warned_at = -math.inf
         self._is_lost = False
         self._questions: dict[Command, asyncio.Future[Any]] = {}
@@ -222,7 +222,7 @@ class Link:
     def hold_lease(self) -> None:
         """Say that this process lives, from now on."""
         if self._lease is None:
-            self._lease = Lease(
+            self._lease = ProcessLease(
                 partial(blocking_client, self._url, self._client),
                 self.keys.lease(self.process),
                 self.keys.inbox(self.process),

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Final, NamedTuple
 
-from sse_middleware.stores.base import Batch, LogInfo, State
+from sse_middleware.stores.base import Batch, LogInfo, LogState
 
 _ENTRY_BYTES: Final = 1 << 15
 """What one entry holds, so that a reader is given no more at once than it can take."""
@@ -27,7 +27,7 @@ _BATCH_BYTES: Final = 1 << 16
 """Entries are read as one batch up to about this size."""
 
 
-class Entry(NamedTuple):
+class LogEntry(NamedTuple):
     """One entry of a Redis stream.
 
     Attributes:
@@ -84,10 +84,10 @@ class Pending:
         self._max_bytes = max_bytes
         self._queue: deque[tuple[int, bytes | None]] = deque()  # `None` for what is not kept
         self._size = 0
-        self._frozen: deque[Entry] = deque()
-        self._kept: deque[Entry] = deque()  # in Redis or on its way; without the frames
+        self._frozen: deque[LogEntry] = deque()
+        self._kept: deque[LogEntry] = deque()  # in Redis or on its way; without the frames
         self._kept_bytes = 0
-        self._end: tuple[State, bytes] | None = None
+        self._end: tuple[LogState, bytes] | None = None
         self.last = 0
         self.tells_end = False
         self.dropped = 0
@@ -131,23 +131,23 @@ class Pending:
                 self._queue.pop()
             self._queue.append((seq, None))
 
-    def end(self, state: State, frame: bytes) -> None:
+    def end(self, state: LogState, frame: bytes) -> None:
         """Take the end; with a log that goes or is disowned all its events go."""
-        if state in (State.DISOWNED, State.GONE):
+        if state in (LogState.DISOWNED, LogState.GONE):
             self._queue.clear()
             self._frozen.clear()
             self._kept.clear()
-        if state is not State.GONE:
+        if state is not LogState.GONE:
             self._end = state, frame
             self.tells_end = bool(frame)
 
-    def freeze(self) -> Sequence[Entry]:
+    def freeze(self) -> Sequence[LogEntry]:
         """Return what is to be written next: what was on its way, unchanged, and what has come."""
         while len(self._frozen) < _ENTRIES_AT_ONCE and not self.is_on_its_way:
             self._frozen.append(self._cut())
         return tuple(self._frozen)
 
-    def written(self, entry: Entry) -> None:
+    def written(self, entry: LogEntry) -> None:
         """Take note that an entry, the next of those on their way, is in Redis."""
         if self._frozen and self._frozen[0] is entry:
             self._frozen.popleft()
@@ -162,14 +162,14 @@ class Pending:
         self._kept = deque(_without_frames(one) for one in self._frozen if not one.ends)
         self._kept_bytes = sum(entry.size for entry in self._kept)
 
-    def _cut(self) -> Entry:
+    def _cut(self) -> LogEntry:
         if not self._queue:
             assert self._end is not None
             end, self._end = self._end, None
             return self._end_entry(*end)
         seq, frame = self._queue.popleft()
         if frame is None:
-            return self._keep(Entry(b"%d-0" % seq, (b"h", b""), b"", seq + 1, seq, 0))
+            return self._keep(LogEntry(b"%d-0" % seq, (b"h", b""), b"", seq + 1, seq, 0))
         frames, size = [frame], len(frame)
         max_events = max(1, self._max_events // _SHARE)
         max_bytes = min(_ENTRY_BYTES, self._max_bytes // _SHARE)
@@ -183,7 +183,7 @@ class Pending:
         self._size -= size
         return self._keep(_frames_entry(seq, frames, size))
 
-    def _keep(self, entry: Entry) -> Entry:
+    def _keep(self, entry: LogEntry) -> LogEntry:
         """Take note of an entry, and of how much has to go for it."""
         self._kept.append(_without_frames(entry))
         self._kept_bytes += entry.size
@@ -196,11 +196,11 @@ class Pending:
             goes = True
         return entry._replace(oldest=self._kept[0].id) if goes else entry
 
-    def _end_entry(self, state: State, frame: bytes) -> Entry:
+    def _end_entry(self, state: LogState, frame: bytes) -> LogEntry:
         own_id = b"%d-1" % self.last
         oldest = b"" if self._kept else own_id
         fields = (b"s", state.encode(), b"e", frame)
-        return Entry(own_id, fields, oldest, self.last + 1, self.last, 0)
+        return LogEntry(own_id, fields, oldest, self.last + 1, self.last, 0)
 
     def _drop_oldest(self) -> None:
         _, frame = self._queue.popleft()
@@ -224,32 +224,32 @@ def batches(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]], after: int) 
     for entry_id, fields in entries:
         first, last, data = _opened(entry_id, fields, after)
         if frames and (first > after + 1 or not data or size > _BATCH_BYTES):
-            yield Batch(State.RUNNING, after, b"".join(frames))
+            yield Batch(LogState.RUNNING, after, b"".join(frames))
             frames, size = [], 0
         if state := fields.get(b"s"):
-            ended = State(state.decode())
-            if last > after and ended is not State.DISOWNED:
-                yield Batch(State.TRUNCATED, last, b"")
+            ended = LogState(state.decode())
+            if last > after and ended is not LogState.DISOWNED:
+                yield Batch(LogState.TRUNCATED, last, b"")
                 after = last
             yield Batch(ended, after, fields[b"e"])
             return
         if last <= after:
             continue
         if first > after + 1:
-            yield Batch(State.TRUNCATED, first - 1, b"")
+            yield Batch(LogState.TRUNCATED, first - 1, b"")
         if data:
             frames.append(data)
             size += len(data)
         after = last
     if frames:
-        yield Batch(State.RUNNING, after, b"".join(frames))
+        yield Batch(LogState.RUNNING, after, b"".join(frames))
 
 
 def end_told(entry_id: bytes, fields: Mapping[bytes, bytes], after: int) -> Batch | None:
     """Return the end of a log for a reader that is ahead of it, by its newest entry."""
     if b"s" not in fields or last_of(entry_id) >= after:
         return None
-    return Batch(State(fields[b"s"].decode()), after, fields[b"e"])
+    return Batch(LogState(fields[b"s"].decode()), after, fields[b"e"])
 
 
 def last_of(entry_id: bytes) -> int:
@@ -262,15 +262,15 @@ def first_of(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
     return int(fields[b"f"]) if b"f" in fields else last_of(entry_id) + 1
 
 
-def _frames_entry(first: int, frames: list[bytes], size: int) -> Entry:
+def _frames_entry(first: int, frames: list[bytes], size: int) -> LogEntry:
     last = first + len(frames) - 1
     lengths = struct.pack(f">{len(frames)}I", *map(len, frames))
     fields = (b"f", b"%d" % first, b"l", lengths, b"d", b"".join(frames))
-    return Entry(b"%d-0" % last, fields, b"", first, last, size)
+    return LogEntry(b"%d-0" % last, fields, b"", first, last, size)
 
 
-def _without_frames(entry: Entry) -> Entry:
-    return Entry(entry.id, (), b"", entry.first, entry.last, entry.size)
+def _without_frames(entry: LogEntry) -> LogEntry:
+    return LogEntry(entry.id, (), b"", entry.first, entry.last, entry.size)
 
 
 def _opened(entry_id: bytes, fields: Mapping[bytes, bytes], after: int) -> tuple[int, int, bytes]:

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import Final
 
 from sse_middleware.errors import StoreError
-from sse_middleware.stores.base import Batch, Found, State
+from sse_middleware.stores.base import Batch, LogSnapshot, LogState
 from sse_middleware.stores.redis.client import FAILURES, is_to_end
-from sse_middleware.stores.redis.commands import Link
+from sse_middleware.stores.redis.commands import CommandClient
 from sse_middleware.stores.redis.entries import (
     Known,
     batches,
@@ -32,7 +32,7 @@ _CLOSING_SECONDS: Final = 3.0
 _GONE_SECONDS: Final = 1.0
 
 
-class Station:
+class RedisSession:
     """What one event loop has of the store: its link, its writer, its readers and its inbox.
 
     Attributes:
@@ -40,7 +40,7 @@ class Station:
         writer: writes the logs.
     """
 
-    def __init__(self, link: Link, ttl: float) -> None:
+    def __init__(self, link: CommandClient, ttl: float) -> None:
         self.link = link
         self.writer = LogWriter(link, ttl, self._on_written)
         self._ttl = ttl
@@ -62,7 +62,7 @@ class Station:
         """Return a log that is written here, `None` where it is not."""
         return self._logs.get(stream_id)
 
-    async def find(self, stream_id: str, name: str = "") -> Found | None:
+    async def find(self, stream_id: str, name: str = "") -> LogSnapshot | None:
         """Return a log as it is, `None` where there is none, or not by that name."""
         log = self._logs.get(stream_id)
         if log is not None:
@@ -77,18 +77,21 @@ class Station:
         known = self._known(data)
         if known is None or name not in ("", known.name):
             return None
-        last, first, state, frame = 0, 1, State.RUNNING, b""
+        last, first, state, frame = 0, 1, LogState.RUNNING, b""
         with _ours_only():
             for entry_id, fields in newest:
                 last = last_of(entry_id)
-                state, frame = State(fields.get(b"s", b"running").decode()), fields.get(b"e", b"")
+                state, frame = (
+                    LogState(fields.get(b"s", b"running").decode()),
+                    fields.get(b"e", b""),
+                )
             for entry_id, fields in oldest:
                 first = first_of(entry_id, fields)
-        if state is State.RUNNING and not await self._lives(known.process):
-            state = State.LOST
-        return Found(known.info, state, last, bool(frame), first)
+        if state is LogState.RUNNING and not await self._lives(known.process):
+            state = LogState.LOST
+        return LogSnapshot(known.info, state, last, bool(frame), first)
 
-    async def find_named(self, name: str) -> Found | None:
+    async def find_named(self, name: str) -> LogSnapshot | None:
         """Return the latest log of a name, by its digest, `None` where there is none."""
         (stream_id,) = await self.link.ask("find", ("GET", self.link.keys.name(name)))
         return None if stream_id is None else await self.find(stream_id.decode(), name)
@@ -137,9 +140,9 @@ class Station:
         if stream_id in self._logs:
             return None, 0.0
         if not exists:  # or Redis was emptied, and the producer is about to write all again
-            return Batch(State.GONE, after, b""), _GONE_SECONDS if is_written_yet else 0.0
+            return Batch(LogState.GONE, after, b""), _GONE_SECONDS if is_written_yet else 0.0
         if not await self._lives(process):
-            return Batch(State.LOST, after, b""), self.link.lease_seconds / 5
+            return Batch(LogState.LOST, after, b""), self.link.lease_seconds / 5
         return None, 0.0
 
     def join(self, stream_id: str, process: str) -> asyncio.Event:
@@ -293,7 +296,7 @@ class Station:
         now = time.monotonic()
         for stream_id, log in list(self._logs.items()):
             log.look_for_readers(now)
-            if log.state is not State.RUNNING and now > log.ended_at + self._ttl:
+            if log.state is not LogState.RUNNING and now > log.ended_at + self._ttl:
                 self.writer.forsake(log)
                 del self._logs[stream_id]
             elif now >= log.renew_at:

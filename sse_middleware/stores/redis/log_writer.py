@@ -13,10 +13,10 @@ from functools import partial
 from itertools import islice
 from typing import Final, NamedTuple
 
-from sse_middleware.stores.base import Found, LogInfo, Producer, State
+from sse_middleware.stores.base import LogInfo, LogListener, LogSnapshot, LogState
 from sse_middleware.stores.redis.client import FAILURES, is_to_end
-from sse_middleware.stores.redis.commands import Command, Link, append, digest
-from sse_middleware.stores.redis.entries import Entry, Known, Pending, pack_known
+from sse_middleware.stores.redis.commands import Command, CommandClient, append, digest
+from sse_middleware.stores.redis.entries import Known, LogEntry, Pending, pack_known
 
 logger = logging.getLogger("sse_middleware")
 
@@ -69,12 +69,12 @@ class RedisLog:
     )
 
     def __init__(
-        self, writer: "LogWriter", info: LogInfo, producer: Producer, pending: Pending
+        self, writer: "LogWriter", info: LogInfo, producer: LogListener, pending: Pending
     ) -> None:
         self.info = info
         self.pending = pending
         self.name = ""
-        self.state = State.RUNNING
+        self.state = LogState.RUNNING
         self.ended_at = 0.0
         self.has_news = False
         self.is_known = False
@@ -82,7 +82,7 @@ class RedisLog:
         self.claimed = ""
         self.renew_at = 0.0
         self._writer = writer
-        self._producer: Producer | None = producer
+        self._producer: LogListener | None = producer
         self._local_readers = 0
         self._remote_readers: dict[str, float] = {}
         self._told_followed = False
@@ -90,7 +90,7 @@ class RedisLog:
     @property
     def is_gone(self) -> bool:
         """Whether there is no such log any more."""
-        return self.state is State.GONE
+        return self.state is LogState.GONE
 
     @property
     def is_written(self) -> bool:
@@ -100,7 +100,7 @@ class RedisLog:
     @property
     def is_done(self) -> bool:
         """Whether it has ended, and Redis knows all of it."""
-        return self.state is not State.RUNNING and self.is_written
+        return self.state is not LogState.RUNNING and self.is_written
 
     @property
     def is_followed(self) -> bool:
@@ -114,20 +114,20 @@ class RedisLog:
 
     def append(self, first: int, *frames: bytes) -> None:
         """Keep the frames of the events from `first` on."""
-        if self.state is State.RUNNING:
+        if self.state is LogState.RUNNING:
             for seq, frame in enumerate(frames, first):
                 self.pending.append(seq, frame)
             self._writer.write_soon(self, urgent=self.is_followed)
 
     def skip(self, seq: int) -> None:
         """Take note that the event `seq` is not kept."""
-        if self.state is State.RUNNING:
+        if self.state is LogState.RUNNING:
             self.pending.skip(seq)
             self._writer.write_soon(self, urgent=self.is_followed)
 
-    def end(self, state: State, frame: bytes = b"") -> None:
+    def end(self, state: LogState, frame: bytes = b"") -> None:
         """End the log, once."""
-        if self.state is State.RUNNING:
+        if self.state is LogState.RUNNING:
             self.state = state
             self.ended_at = time.monotonic()
             self.is_known = self.is_known and not self.is_gone
@@ -138,11 +138,11 @@ class RedisLog:
 
     def disown(self) -> None:
         """Drop the events and end the log."""
-        self.end(State.DISOWNED)
+        self.end(LogState.DISOWNED)
 
     def set_name(self, name: str) -> None:
         """Let `find_named` find this log."""
-        if self.state is State.RUNNING:
+        if self.state is LogState.RUNNING:
             self.name = digest(name)
             self.is_known = False
             self._writer.write_soon(self, urgent=True)
@@ -152,12 +152,12 @@ class RedisLog:
         while not (self.is_gone or self.is_written):  # noqa: ASYNC110 - once, at the very end
             await asyncio.sleep(_FLUSH_SECONDS / 5)
 
-    def found(self) -> Found | None:
+    def found(self) -> LogSnapshot | None:
         """Return the log as it is, though Redis may not have heard of all of it yet."""
         if self.is_gone:
             return None
         pending = self.pending
-        return Found(self.info, self.state, pending.last, pending.tells_end, pending.first)
+        return LogSnapshot(self.info, self.state, pending.last, pending.tells_end, pending.first)
 
     def cancel(self) -> None:
         """Let the producer hear that a reader wants the stream to end."""
@@ -192,7 +192,7 @@ class RedisLog:
         self.claimed = name
         self.renew_at = renew_at
 
-    def take_entry(self, entry: Entry, answer: object) -> None:
+    def take_entry(self, entry: LogEntry, answer: object) -> None:
         """Take note of what Redis says of an entry."""
         if answer is None:
             self.forget()
@@ -239,7 +239,7 @@ class LogWriter:
     """
 
     def __init__(
-        self, link: Link, ttl: float, has_news: Callable[[Iterable[RedisLog]], None]
+        self, link: CommandClient, ttl: float, has_news: Callable[[Iterable[RedisLog]], None]
     ) -> None:
         self._link = link
         self._keys = link.keys
@@ -368,7 +368,7 @@ class LogWriter:
         command = ("SET", self._keys.info(log.info.stream_id), known, "PX", self._time_of(log))
         return _Step(command, partial(log.take_known, log.name, now + self._lives / 3))
 
-    def _entries(self, log: RedisLog, entries: Sequence[Entry], now: float) -> Iterator[_Step]:
+    def _entries(self, log: RedisLog, entries: Sequence[LogEntry], now: float) -> Iterator[_Step]:
         key, time_of = self._keys.log(log.info.stream_id), self._time_of(log)
         is_new = not log.has_entries
         for entry in entries:
@@ -387,7 +387,7 @@ class LogWriter:
         return now >= log.renew_at or self._ends(log)
 
     def _ends(self, log: RedisLog) -> bool:
-        return log.state is not State.RUNNING and log.pending.is_on_its_way
+        return log.state is not LogState.RUNNING and log.pending.is_on_its_way
 
     def _time_of(self, log: RedisLog) -> int:
         return _milliseconds(self._ttl if self._ends(log) else self._lives)

@@ -14,7 +14,7 @@ from sse_middleware.stores.redis.client import ANSWER_SECONDS, FAILURES, close_b
 logger = logging.getLogger("sse_middleware")
 
 
-class Lease:
+class ProcessLease:
     """Hold a lease, from now on until it is given back or its event loop is closed.
 
     Args:

@@ -11,11 +11,11 @@ from typing import Final
 
 from sse_middleware._once import OncePerLoop
 from sse_middleware.observability.observer import Observer
-from sse_middleware.stores.base import Batch, Found, Log, LogInfo, Producer, State
+from sse_middleware.stores.base import Batch, Log, LogInfo, LogListener, LogSnapshot, LogState
 from sse_middleware.stores.redis.client import AnyRedis, checked, client_for
-from sse_middleware.stores.redis.commands import Keys, Link, digest
+from sse_middleware.stores.redis.commands import CommandClient, Keys, digest
 from sse_middleware.stores.redis.entries import Pending
-from sse_middleware.stores.redis.inbox import Station
+from sse_middleware.stores.redis.inbox import RedisSession
 from sse_middleware.stores.redis.log_writer import RedisLog
 
 _POLL_SECONDS: Final = 1.0
@@ -79,14 +79,14 @@ class RedisStore:
         self._observers = observers
         self._station = OncePerLoop(self._new_station)
 
-    def create(self, info: LogInfo, producer: Producer) -> Log:
+    def create(self, info: LogInfo, producer: LogListener) -> Log:
         """Begin the log of a new stream."""
         station = self._station()
         log = RedisLog(station.writer, info, producer, Pending(self._max_events, self._max_bytes))
         station.keep(log)
         return log
 
-    async def find(self, stream_id: str) -> Found | None:
+    async def find(self, stream_id: str) -> LogSnapshot | None:
         """Return the log of a stream, `None` where there is none, and none is on its way."""
         station = self._station()
         found = await station.find(stream_id)
@@ -97,7 +97,7 @@ class RedisStore:
             found = await station.find(stream_id)
         return found
 
-    async def find_named(self, name: str) -> Found | None:
+    async def find_named(self, name: str) -> LogSnapshot | None:
         """Return the latest log of a name, `None` where there is none."""
         return await self._station().find_named(digest(name))
 
@@ -106,7 +106,7 @@ class RedisStore:
         station = self._station()
         process = await station.producer_of(stream_id)
         if process is None:
-            yield Batch(State.GONE, after, b"")
+            yield Batch(LogState.GONE, after, b"")
             return
         news = station.join(stream_id, process)
         tail = _Tail(station, stream_id, process, news)
@@ -115,7 +115,7 @@ class RedisStore:
                 for batch in await tail.read(after):
                     yield batch
                     after = batch.last
-                    if batch.state not in (State.RUNNING, State.TRUNCATED):
+                    if batch.state not in (LogState.RUNNING, LogState.TRUNCATED):
                         return
         finally:
             station.leave(stream_id, news)
@@ -130,15 +130,19 @@ class RedisStore:
         if station is not None:
             await station.close()
 
-    def _new_station(self) -> Station:
-        link = Link(self._url, self._client, self._keys, self._observers, self._lease_seconds)
-        return Station(link, self._ttl)
+    def _new_station(self) -> RedisSession:
+        link = CommandClient(
+            self._url, self._client, self._keys, self._observers, self._lease_seconds
+        )
+        return RedisSession(link, self._ttl)
 
 
 class _Tail:
     """One reader's view of a log: reads when there may be more, and looks why nothing comes."""
 
-    def __init__(self, station: Station, stream_id: str, process: str, news: asyncio.Event) -> None:
+    def __init__(
+        self, station: RedisSession, stream_id: str, process: str, news: asyncio.Event
+    ) -> None:
         self._station = station
         self._stream_id = stream_id
         self._process = process
@@ -147,7 +151,7 @@ class _Tail:
         self._count = _ENTRIES
         self._is_behind = True
         self._polls = 0
-        self._doubted: dict[State, float] = {}  # what the end may be, and since when
+        self._doubted: dict[LogState, float] = {}  # what the end may be, and since when
 
     async def read(self, after: int) -> list[Batch]:
         """Return what stands behind the event `after`, or nothing where nobody knows yet."""
@@ -155,7 +159,7 @@ class _Tail:
             await self._wait()
         self._news.clear()
         if self._log is not None and self._log.is_gone:
-            return [Batch(State.GONE, after, b"")]
+            return [Batch(LogState.GONE, after, b"")]
         batches, self._is_behind = await self._station.read(self._stream_id, after, self._count)
         if batches:
             self._doubted.clear()

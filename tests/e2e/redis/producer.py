@@ -8,7 +8,7 @@ import asyncio
 import sys
 import time
 
-from sse_middleware.stores.base import State
+from sse_middleware.stores.base import LogState
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream
 
@@ -30,7 +30,7 @@ async def main(url: str, lease_seconds: str) -> None:
                 say("blocks")
                 time.sleep(float(seconds))  # noqa: ASYNC251 - it is to block
             case ["end"]:
-                stream.log.end(State.FINISHED)
+                stream.log.end(LogState.FINISHED)
         say("done")
     await store.close()
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import pytest
 
 from sse_middleware.errors import StoreError
-from sse_middleware.stores.base import EventStore, State
+from sse_middleware.stores.base import EventStore, LogState
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
@@ -80,7 +80,7 @@ class Client:
 
         await eventually(last, lambda got: got >= number, f"the client was to have {number}")
 
-    async def until_end(self) -> State:
+    async def until_end(self) -> LogState:
         assert self._task is not None
         async with asyncio.timeout(15):
             await asyncio.shield(self._task)
@@ -137,8 +137,8 @@ async def check_that_all_works(here: RedisStore, there: RedisStore) -> None:
         assert await there.cancel(stream.id)
         await stream.producer.hears_cancel()
         stream.write(2)
-        stream.log.end(State.CANCELLED)
-        assert await client.until_end() is State.CANCELLED
+        stream.log.end(LogState.CANCELLED)
+        assert await client.until_end() is LogState.CANCELLED
     assert client.reader.numbers == [1, 2, 3, 4, 5]
 
 
@@ -149,7 +149,7 @@ async def test_redis_restarted_empty(server: RedisServer) -> None:
         for one in (stream, silent, ended):
             one.write(3)
             await visible(there, one.id, 3)
-        ended.log.end(State.FINISHED)
+        ended.log.end(LogState.FINISHED)
         async with Client(there, stream.id) as far, Client(here, stream.id) as near:
             async with Client(there, silent.id) as of_silent:
                 for client in (far, near, of_silent):
@@ -162,9 +162,9 @@ async def test_redis_restarted_empty(server: RedisServer) -> None:
                 silent.write(1)
                 await of_silent.until(4)
                 assert of_silent.reader.numbers == [1, 2, 3, 4]
-            stream.log.end(State.FINISHED)
+            stream.log.end(LogState.FINISHED)
             for client in (far, near):
-                assert await client.until_end() is State.FINISHED
+                assert await client.until_end() is LogState.FINISHED
         late = await Reader(there, stream.id).read_all()
         assert late.holes[0][0] == 1
         assert late.last == stream.last
@@ -186,9 +186,9 @@ async def test_redis_stopped(server: RedisServer) -> None:
                 await client.until(stream.last)
                 assert client.is_whole
                 assert client.refusals
-            stream.log.end(State.FINISHED)
+            stream.log.end(LogState.FINISHED)
             for client in (far, near):
-                assert await client.until_end() is State.FINISHED
+                assert await client.until_end() is LogState.FINISHED
         await check_that_all_works(here, there)
 
 
@@ -237,7 +237,7 @@ async def play_a_partition(server: RedisServer, proxy: Proxy) -> None:
             proxy.cut()
             began = time.monotonic()
             await asyncio.gather(write_for(stream, 4.0), write_for(theirs, 4.0))
-            assert await far.until_end() is State.LOST
+            assert await far.until_end() is LogState.LOST
             assert time.monotonic() - began < LEASE_SECONDS + 6
             assert cut_off.refusals
             proxy.heal()
@@ -246,8 +246,8 @@ async def play_a_partition(server: RedisServer, proxy: Proxy) -> None:
         async with Client(there, stream.id) as again:
             await again.until(stream.last)
             assert again.is_whole
-            stream.log.end(State.FINISHED)
-            assert await again.until_end() is State.FINISHED
+            stream.log.end(LogState.FINISHED)
+            assert await again.until_end() is LogState.FINISHED
         await check_that_all_works(here, there)
         await check_that_all_works(there, here)
 
@@ -300,14 +300,14 @@ async def test_a_process_that_is_killed_is_told_as_lost_within_its_lease(
                 assert client.reader.end is None
                 producer.process.kill()
                 began = time.monotonic()
-                assert await client.until_end() is State.LOST
+                assert await client.until_end() is LogState.LOST
                 assert time.monotonic() - began < LEASE_SECONDS + 4  # it looks every four seconds
         assert client.is_whole
         found = await there.find(producer.stream_id)
         assert found is not None
-        assert found.state is State.LOST
+        assert found.state is LogState.LOST
         late = await Reader(there, producer.stream_id, 2).read_all()
-        assert (late.numbers, late.end and late.end.state) == ([3, 4, 5], State.LOST)
+        assert (late.numbers, late.end and late.end.state) == ([3, 4, 5], LogState.LOST)
 
 
 @pytest.mark.slow
@@ -326,7 +326,7 @@ async def test_nobody_hears_of_a_loop_that_is_blocked(server: RedisServer) -> No
                 producer.do("write 5")
                 await client.until(10)
                 producer.do("end")
-                assert await client.until_end() is State.FINISHED
+                assert await client.until_end() is LogState.FINISHED
     assert client.is_whole
 
 

@@ -17,8 +17,8 @@ from sse_middleware.channels.base import Limits
 from sse_middleware.channels.events import (
     BEGINNING,
     EMPTY,
-    Entry,
-    Place,
+    Position,
+    StoredEvent,
     entry_of,
     number_of,
     page_of,
@@ -186,8 +186,8 @@ def test_a_process_that_was_forked_has_a_memory_of_its_own() -> None:
     subprocess.run(command, check=True, timeout=30)
 
 
-def entry(number: int) -> tuple[str, Entry]:
-    return f"{number}-0", Entry(f"{number}-0", number, "step", "1")
+def entry(number: int) -> tuple[str, StoredEvent]:
+    return f"{number}-0", StoredEvent(f"{number}-0", number, "step", "1")
 
 
 def test_a_page_has_no_holes() -> None:
@@ -195,10 +195,10 @@ def test_a_page_has_no_holes() -> None:
     page = page_of([entry(7), ("7-1", None), entry(8)], BEGINNING)
     assert [one.number for one in page.entries] == [7, 8]
     assert page.is_whole
-    page = page_of([entry(7), entry(9)], Place("6-0", 6))
+    page = page_of([entry(7), entry(9)], Position("6-0", 6))
     assert [one.number for one in page.entries] == [7]
     assert not page.is_whole
-    assert page_of([("9-9", None)], Place("6-0", 6)).place == Place("9-9", 6)
+    assert page_of([("9-9", None)], Position("6-0", 6)).place == Position("9-9", 6)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from sse_middleware.channels import publish_pipeline as channel_sender
 from sse_middleware.channels import pubsub as channel_hub
 from sse_middleware.channels.base import Limits
 from sse_middleware.channels.events import BEGINNING, post_of
-from sse_middleware.channels.publish_batch import ChannelKeys, Dispatch, Numbering
+from sse_middleware.channels.publish_batch import ChannelKeys, PublishBatch, PublisherSequence
 from sse_middleware.channels.redis import RedisChannels
 from sse_middleware.errors import StoreError
 from sse_middleware.testing.streams import eventually
@@ -175,11 +175,11 @@ async def test_a_blocking_publisher_doubles_nothing_either(server: RedisServer) 
 async def test_a_first_attempt_that_comes_behind_the_second_is_too_late(
     server: RedisServer,
 ) -> None:
-    numbering, posts = Numbering(), [post_of("c", "step", n, None, 100) for n in range(3)]
-    late = Dispatch(posts, numbering, KEYS, Limits())
-    later = Dispatch([post_of("c", "step", 9, "key", 100)], numbering, KEYS, Limits())
+    numbering, posts = PublisherSequence(), [post_of("c", "step", n, None, 100) for n in range(3)]
+    late = PublishBatch(posts, numbering, KEYS, Limits())
+    later = PublishBatch([post_of("c", "step", 9, "key", 100)], numbering, KEYS, Limits())
 
-    def send(dispatch: Dispatch) -> list[Any]:
+    def send(dispatch: PublishBatch) -> list[Any]:
         (command,) = dispatch.commands()
         return [ask(server, *command)]
 
@@ -193,7 +193,7 @@ async def test_a_first_attempt_that_comes_behind_the_second_is_too_late(
 
 async def test_publishers_that_take_turns_are_known_by_their_numbers(server: RedisServer) -> None:
     first, second = (
-        Dispatch([post_of("c", "step", n, None, 100)], Numbering(), KEYS, Limits())
+        PublishBatch([post_of("c", "step", n, None, 100)], PublisherSequence(), KEYS, Limits())
         for n in range(2)
     )
     for dispatch in (first, second, first, second, first):
@@ -207,7 +207,7 @@ async def test_a_claim_that_was_refused_and_comes_late_is_refused_still(
     server: RedisServer, publisher: Publisher
 ) -> None:
     await publisher.publish("c", "step", 1, key="k")
-    late = Dispatch([post_of("c", "step", 2, "k", 100)], Numbering(), KEYS, Limits())
+    late = PublishBatch([post_of("c", "step", 2, "k", 100)], PublisherSequence(), KEYS, Limits())
     late._knows_script = False
     (command,) = late.commands()
     assert ask(server, *command) == [0]
@@ -523,15 +523,15 @@ async def test_no_task_is_made_for_an_event(server: RedisServer, publisher: Publ
 
 async def test_what_is_packed_is_what_redis_py_would_send(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel_dispatch, "_HEADS_KEPT", 4)
-    numbering = Numbering()
+    numbering = PublisherSequence()
     for names in ("a", "a", "aab", "bcdefgh", "ah"):
         posts = [post_of(name, "schön", "ä" * 9, f"k{name}", 99) for name in names]
-        dispatch = Dispatch(posts, numbering, KEYS, Limits())
+        dispatch = PublishBatch(posts, numbering, KEYS, Limits())
         assert packed_by_redis_py(dispatch) == dispatch.packed()
     assert len(numbering.heads) <= 4
 
 
-def packed_by_redis_py(dispatch: Dispatch) -> bytes:
+def packed_by_redis_py(dispatch: PublishBatch) -> bytes:
     """Return what is sent, behind the command by which Redis tells the readers first."""
     connection = Connection()
     commands: list[Any] = [("PING",), *dispatch.commands()]

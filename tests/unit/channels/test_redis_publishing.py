@@ -17,7 +17,7 @@ from sse_middleware.channels import (
     subscribe,
 )
 from sse_middleware.channels import publish_batch as channel_dispatch
-from sse_middleware.channels.publish_batch import ChannelKeys, Numbering
+from sse_middleware.channels.publish_batch import ChannelKeys, PublisherSequence
 from tests.support.channel_contract import said, whole
 from tests.support.redis_server import RedisServer
 
@@ -98,7 +98,7 @@ def test_a_publisher_that_is_interrupted_goes_on(
 
 
 def test_no_two_publishers_have_one_name() -> None:
-    one, other = Numbering(), Numbering()
+    one, other = PublisherSequence(), PublisherSequence()
     assert one.publisher != other.publisher
     assert [one.next(), one.next(), other.next()] == [1, 2, 1]
 

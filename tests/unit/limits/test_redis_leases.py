@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 from sse_middleware import MemoryStore, SSEMiddleware
 from sse_middleware.limits import redis_leases as leases
 from sse_middleware.limits.redis_leases import Leases
-from sse_middleware.limits.slots import Places
+from sse_middleware.limits.slots import SlotPool
 from sse_middleware.stores import circuit_breaker as patience
-from sse_middleware.stores.circuit_breaker import Patience
+from sse_middleware.stores.circuit_breaker import CircuitBreaker
 from sse_middleware.stores.redis.client import FAILURES
 from tests.support.asgi import Exchange  # noqa: TC001 - as the others
 from tests.support.limiting import ANY, PLAIN, answer, asked, limited, reasons, tab
@@ -292,8 +292,8 @@ async def test_the_rate_counts_for_all_processes_and_alone_while_redis_hangs(
 async def test_an_answer_that_was_lost_is_asked_for_again_without_a_second_lease(
     server: RedisServer,
 ) -> None:
-    places = Places(None, 2)
-    held = Leases(server.url, "sse:", places, 2, Patience(FAILURES, ()))
+    places = SlotPool(None, 2)
+    held = Leases(server.url, "sse:", places, 2, CircuitBreaker(FAILURES, ()))
     place = places.take("a", tells_end=True)
     assert await held.take(place, "nobody") == 1
     assert await held.take(place, "nobody") == 1

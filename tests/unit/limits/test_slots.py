@@ -2,7 +2,7 @@
 
 import pytest
 
-from sse_middleware.limits.slots import Place, Places
+from sse_middleware.limits.slots import Slot, SlotPool
 
 
 class Stream:
@@ -27,21 +27,21 @@ class Watching:
         self.held: list[int] = []
         self.dropped: list[int] = []
 
-    def hold(self, place: Place) -> None:
+    def hold(self, place: Slot) -> None:
         self.held.append(place.number)
 
-    def drop(self, place: Place) -> None:
+    def drop(self, place: Slot) -> None:
         self.dropped.append(place.number)
 
 
-def taken(places: Places, client: str | None, *, tells_end: bool = True) -> tuple[Place, Stream]:
+def taken(places: SlotPool, client: str | None, *, tells_end: bool = True) -> tuple[Slot, Stream]:
     place, stream = places.take(client, tells_end=tells_end), Stream()
     place.let_in(stream)
     return place, stream
 
 
 def test_a_place_is_given_back_once() -> None:
-    places = Places(2, 1)
+    places = SlotPool(2, 1)
     watching = Watching()
     places.watcher = watching
     place, _ = taken(places, "a")
@@ -59,7 +59,7 @@ def test_a_place_is_given_back_once() -> None:
 
 
 def test_of_a_share_that_is_overdrawn_the_first_places_are_within() -> None:
-    places = Places(None, 2)
+    places = SlotPool(None, 2)
     several = [taken(places, "a")[0] for _ in range(4)]
     assert [places.is_within_share(place) for place in several] == [True, True, False, False]
     several[0].give_back()
@@ -68,7 +68,7 @@ def test_of_a_share_that_is_overdrawn_the_first_places_are_within() -> None:
 
 
 def test_a_stream_that_waits_holds_no_place_and_takes_it_again_without_asking() -> None:
-    places = Places(1, 1)
+    places = SlotPool(1, 1)
     watching = Watching()
     places.watcher = watching
     place, stream = taken(places, "a")
@@ -89,7 +89,7 @@ def test_a_stream_that_waits_holds_no_place_and_takes_it_again_without_asking() 
 def test_streams_that_wait_go_oldest_first_until_their_client_has_its_share(
     elsewhere: int, expected: list[int]
 ) -> None:
-    places = Places(None, 2)
+    places = SlotPool(None, 2)
     waiting = [taken(places, "a") for _ in range(2)]
     other, others_stream = taken(places, "b")
     for place, _ in (*waiting, (other, None)):
@@ -101,7 +101,7 @@ def test_streams_that_wait_go_oldest_first_until_their_client_has_its_share(
 
 
 def test_who_has_most_gives_way_and_who_has_one_does_not() -> None:
-    places = Places(5, None)
+    places = SlotPool(5, None)
     several = [taken(places, "a")[0] for _ in range(2)]
     many = [taken(places, "b")[0] for _ in range(3)]
     assert places.victim("c", any_kind=False) is many[0]
@@ -110,22 +110,22 @@ def test_who_has_most_gives_way_and_who_has_one_does_not() -> None:
         place.give_back()
     assert places.victim("c", any_kind=False) is None
     assert places.victim(None, any_kind=False) is None
-    assert Places(1, None).victim("c", any_kind=True) is None
+    assert SlotPool(1, None).victim("c", any_kind=True) is None
 
 
 def test_who_does_not_understand_an_end_gives_way_only_where_any_may() -> None:
-    places = Places(2, 2)
+    places = SlotPool(2, 2)
     plain, _ = taken(places, "a", tells_end=False)
     told, _ = taken(places, "a")
     assert places.oldest("a", any_kind=False) is told
     assert places.oldest("a", any_kind=True) is plain
-    reserved = Places(2, 2)
+    reserved = SlotPool(2, 2)
     reserved.take("a", tells_end=True)
     assert reserved.oldest("a", any_kind=True) is None
 
 
 def test_a_place_that_was_taken_away_before_its_stream_opened_ends_it_then() -> None:
-    places = Places(1, 1)
+    places = SlotPool(1, 1)
     place, stream = places.take("a", tells_end=True), Stream()
     place.evict()
     assert len(places) == 0
@@ -134,7 +134,7 @@ def test_a_place_that_was_taken_away_before_its_stream_opened_ends_it_then() -> 
 
 
 def test_nothing_is_left_of_clients_that_have_nothing() -> None:
-    places = Places(None, 1)
+    places = SlotPool(None, 1)
     for number in range(100):
         place, _ = taken(places, f"client {number}")
         place.wait(waits=bool(number % 2))

@@ -6,23 +6,23 @@ import pytest
 
 from sse_middleware.http.request import CURSOR_PARAMETERS, last_event_id
 from sse_middleware.protocol.client_kinds import (
+    ClientKind,
     CommentForm,
-    Family,
     comment_form,
     family_of,
 )
-from sse_middleware.protocol.event_ids import Cursor, parse_cursor
+from sse_middleware.protocol.event_ids import EventId, parse_event_id
 
-CURSOR = str(Cursor("-" + "A" * 20 + "_", 17))
+CURSOR = str(EventId("-" + "A" * 20 + "_", 17))
 ENDED = f"{CURSOR}.end"
 EXACT = b"text/event-stream"
 NATIVE = {b"accept": EXACT, b"cache-control": b"no-cache"}
 NAMED = {b"accept": b"text/event-stream;events=named"}
 
 
-def family(method: str, headers: dict[bytes, bytes], query: bytes) -> Family:
+def family(method: str, headers: dict[bytes, bytes], query: bytes) -> ClientKind:
     told = last_event_id({"headers": list(headers.items()), "query_string": query})
-    return family_of(method, headers, has_cursor=parse_cursor(told or "") is not None)
+    return family_of(method, headers, has_cursor=parse_event_id(told or "") is not None)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def family(method: str, headers: dict[bytes, bytes], query: bytes) -> Family:
 def test_who_shows_that_it_reads_named_events_is_eventsource(
     method: str, headers: dict[bytes, bytes]
 ) -> None:
-    assert family(method, headers, b"") is Family.EVENTSOURCE
+    assert family(method, headers, b"") is ClientKind.EVENTSOURCE
 
 
 @pytest.mark.parametrize(
@@ -89,14 +89,14 @@ def test_who_shows_that_it_reads_named_events_is_eventsource(
     ],
 )
 def test_anybody_else_is_plain(method: str, headers: dict[bytes, bytes]) -> None:
-    assert family(method, headers, b"") is Family.PLAIN
+    assert family(method, headers, b"") is ClientKind.PLAIN
 
 
 @pytest.mark.parametrize("name", sorted(CURSOR_PARAMETERS))
 @pytest.mark.parametrize("cursor", [CURSOR, ENDED], ids=["running", "ended"])
 def test_a_cursor_in_the_query_makes_an_eventsource(name: str, cursor: str) -> None:
     query = urlencode({"query": "a & b", name: cursor, "x": ""})
-    assert family("POST", {}, query.encode()) is Family.EVENTSOURCE
+    assert family("POST", {}, query.encode()) is ClientKind.EVENTSOURCE
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_cursor_in_the_query_makes_an_eventsource(name: str, cursor: str) -> N
     ],
 )
 def test_a_cursor_is_found_in_any_query_that_holds_it(query: str) -> None:
-    assert family("GET", {}, query.encode("latin-1")) is Family.EVENTSOURCE
+    assert family("GET", {}, query.encode("latin-1")) is ClientKind.EVENTSOURCE
 
 
 @pytest.mark.parametrize(
@@ -146,12 +146,12 @@ def test_a_cursor_is_found_in_any_query_that_holds_it(query: str) -> None:
     ],
 )
 def test_a_query_without_a_cursor_is_plain_however_hostile(query: bytes) -> None:
-    assert family("GET", {}, query) is Family.PLAIN
+    assert family("GET", {}, query) is ClientKind.PLAIN
 
 
 def test_a_bad_cursor_takes_nothing_from_a_native_eventsource() -> None:
     headers = NATIVE | {b"last-event-id": b"17"}
-    assert family("GET", headers, b"last_event_id=%00") is Family.EVENTSOURCE
+    assert family("GET", headers, b"last_event_id=%00") is ClientKind.EVENTSOURCE
 
 
 @pytest.mark.parametrize(
@@ -178,4 +178,4 @@ def test_what_a_client_accepts_tells_the_form_of_its_comment(
 
 
 def test_the_families_are_written_as_the_design_names_them() -> None:
-    assert [str(family) for family in Family] == ["eventsource", "plain", "openai", "off"]
+    assert [str(family) for family in ClientKind] == ["eventsource", "plain", "openai", "off"]

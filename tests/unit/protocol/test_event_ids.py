@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from sse_middleware.protocol.event_ids import Cursor, Ending, new_secret, parse_cursor, stream_id
+from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, parse_event_id, stream_id
 
 SECRET = "AAAAAAAAAAAAAAAAAAAAA_"
 
@@ -26,28 +26,28 @@ def test_a_stream_id_is_a_digest_that_does_not_show_the_secret() -> None:
 @pytest.mark.parametrize(
     ("cursor", "text"),
     [
-        pytest.param(Cursor(SECRET, 0), f"{SECRET}-0", id="before the first event"),
-        pytest.param(Cursor(SECRET, 17), f"{SECRET}-17", id="behind an event"),
+        pytest.param(EventId(SECRET, 0), f"{SECRET}-0", id="before the first event"),
+        pytest.param(EventId(SECRET, 17), f"{SECRET}-17", id="behind an event"),
         pytest.param(
-            Cursor(SECRET, 17, ending=Ending.FINAL), f"{SECRET}-17.end", id="behind the end"
+            EventId(SECRET, 17, ending=Ending.FINAL), f"{SECRET}-17.end", id="behind the end"
         ),
-        pytest.param(Cursor(SECRET, 3, Ending.AGAIN), f"{SECRET}-3.again", id="to be asked again"),
-        pytest.param(Cursor(SECRET, 3, Ending.CUT), f"{SECRET}-3.cut", id="behind a cut"),
+        pytest.param(EventId(SECRET, 3, Ending.AGAIN), f"{SECRET}-3.again", id="to be asked again"),
+        pytest.param(EventId(SECRET, 3, Ending.CUT), f"{SECRET}-3.cut", id="behind a cut"),
         pytest.param(
-            Cursor(SECRET, 0, ending=Ending.FINAL), f"{SECRET}-0.end", id="an empty stream's end"
+            EventId(SECRET, 0, ending=Ending.FINAL), f"{SECRET}-0.end", id="an empty stream's end"
         ),
-        pytest.param(Cursor("-" * 22, 10**15 - 1), f"{'-' * 22}-{'9' * 15}", id="the longest"),
+        pytest.param(EventId("-" * 22, 10**15 - 1), f"{'-' * 22}-{'9' * 15}", id="the longest"),
     ],
 )
-def test_a_cursor_is_read_as_it_was_written(cursor: Cursor, text: str) -> None:
+def test_a_cursor_is_read_as_it_was_written(cursor: EventId, text: str) -> None:
     assert str(cursor) == text
-    assert parse_cursor(text) == cursor
+    assert parse_event_id(text) == cursor
 
 
 def test_every_new_secret_makes_a_readable_cursor() -> None:
     for _ in range(1000):
-        cursor = Cursor(new_secret(), 1)
-        assert parse_cursor(str(cursor)) == cursor
+        cursor = EventId(new_secret(), 1)
+        assert parse_event_id(str(cursor)) == cursor
 
 
 @pytest.mark.parametrize(
@@ -84,11 +84,11 @@ def test_every_new_secret_makes_a_readable_cursor() -> None:
     ],
 )
 def test_anything_else_is_no_cursor(text: str) -> None:
-    assert parse_cursor(text) is None
+    assert parse_event_id(text) is None
 
 
 def test_a_cursor_does_not_show_its_secret_where_it_is_logged() -> None:
-    cursor = Cursor(SECRET, 17)
+    cursor = EventId(SECRET, 17)
     assert SECRET not in repr(cursor)
     assert SECRET not in f"{[cursor]}"
     assert "17" in repr(cursor)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sse_middleware import EventParser, Options, SSEMiddleware
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.client_kinds import CommentForm, Family
+from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
 from sse_middleware.protocol.stream_state import End, StreamState
 from sse_middleware.protocol.wire import Splitter
 from sse_middleware.stores.memory import MemoryStore
@@ -48,12 +48,12 @@ class Recording:
         self.told.append("disowned")
 
 
-def new_state(family: Family, *, app_ids: bool = False, **options: Any) -> StreamState:
+def new_state(family: ClientKind, *, app_ids: bool = False, **options: Any) -> StreamState:
     state = StreamState(
         Options.from_environ({}, max_event_bytes=1024, **options),
         family=family,
         record=StreamRecord("s", "t", "/route", family),
-        secret="x" * 22 if family is Family.EVENTSOURCE else "",
+        secret="x" * 22 if family is ClientKind.EVENTSOURCE else "",
         marked=False,
         comment=CommentForm.BLOCK_UNTIL_ID,
         app_ids=app_ids,
@@ -81,13 +81,13 @@ def seen(state: StreamState, out: bytes, end: End) -> tuple[object, ...]:
 
 @settings(deadline=None, max_examples=300)
 @given(
-    st.sampled_from(list(Family)),
+    st.sampled_from(list(ClientKind)),
     st.lists(st.tuples(st.sampled_from(CHUNKS), st.sampled_from("wwwwftbp")), max_size=25),
     st.sampled_from([{}, {"trace_in_data": True}, {"app_ids": True}]),
     st.sampled_from(["finish", "fail", "reach_cap"]),
 )
 def test_bytes_that_wait_become_what_they_become_at_once(
-    family: Family,
+    family: ClientKind,
     steps: list[tuple[bytes, str]],
     options: dict[str, Any],
     how: str,
@@ -130,7 +130,7 @@ def test_only_usual_events_are_counted_without_being_looked_at(chunk: bytes) -> 
 
 
 def test_bytes_that_wait_count_as_of_the_moment_they_came() -> None:
-    state = new_state(Family.EVENTSOURCE)
+    state = new_state(ClientKind.EVENTSOURCE)
     state.feed(b"data: 1\n\n", 10.0)
     let_wait(state, b"data: 2\n\n", 10.001)
     let_wait(state, b"data: 3\n\n", 10.001)

@@ -8,7 +8,7 @@ import pytest
 
 from sse_middleware import Event, EventParser, Options
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.client_kinds import CommentForm, Family
+from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
 from sse_middleware.protocol.deadlines import TOGETHER_SECONDS, Due, Reason
 from sse_middleware.protocol.stream_state import End, StreamState
 
@@ -16,13 +16,13 @@ EPOCH = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp() - 100
 
 
 def opened(
-    family: Family = Family.EVENTSOURCE, *, marked: bool = False, **options: Any
+    family: ClientKind = ClientKind.EVENTSOURCE, *, marked: bool = False, **options: Any
 ) -> tuple[StreamState, bytes]:
     state = new_state(family, marked=marked, **options)
     return state, state.open(100.0, EPOCH)
 
 
-def new_state(family: Family, *, marked: bool = False, **options: Any) -> StreamState:
+def new_state(family: ClientKind, *, marked: bool = False, **options: Any) -> StreamState:
     return StreamState(
         Options.from_environ({}, **options),
         family=family,
@@ -56,10 +56,10 @@ def test_heartbeats_keep_their_rhythm_and_are_never_made_up_for() -> None:
     assert state.deadline() == 135
 
 
-@pytest.mark.parametrize("family", [Family.EVENTSOURCE, Family.PLAIN])
+@pytest.mark.parametrize("family", [ClientKind.EVENTSOURCE, ClientKind.PLAIN])
 @pytest.mark.parametrize("interval", [1, 5, 7.3, 15])
 def test_heartbeats_of_streams_that_opened_about_together_come_together(
-    family: Family, interval: float
+    family: ClientKind, interval: float
 ) -> None:
     beats = set()
     for opened_at in (100.0, 100.01, 100.024, 100.03):
@@ -74,7 +74,7 @@ def test_heartbeats_of_streams_that_opened_about_together_come_together(
 
 
 def test_a_plain_heartbeat_comes_no_later_than_its_interval_behind_an_event() -> None:
-    state = new_state(Family.PLAIN, heartbeat_interval=5)
+    state = new_state(ClientKind.PLAIN, heartbeat_interval=5)
     state.open(100.0, EPOCH)
     state.feed(b"data: 1\n\n", 103.33)
     assert state.due(105.0) is Due.NOTHING
@@ -82,7 +82,7 @@ def test_a_plain_heartbeat_comes_no_later_than_its_interval_behind_an_event() ->
 
 
 def test_a_short_interval_is_kept_to_the_point() -> None:
-    state = new_state(Family.EVENTSOURCE, heartbeat_interval=0.07)
+    state = new_state(ClientKind.EVENTSOURCE, heartbeat_interval=0.07)
     state.open(100.0, EPOCH)
     assert state.deadline() == 100.07
 
@@ -94,7 +94,7 @@ def test_a_heartbeat_tells_the_time_of_day_of_its_moment() -> None:
 
 
 def test_events_put_a_plain_heartbeat_off_and_leave_an_eventsources_alone() -> None:
-    plain, _ = opened(Family.PLAIN, heartbeat_interval=4)
+    plain, _ = opened(ClientKind.PLAIN, heartbeat_interval=4)
     named, _ = opened(heartbeat_interval=4)
     for state in (plain, named):
         state.feed(b"data: x\n\n", 103)
@@ -104,7 +104,7 @@ def test_events_put_a_plain_heartbeat_off_and_leave_an_eventsources_alone() -> N
 
 
 def test_a_foreign_ping_counts_as_activity() -> None:
-    state, _ = opened(Family.PLAIN, heartbeat_interval=4)
+    state, _ = opened(ClientKind.PLAIN, heartbeat_interval=4)
     state.feed(b": ping\n\n", 103)
     assert state.due(104) is Due.NOTHING
     assert state.deadline() == 107
@@ -112,15 +112,15 @@ def test_a_foreign_ping_counts_as_activity() -> None:
 
 
 def test_bytes_that_are_held_back_are_no_activity() -> None:
-    state, _ = opened(Family.PLAIN, heartbeat_interval=4)
+    state, _ = opened(ClientKind.PLAIN, heartbeat_interval=4)
     assert state.feed(b"data: x", 103) == b""
     assert state.due(104) is Due.HEARTBEAT
 
 
-@pytest.mark.parametrize("family", list(Family))
+@pytest.mark.parametrize("family", list(ClientKind))
 @pytest.mark.parametrize("first", ["finish", "reach_cap", "fail", "cancel"])
 @pytest.mark.parametrize("second", ["finish", "reach_cap", "fail", "cancel"])
-def test_a_stream_ends_once_with_one_reason(family: Family, first: str, second: str) -> None:
+def test_a_stream_ends_once_with_one_reason(family: ClientKind, first: str, second: str) -> None:
     state, _ = opened(family)
     getattr(state, first)(110.0)
     reason = state.reason
@@ -132,21 +132,21 @@ def test_a_stream_ends_once_with_one_reason(family: Family, first: str, second: 
 @pytest.mark.parametrize(
     ("family", "way", "name", "clean"),
     [
-        (Family.EVENTSOURCE, "finish", "complete", True),
-        (Family.EVENTSOURCE, "reach_cap", "complete", True),
-        (Family.EVENTSOURCE, "fail", "error", True),
-        (Family.PLAIN, "finish", None, True),
-        (Family.PLAIN, "reach_cap", None, False),
-        (Family.PLAIN, "fail", None, False),
-        (Family.OFF, "finish", None, True),
-        (Family.OFF, "fail", None, False),
-        (Family.OPENAI, "finish", None, True),
-        (Family.OPENAI, "reach_cap", "message", True),
-        (Family.OPENAI, "fail", "message", True),
+        (ClientKind.EVENTSOURCE, "finish", "complete", True),
+        (ClientKind.EVENTSOURCE, "reach_cap", "complete", True),
+        (ClientKind.EVENTSOURCE, "fail", "error", True),
+        (ClientKind.PLAIN, "finish", None, True),
+        (ClientKind.PLAIN, "reach_cap", None, False),
+        (ClientKind.PLAIN, "fail", None, False),
+        (ClientKind.OFF, "finish", None, True),
+        (ClientKind.OFF, "fail", None, False),
+        (ClientKind.OPENAI, "finish", None, True),
+        (ClientKind.OPENAI, "reach_cap", "message", True),
+        (ClientKind.OPENAI, "fail", "message", True),
     ],
 )
 def test_each_family_is_told_the_end_in_its_way(
-    family: Family, way: str, name: str | None, *, clean: bool
+    family: ClientKind, way: str, name: str | None, *, clean: bool
 ) -> None:
     state, _ = opened(family)
     state.feed(b"data: a\n\n", 101)
@@ -184,6 +184,6 @@ def test_an_ended_stream_makes_no_heartbeat_due_but_can_still_reach_its_cap() ->
 
 
 def test_the_cap_of_a_plain_stream_holds_only_where_someone_has_set_it() -> None:
-    assert opened(Family.PLAIN)[0].max_seconds is None
-    assert opened(Family.PLAIN, stream_max_seconds=60.0)[0].max_seconds == 60
-    assert opened(Family.EVENTSOURCE)[0].max_seconds == 60
+    assert opened(ClientKind.PLAIN)[0].max_seconds is None
+    assert opened(ClientKind.PLAIN, stream_max_seconds=60.0)[0].max_seconds == 60
+    assert opened(ClientKind.EVENTSOURCE)[0].max_seconds == 60

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware, StoreError, current_stream, resume_endpoint, streaming
-from sse_middleware.stores.base import Found
+from sse_middleware.stores.base import LogSnapshot
 from sse_middleware.stores.memory import MemoryStore
 from tests.support.asgi import (
     EVENTSOURCE,
@@ -425,7 +425,7 @@ async def test_a_secret_stands_in_the_stream_and_nowhere_else(
     class Shaky(MemoryStore):
         down = False
 
-        async def find(self, stream_id: str) -> Found | None:
+        async def find(self, stream_id: str) -> LogSnapshot | None:
             if self.down:
                 raise StoreError("it is down")
             return await super().find(stream_id)

@@ -11,10 +11,10 @@ from starlette.types import Receive, Scope, Send
 from sse_middleware import SSEMiddleware, current_stream
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.stores.memory import MemoryStore, _MemoryLog
-from sse_middleware.stream.connection import Reader, Relay
-from sse_middleware.stream.kept_producer import RecordedOutbox
+from sse_middleware.stream.connection import Connection, ConnectionSender
+from sse_middleware.stream.kept_producer import KeptProducer
 from sse_middleware.stream.responder import Responder
-from sse_middleware.stream.timers import current_ticker
+from sse_middleware.stream.timers import current_timers
 from tests.support.asgi import (
     EVENTSOURCE,
     Exchange,
@@ -28,7 +28,7 @@ from tests.support.resuming import back, living, texts, value
 
 pytestmark = pytest.mark.anyio
 
-OURS = (RecordedOutbox, Relay, Reader, Responder, StreamRecord, _MemoryLog)
+OURS = (KeptProducer, ConnectionSender, Connection, Responder, StreamRecord, _MemoryLog)
 EVENTS = 6
 TTL = 2.0
 WAYS = ["reads", "leaves", "refuses", "returns", "vanishes", "cancelled", "ends", "numbers"]
@@ -113,7 +113,7 @@ async def leave_nothing(count: int, **options: Any) -> None:
     assert len(kept._setup.lingering) == 0
     assert value(registry, "sse_lingering_streams") == 0
     assert value(registry, "sse_streams_active") == 0
-    ticker = current_ticker()
+    ticker = current_timers()
     assert (ticker._slots, ticker._holding, list(ticker._due)) == ({}, [], [])
     assert len(timers(loop) - timers_before) <= 1  # the ticker's, which nobody needs any more
     await asyncio.sleep(60)

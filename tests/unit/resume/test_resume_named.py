@@ -12,7 +12,7 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware, StoreError, current_stream, resume_endpoint, streaming
-from sse_middleware.stores.base import Found
+from sse_middleware.stores.base import LogSnapshot
 from sse_middleware.stores.memory import MemoryStore
 from tests.support.asgi import EVENTSOURCE, Exchange, body, handle, stream_start
 from tests.support.resuming import (
@@ -318,7 +318,7 @@ async def test_a_named_stream_is_not_followed_by_whom_the_operator_refuses() -> 
 
 async def test_a_store_out_of_reach_brings_the_client_of_a_name_back() -> None:
     class Failing(MemoryStore):
-        async def find_named(self, name: str) -> Found | None:
+        async def find_named(self, name: str) -> LogSnapshot | None:
             raise StoreError(f"{name} cannot be looked up")
 
     app = named(Counting(6), store=Failing())

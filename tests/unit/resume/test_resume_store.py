@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from sse_middleware import StoreError
-from sse_middleware.stores.base import Batch, Found
+from sse_middleware.stores.base import Batch, LogSnapshot
 from sse_middleware.stores.memory import MemoryStore
 from tests.support.asgi import EVENTSOURCE, Exchange, handle
 from tests.support.resuming import (
@@ -47,11 +47,11 @@ class FailingStore(MemoryStore):
         if method in self.down:
             raise StoreError(f"{method}: it is down")
 
-    async def find(self, stream_id: str) -> Found | None:
+    async def find(self, stream_id: str) -> LogSnapshot | None:
         self._look("find")
         return await super().find(stream_id)
 
-    async def find_named(self, name: str) -> Found | None:
+    async def find_named(self, name: str) -> LogSnapshot | None:
         self._look("find_named")
         return await super().find_named(name)
 

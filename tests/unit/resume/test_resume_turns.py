@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware, current_stream, resume_endpoint
-from sse_middleware.stores.base import Batch, Found, LogInfo, State
+from sse_middleware.stores.base import Batch, LogInfo, LogSnapshot, LogState
 from sse_middleware.stores.memory import MemoryStore
 from tests.support.asgi import EVENTSOURCE, Exchange, body, http_scope, running, stream_start
 from tests.support.resuming import LINGER, TTL, Chunked, back, id_of, opened, texts, value
@@ -29,11 +29,11 @@ class TurningStore(MemoryStore):
         super().__init__(ttl=TTL, clock=asyncio.get_running_loop().time)
         self.readers = 0
 
-    async def find(self, stream_id: str) -> Found | None:
+    async def find(self, stream_id: str) -> LogSnapshot | None:
         await asyncio.sleep(0)
         return await super().find(stream_id)
 
-    async def find_named(self, name: str) -> Found | None:
+    async def find_named(self, name: str) -> LogSnapshot | None:
         await asyncio.sleep(0)
         return await super().find_named(name)
 
@@ -52,7 +52,7 @@ class TurningStore(MemoryStore):
             self.readers -= 1
             await log.aclose()
 
-    def states(self) -> list[State]:
+    def states(self) -> list[LogState]:
         """Return how its logs are."""
         return [log.found().state for log in self._logs.values()]
 
@@ -132,7 +132,7 @@ class World:
         """See that nothing runs, is counted or kept any more, now or when its time is over."""
         await turns(5)
         assert asyncio.all_tasks() == self.before
-        assert State.RUNNING not in self.store.states()
+        assert LogState.RUNNING not in self.store.states()
         assert self.store.readers == 0
         assert value(self.registry, "sse_streams_active") == 0
         assert value(self.registry, "sse_lingering_streams") == 0

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sse_middleware.stores.base import Batch, Log, LogInfo, State
+from sse_middleware.stores.base import Batch, Log, LogInfo, LogState
 from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.testing import FakeClock, FakeProducer, FakeStream, Reader, StoreContract
 from sse_middleware.testing.streams import log_info
@@ -85,7 +85,7 @@ def measure(
                 if named:
                     log.set_name(f"chat:{number}")
                 if ended:
-                    log.end(State.FINISHED, bytes(bytearray(150)))
+                    log.end(LogState.FINISHED, bytes(bytearray(150)))
             del log
             gc.collect()
             return Measured(store.total_bytes, tracemalloc.get_traced_memory()[0])
@@ -138,7 +138,7 @@ async def test_the_oldest_finished_log_goes_first_and_running_ones_stay() -> Non
     finished = [FakeStream(store) for _ in range(4)]
     for stream in reversed(finished):  # the last one made is the first one to end
         stream.write(15, size=KIB)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
     assert len(store) == 5
     running.write(20, size=KIB)
     assert [await store.find(stream.id) is not None for stream in finished] == [
@@ -150,7 +150,7 @@ async def test_the_oldest_finished_log_goes_first_and_running_ones_stay() -> Non
     running.write(40, size=KIB)
     assert await store.find(finished[0].id) is not None
     assert await store.find(finished[1].id) is None
-    running.log.end(State.FINISHED)
+    running.log.end(LogState.FINISHED)
     assert (await reading(store, running.id)).holes == []
     await store.close()
 
@@ -160,13 +160,13 @@ async def test_an_evicted_log_is_gone_for_its_reader_and_its_name() -> None:
     finished = FakeStream(store)
     finished.log.set_name("name")
     finished.write(10, size=KIB)
-    finished.log.end(State.FINISHED)
+    finished.log.end(LogState.FINISHED)
     reader = Reader(store, finished.id, 10)
     async with aclosing(store.follow(finished.id, 0)) as batches:
         await anext(batches)
         FakeStream(store).write(45, size=KIB)
         reader.take(await anext(batches))
-    assert reader.end == Batch(State.GONE, 10, b"")
+    assert reader.end == Batch(LogState.GONE, 10, b"")
     assert await store.find_named("name") is None
     await store.close()
 
@@ -180,12 +180,12 @@ async def test_where_none_has_ended_the_log_that_grows_loses_its_own_oldest_even
         growing.write(size=KIB)
         most = max(most, store.total_bytes)
     assert 150 * KIB < most <= 200 * KIB
-    growing.log.end(State.FINISHED)
+    growing.log.end(LogState.FINISHED)
     reader = await reading(store, growing.id)
     assert reader.numbers[-1] == 1000
     assert len(reader.numbers) > 75
     assert reader.holes == [(1, reader.numbers[0] - 1)]
-    still.log.end(State.FINISHED)
+    still.log.end(LogState.FINISHED)
     assert (await reading(store, still.id)).frames == kept
     await store.close()
 
@@ -198,7 +198,7 @@ async def test_the_bound_in_all_holds_with_running_logs_only() -> None:
             stream.write(size=50 + number)
             assert store.total_bytes <= 256 * KIB
     for stream in streams:
-        stream.log.end(State.FINISHED, b"x" * 1000)
+        stream.log.end(LogState.FINISHED, b"x" * 1000)
         assert store.total_bytes <= 256 * KIB
     await store.close()
 
@@ -211,13 +211,13 @@ async def test_a_log_for_which_there_is_no_room_is_not_kept() -> None:
     late = streams[-1]
     late.log.set_name("late")
     late.write(3)
-    late.log.end(State.FINISHED)
+    late.log.end(LogState.FINISHED)
     assert await store.find(late.id) is None
     assert await store.find_named("late") is None
     assert not await store.cancel(late.id)
-    assert (await reading(store, late.id)).end == Batch(State.GONE, 0, b"")
+    assert (await reading(store, late.id)).end == Batch(LogState.GONE, 0, b"")
     for stream in streams:
-        stream.log.end(State.GONE)
+        stream.log.end(LogState.GONE)
     assert (len(store), store.total_bytes) == (0, 0)
     again = FakeStream(store)
     again.write()
@@ -242,19 +242,19 @@ async def test_a_log_at_the_bound_is_seldom_copied() -> None:
         assert found is not None
         drops.add(found.first)
     assert 2 <= len(drops) <= 12
-    stream.log.end(State.GONE)
+    stream.log.end(LogState.GONE)
 
 
 async def test_nothing_is_kept_where_no_event_may_be() -> None:
     store = MemoryStore(max_events=0)
     stream = FakeStream(store)
     stream.write(5)
-    stream.log.end(State.FINISHED, b"end")
+    stream.log.end(LogState.FINISHED, b"end")
     reader = await reading(store, stream.id)
     assert (reader.holes, reader.numbers, reader.end) == (
         [(1, 5)],
         [],
-        Batch(State.FINISHED, 5, b"end"),
+        Batch(LogState.FINISHED, 5, b"end"),
     )
     await store.close()
 
@@ -266,12 +266,12 @@ async def test_a_second_log_of_an_id_takes_the_place_of_the_first() -> None:
     async with Reader(store, first.id) as reader:
         await reader.until(5)
         second = FakeStream(store, stream_id=first.id)
-        assert await reader.until_end() is State.GONE
+        assert await reader.until_end() is LogState.GONE
     second.write(1)
     first.write(1)
-    first.log.end(State.GONE)
+    first.log.end(LogState.GONE)
     assert len(store) == 1
-    second.log.end(State.FINISHED)
+    second.log.end(LogState.FINISHED)
     assert (await reading(store, second.id)).numbers == [1]
     await store.close()
 
@@ -283,7 +283,7 @@ async def test_a_log_with_another_name_has_no_other_one() -> None:
         stream.log.set_name(name)
     assert await store.find_named("a") is None
     assert await store.find_named("b") is not None
-    stream.log.end(State.GONE)
+    stream.log.end(LogState.GONE)
     assert await store.find_named("b") is None
     assert store._names == {}
 
@@ -294,7 +294,7 @@ async def test_a_number_that_does_not_grow_is_ignored() -> None:
     frames = stream.write(3)
     for number in (3, 1):
         stream.log.append(number, b"id: %d\ndata: again\n\n" % number)
-    stream.log.end(State.FINISHED)
+    stream.log.end(LogState.FINISHED)
     assert (await reading(store, stream.id)).frames == frames
     await store.close()
 
@@ -307,7 +307,7 @@ async def test_a_batch_is_small() -> None:
         sizes = [len((await anext(batches)).frames) for _ in range(10)]
     assert max(sizes) <= 64 * KIB
     assert min(sizes) > 32 * KIB
-    stream.log.end(State.GONE)
+    stream.log.end(LogState.GONE)
 
 
 # Time
@@ -325,7 +325,7 @@ async def test_after_its_time_nothing_is_left_though_nobody_asks() -> None:
         stream.write(5)
         await asyncio.sleep(0.01)
         if number % 3:
-            stream.log.end(State.FINISHED)
+            stream.log.end(LogState.FINISHED)
         else:
             stream.log.disown()
     assert len(store._logs) == 1000
@@ -342,13 +342,13 @@ async def test_there_is_one_timer_for_all_logs_and_none_without_an_ended_one() -
     assert store._timers == {}
     handles = set[asyncio.TimerHandle]()
     for stream in streams:
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         handles.update(store._timers.values())
     assert len(handles) == 1
     await store.close()
     assert handles.pop().cancelled()
     assert store._timers == {}
-    FakeStream(store).log.end(State.GONE)
+    FakeStream(store).log.end(LogState.GONE)
     assert store._timers == {}
 
 
@@ -361,7 +361,7 @@ async def test_a_clock_that_stands_still_is_not_asked_all_the_time() -> None:
         return 1000.0
 
     store = MemoryStore(ttl=0.001, clock=clock)
-    FakeStream(store).log.end(State.FINISHED)
+    FakeStream(store).log.end(LogState.FINISHED)
     await asyncio.sleep(1)
     assert asked < 80
     await store.close()
@@ -404,7 +404,7 @@ def test_a_log_of_one_loop_is_followed_in_another() -> None:
                     await asyncio.sleep(0)
             assert await elsewhere(store.cancel(stream.id))
             await stream.producer.hears_cancel()
-            stream.log.end(State.CANCELLED)
+            stream.log.end(LogState.CANCELLED)
             reader = await following
             assert (len(reader.numbers), reader.holes) == (3000, [])
             assert stream.producer.loops == {asyncio.get_running_loop()}
@@ -448,7 +448,7 @@ def test_a_trimmed_log_is_read_in_order_in_many_loops() -> None:
                 stream.write(size=100)
                 if stream.last % 100 == 0:
                     await asyncio.sleep(0)
-            stream.log.end(State.FINISHED)
+            stream.log.end(LogState.FINISHED)
             for reader in await asyncio.gather(*following):
                 missed = sum(last - first + 1 for first, last in reader.holes)
                 assert len(reader.numbers) + missed == 20_000
@@ -479,7 +479,7 @@ def test_a_log_outlives_the_loop_that_made_it() -> None:
         ended, running = FakeStream(store), FakeStream(store)
         for stream in (ended, running):
             stream.write(3)
-        ended.log.end(State.FINISHED)
+        ended.log.end(LogState.FINISHED)
         return ended, running
 
     ended, running = in_a_thread(lambda: asyncio.run(leave_behind()))
@@ -491,8 +491,8 @@ def test_a_log_outlives_the_loop_that_made_it() -> None:
             assert await store.cancel(running.id)
             running.write()
             await reader.until(4)
-            running.log.end(State.LOST)
-            assert await reader.until_end() is State.LOST
+            running.log.end(LogState.LOST)
+            assert await reader.until_end() is LogState.LOST
         assert (running.producer.cancels, running.producer.heard) == (0, [])
         assert list(store._timers) == [asyncio.get_running_loop()]
         await store.close()
@@ -508,7 +508,7 @@ def test_a_reader_whose_loop_was_closed_holds_nobody_up() -> None:
 
     async def use(stream: FakeStream) -> None:
         stream.write(3)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         assert (await reading(store, stream.id)).numbers == [1, 2, 3]
 
     loop = asyncio.new_event_loop()
@@ -529,7 +529,7 @@ def test_each_loop_frees_what_is_over_though_another_one_stands_still() -> None:
     store = MemoryStore(ttl=60, clock=lambda: asyncio.get_running_loop().time())
 
     async def end_one() -> None:
-        FakeStream(store).log.end(State.FINISHED)
+        FakeStream(store).log.end(LogState.FINISHED)
 
     async def wait() -> None:
         await end_one()
@@ -547,7 +547,7 @@ def test_loops_that_take_turns_have_a_timer_each_and_closed_ones_none() -> None:
     store = MemoryStore(ttl=60)
 
     async def end_one() -> None:
-        FakeStream(store).log.end(State.FINISHED)
+        FakeStream(store).log.end(LogState.FINISHED)
 
     loops = [asyncio.new_event_loop() for _ in range(2)]
     for _ in range(5):
@@ -569,7 +569,7 @@ def test_a_log_may_end_where_no_loop_runs() -> None:
 
     log = asyncio.run(make())
     log.append(1, b"data: 1\n\n")
-    log.end(State.LOST)
+    log.end(LogState.LOST)
     assert len(store) == 1
 
 
@@ -638,7 +638,7 @@ class Model:
         await asyncio.sleep(0)
 
     async def finish(self) -> None:
-        self.stream.log.end(State.FINISHED, b"end")
+        self.stream.log.end(LogState.FINISHED, b"end")
         for reader in self.readers:
             for _ in range(10_000):
                 reader.allowed.release()
@@ -653,7 +653,7 @@ class Model:
         assert not given & told
         assert reader.numbers == sorted(given)
         assert reader.frames == b"".join(self.written[n] for n in reader.numbers)
-        assert reader.end == Batch(State.FINISHED, self.stream.last, b"end")
+        assert reader.end == Batch(LogState.FINISHED, self.stream.last, b"end")
         if self.whole and len(self.written) <= 60 and sum(map(len, self.written.values())) <= 8000:
             assert told == set()
 
@@ -686,7 +686,7 @@ async def test_what_is_kept_together_is_kept_within_the_same_bounds() -> None:
         last = [await store.find(stream.id) for stream in (together, one_by_one)]
         assert [found.last for found in last if found] == [together.last] * 2
         assert all(found.last - found.first < 10 for found in last if found)
-    together.log.end(State.FINISHED)
+    together.log.end(LogState.FINISHED)
     reader = await Reader(store, together.id, together.last - 5).read_all()
     assert reader.numbers == list(range(together.last - 4, together.last + 1))
 
@@ -696,5 +696,5 @@ async def test_numbers_that_do_not_grow_are_ignored_one_by_one() -> None:
     stream = FakeStream(store)
     stream.write(3)
     stream.log.append(2, *(b"id: %d\ndata: x\n\n" % number for number in (2, 3, 4, 5)))
-    stream.log.end(State.FINISHED)
+    stream.log.end(LogState.FINISHED)
     assert (await Reader(store, stream.id).read_all()).numbers == [1, 2, 3, 4, 5]

@@ -22,7 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware import ConfigurationError, SSEMiddleware, StoreError
 from sse_middleware.channels import BlockingPublisher
-from sse_middleware.stores.base import State
+from sse_middleware.stores.base import LogState
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
@@ -127,8 +127,8 @@ async def check_all(
             return sum("inbox" in key for key in server.all_keys())
 
         await eventually(inboxes, lambda count: count == 2, "both were to hold their leases")
-        stream.log.end(State.CANCELLED)
-        assert await reader.until_end() is State.CANCELLED
+        stream.log.end(LogState.CANCELLED)
+        assert await reader.until_end() is LogState.CANCELLED
     assert reader.holes == []
 
 

@@ -13,7 +13,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.cluster import RedisCluster as ClusterClient
 
 from sse_middleware import SSEMiddleware, StoreError
-from sse_middleware.stores.base import State
+from sse_middleware.stores.base import LogState
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.stores.redis.commands import Keys
 from sse_middleware.testing import FakeStream, Reader
@@ -85,8 +85,8 @@ async def test_streams_of_all_nodes_are_followed_and_cancelled_from_another_proc
             assert await there.cancel(stream.id)
             await stream.producer.hears_cancel()
             stream.write(2)
-            stream.log.end(State.CANCELLED, b"event: complete\n\n")
-            assert await reader.until_end() is State.CANCELLED
+            stream.log.end(LogState.CANCELLED, b"event: complete\n\n")
+            assert await reader.until_end() is LogState.CANCELLED
             assert (reader.numbers, reader.holes) == ([1, 2, 3, 4, 5], [])
 
 
@@ -135,7 +135,7 @@ async def test_a_slot_that_moves_is_followed(cluster: RedisCluster) -> None:
                 await moving
                 stream.write(5)
                 await reader.until(stream.last)
-            stream.log.end(State.FINISHED)
+            stream.log.end(LogState.FINISHED)
             await reader.until_end()
         late = await Reader(there, stream.id).read_all()
         for one in (reader, late):
@@ -154,7 +154,7 @@ async def test_a_stream_may_begin_while_its_slot_moves(cluster: RedisCluster) ->
             stream.write(3)
             await asyncio.sleep(0.3)
         stream.write(2)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         # redis-py may lose its way meanwhile: it says ASKING on another connection than it asks.
         reader = await whole(there, stream)
         assert (reader.numbers, reader.holes) == ([1, 2, 3, 4, 5], [])
@@ -179,7 +179,7 @@ async def test_a_master_that_is_restarted_empty_is_survived(cluster: RedisCluste
         cluster.wait()
         for stream in streams:
             stream.write()
-            stream.log.end(State.FINISHED)
+            stream.log.end(LogState.FINISHED)
             reader = await whole(there, stream)
             lost = reader.holes[0] if reader.holes else (1, 0)
             assert reader.numbers == list(range(lost[1] + 1, stream.last + 1))

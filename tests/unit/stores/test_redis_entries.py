@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sse_middleware.stores.base import Batch, State
+from sse_middleware.stores.base import Batch, LogState
 from sse_middleware.stores.redis.entries import (
-    Entry,
     Known,
+    LogEntry,
     Pending,
     batches,
     end_told,
@@ -41,7 +41,7 @@ class StreamOfRedis:
         self.entries: dict[bytes, Mapping[bytes, bytes]] = {}
         self.last_id = (0, 0)
 
-    def add(self, entry: Entry) -> bool:
+    def add(self, entry: LogEntry) -> bool:
         """Take an entry, or refuse its id."""
         if id_key(entry.id) <= self.last_id:
             return False
@@ -117,7 +117,7 @@ class Writing(RuleBasedStateMachine):
     @rule(frame=st.sampled_from([b"", b"event: complete\n\n"]))
     def end(self, frame: bytes) -> None:
         self.has_ended = True
-        self.pending.end(State.FINISHED, frame)
+        self.pending.end(LogState.FINISHED, frame)
 
     @rule(arrive=st.integers(0, 8), known=st.integers(0, 8))
     def flush(self, arrive: int, known: int) -> None:
@@ -207,7 +207,7 @@ def test_a_reader_in_the_middle_of_an_entry_gets_the_rest_of_it() -> None:
     redis = written(pending)
     for after in range(7):
         frames = b"".join(frame_of(seq) for seq in range(after + 1, 8))
-        assert read(redis, after) == [Batch(State.RUNNING, 7, frames)]
+        assert read(redis, after) == [Batch(LogState.RUNNING, 7, frames)]
     assert read(redis, 7) == []
 
 
@@ -230,8 +230,8 @@ def test_an_event_that_is_skipped_is_told_to_who_waits_for_it() -> None:
     pending.skip(2)
     pending.skip(3)
     redis = written(pending)
-    hole = Batch(State.TRUNCATED, 3, b"")
-    assert read(redis) == [Batch(State.RUNNING, 1, frame_of(1)), hole]
+    hole = Batch(LogState.TRUNCATED, 3, b"")
+    assert read(redis) == [Batch(LogState.RUNNING, 1, frame_of(1)), hole]
     assert read(redis, 2) == [hole]
     assert read(redis, 3) == []
 
@@ -239,10 +239,10 @@ def test_an_event_that_is_skipped_is_told_to_who_waits_for_it() -> None:
 def test_the_end_stands_behind_the_last_event() -> None:
     pending = Pending(100, 1000)
     pending.append(1, frame_of(1))
-    pending.end(State.CANCELLED, b"event: complete\n\n")
+    pending.end(LogState.CANCELLED, b"event: complete\n\n")
     redis = written(pending)
-    end = Batch(State.CANCELLED, 1, b"event: complete\n\n")
-    assert read(redis) == [Batch(State.RUNNING, 1, frame_of(1)), end]
+    end = Batch(LogState.CANCELLED, 1, b"event: complete\n\n")
+    assert read(redis) == [Batch(LogState.RUNNING, 1, frame_of(1)), end]
     assert read(redis, 1) == [end]
     assert read(redis, 2) == []
     (entry_id, fields) = list(redis.entries.items())[-1]
@@ -257,11 +257,11 @@ def test_a_disowned_log_has_nothing_but_its_end() -> None:
     for entry in pending.freeze():
         redis.add(entry)
     pending.append(2, frame_of(2))
-    pending.end(State.DISOWNED, b"")
+    pending.end(LogState.DISOWNED, b"")
     for entry in pending.freeze():
         redis.add(entry)
     assert list(redis.entries) == [b"2-1"]
-    assert read(redis) == [Batch(State.DISOWNED, 0, b"")]
+    assert read(redis) == [Batch(LogState.DISOWNED, 0, b"")]
 
 
 def test_of_what_waits_for_redis_the_oldest_goes_first_and_is_counted() -> None:
@@ -270,7 +270,7 @@ def test_of_what_waits_for_redis_the_oldest_goes_first_and_is_counted() -> None:
         pending.append(seq, frame_of(seq, 98))
     assert (pending.first, pending.take_dropped(), pending.take_dropped()) == (21, 20, 0)
     found = read(written(pending))
-    assert found[0] == Batch(State.TRUNCATED, 20, b"")
+    assert found[0] == Batch(LogState.TRUNCATED, 20, b"")
     assert found[-1].last == 30
 
 

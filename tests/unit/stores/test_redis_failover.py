@@ -13,7 +13,7 @@ from redis.asyncio.cluster import RedisCluster as ClusterClient
 from redis.asyncio.sentinel import Sentinel
 
 from sse_middleware.errors import StoreError
-from sse_middleware.stores.base import State
+from sse_middleware.stores.base import LogState
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
@@ -117,7 +117,7 @@ async def test_a_stream_goes_on_by_the_replica_and_its_readers_miss_nothing_unsa
                 deployment.kill_master_of(stream.id)
             stream.write()
             await asyncio.sleep(0.04)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         for numbers, holes in (await reading, await read_all_the_same(there, stream.id)):
             told = list(chain(*(range(first, last + 1) for first, last in holes)))
             assert sorted([*numbers, *told]) == list(range(1, stream.last + 1))
@@ -142,5 +142,5 @@ async def read_all_the_same(
         holes += reader.holes
         last = reader.last
         if reader.end is not None:
-            assert reader.end.state is State.FINISHED
+            assert reader.end.state is LogState.FINISHED
             return numbers, holes

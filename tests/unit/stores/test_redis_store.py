@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from sse_middleware.errors import StoreError
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.stores.base import Batch, State
+from sse_middleware.stores.base import Batch, LogState
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.stores.redis import commands as redis_link
 from sse_middleware.testing import FakeStream, Reader, StoreContract
@@ -119,7 +119,7 @@ async def test_a_reader_in_another_process_gets_all_of_it_soon(server: RedisServ
     async with stores(server, 2) as (here, there):
         stream = FakeStream(here)
         stream.write(3)
-        await visible(there, stream, info=stream.info, state=State.RUNNING, last=3, first=1)
+        await visible(there, stream, info=stream.info, state=LogState.RUNNING, last=3, first=1)
         async with Reader(there, stream.id) as reader:
             await reader.until(3)
             await stream.producer.hears("followed")
@@ -130,8 +130,8 @@ async def test_a_reader_in_another_process_gets_all_of_it_soon(server: RedisServ
                 await reader.until(stream.last)
                 delays.append(time.monotonic() - began)
             assert sorted(delays)[10] < 0.1
-            stream.log.end(State.FINISHED, b"event: complete\n\n")
-            assert await reader.until_end() is State.FINISHED
+            stream.log.end(LogState.FINISHED, b"event: complete\n\n")
+            assert await reader.until_end() is LogState.FINISHED
         assert (len(reader.numbers), reader.holes) == (23, [])
 
 
@@ -152,8 +152,8 @@ async def test_a_stream_is_cancelled_from_another_process(server: RedisServer) -
         await visible(there, stream)
         assert await there.cancel(stream.id)
         await stream.producer.hears_cancel()
-        stream.log.end(State.CANCELLED)
-        await visible(there, stream, state=State.CANCELLED)
+        stream.log.end(LogState.CANCELLED)
+        await visible(there, stream, state=LogState.CANCELLED)
         assert await there.cancel(stream.id)
         assert stream.producer.cancels == 1
 
@@ -167,10 +167,10 @@ async def test_who_waits_in_another_process_hears_that_a_log_has_gone(server: Re
         async with Reader(there, gone.id) as one, Reader(there, disowned.id) as other:
             await one.until(2)
             await other.until(2)
-            gone.log.end(State.GONE)
+            gone.log.end(LogState.GONE)
             disowned.log.disown()
-            assert await other.until_end() is State.DISOWNED
-            assert await one.until_end() is State.GONE
+            assert await other.until_end() is LogState.DISOWNED
+            assert await one.until_end() is LogState.GONE
 
 
 async def test_who_comes_to_a_log_of_another_process_as_it_goes_hears_so_at_once(
@@ -181,10 +181,10 @@ async def test_who_comes_to_a_log_of_another_process_as_it_goes_hears_so_at_once
             stream = FakeStream(here)
             await visible(there, stream)
             began = time.monotonic()
-            stream.log.end(State.GONE)
+            stream.log.end(LogState.GONE)
             await asyncio.sleep(pause)
             reader = await Reader(there, stream.id).read_all()
-            assert reader.end == Batch(State.GONE, 0, b"")
+            assert reader.end == Batch(LogState.GONE, 0, b"")
             assert time.monotonic() - began < 0.5, f"it came {pause} s behind the end"
 
 
@@ -197,8 +197,8 @@ async def test_who_waits_for_a_log_of_another_process_that_goes_hears_so_at_once
         async with Reader(there, stream.id) as reader, Reader(there, stream.id) as other:
             await stream.producer.hears("followed")
             began = time.monotonic()
-            stream.log.end(State.GONE)
-            assert [await one.until_end() for one in (reader, other)] == 2 * [State.GONE]
+            stream.log.end(LogState.GONE)
+            assert [await one.until_end() for one in (reader, other)] == 2 * [LogState.GONE]
             assert time.monotonic() - began < 0.5
 
 
@@ -207,21 +207,25 @@ async def test_an_answer_that_comes_late_is_no_proof_that_a_log_has_gone(
 ) -> None:
     async with stores(server) as (store,):
         stream = FakeStream(store)
-        ask = redis_link.Link.ask
+        ask = redis_link.CommandClient.ask
 
-        async def ask_slowly(link: redis_link.Link, what: str, *commands: Any) -> list[Any]:
+        async def ask_slowly(
+            link: redis_link.CommandClient, what: str, *commands: Any
+        ) -> list[Any]:
+            link: redis_link.CommandClient, what: str, *commands: Any
+        ) -> list[Any]:
             """Look whether there is a log before Redis has heard of it, and say so much later."""
             if commands[0][0] != "EXISTS" or stream.last:
                 return await ask(link, what, *commands)
             stream.write(3)
-            stream.log.end(State.FINISHED, b"event: complete\n\n")
+            stream.log.end(LogState.FINISHED, b"event: complete\n\n")
             await stream.log.flush()
             await asyncio.sleep(0.1)
             return [0, []]
 
-        monkeypatch.setattr(redis_link.Link, "ask", ask_slowly)
+        monkeypatch.setattr(redis_link.CommandClient, "ask", ask_slowly)
         reader = await Reader(store, stream.id).read_all()
-        assert reader.end == Batch(State.FINISHED, 3, b"event: complete\n\n")
+        assert reader.end == Batch(LogState.FINISHED, 3, b"event: complete\n\n")
 
 
 async def test_the_latest_log_of_a_name_counts_whoever_writes_it(server: RedisServer) -> None:
@@ -237,8 +241,8 @@ async def test_the_latest_log_of_a_name_counts_whoever_writes_it(server: RedisSe
         second.log.set_name("chat")
         await eventually(named, lambda got: got == second.id, "the second one was to be found")
         first.log.set_name("another chat")
-        first.log.end(State.FINISHED)
-        await visible(there, first, state=State.FINISHED)
+        first.log.end(LogState.FINISHED)
+        await visible(there, first, state=LogState.FINISHED)
         assert await named() == second.id
         assert not any("chat" in key for key in server.all_keys())
 
@@ -294,7 +298,7 @@ async def test_two_prefixes_and_two_schemas_do_not_see_each_other(
             for number, stream in enumerate(streams, 1):
                 stream.log.set_name("chat")
                 stream.write(number)
-                stream.log.end(State.FINISHED)
+                stream.log.end(LogState.FINISHED)
             for number, store in enumerate((ours, other, newer), 1):
                 reader = await Reader(store, "same").read_all()
                 assert (len(reader.numbers), reader.holes) == (number, [])
@@ -320,11 +324,11 @@ async def test_two_versions_of_the_schema_do_not_disturb_each_other_in_a_rolling
                         assert not await other.cancel(stream.id)
                         stranger = await Reader(other, stream.id).read_all()
                         assert stranger.end is not None
-                        assert stranger.end.state is State.GONE
+                        assert stranger.end.state is LogState.GONE
                     stream.write(3)
                     await reader.until(5)
-                    stream.log.end(State.FINISHED)
-                    assert await reader.until_end() is State.FINISHED
+                    stream.log.end(LogState.FINISHED)
+                    assert await reader.until_end() is LogState.FINISHED
                 assert stream.producer.cancels == 0
     await asyncio.sleep(0)
     leases = [key for key in server.all_keys() if "lease" in key or "inbox" in key]
@@ -342,11 +346,11 @@ async def test_no_key_is_left_behind_the_time(
             stream.write(3)
             how = number % 4
             if how == 0:
-                stream.log.end(State.GONE)
+                stream.log.end(LogState.GONE)
             elif how == 1:
                 stream.log.disown()
             else:
-                stream.log.end(State.FINISHED)
+                stream.log.end(LogState.FINISHED)
     await hidden(server)
 
 
@@ -400,7 +404,7 @@ async def test_a_write_whose_answer_is_lost_is_not_doubled(
             assert "flush" in observer.failures
             proxy.swallows = False
             stream.write(2)
-            stream.log.end(State.FINISHED)
+            stream.log.end(LogState.FINISHED)
             reader = await Reader(there, stream.id).read_all()
         assert (reader.numbers, reader.holes) == (list(range(1, 12)), [])
         assert len(reader.frames) == len(b"".join(b"id: %d\ndata: x\n\n" % n for n in range(1, 12)))
@@ -417,8 +421,8 @@ async def test_a_first_write_whose_answer_is_lost_is_not_doubled(
         await asyncio.sleep(0.5)
         proxy.swallows = False
         stream.write(2)
-        stream.log.end(State.FINISHED)
-        await visible(there, stream, state=State.FINISHED)
+        stream.log.end(LogState.FINISHED)
+        await visible(there, stream, state=LogState.FINISHED)
         reader = await Reader(there, stream.id).read_all()
     assert (reader.numbers, reader.holes) == ([1, 2, 3, 4, 5], [])
 
@@ -450,7 +454,7 @@ async def test_a_log_that_redis_has_lost_is_begun_again_and_its_hole_is_told(
         stream.write(2)
         await visible(there, stream, last=5, first=4)
         late, in_time = Reader(there, stream.id), Reader(there, stream.id, 3)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         for reader in (late, in_time):
             await reader.read_all()
         assert (late.numbers, late.holes) == ([4, 5], [(1, 3)])
@@ -484,7 +488,7 @@ async def test_what_waits_for_redis_is_bounded_and_what_is_dropped_is_told_and_c
             for _ in range(10):
                 stream.write(100, size=100)
                 await asyncio.sleep(0.1)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         assert "drop" in observer.failures
         await asyncio.sleep(0.7)
         reader = await Reader(store, stream.id).read_all()
@@ -543,7 +547,7 @@ async def test_a_client_of_the_users_own_is_used_and_left_open(server: RedisServ
     store = RedisStore(client=client)
     stream = FakeStream(store)
     stream.write(3)
-    stream.log.end(State.FINISHED)
+    stream.log.end(LogState.FINISHED)
     assert (await Reader(store, stream.id).read_all()).numbers == [1, 2, 3]
     await store.close()
     assert await client.ping()
@@ -580,7 +584,7 @@ def test_a_store_serves_one_loop_after_the_other(server: RedisServer) -> None:
     async def use() -> None:
         stream = FakeStream(store)
         stream.write(3)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         assert (await Reader(store, stream.id).read_all()).numbers == [1, 2, 3]
 
     async def use_and_close() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sse_middleware.stores.base import Batch, Found, Log, LogInfo, Producer, State
+from sse_middleware.stores.base import Batch, Log, LogInfo, LogListener, LogSnapshot, LogState
 from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.testing import FakeClock, FakeProducer, StoreContract, streams
 
@@ -16,7 +16,7 @@ Batches = AsyncGenerator[Batch, None]
 class LeavesHolesUntold(MemoryStore):
     async def follow(self, stream_id: str, after: int) -> Batches:
         async for batch in super().follow(stream_id, after):
-            if batch.state is not State.TRUNCATED:
+            if batch.state is not LogState.TRUNCATED:
                 yield batch
 
 
@@ -24,7 +24,7 @@ class GivesEventsTwice(MemoryStore):
     async def follow(self, stream_id: str, after: int) -> Batches:
         async for batch in super().follow(stream_id, after):
             yield batch
-            if batch.state is State.RUNNING:
+            if batch.state is LogState.RUNNING:
                 yield batch
 
 
@@ -33,7 +33,7 @@ class HasAGapBetweenReplayAndTail(MemoryStore):
         found = await self.find(stream_id)
         async for batch in super().follow(stream_id, after):
             yield batch
-            if found is None or batch.state is not State.RUNNING or batch.last >= found.last:
+            if found is None or batch.state is not LogState.RUNNING or batch.last >= found.last:
                 break
         found = await self.find(stream_id)
         async for batch in super().follow(stream_id, found.last if found else after):
@@ -45,7 +45,7 @@ class CutsEventsInTwo(MemoryStore):
         async for batch in super().follow(stream_id, after):
             middle = len(batch.frames) // 2
             yield batch._replace(frames=batch.frames[:middle])
-            if batch.state is State.RUNNING:
+            if batch.state is LogState.RUNNING:
                 yield batch._replace(frames=batch.frames[middle:])
 
 
@@ -58,7 +58,7 @@ class ChangesLineEnds(MemoryStore):
 class NeverEnds(MemoryStore):
     async def follow(self, stream_id: str, after: int) -> Batches:
         async for batch in super().follow(stream_id, after):
-            if batch.state not in (State.RUNNING, State.TRUNCATED):
+            if batch.state not in (LogState.RUNNING, LogState.TRUNCATED):
                 await asyncio.sleep(60)
             yield batch
 
@@ -73,8 +73,8 @@ class EndsTwice(MemoryStore):
 class TakesGoneForFinished(MemoryStore):
     async def follow(self, stream_id: str, after: int) -> Batches:
         async for batch in super().follow(stream_id, after):
-            gone = batch.state is State.GONE
-            yield batch._replace(state=State.FINISHED) if gone else batch
+            gone = batch.state is LogState.GONE
+            yield batch._replace(state=LogState.FINISHED) if gone else batch
 
 
 class DoesNotWaitForACursorAhead(MemoryStore):
@@ -87,7 +87,7 @@ class DoesNotWaitForACursorAhead(MemoryStore):
 class LosesTheEndFrame(MemoryStore):
     async def follow(self, stream_id: str, after: int) -> Batches:
         async for batch in super().follow(stream_id, after):
-            yield batch if batch.state is State.RUNNING else batch._replace(frames=b"")
+            yield batch if batch.state is LogState.RUNNING else batch._replace(frames=b"")
 
 
 class KeepsLogsForEver(MemoryStore):
@@ -111,7 +111,7 @@ class KeepsHalf(MemoryStore):
 
 
 class ForgetsRunningLogs(MemoryStore):
-    def create(self, info: LogInfo, producer: Producer) -> Log:
+    def create(self, info: LogInfo, producer: LogListener) -> Log:
         log = super().create(info, producer)
         self._ended[info.stream_id] = self._clock() + self._ttl
         return log
@@ -129,7 +129,7 @@ class CancelsNothing(MemoryStore):
 
 
 class TellsNobodyOfReaders(MemoryStore):
-    def create(self, info: LogInfo, producer: Producer) -> Log:
+    def create(self, info: LogInfo, producer: LogListener) -> Log:
         del producer
         return super().create(info, FakeProducer())
 
@@ -151,24 +151,24 @@ class NeverLosesAReader(MemoryStore):
 
 
 class LetsTheFirstOfANameCount(MemoryStore):
-    async def find_named(self, name: str) -> Found | None:
+    async def find_named(self, name: str) -> LogSnapshot | None:
         return next((log.found() for log in self._logs.values() if log.name == name), None)
 
 
 class KnowsLittleOfAStream(MemoryStore):
-    async def find(self, stream_id: str) -> Found | None:
+    async def find(self, stream_id: str) -> LogSnapshot | None:
         found = await super().find(stream_id)
         return found and found._replace(first=1, tells_end=False)
 
 
 class LeavesATask(MemoryStore):
-    def create(self, info: LogInfo, producer: Producer) -> Log:
+    def create(self, info: LogInfo, producer: LogListener) -> Log:
         self.task = asyncio.ensure_future(asyncio.sleep(60))
         return super().create(info, producer)
 
 
 class EndsAgain(MemoryStore):
-    def create(self, info: LogInfo, producer: Producer) -> Log:
+    def create(self, info: LogInfo, producer: LogListener) -> Log:
         return LogThatEndsAgain(super().create(info, producer))
 
 
@@ -177,8 +177,8 @@ class LogThatEndsAgain:
         self.append, self.set_name, self.flush = log.append, log.set_name, log.flush
         self.log = log
 
-    def end(self, state: State, frame: bytes = b"") -> None:
-        self.log._state = State.RUNNING
+    def end(self, state: LogState, frame: bytes = b"") -> None:
+        self.log._state = LogState.RUNNING
         self.log.end(state, frame)
 
     def skip(self, seq: int) -> None:
@@ -189,7 +189,7 @@ class LogThatEndsAgain:
 
 
 class TakesManyEventsForOne(MemoryStore):
-    def create(self, info: LogInfo, producer: Producer) -> Log:
+    def create(self, info: LogInfo, producer: LogListener) -> Log:
         log: Any = LogThatEndsAgain(super().create(info, producer))
         log.append = lambda first, *frames: log.log.append(first, b"".join(frames))
         log.end = log.log.end

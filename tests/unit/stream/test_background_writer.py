@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 
-from sse_middleware.stream.background_writer import Scribe
+from sse_middleware.stream.background_writer import BackgroundWriter
 from tests.support.clock import VirtualClockLoop
 
 pytestmark = pytest.mark.anyio
@@ -58,8 +58,8 @@ class Author:
         self.seen.append(WHO.get())
 
 
-def scribe_for(*, authors: int) -> Scribe:
-    scribe = Scribe(asyncio.get_running_loop())
+def scribe_for(*, authors: int) -> BackgroundWriter:
+    scribe = BackgroundWriter(asyncio.get_running_loop())
     for _ in range(authors):
         scribe.join()
     return scribe

@@ -27,7 +27,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
-from sse_middleware.stream.timers import TICK_SECONDS, current_ticker
+from sse_middleware.stream.timers import TICK_SECONDS, current_timers
 from tests.support.asgi import EVENTSOURCE, Exchange, body, http_scope, running, stream_start
 from tests.support.clock import VirtualClockLoop
 
@@ -1953,10 +1953,10 @@ async def test_streams_one_after_another_share_a_ticker() -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
         await open_stream(send)
         await burst(send, 1, 4)
-        seen.add(current_ticker())
+        seen.add(current_timers())
         await send(last())
 
-    seen = {current_ticker()}
+    seen = {current_timers()}
     for _ in range(20):
         assert_whole(
             await served(behave, EVENTSOURCE, heartbeat_interval=1, replay_max_events=0), 3

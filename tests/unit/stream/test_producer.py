@@ -6,22 +6,22 @@ import pytest
 from starlette.types import Message
 
 from sse_middleware import Options
+from sse_middleware.http.response_head import body_message
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.client_kinds import CommentForm, Family
+from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
 from sse_middleware.protocol.stream_state import StreamState
 from sse_middleware.stream.owner import NOBODY_OWNS
-from sse_middleware.stream.producer import Outbox
-from sse_middleware.stream.sender import body_message
-from sse_middleware.stream.timers import current_ticker
+from sse_middleware.stream.producer import Producer
+from sse_middleware.stream.timers import current_timers
 from tests.support.clock import VirtualClockLoop
 
 pytestmark = pytest.mark.anyio
 
 
-def outbox_for(sent: list[Message]) -> Outbox:
+def outbox_for(sent: list[Message]) -> Producer:
     state = StreamState(
         Options.from_environ({}, heartbeat_interval=1, stream_max_seconds=100),
-        family=Family.EVENTSOURCE,
+        family=ClientKind.EVENTSOURCE,
         record=StreamRecord("s", "t", "/route", "eventsource"),
         secret="x" * 22,
         marked=False,
@@ -33,11 +33,11 @@ def outbox_for(sent: list[Message]) -> Outbox:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    return Outbox(state, send, current_ticker(), observers=(), owner=NOBODY_OWNS)
+    return Producer(state, send, current_timers(), observers=(), owner=NOBODY_OWNS)
 
 
 async def test_a_stream_that_is_woken_behind_its_time_is_to_be_woken_once() -> None:
-    outbox, ticker = outbox_for([]), current_ticker()
+    outbox, ticker = outbox_for([]), current_timers()
     # As where its app has written, and set its timer anew, while it stood in line to be woken.
     outbox.on_time(ticker.clock() + 1)
     assert sum(outbox in sleepers for sleepers in ticker._slots.values()) == 1
@@ -45,7 +45,7 @@ async def test_a_stream_that_is_woken_behind_its_time_is_to_be_woken_once() -> N
     assert not any(outbox in sleepers for sleepers in ticker._slots.values())
 
 
-def turns(outbox: Outbox) -> int:
+def turns(outbox: Producer) -> int:
     """Write an event as an app does, and count how often the write gives way."""
     write = outbox.write(body_message(b"data: x\n\n"))
     count = 0

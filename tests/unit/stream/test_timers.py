@@ -13,7 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sse_middleware.stream.timers import LONGEST_TICK_SECONDS, TICK_SECONDS, Ticker, current_ticker
+from sse_middleware.stream.timers import (
+    LONGEST_TICK_SECONDS,
+    TICK_SECONDS,
+    LoopTimers,
+    current_timers,
+)
 from tests.support.clock import VirtualClockLoop
 
 pytestmark = pytest.mark.anyio
@@ -33,9 +38,9 @@ class Sleeper:
         self.on_wake()
 
 
-def new_ticker() -> tuple[Ticker, float]:
+def new_ticker() -> tuple[LoopTimers, float]:
     """Return a ticker of the running loop, and the time."""
-    ticker = Ticker(asyncio.get_running_loop())
+    ticker = LoopTimers(asyncio.get_running_loop())
     return ticker, ticker.clock()
 
 
@@ -401,14 +406,14 @@ async def test_the_time_of_day_is_one_object_until_a_clock_is_set(
 
 
 async def test_all_streams_of_a_loop_share_a_ticker() -> None:
-    assert current_ticker() is current_ticker()
+    assert current_timers() is current_timers()
 
 
 def test_loops_one_after_another_have_tickers_of_their_own_and_leave_but_the_last() -> None:
-    seen: list[weakref.ref[Ticker]] = []
+    seen: list[weakref.ref[LoopTimers]] = []
 
     async def look() -> None:
-        ticker = current_ticker()
+        ticker = current_timers()
         ticker.wake(Sleeper(), ticker.clock() + 3600)  # nobody forgets it: the loop just ends
         assert all(one() is not ticker for one in seen)
         seen.append(weakref.ref(ticker))
@@ -421,10 +426,10 @@ def test_loops_one_after_another_have_tickers_of_their_own_and_leave_but_the_las
 
 def test_loops_in_two_threads_have_tickers_that_wake_apart() -> None:
     both = threading.Barrier(2)
-    seen: list[tuple[Ticker, int]] = []
+    seen: list[tuple[LoopTimers, int]] = []
 
     async def look() -> None:
-        ticker = current_ticker()
+        ticker = current_timers()
         sleeper = Sleeper()
         ticker.wake(sleeper, ticker.clock() + 0.01)
         await asyncio.to_thread(both.wait)
@@ -444,7 +449,7 @@ def test_loops_in_two_threads_have_tickers_that_wake_apart() -> None:
 def test_a_clock_of_real_time_sees_a_handler_that_holds_the_loop() -> None:
     async def look() -> tuple[float, float]:
         loop = asyncio.get_running_loop()
-        ticker = current_ticker()
+        ticker = current_timers()
         return ticker.clock(), loop.time()
 
     clock, time = asyncio.run(look())

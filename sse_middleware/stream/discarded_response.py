@@ -5,7 +5,7 @@ from starlette.types import Message
 from sse_middleware.stream.owner import Owner
 
 
-class Refused:
+class DiscardedResponse:
     """Stand where the outbox of a stream would, that was not let in.
 
     Args:
