@@ -212,8 +212,6 @@ async def test_an_answer_that_comes_late_is_no_proof_that_a_log_has_gone(
         async def ask_slowly(
             link: redis_link.CommandClient, what: str, *commands: Any
         ) -> list[Any]:
-            link: redis_link.CommandClient, what: str, *commands: Any
-        ) -> list[Any]:
             """Look whether there is a log before Redis has heard of it, and say so much later."""
             if commands[0][0] != "EXISTS" or stream.last:
                 return await ask(link, what, *commands)
