@@ -84,7 +84,7 @@ async def test_each_reader_receives_the_whole_answer_once_while_all_workers_are_
     for viewer in viewers:
         assert viewer.numbers == list(range(1, NUMBERS + 1))
         assert not viewer.discarded
-        assert viewer.told("complete")[0]["reason"] == "finished"
+        assert viewer.data_of("complete")[0]["reason"] == "finished"
     assert sum(len(viewer.asked_with) > 1 for viewer in viewers) > READERS / 10
 
 
@@ -106,7 +106,7 @@ async def test_a_worker_that_ends_disconnects_its_clients_first_and_they_resume_
         assert stream.events[-1].event == "heartbeat"
         assert stream.events[-1].retry is not None
         async with Viewer(two.port, "/ticks", last_event_id=stream.last_event_id) as again:
-            assert (await again.until_told("complete"))["reason"] == "shutdown"
+            assert (await again.until_control("complete"))["reason"] == "shutdown"
             assert time.monotonic() - began > DRAIN - 0.1
         await asyncio.to_thread(one.process.wait, HANG_SECONDS)
         last = max(stream.numbers)
