@@ -38,7 +38,7 @@ class Recording(Protocol):
     def skip(self, seq: int) -> None:
         """Take note that the event `seq` is not kept."""
 
-    def disown(self) -> None:
+    def use_app_ids(self) -> None:
         """Keep nothing, since the app numbers its events itself."""
 
 
@@ -197,7 +197,7 @@ class Intake(Deadlines):
             if not self._app_ids:
                 self._only_adds_ids = False
                 if self.recording is not None:
-                    self.recording.disown()
+                    self.recording.use_app_ids()
                     self.recording = None
             if self._comment is CommentForm.BLOCK_UNTIL_ID:
                 self._comment = CommentForm.LINE

@@ -45,8 +45,8 @@ class KeptProducer(Producer):
     __slots__ = (
         "_breath",
         "_change",
-        "_followed",
         "_freeing",
+        "_has_readers",
         "_is_shared",
         "_linger_at",
         "_lingering",
@@ -67,7 +67,7 @@ class KeptProducer(Producer):
         self._is_shared = store.is_shared
         self._lingering = lingering
         self._linger_at = math.inf
-        self._followed = False
+        self._has_readers = False
         self._change: asyncio.Event | None = None  # of who reads, or the end
         self._breath = 0
         self._unread_bytes = 0
@@ -100,9 +100,9 @@ class KeptProducer(Producer):
             self._close(self._state.cancel(self._clock()), LogState.CANCELLED)
             self._owner.on_end()
 
-    def on_followed(self, *, followed: bool) -> None:
+    def on_readers_changed(self, *, has_readers: bool) -> None:
         """Wait for a reader where the last one has gone."""
-        self._followed = followed
+        self._has_readers = has_readers
         self._tell_change()
         if self._is_over():
             return
@@ -120,7 +120,7 @@ class KeptProducer(Producer):
 
     def evict(self) -> None:
         """End the stream, without a word where nobody reads it."""
-        if self._unread and not self._followed:
+        if self._unread and not self._has_readers:
             self.give_up()
         else:
             super().evict()
@@ -160,7 +160,7 @@ class KeptProducer(Producer):
     def _may_go_on(self) -> bool:
         if not self._is_recording():
             return False
-        return self._followed or bool(self._record.chunks and self._linger_seconds)
+        return self._has_readers or bool(self._record.chunks and self._linger_seconds)
 
     def _is_recording(self) -> bool:
         return self._state.recording is not None
@@ -172,7 +172,7 @@ class KeptProducer(Producer):
         self._wait_for_reader()
 
     def _wait_for_reader(self) -> None:
-        waits = not self._followed
+        waits = not self._has_readers
         self._linger_at = self._clock() + self._linger_seconds if waits else math.inf
         self._set_timer()
         if self.place is not None:
@@ -193,11 +193,11 @@ class KeptProducer(Producer):
     def _deadline(self) -> float:
         deadline = min(super()._deadline(), self._linger_at)
         # Where nothing else is due: observers want to hear, and others may wait for a blocked app.
-        return min(deadline, self._tell_at) if self._unread or self._followed else deadline
+        return min(deadline, self._tell_at) if self._unread or self._has_readers else deadline
 
     def _patience(self) -> float:
         """Return less where the app waits for a client that does not count any more."""
-        does_not_count = (self._followed or self._unread) and self._is_recording()
+        does_not_count = (self._has_readers or self._unread) and self._is_recording()
         if does_not_count and self.app_waits() and self._freeing is None:
             return GRACE_SECONDS
         return super()._patience()
@@ -226,7 +226,7 @@ class KeptProducer(Producer):
     def _reach_cap(self, now: float) -> None:
         if not (self._state.rotates and self._is_recording()):
             super()._reach_cap(now)
-        elif self._linger_seconds or self._followed:
+        elif self._linger_seconds or self._has_readers:
             self._rotate(now)
         else:
             self._log.end(LogState.GONE)
@@ -262,11 +262,11 @@ class KeptProducer(Producer):
 
     async def _go_easy(self, size: int) -> None:
         self._breath += size
-        self._unread_bytes = 0 if self._followed else self._unread_bytes + size
+        self._unread_bytes = 0 if self._has_readers else self._unread_bytes + size
         if self._breath >= _BREATH_BYTES:
             self._breath = 0
             await asyncio.sleep(_BREATH_SECONDS)
-        while self._unread_bytes > _UNREAD_BYTES and not (self._followed or self._is_over()):
+        while self._unread_bytes > _UNREAD_BYTES and not (self._has_readers or self._is_over()):
             await self._next_change()
 
     def _is_over(self) -> bool:

@@ -8,7 +8,7 @@ passes as the very same object. If so, the app goes on in its own task, and ever
 import asyncio
 import logging
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -20,14 +20,28 @@ from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
 from sse_middleware.stream.discarded_response import DiscardedResponse
 from sse_middleware.stream.opening import Opening
-
-if TYPE_CHECKING:
-    from sse_middleware.limits.admission_check import AdmissionCheck
-    from sse_middleware.stream.producer import Producer
+from sse_middleware.stream.producer import Producer
+from sse_middleware.stream.timed_sender import StreamSlot
 
 logger = logging.getLogger("sse_middleware")
 
 _CAPPED_ROUTES = 1000
+
+
+class StreamAdmission(Protocol):
+    """The check whether the stream of one request is admitted."""
+
+    async def ask(self, mark: Mark | None, route: str) -> bool:
+        """Return whether the stream may open; called at the response start."""
+
+    def let_in(self, stream: Producer, /) -> StreamSlot | None:
+        """Give the stream its slot, and return it."""
+
+    def leave(self) -> None:
+        """Release the slot, because the response is no stream."""
+
+    async def answer(self, send: Send) -> None:
+        """Send the rejection in place of the app's response."""
 
 
 class Responder:
@@ -76,7 +90,7 @@ class Responder:
         receive: Receive,
         send: Send,
         task: asyncio.Task[object],
-        entry: "AdmissionCheck | None" = None,
+        entry: StreamAdmission | None = None,
     ) -> None:
         self._setup = setup
         self.entry = entry
@@ -261,7 +275,7 @@ class Responder:
         return outbox.open(opening.start(start), opening.words)
 
     async def _open_if_let_in(
-        self, entry: "AdmissionCheck", start: Message, mark: Mark | None
+        self, entry: StreamAdmission, start: Message, mark: Mark | None
     ) -> None:
         """Open the stream where there is room for it, else answer in its place."""
         self._decided = False  # what comes meanwhile is listened to as before

@@ -7,10 +7,10 @@ import logging
 import math
 import random
 from collections.abc import Sequence
+from typing import Protocol
 
 from starlette.types import Send
 
-from sse_middleware.limits.slots import Slot  # noqa: TC001 - one line
 from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.deadlines import Due, Reason
@@ -23,6 +23,16 @@ logger = logging.getLogger("sse_middleware.stream")
 
 _PROGRESS_SECONDS = 10.0
 """How often observers are told of a stream that goes on, at most; scrapes come each 15 s or so."""
+
+
+class StreamSlot(Protocol):
+    """The slot that a stream occupies if the number of streams is limited."""
+
+    def wait(self, *, waits: bool) -> None:
+        """Release the slot while the stream lingers, or occupy it again."""
+
+    def give_back(self) -> None:
+        """Release the slot; further calls have no effect."""
 
 
 class TimedSender(Sender):
@@ -67,7 +77,7 @@ class TimedSender(Sender):
         self._end: End | None = None  # what is to be written then, until it is
         self._slot: int | None = None
         self._tell_at = self._clock() + _PROGRESS_SECONDS
-        self.place: Slot | None = None  # given back at the end, where streams are limited
+        self.place: StreamSlot | None = None  # given back at the end, where streams are limited
         self._set_timer()
         for observer in observers:
             observer.opened(self._record)
