@@ -112,7 +112,7 @@ class ResumeHandler:
     ) -> RunApp | None:
         """Give a client the rest of a log that it may read."""
         info, ended = found.info, found.state is not LogState.RUNNING
-        if found.state is LogState.DISOWNED:
+        if found.state is LogState.APP_OWNS_IDS:
             return anew._replace(claim=NO_CLAIM)
         if ended and cursor.seq > found.last:
             return self._tell_reset(anew, scope)
@@ -237,7 +237,7 @@ class ResumeHandler:
             if found is not None:
                 await self._look_for_none()
             return False
-        if found.state is LogState.DISOWNED:
+        if found.state is LogState.APP_OWNS_IDS:
             return False
         await self._context.store.cancel(found.info.stream_id)
         self._tell(found.info.route, "cancelled")

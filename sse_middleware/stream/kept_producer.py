@@ -100,9 +100,9 @@ class KeptProducer(Producer):
             self._close(self._state.cancel(self._clock()), LogState.CANCELLED)
             self._callbacks.on_end()
 
-    def on_followed(self, *, followed: bool) -> None:
+    def on_readers_changed(self, *, has_readers: bool) -> None:
         """Wait for a reader where the last one has gone."""
-        self._has_readers = followed
+        self._has_readers = has_readers
         self._notify_change()
         if self._is_log_complete():
             return
