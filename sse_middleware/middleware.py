@@ -105,12 +105,12 @@ class SSEMiddleware:
                 store = _store(chosen, observers)
         except ConfigurationError as exc:
             self._misconfigured = exc
-        self._setup = Context(
+        self._context = Context(
             app=app,
             options=chosen,
-            options_of=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
+            options_for=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
             store=MemoryStore() if store is None else store,
-            lingering=LingerQueue(chosen.max_lingering, observers),
+            linger_queue=LingerQueue(chosen.max_lingering, observers),
             marks={glob_pattern(glob): mark for glob, mark in (marks or {}).items()},
             observers=observers,
             identify=identify,
@@ -120,10 +120,10 @@ class SSEMiddleware:
         self._admission = None
         if self._misconfigured is None:
             try:
-                self._admission = admission_for(self._setup)
+                self._admission = admission_for(self._context)
             except ConfigurationError as exc:
                 self._misconfigured = exc
-        self._resumption = ResumeHandler(self._setup, one_process=one_process)
+        self._resumption = ResumeHandler(self._context, one_process=one_process)
         self._follow_named = self._resumption.follow_named
         self._include = [glob_pattern(glob) for glob in chosen.include]
         self._exclude = [glob_pattern(glob) for glob in chosen.exclude]
@@ -151,7 +151,7 @@ class SSEMiddleware:
             scope["type"] != "http"
             or scope.get("path", "").endswith(self._looked_at)
             or IN_SCOPE in scope
-            or SHUTDOWN.begun
+            or SHUTDOWN.is_draining
         ) and await self._passed_by(scope, receive, send):
             return
         try:
@@ -164,7 +164,7 @@ class SSEMiddleware:
         responder: Responder | None
         if self._admission is None and not claims_something(scope):
             current = CurrentStream(scope.get("headers") or (), self._follow_named)
-            responder = Responder(self._setup, current, scope, receive, send, task)
+            responder = Responder(self._context, current, scope, receive, send, task)
         elif (responder := await self._let_in(scope, receive, send, task)) is None:
             return
         scope[IN_SCOPE] = current = responder.current
@@ -172,20 +172,20 @@ class SSEMiddleware:
         try:
             await self.app(scope, responder.receive, responder.send)
         except BaseException as exc:
-            if not responder.forgives(exc):
+            if not responder.suppresses(exc):
                 raise
         finally:
             try:
-                if responder.outbox is not None:
-                    await responder.end()
+                if responder.producer is not None:
+                    await responder.aclose()
             finally:
                 try:
                     CURRENT.reset(token)
                 except ValueError:  # whoever drives the app goes on in another context
                     CURRENT.set(None)
                 scope.pop(IN_SCOPE, None)
-                if responder.entry is not None:
-                    responder.entry.leave()
+                if responder.admission is not None:
+                    responder.admission.leave()
 
     async def _let_in(
         self, scope: Scope, receive: Receive, send: Send, task: "asyncio.Task[Any]"
@@ -198,13 +198,13 @@ class SSEMiddleware:
                 return None
             receive, send, claim = anew
         if self._admission is not None:
-            entry = AdmissionCheck(self._admission, self._setup, scope, claim)
+            entry = AdmissionCheck(self._admission, self._context, scope, claim)
             await entry.ask_ahead()
             if entry.refusal:
                 await entry.answer(send)
                 return None
         current = CurrentStream(scope.get("headers") or (), self._follow_named, claim)
-        return Responder(self._setup, current, scope, receive, send, task, entry)
+        return Responder(self._context, current, scope, receive, send, task, entry)
 
     async def _passed_by(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Do what is to be done without a responder, and tell whether it was that."""
@@ -212,9 +212,9 @@ class SSEMiddleware:
             await self._refuse_start(self._misconfigured, scope, receive, send)
         elif scope["type"] == "lifespan":
             await self.app(scope, receive, self._with_lifespan(send))
-        elif scope["type"] != "http" or IN_SCOPE in scope or not self._setup.options.enabled:
+        elif scope["type"] != "http" or IN_SCOPE in scope or not self._context.options.enabled:
             await self.app(scope, receive, send)
-        elif self._setup.options.ready_path and asks_for(self._setup.options.ready_path, scope):
+        elif self._context.options.ready_path and asks_for(self._context.options.ready_path, scope):
             await tell_readiness(send, ready=not _drains())
         elif self._metrics is not None and self._metrics.serves(scope):
             await self._metrics(self._without_metrics, scope, receive, send)
@@ -224,15 +224,15 @@ class SSEMiddleware:
             logger.debug("request left alone: its path is left out")
             await self.app(scope, receive, send)
         else:
-            return _drains() and await turn_away(self._setup, scope, send)
+            return _drains() and await turn_away(self._context, scope, send)
         return True
 
     def _with_lifespan(self, send: Send) -> Send:
         """Begin to listen for signals, and return a `send` that keeps what was given to a store."""
-        if not self._setup.options.enabled or not _has_loop():
+        if not self._context.options.enabled or not _has_loop():
             return send
-        SHUTDOWN.drain_of(asyncio.get_running_loop())
-        store = self._setup.store
+        SHUTDOWN.drain_for(asyncio.get_running_loop())
+        store = self._context.store
         if not store.is_shared:
             return send
 
@@ -300,7 +300,11 @@ def _has_loop() -> bool:
 
 def _drains() -> bool:
     """Tell whether the server of the running loop ends."""
-    return SHUTDOWN.begun and _has_loop() and SHUTDOWN.drain_of(asyncio.get_running_loop()).begun
+    return (
+        SHUTDOWN.is_draining
+        and _has_loop()
+        and SHUTDOWN.drain_for(asyncio.get_running_loop()).is_draining
+    )
 
 
 def _store(options: Options, observers: Sequence[Observer]) -> EventStore:

@@ -28,7 +28,7 @@ class AdmissionCheck:
 
     Args:
         admission: knows what room there is.
-        setup: what all requests share.
+        context: the objects that all requests of one middleware share.
         scope: the request's.
         claim: what has become of its cursor.
 
@@ -40,20 +40,20 @@ class AdmissionCheck:
         "_admission",
         "_claim",
         "_client",
+        "_context",
         "_counted",
         "_family",
         "_place",
         "_retry_after",
         "_scope",
-        "_setup",
         "refusal",
     )
 
     def __init__(
-        self, admission: Admission, setup: Context, scope: Scope, claim: ResumeIntent
+        self, admission: Admission, context: Context, scope: Scope, claim: ResumeIntent
     ) -> None:
         self._admission = admission
-        self._setup = setup
+        self._context = context
         self._scope = scope
         self._claim = claim
         self._family = ClientKind.PLAIN
@@ -68,8 +68,8 @@ class AdmissionCheck:
         only_stream = accepted == {EVENT_STREAM} or self._claim.cursor is not None
         if self._scope.get("method") in _NO_STREAMS or not (only_stream or accepted & _ANY):
             return
-        mark, route = self._setup.ahead(self._scope)
-        if mark is None and (self._setup.options.only_marked or not only_stream):
+        mark, route = self._context.match_route(self._scope)
+        if mark is None and (self._context.options.only_marked or not only_stream):
             return
         if (mark is not None and mark.overrides.get("enabled") is False) or self._is_off(mark):
             return
@@ -116,7 +116,7 @@ class AdmissionCheck:
         if self._family is ClientKind.EVENTSOURCE and self._evicts():
             cursor = self._claim.cursor
             held = last_event_id(self._scope) or ("" if cursor is None else str(cursor))
-            await put_off(send, self._scope, self._setup.options, held, 2 * self._retry_after)
+            await put_off(send, self._scope, self._context.options, held, 2 * self._retry_after)
         else:
             await refuse(send, self._scope, self.refusal, self._retry_after)
 
@@ -124,7 +124,7 @@ class AdmissionCheck:
         """Find out who asks, and tell whether the rollout leaves it out."""
         has_cursor = self._claim.cursor is not None
         headers = request_headers(self._scope.get("headers") or ())
-        self._family = self._setup.family_of(self._scope, headers, mark, has_cursor=has_cursor)
+        self._family = self._context.family_of(self._scope, headers, mark, has_cursor=has_cursor)
         if self._family is ClientKind.OFF:
             return True
         if self._client is None:
@@ -132,7 +132,7 @@ class AdmissionCheck:
         return False
 
     def _evicts(self) -> bool:
-        return self._setup.options.evicts(eventsource=self._family is ClientKind.EVENTSOURCE)
+        return self._context.options.evicts(eventsource=self._family is ClientKind.EVENTSOURCE)
 
     async def _take(self) -> None:
         got = await self._admission.take(
@@ -151,5 +151,5 @@ class AdmissionCheck:
 
     def _tell(self, route: str) -> None:
         if self.refusal:
-            for observer in self._setup.observers:
+            for observer in self._context.observers:
                 observer.rejected(route, self.refusal)

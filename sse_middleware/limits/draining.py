@@ -19,26 +19,26 @@ from sse_middleware.stream.context import Context
 _RETRY_AFTER_SECONDS = 1
 
 
-async def turn_away(setup: Context, scope: Scope, send: Send) -> bool:
+async def turn_away(context: Context, scope: Scope, send: Send) -> bool:
     """Send a request away that wants a stream; tell whether it was one."""
     if scope.get("method") not in ("GET", "POST"):
         return False
     headers = request_headers(scope.get("headers") or ())
     held = last_event_id(scope) or ""
     has_cursor = parse_event_id(held) is not None
-    mark, route = setup.ahead(scope)
-    family = setup.family_of(scope, headers, mark, has_cursor=has_cursor)
+    mark, route = context.match_route(scope)
+    family = context.family_of(scope, headers, mark, has_cursor=has_cursor)
     if mark is not None:
         wants_it = mark.overrides.get("enabled") is not False
     else:
         shows_it = family is ClientKind.EVENTSOURCE or accepted_types(headers) == {EVENT_STREAM}
-        wants_it = shows_it and not setup.options.only_marked
+        wants_it = shows_it and not context.options.only_marked
     if not wants_it or family is ClientKind.OFF:
         return False
-    for observer in setup.observers:
+    for observer in context.observers:
         observer.rejected(route, SHUTDOWN)
     if family is ClientKind.EVENTSOURCE:
-        await put_off(send, scope, setup.options, held)
+        await put_off(send, scope, context.options, held)
     else:
         await refuse(send, scope, SHUTDOWN, _RETRY_AFTER_SECONDS)
     return True

@@ -24,11 +24,11 @@ class Authorization:
     """Tell who may read what, by what requests say of themselves.
 
     Args:
-        setup: what all requests share.
+        context: the objects that all requests of one middleware share.
     """
 
-    def __init__(self, setup: Context) -> None:
-        self._setup = setup
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def is_its_own(self, found: LogSnapshot | None, scope: Scope) -> TypeGuard[LogSnapshot]:
         """Tell whether a log was opened by whoever asks, where it asks now.
@@ -36,8 +36,8 @@ class Authorization:
         Who asks is found out for a log that is not there, too: what that takes tells nobody of it.
         """
         headers = request_headers(scope.get("headers") or ())
-        cookies = self._setup.options.identity_cookies
-        identity = identity_of(scope, headers, self._setup.identify, cookies)
+        cookies = self._context.options.identity_cookies
+        identity = identity_of(scope, headers, self._context.identify, cookies)
         if found is None or found.info.path != place_of(scope):
             return False
         info = found.info
@@ -52,13 +52,13 @@ class Authorization:
             digest = body.digest()
             if digest is None or digest != info.body_digest:
                 return False
-        left = self._setup.seconds_left(scope)
+        left = self._context.credential_ttl(scope)
         if left is not None and not left:
             return False
-        if self._setup.authorize_resume is None:
+        if self._context.authorize_resume is None:
             return True
         try:
-            allowed = self._setup.authorize_resume(scope, info)
+            allowed = self._context.authorize_resume(scope, info)
             return bool(await allowed if inspect.isawaitable(allowed) else allowed)
         except Exception:
             logger.exception("authorize_resume has failed; the resume is refused")
@@ -67,7 +67,7 @@ class Authorization:
     async def may_read_named(self, found: LogSnapshot | None, scope: Scope) -> bool:
         """Tell whether whoever asks for a stream by its name has opened it, and may read on."""
         headers = request_headers(scope.get("headers") or ())
-        identity = identity_of(scope, headers, self._setup.identify, ())
+        identity = identity_of(scope, headers, self._context.identify, ())
         if found is None or not (identity and found.info.identity):
             return False
         its_own = hmac.compare_digest(identity, found.info.identity)

@@ -50,13 +50,13 @@ class ResumeHandler:
     """Answer the requests that come back to a stream.
 
     Args:
-        setup: what all requests share.
+        context: the objects that all requests of one middleware share.
         one_process: whether streams are kept in this process alone.
     """
 
-    def __init__(self, setup: Context, *, one_process: bool) -> None:
-        self._setup = setup
-        self._access = Authorization(setup)
+    def __init__(self, context: Context, *, one_process: bool) -> None:
+        self._context = context
+        self._access = Authorization(context)
         self._warns = one_process
 
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> RunApp | None:
@@ -93,7 +93,7 @@ class ResumeHandler:
             return anew
         found = None
         if cursor.ending is None:
-            found = await self._setup.store.find(stream_id(cursor.secret))
+            found = await self._context.store.find(stream_id(cursor.secret))
         if self._access.is_its_own(found, scope):
             body = None
             if scope["method"] == "POST":
@@ -132,11 +132,11 @@ class ResumeHandler:
         Raises:
             RuntimeError: nobody can be told from anybody.
         """
-        if self._setup.identify is None:
+        if self._context.identify is None:
             raise RuntimeError("a resume_endpoint needs SSEMiddleware(identify=...): whose is it?")
         anew = RunApp(receive, send)
         try:
-            found = await self._setup.store.find_named(stream_name(name))
+            found = await self._context.store.find_named(stream_name(name))
             allowed = await self._access.may_read_named(found, scope)
             if found is None or not allowed:
                 await _empty(send, HTTPStatus.NO_CONTENT)
@@ -159,10 +159,10 @@ class ResumeHandler:
 
     async def _resume_by_app_id(self, told: str, scope: Scope, anew: RunApp) -> RunApp | None:
         """Resume a stream whose app numbers its events and does not keep them."""
-        name = self._setup.key_name(self._setup.mark_ahead(scope), scope)
+        name = self._context.key_name(self._context.match_mark(scope), scope)
         if name is None:
             return anew
-        found = await self._setup.store.find_named(name)
+        found = await self._context.store.find_named(name)
         reset = anew._replace(claim=ResumeIntent(EventId("", 0), reset="gone"))
         if not self._access.is_its_own(found, scope):
             return reset
@@ -195,11 +195,11 @@ class ResumeHandler:
         after = max(after, found.first - 1)
         if secret:
             event_id = str(EventId(secret, after))
-        for observer in self._setup.observers:
+        for observer in self._context.observers:
             result = "truncated" if truncated else "resumed"
             observer.resumed(found.info.route, result, max(0, found.last - after))
         await Connection(
-            self._setup,
+            self._context,
             scope,
             anew.receive,
             anew.send,
@@ -216,7 +216,7 @@ class ResumeHandler:
         number = found.first - 1
         if found.last <= number:
             return None  # there is nothing to read, and nothing to wait for
-        async with aclosing(self._setup.store.follow(found.info.stream_id, number)) as log:
+        async with aclosing(self._context.store.follow(found.info.stream_id, number)) as log:
             async for batch in log:
                 if batch.state is not LogState.RUNNING:
                     return place
@@ -232,14 +232,14 @@ class ResumeHandler:
 
     async def _cancel(self, cursor: EventId, scope: Scope, send: Send) -> bool:
         """End a stream for whoever may read it; tell whether there is such a one."""
-        found = await self._setup.store.find(stream_id(cursor.secret))
+        found = await self._context.store.find(stream_id(cursor.secret))
         if not self._access.is_its_own(found, scope):
             if found is not None:
                 await self._look_for_none()
             return False
         if found.state is LogState.APP_OWNS_IDS:
             return False
-        await self._setup.store.cancel(found.info.stream_id)
+        await self._context.store.cancel(found.info.stream_id)
         self._tell(found.info.route, "cancelled")
         cors = [pair for pair in unpacked(found.info.headers) if pair[0].lower().startswith(CORS)]
         await _empty(send, HTTPStatus.NO_CONTENT, cors)
@@ -247,7 +247,7 @@ class ResumeHandler:
 
     async def _look_for_none(self) -> None:
         """Take as long as for a stream that is not there, which may be longer."""
-        await self._setup.store.find(stream_id(new_secret()))
+        await self._context.store.find(stream_id(new_secret()))
 
     def _tell_reset(self, anew: RunApp, scope: Scope) -> RunApp:
         """Let the app answer, and the client know that it is a new answer.
@@ -264,13 +264,13 @@ class ResumeHandler:
         self._tell(UNMATCHED, "gone")
         secret = new_secret()
         end = str(EventId(secret, 0, Ending.FINAL))
-        options, name = self._setup.options, stream_id(secret)
+        options, name = self._context.options, stream_id(secret)
         return ended_stream(scope, options, name, event_id=end, reset="gone")
 
     async def _send_away(self, held: str | None, scope: Scope, send: Send) -> None:
         """Let a client ask again soon, with the id that it has held."""
         self._tell(UNMATCHED, "unavailable")
-        await put_off(send, scope, self._setup.options, held or "")
+        await put_off(send, scope, self._context.options, held or "")
 
     async def _stop(self, send: Send, route: str) -> None:
         """Let an `EventSource` come back no more.
@@ -281,7 +281,7 @@ class ResumeHandler:
         await _empty(send, HTTPStatus.NO_CONTENT)
 
     def _tell(self, route: str, result: str) -> None:
-        for observer in self._setup.observers:
+        for observer in self._context.observers:
             observer.resumed(route, result, 0)
 
     def _warn_of_processes(self) -> None:

@@ -11,15 +11,15 @@ from sse_middleware.protocol.client_kinds import ClientKind, CommentForm, commen
 from sse_middleware.protocol.event_ids import parse_event_id
 from sse_middleware.protocol.stream_state import StreamState
 from sse_middleware.stores.base import LogInfo
+from sse_middleware.stream.callbacks import StreamCallbacks
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
 from sse_middleware.stream.kept_producer import KeptProducer
-from sse_middleware.stream.owner import Owner
 from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.timers import current_timers
 
 
-class Opening:
+class StreamOpener:
     """Open one stream.
 
     Args:
@@ -35,35 +35,35 @@ class Opening:
 
     __slots__ = (
         "_body",
+        "_context",
         "_current",
         "_headers",
         "_mark",
         "_options",
         "_scope",
-        "_setup",
         "_state",
-        "_ticker",
-        "words",
+        "_timers",
+        "preamble",
     )
 
     def __init__(
         self,
-        setup: Context,
+        context: Context,
         current: CurrentStream,
         scope: Scope,
         mark: Mark | None,
         body: RequestBody | None,
     ) -> None:
-        self._setup = setup
+        self._context = context
         self._current = current
         self._scope = scope
         self._mark = mark
         self._body = body
-        self._options = setup.options if mark is None else setup.options_of(mark)
+        self._options = context.options if mark is None else context.options_for(mark)
         self._headers = headers = request_headers(scope.get("headers") or ())
         record = current.begin(headers)
         has_cursor = current.claim.cursor is not None
-        record.family = family = setup.family_of(scope, headers, mark, has_cursor=has_cursor)
+        record.family = family = context.family_of(scope, headers, mark, has_cursor=has_cursor)
         record.route = route_name(scope, mark)
         numbers = family is ClientKind.EVENTSOURCE
         secret = current.take_secret()
@@ -78,40 +78,44 @@ class Opening:
             ),
             app_ids=mark is not None and mark.stream_key is not None,
         )
-        self._ticker = current_timers()
-        self.words = self._state.open(
-            self._ticker.clock(),
-            self._ticker.epoch(),
+        self._timers = current_timers()
+        self.preamble = self._state.open(
+            self._timers.clock(),
+            self._timers.epoch(),
             reset=current.claim.reset if numbers else "",
-            event_id=self._held_id() if numbers else None,
-            ends_in=None if family is ClientKind.OFF else setup.seconds_left(scope),
+            event_id=self._client_event_id() if numbers else None,
+            ends_in=None if family is ClientKind.OFF else context.credential_ttl(scope),
         )
 
-    def outbox(self, send: Send, start: Message, *, owner: Owner) -> Producer:
+    def create_producer(
+        self, send: Send, start: Message, *, callbacks: StreamCallbacks
+    ) -> Producer:
         """Return what writes the stream to `send`, and keeps it where it is to be kept."""
-        setup, state = self._setup, self._state
+        context, state = self._context, self._state
         info = self._log_info(start) if state.family is ClientKind.EVENTSOURCE else None
-        outbox: Producer
+        producer: Producer
         if info is None:
-            outbox = Producer(state, send, self._ticker, observers=setup.observers, owner=owner)
+            producer = Producer(
+                state, send, self._timers, observers=context.observers, callbacks=callbacks
+            )
         else:
-            outbox = KeptProducer(
+            producer = KeptProducer(
                 state,
                 send,
-                self._ticker,
-                observers=setup.observers,
-                owner=owner,
-                store=setup.store,
+                self._timers,
+                observers=context.observers,
+                callbacks=callbacks,
+                store=context.store,
                 info=info,
-                lingering=setup.lingering,
+                linger_queue=context.linger_queue,
             )
             if info.app_ids:
-                outbox.set_name(setup.key_name(self._mark, self._scope) or "")
-        self._current.open(outbox)
+                producer.set_name(context.key_name(self._mark, self._scope) or "")
+        self._current.open(producer)
         if state.family is ClientKind.EVENTSOURCE and self._current.claim.reset:
-            for observer in setup.observers:
+            for observer in context.observers:
                 observer.resumed(state.record.route, self._current.claim.reset, 0)
-        return outbox
+        return producer
 
     def start(self, start: Message) -> Message:
         """Return the response start with our headers, or as it is where we only look on."""
@@ -130,25 +134,25 @@ class Opening:
         )
         return {**start, "headers": headers}
 
-    def _held_id(self) -> str | None:
+    def _client_event_id(self) -> str | None:
         """Return the id of the app's that the client has come with, and keeps until the next one.
 
         The app has been handed it, and ours in its place would make it begin anew.
         """
         if self._current.claim.reset:
             return None
-        told = last_event_id(self._scope)
-        return told if told is not None and parse_event_id(told) is None else None
+        event_id = last_event_id(self._scope)
+        return event_id if event_id is not None and parse_event_id(event_id) is None else None
 
     def _log_info(self, start: Message) -> LogInfo | None:
         """Return what the log begins with, `None` where there is to be none."""
-        state, scope, setup, mark = self._state, self._scope, self._setup, self._mark
+        state, scope, context, mark = self._state, self._scope, self._context, self._mark
         if not self._options.replay_max_events:
             return None
         cookies = self._options.identity_cookies
-        identity = identity_of(scope, self._headers, setup.identify, cookies)
+        identity = identity_of(scope, self._headers, context.identify, cookies)
         app_ids = mark is not None and mark.stream_key is not None
-        if identity is None or (app_ids and setup.key_name(mark, scope) is None):
+        if identity is None or (app_ids and context.key_name(mark, scope) is None):
             return None
         return LogInfo(
             stream_id=state.record.stream_id,
