@@ -7,7 +7,6 @@ for good, gets an empty stream that tells it when.
 import json
 import logging
 import random
-import time
 from http import HTTPStatus
 
 from starlette.types import Scope, Send
@@ -23,9 +22,10 @@ from sse_middleware.http.response_head import (
 )
 from sse_middleware.http.routes import UNMATCHED
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
+from sse_middleware.protocol.client_kinds import ClientKind
+from sse_middleware.protocol.control_events import start_or_reset
 from sse_middleware.protocol.event_ids import EventId, new_secret, parse_event_id, stream_id
-from sse_middleware.protocol.stream_state import StreamState
+from sse_middleware.protocol.stream_terms import StreamTerms
 
 logger = logging.getLogger("sse_middleware")
 
@@ -130,24 +130,21 @@ def ended_stream(
         retry_ms: when it is to come again, `None` for as the settings say.
     """
     trace = trace_id(request_headers(scope.get("headers") or ()))
-    state = StreamState(
-        options,
-        family=ClientKind.EVENTSOURCE,
-        record=StreamRecord(name, trace, UNMATCHED, ClientKind.EVENTSOURCE),
-        secret="",
-        marked=False,
-        comment=CommentForm.BLOCK,
-    )
-    if retry_ms is not None:
-        state.retry_ms = retry_ms
+    terms = StreamTerms.from_options(options, ClientKind.EVENTSOURCE, marked=False)
     headers = stream_headers(
         [(b"content-type", b"text/event-stream; charset=utf-8"), *OWN_HEADERS],
+        terms,
         http_version=scope.get("http_version", ""),
         trace_id=trace,
         stream_id=name,
-        max_seconds=state.max_seconds,
-        heartbeat_interval=options.heartbeat_interval,
-        silence_threshold=options.silence_threshold,
         keep_cache_control=False,
     )
-    return headers, state.open(0.0, time.time(), reset=reset, event_id=event_id)
+    event = start_or_reset(
+        StreamRecord(name, trace, UNMATCHED, ClientKind.EVENTSOURCE),
+        terms,
+        reset=reset,
+        resumed=False,
+        event_id=event_id,
+        retry_ms=terms.retry_ms if retry_ms is None else retry_ms,
+    )
+    return headers, event

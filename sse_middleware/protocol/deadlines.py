@@ -122,9 +122,7 @@ class Deadlines:
             return Due.NOTHING
         if self.client_kind is not ClientKind.EVENTSOURCE and self.reason is None:
             idle_since = max(self.record.last_event_at, self._written_at)
-            self._heartbeat_at = max(
-                self._heartbeat_at, self._aligned(idle_since + self._interval)
-            )
+            self._heartbeat_at = max(self._heartbeat_at, self._aligned(idle_since + self._interval))
         return Due.HEARTBEAT if now >= self._heartbeat_at else Due.NOTHING
 
     def plan_heartbeat(self, now: float) -> None:

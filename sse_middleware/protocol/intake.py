@@ -119,7 +119,7 @@ class Intake(Deadlines):
         return self._feed_usual(chunk, now) or b"".join(self.feed_parts(chunk, now))
 
     def _feed_usual(self, chunk: bytes, now: float) -> bytes:
-        """Do the same as `feed` if all events are usual and none may end the stream, else nothing."""
+        """Do the same as `feed` if all events are usual and none may end the stream."""
         count = self._splitter.count_usual(chunk)
         if not count:
             return b""

@@ -10,6 +10,7 @@ from sse_middleware.http.routes import Mark, route_name
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm, comment_form
 from sse_middleware.protocol.event_ids import parse_event_id
 from sse_middleware.protocol.stream_state import StreamState
+from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import LogInfo
 from sse_middleware.stream.callbacks import StreamCallbacks
 from sse_middleware.stream.context import Context
@@ -63,13 +64,14 @@ class StreamOpener:
         self._headers = headers = request_headers(scope.get("headers") or ())
         record = current.begin(headers)
         has_cursor = current.claim.cursor is not None
-        record.family = family = context.family_of(scope, headers, mark, has_cursor=has_cursor)
+        record.family = client_kind = context.family_of(scope, headers, mark, has_cursor=has_cursor)
         record.route = route_name(scope, mark)
-        numbers = family is ClientKind.EVENTSOURCE
+        numbers = client_kind is ClientKind.EVENTSOURCE
         secret = current.take_secret()
         self._state = StreamState(
             self._options,
-            family=family,
+            StreamTerms.from_options(self._options, client_kind, marked=mark is not None),
+            client_kind=client_kind,
             record=record,
             secret=secret if numbers else "",
             marked=mark is not None,
@@ -84,7 +86,7 @@ class StreamOpener:
             self._timers.epoch(),
             reset=current.claim.reset if numbers else "",
             event_id=self._client_event_id() if numbers else None,
-            ends_in=None if family is ClientKind.OFF else context.credential_ttl(scope),
+            ends_in=None if client_kind is ClientKind.OFF else context.credential_ttl(scope),
         )
 
     def create_producer(
@@ -92,7 +94,7 @@ class StreamOpener:
     ) -> Producer:
         """Return what writes the stream to `send`, and keeps it where it is to be kept."""
         context, state = self._context, self._state
-        info = self._log_info(start) if state.family is ClientKind.EVENTSOURCE else None
+        info = self._log_info(start) if state.client_kind is ClientKind.EVENTSOURCE else None
         producer: Producer
         if info is None:
             producer = Producer(
@@ -112,25 +114,23 @@ class StreamOpener:
             if info.app_ids:
                 producer.set_name(context.key_name(self._mark, self._scope) or "")
         self._current.open(producer)
-        if state.family is ClientKind.EVENTSOURCE and self._current.claim.reset:
+        if state.client_kind is ClientKind.EVENTSOURCE and self._current.claim.reset:
             for observer in context.observers:
                 observer.resumed(state.record.route, self._current.claim.reset, 0)
         return producer
 
     def start(self, start: Message) -> Message:
         """Return the response start with our headers, or as it is where we only look on."""
-        state, options = self._state, self._options
-        if state.family is ClientKind.OFF:
+        state = self._state
+        if state.client_kind is ClientKind.OFF:
             return start
         headers = stream_headers(
             start.get("headers") or (),
+            state.terms,
             http_version=self._scope.get("http_version", ""),
             trace_id=state.record.trace_id,
             stream_id=state.record.stream_id,
-            max_seconds=state.max_seconds,
-            heartbeat_interval=options.heartbeat_interval,
-            silence_threshold=options.silence_threshold,
-            keep_cache_control=state.family is not ClientKind.EVENTSOURCE,
+            keep_cache_control=state.client_kind is not ClientKind.EVENTSOURCE,
         )
         return {**start, "headers": headers}
 
@@ -166,10 +166,5 @@ class StreamOpener:
             marked=mark is not None,
             app_ids=app_ids,
             opened_on=time.time(),
-            max_seconds=state.max_seconds,
-            rotates=state.rotates,
-            heartbeat_interval=self._options.heartbeat_interval,
-            silence_threshold=self._options.silence_threshold,
-            event_prefix=self._options.event_prefix,
-            retry_ms=state.retry_ms,
+            terms=state.terms,
         )

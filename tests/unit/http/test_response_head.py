@@ -1,5 +1,6 @@
 """Headers: what is read from a hostile request, whose responses are ours, what we add."""
 
+import dataclasses
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from sse_middleware.http.response_head import (
     trace_id,
     why_untouched,
 )
+from sse_middleware.protocol.stream_terms import NO_TERMS
 
 TRACE = b"0af7651916cd43dd8448eb211c80319c"
 PARENT = b"b7ad6b7169203331"
@@ -257,12 +259,10 @@ def answered(
 ) -> RawHeaders:
     return stream_headers(
         app_headers,
+        dataclasses.replace(NO_TERMS, max_seconds=60.0, silence_threshold=0.05),
         http_version=http_version,
         trace_id="t",
         stream_id="s",
-        max_seconds=60.0,
-        heartbeat_interval=None,
-        silence_threshold=0.05,
         keep_cache_control=keep_cache_control,
     )
 
