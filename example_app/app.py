@@ -3,8 +3,8 @@
 Two event streams by two libraries, to show that the middleware works with any of them: `GET
 /stream/search` by FastAPI, for a page's `EventSource`, and `POST /search` by sse-starlette, for
 clients that use `fetch` or run on a server. Neither implements heartbeats, ids, resuming, limits or
-trace ids: the line `app.add_middleware(SSEMiddleware)` adds them. Its `client_path` serves the client
-that the page uses. A third stream, `POST /v1/react/sessions`, is produced by a worker in
+trace ids: the line `app.add_middleware(SSEMiddleware)` adds them. Its `client_path` serves the
+client that the page uses. A third stream, `POST /v1/react/sessions`, is produced by a worker in
 another process.
 """
 
