@@ -1,7 +1,7 @@
 """An in-process ASGI server and its client, for one request.
 
-The client reads endless streams, stops reading and disconnects. There is no socket and no thread, so
-a test sees each message when it is sent, and can run on an event loop with a fake clock.
+The client reads endless streams, stops reading and disconnects. There is no socket and no thread,
+so a test sees each message when it is sent, and can run on an event loop with a fake clock.
 """
 
 import asyncio
