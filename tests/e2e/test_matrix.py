@@ -20,6 +20,8 @@ from tests.e2e.clients import needs
 from tests.e2e.matrix.asking import EVENTSOURCE, Answer, Ask, Client
 from tests.e2e.servers import Server, serving
 
+pytestmark = pytest.mark.alone
+
 DECODER = {"accept": "text/event-stream"}
 HEARTBEAT_SECONDS = 0.3
 

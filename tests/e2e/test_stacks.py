@@ -17,6 +17,8 @@ from tests.e2e.clients import needs
 from tests.e2e.matrix.asking import EVENTSOURCE, Answer, Ask, Client
 from tests.e2e.servers import Server, serving
 
+pytestmark = pytest.mark.alone
+
 APP = "tests.e2e.matrix.stacks:app"
 STACKS = [
     f"{other}-{where}"
