@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import httpx
+import httpx2 as httpx
 
 from tests.e2e import answers
 from tests.e2e.cutting import ENDS, Client, Cut, CuttingProxy, Dispatched, How, events_in
