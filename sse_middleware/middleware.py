@@ -17,28 +17,34 @@ from typing import Any, Unpack
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware.admission import admission_for
-from sse_middleware.arguments import OptionArguments
-from sse_middleware.browser import ClientFiles
-from sse_middleware.claims import NO_CLAIM, Identify, claims_something
-from sse_middleware.closing import tell_readiness, turn_away
-from sse_middleware.current import CURRENT, IN_SCOPE, CurrentStream
-from sse_middleware.cursors import new_secret, stream_id
-from sse_middleware.entry import Entry
+from sse_middleware._once import OncePerKey
+from sse_middleware.client.serve import ClientFiles
+from sse_middleware.config.arguments import OptionArguments
+from sse_middleware.config.options import Options
 from sse_middleware.errors import ConfigurationError
-from sse_middleware.headers import request_headers, stream_headers, trace_id, why_untouched
-from sse_middleware.lingering import Lingering
-from sse_middleware.logs import StreamLog
-from sse_middleware.metrics import MetricsEndpoint, counting_in, registry_to_serve
-from sse_middleware.observers import Observer
-from sse_middleware.options import Options
-from sse_middleware.process import SHUTDOWN, OncePerKey
-from sse_middleware.responder import Responder
-from sse_middleware.resume import Resumption
-from sse_middleware.routes import Mark, asks_for, glob_pattern
-from sse_middleware.setup import Authorize, ExpiresAt, Setup
+from sse_middleware.http.request import NO_CLAIM, Identify, claims_something
+from sse_middleware.http.response_head import (
+    request_headers,
+    stream_headers,
+    trace_id,
+    why_untouched,
+)
+from sse_middleware.http.routes import Mark, asks_for, glob_pattern
+from sse_middleware.limits.admission import admission_for
+from sse_middleware.limits.admission_check import AdmissionCheck
+from sse_middleware.limits.draining import tell_readiness, turn_away
+from sse_middleware.observability.logs import StreamLog
+from sse_middleware.observability.metrics import MetricsEndpoint, counting_in, registry_to_serve
+from sse_middleware.observability.observer import Observer
+from sse_middleware.protocol.event_ids import new_secret, stream_id
+from sse_middleware.resume.handler import ResumeHandler
 from sse_middleware.stores.base import EventStore
 from sse_middleware.stores.memory import MemoryStore
+from sse_middleware.stream.context import Authorize, Context, ExpiresAt
+from sse_middleware.stream.current import CURRENT, IN_SCOPE, CurrentStream
+from sse_middleware.stream.linger_queue import LingerQueue
+from sse_middleware.stream.responder import Responder
+from sse_middleware.stream.shutdown import SHUTDOWN
 
 logger = logging.getLogger("sse_middleware")
 
@@ -98,12 +104,12 @@ class SSEMiddleware:
                 store = _store(chosen, observers)
         except ConfigurationError as exc:
             self._misconfigured = exc
-        self._setup = Setup(
+        self._context = Context(
             app=app,
             options=chosen,
-            options_of=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
+            options_for=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
             store=MemoryStore() if store is None else store,
-            lingering=Lingering(chosen.max_lingering, observers),
+            linger_queue=LingerQueue(chosen.max_lingering, observers),
             marks={glob_pattern(glob): mark for glob, mark in (marks or {}).items()},
             observers=observers,
             identify=identify,
@@ -113,10 +119,10 @@ class SSEMiddleware:
         self._admission = None
         if self._misconfigured is None:
             try:
-                self._admission = admission_for(self._setup)
+                self._admission = admission_for(self._context)
             except ConfigurationError as exc:
                 self._misconfigured = exc
-        self._resumption = Resumption(self._setup, one_process=one_process)
+        self._resumption = ResumeHandler(self._context, one_process=one_process)
         self._follow_named = self._resumption.follow_named
         self._include = [glob_pattern(glob) for glob in chosen.include]
         self._exclude = [glob_pattern(glob) for glob in chosen.exclude]
@@ -144,7 +150,7 @@ class SSEMiddleware:
             scope["type"] != "http"
             or scope.get("path", "").endswith(self._looked_at)
             or IN_SCOPE in scope
-            or SHUTDOWN.begun
+            or SHUTDOWN.is_draining
         ) and await self._passed_by(scope, receive, send):
             return
         try:
@@ -157,7 +163,7 @@ class SSEMiddleware:
         responder: Responder | None
         if self._admission is None and not claims_something(scope):
             current = CurrentStream(scope.get("headers") or (), self._follow_named)
-            responder = Responder(self._setup, current, scope, receive, send, task)
+            responder = Responder(self._context, current, scope, receive, send, task)
         elif (responder := await self._let_in(scope, receive, send, task)) is None:
             return
         scope[IN_SCOPE] = current = responder.current
@@ -165,20 +171,20 @@ class SSEMiddleware:
         try:
             await self.app(scope, responder.receive, responder.send)
         except BaseException as exc:
-            if not responder.forgives(exc):
+            if not responder.suppresses(exc):
                 raise
         finally:
             try:
-                if responder.outbox is not None:
-                    await responder.end()
+                if responder.producer is not None:
+                    await responder.aclose()
             finally:
                 try:
                     CURRENT.reset(token)
                 except ValueError:  # whoever drives the app goes on in another context
                     CURRENT.set(None)
                 scope.pop(IN_SCOPE, None)
-                if responder.entry is not None:
-                    responder.entry.leave()
+                if responder.admission is not None:
+                    responder.admission.leave()
 
     async def _let_in(
         self, scope: Scope, receive: Receive, send: Send, task: "asyncio.Task[Any]"
@@ -191,13 +197,13 @@ class SSEMiddleware:
                 return None
             receive, send, claim = anew
         if self._admission is not None:
-            entry = Entry(self._admission, self._setup, scope, claim)
+            entry = AdmissionCheck(self._admission, self._context, scope, claim)
             await entry.ask_ahead()
             if entry.refusal:
                 await entry.answer(send)
                 return None
         current = CurrentStream(scope.get("headers") or (), self._follow_named, claim)
-        return Responder(self._setup, current, scope, receive, send, task, entry)
+        return Responder(self._context, current, scope, receive, send, task, entry)
 
     async def _passed_by(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Do what is to be done without a responder, and tell whether it was that."""
@@ -205,9 +211,9 @@ class SSEMiddleware:
             await self._refuse_start(self._misconfigured, scope, receive, send)
         elif scope["type"] == "lifespan":
             await self.app(scope, receive, self._with_lifespan(send))
-        elif scope["type"] != "http" or IN_SCOPE in scope or not self._setup.options.enabled:
+        elif scope["type"] != "http" or IN_SCOPE in scope or not self._context.options.enabled:
             await self.app(scope, receive, send)
-        elif self._setup.options.ready_path and asks_for(self._setup.options.ready_path, scope):
+        elif self._context.options.ready_path and asks_for(self._context.options.ready_path, scope):
             await tell_readiness(send, ready=not _drains())
         elif self._metrics is not None and self._metrics.serves(scope):
             await self._metrics(self._without_metrics, scope, receive, send)
@@ -217,15 +223,15 @@ class SSEMiddleware:
             logger.debug("request left alone: its path is left out")
             await self.app(scope, receive, send)
         else:
-            return _drains() and await turn_away(self._setup, scope, send)
+            return _drains() and await turn_away(self._context, scope, send)
         return True
 
     def _with_lifespan(self, send: Send) -> Send:
         """Begin to listen for signals, and return a `send` that keeps what was given to a store."""
-        if not self._setup.options.enabled or not _has_loop():
+        if not self._context.options.enabled or not _has_loop():
             return send
-        SHUTDOWN.drain_of(asyncio.get_running_loop())
-        store = self._setup.store
+        SHUTDOWN.drain_for(asyncio.get_running_loop())
+        store = self._context.store
         if not store.is_shared:
             return send
 
@@ -295,7 +301,11 @@ def _has_loop() -> bool:
 
 def _drains() -> bool:
     """Tell whether the server of the running loop ends."""
-    return SHUTDOWN.begun and _has_loop() and SHUTDOWN.drain_of(asyncio.get_running_loop()).begun
+    return (
+        SHUTDOWN.is_draining
+        and _has_loop()
+        and SHUTDOWN.drain_for(asyncio.get_running_loop()).is_draining
+    )
 
 
 def _store(options: Options, observers: Sequence[Observer]) -> EventStore:
@@ -307,7 +317,7 @@ def _store(options: Options, observers: Sequence[Observer]) -> EventStore:
     if not options.redis_url:
         return MemoryStore(max_total_bytes=options.memory_max_bytes, **limits)
     try:
-        from sse_middleware.stores.redis import RedisStore  # noqa: PLC0415 - an extra
+        from sse_middleware.stores.redis.store import RedisStore  # noqa: PLC0415 - an extra
     except ImportError as exc:
         allowed = "nothing, or with pip install 'sse-middleware[redis]' what is there"
         raise ConfigurationError("SSE_REDIS_URL", "a URL", allowed) from exc
