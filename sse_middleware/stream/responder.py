@@ -13,7 +13,7 @@ from typing import Protocol
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware.http.request import RequestBody
-from sse_middleware.http.response_head import is_something_else, why_untouched
+from sse_middleware.http.response_head import is_not_event_stream, passthrough_reason
 from sse_middleware.http.routes import Mark, route_name
 from sse_middleware.stream.cancellation import GRACE_SECONDS, HURRIED_SECONDS, AppCancellation
 from sse_middleware.stream.context import Context
@@ -31,16 +31,16 @@ _CAPPED_ROUTES = 1000
 class StreamAdmission(Protocol):
     """The check whether the stream of one request is admitted."""
 
-    async def ask(self, mark: Mark | None, route: str) -> bool:
+    async def check_at_start(self, mark: Mark | None, route: str) -> bool:
         """Return whether the stream may open; called at the response start."""
 
-    def let_in(self, stream: Producer, /) -> StreamSlot | None:
+    def attach(self, stream: Producer, /) -> StreamSlot | None:
         """Give the stream its slot, and return it."""
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Release the slot, because the response is no stream."""
 
-    async def answer(self, send: Send) -> None:
+    async def send_rejection(self, send: Send) -> None:
         """Send the rejection in place of the app's response."""
 
 
@@ -151,17 +151,17 @@ class Responder:
         if message["type"] != "http.response.start":
             return self._send(message)
         self._decided = True
-        if not is_something_else(message):
+        if not is_not_event_stream(message):
             return self._decide(message)
         if self.entry is not None:
-            self.entry.leave()
+            self.entry.release()
         self._body = None
         return self._send(message)
 
     def _decide(self, start: Message) -> Awaitable[None]:
         """Open a stream, or pass on what is none after all."""
         method = self._scope.get("method", "")
-        why = why_untouched(method, start["status"], start.get("headers") or ())
+        why = passthrough_reason(method, start["status"], start.get("headers") or ())
         if why is None and self.current.is_answered:
             why = "it is of ours already"
         mark = self._setup.mark_of(self._scope) if why is None else None
@@ -171,10 +171,10 @@ class Responder:
             why = "its endpoint is marked so"
         if why is None:
             if self.entry is not None:
-                return self._open_if_let_in(self.entry, start, mark)
+                return self._open_if_admitted(self.entry, start, mark)
             return self._open(start, mark)
         if self.entry is not None:
-            self.entry.leave()
+            self.entry.release()
         self._body = None
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("response left alone: %s, trace id %s", why, self.current.trace_id)
@@ -265,31 +265,31 @@ class Responder:
 
     def _open(self, start: Message, mark: Mark | None) -> Awaitable[None]:
         """Turn the response into a stream of ours and send its start at once."""
-        opening = Opening(self._setup, self.current, self._scope, mark, self._body)
+        opening = Opening(self._setup, self.current, mark, self._body)
         self._cancels = self._task.cancelling()
         self._outcome = "incomplete"  # unless something ends it
         self.outbox = outbox = opening.outbox(self._send, start, owner=self)
         self._body = None
         if self.entry is not None:
-            outbox.place = self.entry.let_in(outbox)
+            outbox.place = self.entry.attach(outbox)
         return outbox.open(opening.start(start), opening.words)
 
-    async def _open_if_let_in(
+    async def _open_if_admitted(
         self, entry: StreamAdmission, start: Message, mark: Mark | None
     ) -> None:
         """Open the stream where there is room for it, else answer in its place."""
         self._decided = False  # what comes meanwhile is listened to as before
         try:
-            let_in = await entry.ask(mark, route_name(self._scope, mark))
+            admitted = await entry.check_at_start(mark, route_name(self._scope, mark))
         finally:
             self._decided = True
-        if let_in:
+        if admitted:
             await self._open(start, mark)
             return
         self._cancels = self._task.cancelling()
         self._outcome = "rejected"
         self.outbox = DiscardedResponse(self)
-        await entry.answer(self._send)
+        await entry.send_rejection(self._send)
         self.on_end()
 
     def _keep(self, message: Message) -> None:

@@ -31,7 +31,7 @@ class StreamSlot(Protocol):
     def wait(self, *, waits: bool) -> None:
         """Release the slot while the stream lingers, or occupy it again."""
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Release the slot; further calls have no effect."""
 
 
@@ -294,6 +294,6 @@ class TimedSender(Sender):
                 record.disconnects = 1
             record.duration_seconds = self._state.duration_seconds(self._clock())
             if self.place is not None:
-                self.place.give_back()
+                self.place.release()
             for observer in self._observers:
                 observer.ended(record)
