@@ -99,12 +99,12 @@ class SSEMiddleware:
                 store = _store(chosen, observers)
         except ConfigurationError as exc:
             self._misconfigured = exc
-        self._setup = Context(
+        self._context = Context(
             app=app,
             options=chosen,
-            options_of=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
+            options_for=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
             store=MemoryStore() if store is None else store,
-            lingering=LingerQueue(chosen.max_lingering, observers),
+            linger_queue=LingerQueue(chosen.max_lingering, observers),
             marks={glob_pattern(glob): mark for glob, mark in (marks or {}).items()},
             observers=observers,
             identify=identify,
@@ -114,10 +114,10 @@ class SSEMiddleware:
         self._admission = None
         if self._misconfigured is None:
             try:
-                self._admission = admission_for(self._setup)
+                self._admission = admission_for(self._context)
             except ConfigurationError as exc:
                 self._misconfigured = exc
-        self._resumption = ResumeHandler(self._setup, one_process=one_process)
+        self._resumption = ResumeHandler(self._context, one_process=one_process)
         self._follow_named = self._resumption.follow_named
         self._include = [glob_pattern(glob) for glob in chosen.include]
         self._exclude = [glob_pattern(glob) for glob in chosen.exclude]
@@ -143,7 +143,7 @@ class SSEMiddleware:
             scope["type"] != "http"
             or scope.get("path", "").endswith(self._looked_at)
             or IN_SCOPE in scope
-            or SHUTDOWN.begun
+            or SHUTDOWN.is_draining
         ) and (send := await self._intercept(scope, receive, send)) is None:
             return
         try:
@@ -156,7 +156,7 @@ class SSEMiddleware:
         responder: Responder | None
         if self._admission is None and not may_have_event_id(scope):
             current = CurrentStream(scope, self._follow_named)
-            responder = Responder(self._setup, current, scope, receive, send, task)
+            responder = Responder(self._context, current, scope, receive, send, task)
         elif (responder := await self._admit(scope, receive, send, task)) is None:
             return
         scope[IN_SCOPE] = current = responder.current
@@ -164,39 +164,40 @@ class SSEMiddleware:
         try:
             await self.app(scope, responder.receive, responder.send)
         except BaseException as exc:
-            if not responder.forgives(exc):
+            if not responder.suppresses(exc):
                 raise
         finally:
             try:
-                if responder.outbox is not None:
-                    await responder.end()
+                if responder.producer is not None:
+                    await responder.aclose()
             finally:
                 try:
                     CURRENT.reset(token)
                 except ValueError:  # the app's caller continues in another context
                     CURRENT.set(None)
                 scope.pop(IN_SCOPE, None)
-                if responder.entry is not None:
-                    responder.entry.release()
+                if responder.admission is not None:
+                    responder.admission.release()
 
     async def _admit(
         self, scope: Scope, receive: Receive, send: Send, task: "asyncio.Task[Any]"
     ) -> Responder | None:
         """Resume a stream or check the limits; return `None` after a response."""
-        request, check = SSERequest(scope), None
-        if may_have_event_id(scope):
+        check, has_event_id = None, may_have_event_id(scope)
+        request = SSERequest(scope, has_event_id=has_event_id)
+        if has_event_id:
             run_app = await self._resumption.handle(request, receive, send)
             if run_app is None:
                 return None
             receive, send = run_app
         if self._admission is not None:
-            check = AdmissionCheck(self._admission, self._setup, request)
+            check = AdmissionCheck(self._admission, self._context, request)
             await check.check_before_app()
             if check.refusal:
                 await check.send_rejection(send)
                 return None
         current = CurrentStream(scope, self._follow_named, request)
-        return Responder(self._setup, current, scope, receive, send, task, check)
+        return Responder(self._context, current, scope, receive, send, task, check)
 
     async def _intercept(self, scope: Scope, receive: Receive, send: Send) -> Send | None:
         """Handle a call that needs no responder and return `None`, or return the app's `send`."""
@@ -204,7 +205,7 @@ class SSEMiddleware:
             await self._fail_start(self._misconfigured, scope, receive, send)
         elif scope["type"] == "lifespan":
             await self.app(scope, receive, self._with_lifespan(send))
-        elif scope["type"] != "http" or IN_SCOPE in scope or not self._setup.options.enabled:
+        elif scope["type"] != "http" or IN_SCOPE in scope or not self._context.options.enabled:
             await self.app(scope, receive, send)
         elif (app_send := await self._send_own(SSERequest(scope), receive, send)) is not None:
             if not self._is_left_out(scope.get("path", "")):
@@ -215,7 +216,7 @@ class SSEMiddleware:
 
     async def _send_own(self, request: SSERequest, receive: Receive, send: Send) -> Send | None:
         """Send a page of ours or a rejection and return `None`, or return the app's `send`."""
-        ready_path = self._setup.options.ready_path
+        ready_path = self._context.options.ready_path
         if ready_path and request.is_request_for(ready_path):
             await send_readiness(send, request, ready=not _drains())
             return None
@@ -225,16 +226,16 @@ class SSEMiddleware:
         if self._metrics is not None and self._metrics.serves(request):
             return await self._metrics.handle(request.scope, send)
         if _drains() and not self._is_left_out(request.scope.get("path", "")):
-            is_rejected = await reject_if_draining(self._setup, request, send)
+            is_rejected = await reject_if_draining(self._context, request, send)
             return None if is_rejected else send
         return send
 
     def _with_lifespan(self, send: Send) -> Send:
         """Begin to listen for signals, and return a `send` that keeps what was given to a store."""
-        if not self._setup.options.enabled or not _has_loop():
+        if not self._context.options.enabled or not _has_loop():
             return send
-        SHUTDOWN.drain_of(asyncio.get_running_loop())
-        store = self._setup.store
+        SHUTDOWN.drain_for(asyncio.get_running_loop())
+        store = self._context.store
         if not store.is_shared:
             return send
 
@@ -303,8 +304,10 @@ def _has_loop() -> bool:
 
 
 def _drains() -> bool:
-    """Tell whether the server of the running loop ends."""
-    return SHUTDOWN.begun and _has_loop() and SHUTDOWN.drain_of(asyncio.get_running_loop()).begun
+    """Return whether the server of the running loop drains."""
+    if not (SHUTDOWN.is_draining and _has_loop()):
+        return False
+    return SHUTDOWN.drain_for(asyncio.get_running_loop()).is_draining
 
 
 def _store(options: Options, observers: Sequence[Observer]) -> EventStore:

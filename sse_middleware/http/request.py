@@ -8,13 +8,14 @@ import hashlib
 import random
 import re
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
 from starlette.types import Scope
 
 from sse_middleware.http.routes import Mark
-from sse_middleware.protocol.client_kinds import EVENT_STREAM, accepted_types
+from sse_middleware.protocol.client_kinds import EVENT_STREAM
 from sse_middleware.protocol.event_ids import EventId, parse_event_id
 
 EVENT_ID_PARAMETERS: Final = frozenset(("last_event_id", "lastEventId", "evs_last_event_id"))
@@ -55,7 +56,8 @@ _BODY_BYTES: Final = 1 << 20
 _PARAMETER: Final = re.compile(
     rb"(?:^|&)(?:%b)=" % "|".join([*EVENT_ID_PARAMETERS, CANCEL_PARAMETER]).encode()
 )
-_ANY_STREAM: Final = frozenset((EVENT_STREAM, b"text/*", b"*/*"))
+ANY_STREAM: Final = frozenset((EVENT_STREAM, b"text/*", b"*/*"))
+"""The media types and ranges that an event stream has."""
 _NEVER_STREAM: Final = ("HEAD", "OPTIONS")
 _READS: Final = ("GET", "HEAD")
 RESUMABLE_METHODS: Final = ("GET", "POST")
@@ -90,22 +92,37 @@ class _EventIds(NamedTuple):
     cancels: EventId | None
 
 
+_NO_EVENT_IDS: Final = _EventIds(None, None, None)
+
+
 class SSERequest:
     """One HTTP request.
 
     Args:
         scope: as the attribute.
+        has_event_id: whether the request may have an event id, as `may_have_event_id` returns it.
 
     Attributes:
         scope: the ASGI scope; the app's routing adds to it while the request is handled.
+        method: the HTTP method.
     """
 
-    __slots__ = ("_event_ids", "_headers", "_intent", "_trace_id", "scope")
+    __slots__ = (
+        "_accepted_types",
+        "_event_ids",
+        "_headers",
+        "_intent",
+        "_trace_id",
+        "method",
+        "scope",
+    )
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, *, has_event_id: bool = True) -> None:
         self.scope = scope
+        self.method: str = scope.get("method", "")
         self._headers: dict[bytes, bytes] | None = None
-        self._event_ids: _EventIds | None = None
+        self._accepted_types: AbstractSet[bytes] | None = None
+        self._event_ids = None if has_event_id else _NO_EVENT_IDS
         self._trace_id: str | None = None
         self._intent: ResumeIntent | None = None
 
@@ -126,10 +143,13 @@ class SSERequest:
         return self._headers
 
     @property
-    def method(self) -> str:
-        """The HTTP method."""
-        method: str = self.scope.get("method", "")
-        return method
+    def accepted_types(self) -> AbstractSet[bytes]:
+        """The media types and ranges that the client accepts, without parameters."""
+        if self._accepted_types is None:
+            self._accepted_types = types = set()
+            for part in self.headers.get(b"accept", b"*/*").lower().split(b","):
+                types.add(part.partition(b";")[0].strip())
+        return self._accepted_types
 
     @property
     def http_version(self) -> str:
@@ -187,17 +207,17 @@ class SSERequest:
         The header has precedence over the query: the address of a page that was disconnected
         several times has the first id, and the browser has the newest.
         """
-        return self._ids.last
+        return (self._event_ids or self._parse_event_ids()).last
 
     @property
     def event_id(self) -> EventId | None:
         """The last event id if it is one of ours."""
-        return self._ids.ours
+        return (self._event_ids or self._parse_event_ids()).ours
 
     @property
     def cancel_target(self) -> EventId | None:
         """The event id of the stream that the request ends, `None` for all other requests."""
-        return self._ids.cancels
+        return (self._event_ids or self._parse_event_ids()).cancels
 
     @property
     def intent(self) -> ResumeIntent:
@@ -211,13 +231,6 @@ class SSERequest:
     def intent(self, value: ResumeIntent) -> None:
         self._intent = value
 
-    @property
-    def may_get_stream(self) -> bool:
-        """Whether the client accepts an event stream, perhaps among other types."""
-        if self.method in _NEVER_STREAM:
-            return False
-        return self.event_id is not None or not _ANY_STREAM.isdisjoint(accepted_types(self.headers))
-
     def wants_stream(self, mark: Mark | None, *, only_marked: bool) -> bool:
         """Return whether a stream of ours is the only useful response.
 
@@ -225,13 +238,16 @@ class SSERequest:
             mark: the mark of the endpoint, which decides if there is one.
             only_marked: whether streams of endpoints without a mark are left alone.
         """
-        if self.method in _NEVER_STREAM or self.cancel_target is not None:
+        ids = self._event_ids or self._parse_event_ids()
+        if self.method in _NEVER_STREAM or ids.cancels is not None:
             return False
         if mark is not None:
             return mark.overrides.get("enabled") is not False
         if only_marked:
             return False
-        return self.event_id is not None or accepted_types(self.headers) == {EVENT_STREAM}
+        if ids.ours is not None:
+            return True
+        return (self._accepted_types or self.accepted_types) == {EVENT_STREAM}
 
     def is_request_for(self, *paths: str) -> bool:
         """Return whether the request gets a page of ours at one of `paths`, below `root_path`."""
@@ -248,12 +264,6 @@ class SSERequest:
         headers = self.scope["headers"]
         self.scope["headers"] = [pair for pair in headers if pair[0] != _EVENT_ID_HEADER]
 
-    @property
-    def _ids(self) -> _EventIds:
-        if self._event_ids is None:
-            self._event_ids = self._parse_event_ids()
-        return self._event_ids
-
     def _parse_event_ids(self) -> _EventIds:
         query = self.scope.get("query_string")
         fields = _parse_query(query) if query and _PARAMETER.search(query) else []
@@ -267,7 +277,9 @@ class SSERequest:
             cancels = last
         elif self.method == "POST":
             cancels = next((value for name, value in fields if name == CANCEL_PARAMETER), None)
-        return _EventIds(last, parse_event_id(last or ""), parse_event_id(cancels or ""))
+        ids = _EventIds(last, parse_event_id(last or ""), parse_event_id(cancels or ""))
+        self._event_ids = ids
+        return ids
 
 
 def may_have_event_id(scope: Scope) -> bool:

@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 
 from starlette.routing import Match
 
-from sse_middleware.config.arguments import OptionArguments
-from sse_middleware.config.options import checked
+from sse_middleware.config.arguments import EndpointArguments
+from sse_middleware.config.options import validate
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.protocol.client_kinds import ClientKind
 
@@ -27,30 +27,6 @@ StreamKey = Callable[[Any], str]
 """Tells from the scope of a request which stream it asks for."""
 
 _ATTRIBUTE = "__sse_streaming__"
-_OF_THE_WHOLE_APP = {
-    "client_path",
-    "channel_max_bytes",
-    "channel_max_events",
-    "channel_ttl",
-    "identity_cookies",
-    "include",
-    "exclude",
-    "limit_action",
-    "max_lingering",
-    "max_streams",
-    "max_streams_per_client",
-    "memory_max_bytes",
-    "metrics_path",
-    "only_marked",
-    "open_rate",
-    "redis_prefix",
-    "redis_url",
-    "replay_max_bytes",
-    "replay_max_events",
-    "replay_ttl",
-    "rollout_percent",
-    "trusted_proxies",
-}
 _FAMILIES = (ClientKind.EVENTSOURCE, ClientKind.PLAIN, ClientKind.OPENAI)
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
@@ -79,12 +55,9 @@ class Mark:
     ) -> None:
         if family is not None and family not in _FAMILIES:
             raise ConfigurationError("family", family, " or ".join(_FAMILIES))
-        misplaced = overrides.keys() & _OF_THE_WHOLE_APP
-        if misplaced:
-            raise TypeError(f"not an option of one endpoint: {', '.join(sorted(misplaced))}")
         self.name = name
         self.family = None if family is None else ClientKind(family)
-        self.overrides = checked(overrides)
+        self.overrides = validate(overrides, per_endpoint=True)
         self.stream_key = stream_key
 
     def __call__(self, endpoint: Endpoint) -> Endpoint:
@@ -102,7 +75,7 @@ def streaming(
     family: str | None = None,
     ids: Literal["app"] | None = None,
     stream_key: StreamKey | None = None,
-    **overrides: Unpack[OptionArguments],
+    **overrides: Unpack[EndpointArguments],
 ) -> Mark: ...
 def streaming(
     endpoint: Callable[..., Any] | None = None,

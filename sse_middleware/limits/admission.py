@@ -36,27 +36,27 @@ class Admission:
     """Let streams in, or not; one for each middleware.
 
     Args:
-        setup: what all requests share.
+        context: what all requests share.
 
     Raises:
         ConfigurationError: an extra is missing.
     """
 
-    def __init__(self, setup: Context) -> None:
-        options = setup.options
-        self._setup = setup
+    def __init__(self, context: Context) -> None:
+        options = context.options
+        self._context = context
         self._proxies = TrustedProxies(options.trusted_proxies)
         self._leases: OncePerLoop[Leases] | None = None
         if options.redis_url and options.max_streams_per_client is not None:
             self._leases = OncePerLoop(self._leases_in_redis(options.max_streams_per_client))
         self.places = SlotPool(options.max_streams, options.max_streams_per_client)
         self.places.listener = self
-        self.rate = _open_rate(setup)
+        self.rate = _open_rate(context)
         self._warned_of_nobody = False
 
     def client_of(self, request: SSERequest) -> str | None:
         """Return a digest that stands for a client, `None` where none can be told from another."""
-        who = identity_of(request, self._setup.identify, self._setup.options.identity_cookies)
+        who = identity_of(request, self._context.identify, self._context.options.identity_cookies)
         kind = b"identity"
         if not who:
             kind, who = b"address", self._proxies.client_address(request)
@@ -107,7 +107,7 @@ class Admission:
     @property
     def _any_kind(self) -> bool:
         """Whether a stream may end whose client does not understand why."""
-        return "limit_action" in self._setup.options.explicit
+        return "limit_action" in self._context.options.explicit
 
     async def _try(self, client: str | None, *, tells_end: bool, evicts: bool) -> Slot | str:
         """Do as `take` does, at once."""
@@ -170,7 +170,7 @@ class Admission:
         blocked = {}
         for place in open_slots:
             assert place.stream is not None
-            place.stream.listen()
+            place.stream.watch_for_disconnect()
             blocked[place] = place.stream.blocked_at()
         if await self._gets_less(client, _DOUBT_SECONDS) or evicts or not _still(blocked):
             return True
@@ -194,8 +194,8 @@ class Admission:
         from sse_middleware.limits.redis_leases import Leases  # noqa: PLC0415 - an extra
         from sse_middleware.stores.redis.client import FAILURES  # noqa: PLC0415
 
-        options = self._setup.options
-        patience = CircuitBreaker(FAILURES, self._setup.observers)
+        options = self._context.options
+        patience = CircuitBreaker(FAILURES, self._context.observers)
         where = (options.redis_url, options.redis_prefix)
         return lambda: Leases(*where, self.places, most_of_client, patience)
 
@@ -209,17 +209,17 @@ class Admission:
             )
 
 
-def admission_for(setup: Context) -> Admission | None:
+def admission_for(context: Context) -> Admission | None:
     """Return what lets streams in, `None` where all are.
 
     Raises:
         ConfigurationError: an extra is missing.
     """
-    return Admission(setup) if setup.options.limits_something else None
+    return Admission(context) if context.options.limits_something else None
 
 
-def _open_rate(setup: Context) -> "OpenRate | None":
-    options = setup.options
+def _open_rate(context: Context) -> "OpenRate | None":
+    options = context.options
     if not options.open_rate:
         return None
     try:
@@ -232,7 +232,7 @@ def _open_rate(setup: Context) -> "OpenRate | None":
     from sse_middleware.stores.redis.client import FAILURES  # noqa: PLC0415 - an extra
 
     url, prefix = options.redis_url, options.redis_prefix
-    patience = CircuitBreaker(FAILURES, setup.observers)
+    patience = CircuitBreaker(FAILURES, context.observers)
     return OpenRate(options.open_rate, lambda: shared_by_redis(url, prefix), patience)
 
 

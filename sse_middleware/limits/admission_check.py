@@ -16,7 +16,7 @@ from sse_middleware.http.own_responses import (
     send_rejection,
     send_retry_later,
 )
-from sse_middleware.http.request import SSERequest
+from sse_middleware.http.request import ANY_STREAM, SSERequest
 from sse_middleware.http.routes import Mark
 from sse_middleware.limits.admission import Admission
 from sse_middleware.limits.slots import Evictable, Slot
@@ -33,7 +33,7 @@ class AdmissionCheck:
 
     Args:
         admission: the limits and slots.
-        setup: the objects that all requests share.
+        context: the objects that all requests share.
         request: the request.
 
     Attributes:
@@ -43,17 +43,17 @@ class AdmissionCheck:
     __slots__ = (
         "_admission",
         "_client",
+        "_context",
         "_kind",
         "_request",
         "_retry_after",
-        "_setup",
         "_slot",
         "refusal",
     )
 
-    def __init__(self, admission: Admission, setup: Context, request: SSERequest) -> None:
+    def __init__(self, admission: Admission, context: Context, request: SSERequest) -> None:
         self._admission = admission
-        self._setup = setup
+        self._context = context
         self._request = request
         self._kind = ClientKind.PLAIN
         self._client: str | None = None
@@ -63,10 +63,10 @@ class AdmissionCheck:
 
     async def check_before_app(self) -> None:
         """Check before the app runs, if the request wants a stream."""
-        request, options = self._request, self._setup.options
-        if not request.may_get_stream:
-            return  # what it gets is checked at the response start
-        mark, route = self._setup.ahead(request.scope)
+        request, options = self._request, self._context.options
+        if ANY_STREAM.isdisjoint(request.accepted_types) and request.event_id is None:
+            return  # a stream that it gets all the same is checked at its response start
+        mark, route = self._context.match_route(request.scope)
         if not request.wants_stream(mark, only_marked=options.only_marked) or self._is_off(mark):
             return
         rate, client = self._admission.rate, self._client
@@ -112,13 +112,13 @@ class AdmissionCheck:
         if self._kind is ClientKind.EVENTSOURCE and self._evicts():
             held = self._request.last_event_id or ""
             seconds = 2 * self._retry_after
-            await send_retry_later(send, self._request, self._setup.options, held, seconds)
+            await send_retry_later(send, self._request, self._context.options, held, seconds)
         else:
             await send_rejection(send, self._request, self.refusal, self._retry_after)
 
     def _is_off(self, mark: Mark | None) -> bool:
         """Identify the client; return whether the rollout leaves it out."""
-        self._kind = self._setup.client_kind(self._request, mark)
+        self._kind = self._context.client_kind(self._request, mark)
         if self._kind is ClientKind.OFF:
             return True
         if self._client is None:
@@ -126,7 +126,7 @@ class AdmissionCheck:
         return False
 
     def _evicts(self) -> bool:
-        return self._setup.options.evicts(eventsource=self._kind is ClientKind.EVENTSOURCE)
+        return self._context.options.evicts(eventsource=self._kind is ClientKind.EVENTSOURCE)
 
     async def _take(self) -> None:
         got = await self._admission.take(
@@ -145,28 +145,28 @@ class AdmissionCheck:
 
     def _report(self, route: str) -> None:
         if self.refusal:
-            for observer in self._setup.observers:
+            for observer in self._context.observers:
                 observer.rejected(route, self.refusal)
 
 
-async def reject_if_draining(setup: Context, request: SSERequest, send: Send) -> bool:
+async def reject_if_draining(context: Context, request: SSERequest, send: Send) -> bool:
     """Reject a request that wants a stream while the server drains; return whether it does.
 
     An `EventSource` gets an empty stream: it reconnects soon, to another worker, with the id that
     it has; any status but 200 would stop it for good. Other clients get 503. A request that does
     not show that it wants a stream is handled as usual, and its stream ends with the others.
     """
-    mark, route = setup.ahead(request.scope)
-    if not request.wants_stream(mark, only_marked=setup.options.only_marked):
+    mark, route = context.match_route(request.scope)
+    if not request.wants_stream(mark, only_marked=context.options.only_marked):
         return False
-    kind = setup.client_kind(request, mark)
+    kind = context.client_kind(request, mark)
     if kind is ClientKind.OFF:
         return False
-    for observer in setup.observers:
+    for observer in context.observers:
         observer.rejected(route, SHUTDOWN)
     if kind is ClientKind.EVENTSOURCE:
         held = request.last_event_id or ""
-        await send_retry_later(send, request, setup.options, held)
+        await send_retry_later(send, request, context.options, held)
     else:
         await send_rejection(send, request, SHUTDOWN, _DRAIN_RETRY_SECONDS)
     return True

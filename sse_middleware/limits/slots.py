@@ -15,7 +15,7 @@ class Evictable(Protocol):
     def evict(self) -> None:
         """End it, because its place is needed."""
 
-    def listen(self) -> None:
+    def watch_for_disconnect(self) -> None:
         """See whether its client is still there."""
 
     def blocked_at(self) -> int | None:

@@ -23,11 +23,11 @@ class Authorization:
     """Tell who may read what, by what requests say of themselves.
 
     Args:
-        setup: what all requests share.
+        context: what all requests share.
     """
 
-    def __init__(self, setup: Context) -> None:
-        self._setup = setup
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def is_opened_by(
         self, found: LogSnapshot | None, request: SSERequest
@@ -36,7 +36,9 @@ class Authorization:
 
         Who asks is found out for a log that is not there, too: what that takes tells nobody of it.
         """
-        identity = identity_of(request, self._setup.identify, self._setup.options.identity_cookies)
+        identity = identity_of(
+            request, self._context.identify, self._context.options.identity_cookies
+        )
         if found is None or found.info.path != request.request_path:
             return False
         info = found.info
@@ -52,13 +54,13 @@ class Authorization:
             digest = body.digest()
             if digest is None or digest != info.body_digest:
                 return False
-        left = self._setup.seconds_left(request.scope)
+        left = self._context.credential_ttl(request.scope)
         if left is not None and not left:
             return False
-        if self._setup.authorize_resume is None:
+        if self._context.authorize_resume is None:
             return True
         try:
-            allowed = self._setup.authorize_resume(request.scope, info)
+            allowed = self._context.authorize_resume(request.scope, info)
             return bool(await allowed if inspect.isawaitable(allowed) else allowed)
         except Exception:
             logger.exception("authorize_resume has failed; the resume is refused")
@@ -66,7 +68,7 @@ class Authorization:
 
     async def may_read_named(self, found: LogSnapshot | None, request: SSERequest) -> bool:
         """Tell whether whoever asks for a stream by its name has opened it, and may read on."""
-        identity = identity_of(request, self._setup.identify, ())
+        identity = identity_of(request, self._context.identify, ())
         if found is None or not (identity and found.info.identity):
             return False
         its_own = hmac.compare_digest(identity, found.info.identity)

@@ -53,13 +53,13 @@ class ResumeHandler:
     """Handle the requests of clients that reconnect to a stream.
 
     Args:
-        setup: the objects that all requests share.
+        context: the objects that all requests share.
         one_process: whether streams are kept in this process alone.
     """
 
-    def __init__(self, setup: Context, *, one_process: bool) -> None:
-        self._setup = setup
-        self._access = Authorization(setup)
+    def __init__(self, context: Context, *, one_process: bool) -> None:
+        self._context = context
+        self._access = Authorization(context)
         self._warns = one_process
 
     async def handle(self, request: SSERequest, receive: Receive, send: Send) -> RunApp | None:
@@ -95,7 +95,7 @@ class ResumeHandler:
             return run_app
         found = None
         if event_id.ending is None:
-            found = await self._setup.store.find(stream_id(event_id.secret))
+            found = await self._context.store.find(stream_id(event_id.secret))
         if self._access.is_opened_by(found, request):
             body, run_app = await _read_post_body(request, run_app)
             if await self._access.may_resume(found.info, request, body):
@@ -111,7 +111,7 @@ class ResumeHandler:
     ) -> RunApp | None:
         """Send the rest of a log that the client may read."""
         info, ended = found.info, found.state is not LogState.RUNNING
-        if found.state is LogState.DISOWNED:
+        if found.state is LogState.APP_OWNS_IDS:
             request.intent = NO_INTENT
             return run_app
         if ended and event_id.seq > found.last:
@@ -132,11 +132,11 @@ class ResumeHandler:
         Raises:
             RuntimeError: there is no `identify`, so that nothing shows who may read the stream.
         """
-        if self._setup.identify is None:
+        if self._context.identify is None:
             raise RuntimeError("a resume_endpoint needs SSEMiddleware(identify=...): whose is it?")
         event_id, run_app = request.intent.event_id, RunApp(receive, send)
         try:
-            found = await self._setup.store.find_named(stream_name(name))
+            found = await self._context.store.find_named(stream_name(name))
             allowed = await self._access.may_read_named(found, request)
             if found is None or not allowed:
                 await send_empty(send, request, HTTPStatus.NO_CONTENT)
@@ -162,10 +162,10 @@ class ResumeHandler:
         self, held: str, request: SSERequest, run_app: RunApp
     ) -> RunApp | None:
         """Resume a stream whose app numbers its events but does not keep them."""
-        name = self._setup.key_name(self._setup.mark_ahead(request.scope), request)
+        name = self._context.key_name(self._context.match_mark(request.scope), request)
         if name is None:
             return run_app
-        found = await self._setup.store.find_named(name)
+        found = await self._context.store.find_named(name)
         if self._access.is_opened_by(found, request):
             body, run_app = await _read_post_body(request, run_app)
             if await self._access.may_resume(found.info, request, body):
@@ -192,11 +192,11 @@ class ResumeHandler:
         after = max(after, found.first - 1)
         if secret:
             event_id = str(EventId(secret, after))
-        for observer in self._setup.observers:
+        for observer in self._context.observers:
             result = "truncated" if truncated else "resumed"
             observer.resumed(found.info.route, result, max(0, found.last - after))
         await Connection(
-            self._setup,
+            self._context,
             request,
             run_app.receive,
             run_app.send,
@@ -213,7 +213,7 @@ class ResumeHandler:
         number = found.first - 1
         if found.last <= number:
             return None  # the log is empty
-        async with aclosing(self._setup.store.follow(found.info.stream_id, number)) as log:
+        async with aclosing(self._context.store.follow(found.info.stream_id, number)) as log:
             async for batch in log:
                 if batch.state is not LogState.RUNNING:
                     return place
@@ -229,14 +229,14 @@ class ResumeHandler:
 
     async def _cancel(self, target: EventId, request: SSERequest, send: Send) -> bool:
         """End a stream for a client that may read it; return whether there is such a stream."""
-        found = await self._setup.store.find(stream_id(target.secret))
+        found = await self._context.store.find(stream_id(target.secret))
         if not self._access.is_opened_by(found, request):
             if found is not None:
                 await self._find_nothing()
             return False
-        if found.state is LogState.DISOWNED:
+        if found.state is LogState.APP_OWNS_IDS:
             return False
-        await self._setup.store.cancel(found.info.stream_id)
+        await self._context.store.cancel(found.info.stream_id)
         self._report(found.info.route, "cancelled")
         headers = parse_headers(found.info.headers)
         cors = [pair for pair in headers if pair[0].lower().startswith(CORS)]
@@ -245,7 +245,7 @@ class ResumeHandler:
 
     async def _find_nothing(self) -> None:
         """Take as long as for a stream that does not exist, which may be longer."""
-        await self._setup.store.find(stream_id(new_secret()))
+        await self._context.store.find(stream_id(new_secret()))
 
     def _run_with_reset(self, request: SSERequest, run_app: RunApp) -> RunApp:
         """Let the app respond, and announce a new stream to a client that has part of the old."""
@@ -267,13 +267,13 @@ class ResumeHandler:
         self._report(UNMATCHED, "gone")
         secret = new_secret()
         end = str(EventId(secret, 0, Ending.FINAL))
-        options, name = self._setup.options, stream_id(secret)
+        options, name = self._context.options, stream_id(secret)
         return ended_stream(request, options, name, event_id=end, reset="gone")
 
     async def _send_retry_later(self, held: str | None, request: SSERequest, send: Send) -> None:
         """Have a client reconnect soon, with the id that it has."""
         self._report(UNMATCHED, "unavailable")
-        await send_retry_later(send, request, self._setup.options, held or "")
+        await send_retry_later(send, request, self._context.options, held or "")
 
     async def _send_end(self, request: SSERequest, send: Send, route: str) -> None:
         """Stop the reconnects of an `EventSource`.
@@ -284,7 +284,7 @@ class ResumeHandler:
         await send_empty(send, request, HTTPStatus.NO_CONTENT)
 
     def _report(self, route: str, result: str) -> None:
-        for observer in self._setup.observers:
+        for observer in self._context.observers:
             observer.resumed(route, result, 0)
 
     def _warn_of_processes(self) -> None:

@@ -26,7 +26,7 @@ class LogState(enum.StrEnum):
     """There is no such log, or not any more."""
     TRUNCATED = "truncated"
     """Events before the next batch are not kept; `last` says up to which."""
-    DISOWNED = "disowned"
+    APP_OWNS_IDS = "disowned"
     """The app turned out to number its events itself: a cursor of ours into it counts as none."""
 
 
@@ -113,7 +113,7 @@ class LogListener(Protocol):
     def on_cancel(self) -> None:
         """Hear that a reader wants the stream to end."""
 
-    def on_followed(self, *, followed: bool) -> None:
+    def on_readers_changed(self, *, has_readers: bool) -> None:
         """Hear that the log has got a first reader, or has lost its last one."""
 
 
@@ -138,7 +138,7 @@ class Log(Protocol):
             frame: what tells readers of the end, if anything does.
         """
 
-    def disown(self) -> None:
+    def use_app_ids(self) -> None:
         """Drop the events and end the log: the app turned out to number them itself."""
 
     def set_name(self, name: str) -> None:

@@ -46,9 +46,9 @@ class Context:
 
     app: ASGIApp
     options: Options
-    options_of: OncePerKey[Mark, Options]
+    options_for: OncePerKey[Mark, Options]
     store: EventStore
-    lingering: LingerQueue
+    linger_queue: LingerQueue
     marks: Mapping[Pattern[str], Mark] = field(default_factory=dict)
     observers: Sequence[Observer] = ()
     identify: Identify | None = None
@@ -56,15 +56,15 @@ class Context:
     expires_at: ExpiresAt | None = None
     capped_routes: set[str] = field(default_factory=set)
 
-    def mark_of(self, scope: Scope) -> Mark | None:
+    def get_mark(self, scope: Scope) -> Mark | None:
         """Return the mark that lies on the endpoint of `scope`, else on its path."""
         return self._mark(scope.get("endpoint"), scope)
 
-    def mark_ahead(self, scope: Scope) -> Mark | None:
+    def match_mark(self, scope: Scope) -> Mark | None:
         """Return that mark before the app has found the endpoint."""
-        return self.ahead(scope)[0]
+        return self.match_route(scope)[0]
 
-    def ahead(self, scope: Scope) -> tuple[Mark | None, str]:
+    def match_route(self, scope: Scope) -> tuple[Mark | None, str]:
         """Return that mark, and what the route is called, before the app has found the endpoint."""
         endpoint, template = route_ahead(dict(scope), self.app)
         mark = self._mark(endpoint, scope)
@@ -87,7 +87,7 @@ class Context:
 
     def _mark(self, endpoint: object, scope: Scope) -> Mark | None:
         mark = get_mark(endpoint, scope.get("method", ""))
-        if mark is None:
+        if mark is None and self.marks:
             path = scope.get("path", "")
             mark = next((mark for glob, mark in self.marks.items() if glob.match(path)), None)
         return mark
@@ -102,7 +102,7 @@ class Context:
             logger.exception("stream_key(scope) has failed; the stream is not kept")
             return None
 
-    def seconds_left(self, scope: Scope) -> float | None:
+    def credential_ttl(self, scope: Scope) -> float | None:
         """Return how long the credentials of a request are good for, `None` for as long as any.
 
         Where that cannot be told they are not.

@@ -24,7 +24,7 @@ class OpenStream(Protocol):
     """What is asked of a stream that is open."""
 
     @property
-    def drains(self) -> bool:
+    def is_draining(self) -> bool:
         """Whether the server ends."""
 
     def remaining_seconds(self) -> float | None:
@@ -91,7 +91,7 @@ class CurrentStream:
     @property
     def draining(self) -> bool:
         """Whether the server ends, so that the stream will, within `SSE_DRAIN_SECONDS`."""
-        return self._stream is not None and self._stream.drains
+        return self._stream is not None and self._stream.is_draining
 
     def add_tokens(self, count: int) -> None:
         """Add to the tokens of the stream, which heartbeats, `complete` and the log tell.

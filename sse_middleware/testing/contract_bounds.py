@@ -99,8 +99,8 @@ class BoundsTrials(StoreTrials):
         """Though there is nothing in it."""
         stream = FakeStream(store)
         stream.write(3)
-        stream.log.disown()
-        await self.found(store, stream.id, state=LogState.DISOWNED)
+        stream.log.use_app_ids()
+        await self.found(store, stream.id, state=LogState.APP_OWNS_IDS)
         await self.pass_time(1.5 * TTL_SECONDS)
         await self.lost(store, stream.id)
 

@@ -58,7 +58,7 @@ class EndTrials(StoreTrials):
         stream.log.append(3, b"id: 3\ndata: late\n\n")
         stream.log.end(LogState.CANCELLED, b"event: late\n\n")
         stream.log.end(LogState.GONE)
-        stream.log.disown()
+        stream.log.use_app_ids()
         stream.log.set_name(f"late:{stream.id}")
         reader = await Reader(store, stream.id).read_all()
         assert reader.numbers == [1, 2]
@@ -101,15 +101,15 @@ class EndTrials(StoreTrials):
         stream.write(3)
         async with Reader(store, stream.id) as waiting:
             await waiting.until(3)
-            stream.log.disown()
+            stream.log.use_app_ids()
             await waiting.until_end()
         stream.log.append(4, b"id: 4\ndata: late\n\n")
         stream.log.end(LogState.FINISHED, _END)
-        await self.found(store, stream.id, state=LogState.DISOWNED)
+        await self.found(store, stream.id, state=LogState.APP_OWNS_IDS)
         late = await Reader(store, stream.id).read_all()
         for reader in (waiting, late):
             assert reader.end is not None
-            assert reader.end.state is LogState.DISOWNED
+            assert reader.end.state is LogState.APP_OWNS_IDS
             assert not reader.end.frames
         assert late.numbers == []
 

@@ -84,9 +84,9 @@ class FakeProducer:
         self.cancels += 1
         self.loops.add(asyncio.get_running_loop())
 
-    def on_followed(self, *, followed: bool) -> None:
+    def on_readers_changed(self, *, has_readers: bool) -> None:
         """Hear that the log has got a first reader, or has lost its last one."""
-        self.heard.append("followed" if followed else "left")
+        self.heard.append("followed" if has_readers else "left")
         self.loops.add(asyncio.get_running_loop())
 
     async def hears(self, *words: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.clients import needs
+from tests.support import needs
 from tests.support.redis_server import need_redis_server
 
 ROOT = Path(__file__).parents[2]

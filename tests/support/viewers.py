@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable
 from typing import Any, Self
 
-from tests.support.cutting import Client
+from tests.support.event_source import EventSource
 
 PATIENCE_SECONDS = 20.0
 _CONNECTIONS = 10_000
 
 
-class Viewer(Client):
+class Viewer(EventSource):
     """An event source that is open while the block runs; its events are numbers."""
 
     _task: asyncio.Task[None]

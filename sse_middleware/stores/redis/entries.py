@@ -133,7 +133,7 @@ class Pending:
 
     def end(self, state: LogState, frame: bytes) -> None:
         """Take the end; with a log that goes or is disowned all its events go."""
-        if state in (LogState.DISOWNED, LogState.GONE):
+        if state in (LogState.APP_OWNS_IDS, LogState.GONE):
             self._queue.clear()
             self._frozen.clear()
             self._kept.clear()
@@ -228,7 +228,7 @@ def batches(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]], after: int) 
             frames, size = [], 0
         if state := fields.get(b"s"):
             ended = LogState(state.decode())
-            if last > after and ended is not LogState.DISOWNED:
+            if last > after and ended is not LogState.APP_OWNS_IDS:
                 yield Batch(LogState.TRUNCATED, last, b"")
                 after = last
             yield Batch(ended, after, fields[b"e"])

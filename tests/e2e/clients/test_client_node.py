@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.e2e.clients import needs
+from tests.support import needs
 
 TESTS = Path(__file__).parents[2] / "browser_client"
 
@@ -20,7 +20,7 @@ def test_the_client_passes_its_tests_under_node() -> None:
 
 
 def test_a_type_checker_understands_the_public_types() -> None:
-    compiler = str(needs.HERE / "node_modules" / "typescript" / "bin" / "tsc")
+    compiler = str(needs.NODE_CLIENTS / "node_modules" / "typescript" / "bin" / "tsc")
     strict = ["--noEmit", "--strict", "--target", "es2022", "--module", "nodenext"]
     libraries = ["--lib", "es2022,dom,dom.iterable,dom.asynciterable"]
     run(needs.node(), compiler, *strict, *libraries, "types.ts")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import httpx
 import pytest
 
-from tests.e2e.clients import needs, runs
-from tests.e2e.clients.runs import Outcome, Outcomes, Run
+from tests.e2e.clients import client_runs as runs
+from tests.e2e.clients.client_runs import Outcome, Outcomes, Run
+from tests.support import needs
 from tests.support.servers import Server, serving
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ LISTEN = """(scenarios) => {
 
 def listen_in(page: "Page", server: Server) -> None:
     page.goto(f"{server.url}/page")
-    page.add_script_tag(path=needs.HERE / "listen.mjs", type="module")
+    page.add_script_tag(path=needs.NODE_CLIENTS / "listen.mjs", type="module")
     page.wait_for_function("() => globalThis.listen !== undefined")
     page.evaluate(LISTEN, [*JSON, *AGAIN, *STREAMS])
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.clients import needs
+from tests.support import needs
 from tests.support.servers import Server, serving
 
 APP = "tests.e2e.clients.mcp_app:app"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.drain.test_drain import Stream, opened
-from tests.e2e.redis.workers import Worker, working
-from tests.support.cutting import CuttingProxy
+from tests.support.cut_proxy import CuttingProxy
 from tests.support.redis_server import RedisServer
 from tests.support.viewers import Viewer
+from tests.support.workers import Worker, working
 
 pytestmark = pytest.mark.anyio
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.clients import needs
-from tests.e2e.matrix.asking import EVENTSOURCE, Answer, Ask, Client
+from tests.e2e.matrix.recording_client import EVENTSOURCE, Answer, Ask, RecordingClient
+from tests.support import needs
 from tests.support.servers import Server, serving
 
 DECODER = {"accept": "text/event-stream"}
@@ -42,7 +42,7 @@ ROWS = {
 AT_ONCE = 3
 """How many pairs run at a time: they wait more than they work."""
 
-FRAMEWORKS = ("starlette", "fastapi", "litestar", "quart", "django", "nothing")
+FRAMEWORKS = ("starlette", "fastapi", "litestar", "quart", "django", "plain_asgi")
 
 UPLOAD = bytes(range(256)) * 4096
 
@@ -141,7 +141,7 @@ class Pair:
 
 async def observe(server: Server, row: Row) -> Observed:
     """Ask everything at once."""
-    client = Client(server, http2=row.http2)
+    client = RecordingClient(server, http2=row.http2)
     observed = Observed()
 
     async def keep(name: str, answers: dict[str, Answer], answer: Awaitable[Answer]) -> None:
@@ -199,7 +199,7 @@ def run_both(row: Row, framework: str, directory: Path) -> Pair:
 
 def missing_modules(row: Row, framework: str) -> list[str]:
     """Return what is not installed here."""
-    needed = {framework, row.server.partition("-")[0]} - {"nothing"}
+    needed = {framework, row.server.partition("-")[0]} - {"plain_asgi"}
     needed |= {"h2"} if row.http2 else {"websockets"}
     return [name for name in sorted(needed) if importlib.util.find_spec(name) is None]
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.clients import needs
-from tests.e2e.matrix.asking import EVENTSOURCE, Answer, Ask, Client
+from tests.e2e.matrix.recording_client import EVENTSOURCE, Answer, Ask, RecordingClient
+from tests.support import needs
 from tests.support.servers import Server, serving
 
-APP = "tests.e2e.matrix.stacks:app"
+APP = "tests.e2e.matrix.stacks_app:app"
 STACKS = [
     f"{other}-{where}"
     for other in ("alone", "gzip", "cors", "base", "two-bases", "all")
@@ -63,7 +63,7 @@ async def observe(server: Server, asks: dict[str, Ask]) -> Answers:
 
     async with asyncio.TaskGroup() as tasks:
         for stack in STACKS:
-            client = Client(server, state=f"/{stack}/state")
+            client = RecordingClient(server, state=f"/{stack}/state")
             for name, ask in asks.items():
                 leave_after = b"data: 1 " if name.startswith("left") else None
                 asked = Ask(f"/{stack}{ask.path.format(stack)}", headers=ask.headers)
@@ -73,7 +73,7 @@ async def observe(server: Server, asks: dict[str, Ask]) -> Answers:
     return answers
 
 
-async def come_back(client: Client, stack: str) -> Answer:
+async def come_back(client: RecordingClient, stack: str) -> Answer:
     """Ask twice, the second time with the session's cookie from the first."""
     path = f"/{stack}/stream?key={stack}-session&n=1&pause=0"
     first = await client.ask(Ask(path, headers=NATIVE))

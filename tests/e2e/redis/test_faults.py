@@ -45,7 +45,7 @@ async def store_at(place: RedisServer | Proxy, **options: Any) -> AsyncGenerator
         await store.close()
 
 
-class Client:
+class Follower:
     """A reader that comes back with its cursor whenever the store is out of reach.
 
     Attributes:
@@ -130,7 +130,7 @@ async def check_that_all_works(here: RedisStore, there: RedisStore) -> None:
     stream.log.set_name(stream.id)
     stream.write(3)
     await visible(there, stream.id, 3)
-    async with Client(there, stream.id) as client:
+    async with Follower(there, stream.id) as client:
         await client.until(3)
         await stream.producer.hears("followed")
         assert await there.find_named(stream.id) is not None
@@ -150,8 +150,11 @@ async def test_redis_restarted_empty(server: RedisServer) -> None:
             one.write(3)
             await visible(there, one.id, 3)
         ended.log.end(LogState.FINISHED)
-        async with Client(there, stream.id) as far, Client(here, stream.id) as near:
-            async with Client(there, silent.id) as of_silent:
+        async with (
+            Follower(there, stream.id) as far,
+            Follower(here, stream.id) as near,
+        ):
+            async with Follower(there, silent.id) as of_silent:
                 for client in (far, near, of_silent):
                     await client.until(3)
                 await write_for(stream, 0.5)
@@ -178,7 +181,10 @@ async def test_redis_stopped(server: RedisServer) -> None:
         stream = FakeStream(here)
         stream.write(3)
         await visible(there, stream.id, 3)
-        async with Client(there, stream.id) as far, Client(here, stream.id) as near:
+        async with (
+            Follower(there, stream.id) as far,
+            Follower(here, stream.id) as near,
+        ):
             await far.until(3)
             with server.stopped():
                 await write_for(stream, 3.0)
@@ -197,7 +203,10 @@ async def test_redis_full(server: RedisServer) -> None:
         stream = FakeStream(here)
         stream.write(3)
         await visible(there, stream.id, 3)
-        async with Client(there, stream.id) as far, Client(here, stream.id) as near:
+        async with (
+            Follower(there, stream.id) as far,
+            Follower(here, stream.id) as near,
+        ):
             await far.until(3)
             server.client.config_set("maxmemory", 1)
             unkept = FakeStream(here)
@@ -231,7 +240,10 @@ async def play_a_partition(server: RedisServer, proxy: Proxy) -> None:
         theirs.write(3)
         await visible(there, stream.id, 3)
         await visible(here, theirs.id, 3)
-        async with Client(here, theirs.id) as cut_off, Client(there, stream.id) as far:
+        async with (
+            Follower(here, theirs.id) as cut_off,
+            Follower(there, stream.id) as far,
+        ):
             await cut_off.until(3)
             await far.until(3)
             proxy.cut()
@@ -243,7 +255,7 @@ async def play_a_partition(server: RedisServer, proxy: Proxy) -> None:
             proxy.heal()
             await cut_off.until(theirs.last)
             assert cut_off.is_whole
-        async with Client(there, stream.id) as again:
+        async with Follower(there, stream.id) as again:
             await again.until(stream.last)
             assert again.is_whole
             stream.log.end(LogState.FINISHED)
@@ -277,7 +289,7 @@ class Producer:
 
 @contextmanager
 def producing(url: str) -> Iterator[Producer]:
-    command = [sys.executable, "-m", "tests.e2e.redis.producer", url, str(LEASE_SECONDS)]
+    command = [sys.executable, "-m", "tests.e2e.redis.producer_process", url, str(LEASE_SECONDS)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         try:
@@ -294,7 +306,7 @@ async def test_a_process_that_is_killed_is_told_as_lost_within_its_lease(
         with producing(server.url) as producer:
             producer.do("write 5")
             await visible(there, producer.stream_id, 5)
-            async with Client(there, producer.stream_id) as client:
+            async with Follower(there, producer.stream_id) as client:
                 await client.until(5)
                 await asyncio.sleep(LEASE_SECONDS)
                 assert client.reader.end is None
@@ -316,7 +328,7 @@ async def test_nobody_hears_of_a_loop_that_is_blocked(server: RedisServer) -> No
         with producing(server.url) as producer:
             producer.do("write 5")
             await visible(there, producer.stream_id, 5)
-            async with Client(there, producer.stream_id) as client:
+            async with Follower(there, producer.stream_id) as client:
                 await client.until(5)
                 producer.tell("block 5")
                 assert producer.hear() == "blocks"

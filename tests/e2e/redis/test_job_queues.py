@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from sse_middleware.channels import close_channels, subscribe
-from tests.e2e.clients import needs
+from tests.support import needs
 from tests.support.redis_server import RedisServer, need_redis_server
 from tests.support.servers import running_process
 

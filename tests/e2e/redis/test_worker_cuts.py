@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from tests.e2e.redis.workers import working
-from tests.support.cases import (
+from tests.support.cut_cases import (
     ENVIRON,
     SHAPES,
     Case,
@@ -19,11 +18,12 @@ from tests.support.cases import (
     sampled_cases,
     sweep,
 )
-from tests.support.cutting import Cut
+from tests.support.cut_proxy import Cut
 from tests.support.redis_server import RedisServer
 from tests.support.servers import Server
+from tests.support.workers import working
 
-APP = "tests.support.answers:app"
+APP = "tests.support.scripted_app:app"
 WORKERS = 3
 SAMPLE = 60
 

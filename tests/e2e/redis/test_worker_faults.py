@@ -16,12 +16,13 @@ from typing import Self
 import httpx
 import pytest
 
-from tests.e2e.redis.workers import Worker, working
-from tests.support import answers
-from tests.support.cases import ENVIRON, Case, complaint, path_of, play
-from tests.support.cutting import Cut, CuttingProxy, How, events_in
+from tests.support import scripted_app
+from tests.support.cut_cases import ENVIRON, Case, complaint, path_of, play
+from tests.support.cut_proxy import Cut, CuttingProxy, How
+from tests.support.event_source import events_in
 from tests.support.redis_server import Proxy, RedisServer
 from tests.support.viewers import Viewer
+from tests.support.workers import Worker, working
 
 pytestmark = pytest.mark.anyio
 
@@ -196,7 +197,7 @@ async def check_that_all_works(place: Place) -> None:
             for n, case in enumerate(cases)
         )
     )
-    expected = events_in(answers.body_of("lf"))
+    expected = events_in(scripted_app.body_of("lf"))
     found = [problem for one in outcomes if (problem := complaint(one, expected))]
     assert not found, found
 

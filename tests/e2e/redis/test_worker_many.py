@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.redis.workers import working
-from tests.support.cutting import Client
+from tests.support.event_source import EventSource
 from tests.support.redis_server import RedisServer
 from tests.support.viewers import Viewer
+from tests.support.workers import working
 
 pytestmark = pytest.mark.anyio
 
@@ -101,7 +101,7 @@ async def test_no_key_is_left_of_streams_that_are_over(
                     async with Viewer(port, f"{own_path}pause=0.05") as viewer:
                         await viewer.until(2)
                 else:
-                    client = Client(port, f"{own_path}pause=0&n=5")
+                    client = EventSource(port, f"{own_path}pause=0&n=5")
                     await client.run()
                     assert client.stopped_by == "complete"
 

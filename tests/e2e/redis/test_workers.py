@@ -6,10 +6,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import httpx
 import pytest
 
-from tests.e2e.redis.workers import working
-from tests.support.cutting import CuttingProxy
+from tests.support.cut_proxy import CuttingProxy
 from tests.support.redis_server import RedisServer
 from tests.support.viewers import Viewer
+from tests.support.workers import working
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from sse_middleware import SSEMiddleware, current_stream, resume_endpoint, streaming
 from sse_middleware.stores.redis import RedisStore
-from tests.support import answers
+from tests.support import scripted_app
 
 
 @streaming()
@@ -54,7 +54,7 @@ def _store() -> RedisStore | None:
 
 app = Starlette(
     routes=[
-        *answers.app.routes,
+        *scripted_app.app.routes,
         Route("/ticks", ticks),
         Route("/turns", turns),
         Route("/chats/{chat}", resume_endpoint("chat:{chat}")),

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.cases import (
+from tests.support.cut_cases import (
     BEHIND_START,
     ENVIRON,
     HASTES,
@@ -34,11 +34,12 @@ from tests.support.cases import (
     sampled_cases,
     sweep,
 )
-from tests.support.cutting import Cut, How, events_in
+from tests.support.cut_proxy import Cut, How
+from tests.support.event_source import events_in
 from tests.support.redis_server import RedisServer
 from tests.support.servers import SERVERS, Server, serving
 
-APP = "tests.support.answers:app"
+APP = "tests.support.scripted_app:app"
 EXAMPLE = "example_app.app:app"
 SEARCH = "/stream/search?query=What+is+an+event+loop%3F&delay_ms="
 SAMPLE = 60

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from sse_middleware import Event, EventParser
-from tests.e2e.clients import needs
+from tests.support import needs
 from tests.support.servers import running_process
 
 if TYPE_CHECKING:

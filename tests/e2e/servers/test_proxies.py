@@ -10,13 +10,13 @@ import httpx
 import pytest
 
 from sse_middleware import Event, EventParser
-from tests.e2e.clients.needs import program
+from tests.support.needs import program
 from tests.support.ports import free_port
 from tests.support.servers import running_process, serving, wait_until_listening
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "deployment.md"
 EVENTSOURCE = {"accept": "text/event-stream", "cache-control": "no-cache"}
-APP = "tests.e2e.servers.streams:app"
+APP = "tests.e2e.servers.app:app"
 IDLE_SECONDS = 1
 """In place of the minute of the documents, so that silence is told soon."""
 

@@ -12,7 +12,7 @@ import pytest
 from sse_middleware import Event, EventParser
 from tests.support.servers import SERVERS, Server, serving
 
-APP = "tests.e2e.servers.streams:app"
+APP = "tests.e2e.servers.app:app"
 EVENTSOURCE = {"accept": "text/event-stream", "cache-control": "no-cache"}
 
 

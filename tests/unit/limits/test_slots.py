@@ -14,7 +14,7 @@ class Stream:
     def evict(self) -> None:
         self.evicted += 1
 
-    def listen(self) -> None: ...
+    def watch_for_disconnect(self) -> None: ...
 
     def blocked_at(self) -> int | None:
         return None

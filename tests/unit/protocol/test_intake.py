@@ -44,7 +44,7 @@ class Recording:
     def skip(self, seq: int) -> None:
         self.told.append(seq)
 
-    def disown(self) -> None:
+    def use_app_ids(self) -> None:
         self.told.append("disowned")
 
 

@@ -327,7 +327,7 @@ async def test_after_its_time_nothing_is_left_though_nobody_asks() -> None:
         if number % 3:
             stream.log.end(LogState.FINISHED)
         else:
-            stream.log.disown()
+            stream.log.use_app_ids()
     assert len(store._logs) == 1000
     await asyncio.sleep(55)
     assert 400 < len(store._logs) < 600

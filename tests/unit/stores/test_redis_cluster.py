@@ -244,7 +244,7 @@ async def test_a_stream_is_resumed_by_another_app_that_has_the_same_variable(
     assert numbers == ["1", "2", "3", "4", "5"]
     assert other.scopes == []
     for app in apps:
-        await app._setup.store.close()
+        await app._context.store.close()
 
 
 def test_an_event_loop_ends_though_nobody_closes_the_store(cluster: RedisCluster) -> None:

@@ -257,11 +257,11 @@ def test_a_disowned_log_has_nothing_but_its_end() -> None:
     for entry in pending.freeze():
         redis.add(entry)
     pending.append(2, frame_of(2))
-    pending.end(LogState.DISOWNED, b"")
+    pending.end(LogState.APP_OWNS_IDS, b"")
     for entry in pending.freeze():
         redis.add(entry)
     assert list(redis.entries) == [b"2-1"]
-    assert read(redis) == [Batch(LogState.DISOWNED, 0, b"")]
+    assert read(redis) == [Batch(LogState.APP_OWNS_IDS, 0, b"")]
 
 
 def test_of_what_waits_for_redis_the_oldest_goes_first_and_is_counted() -> None:

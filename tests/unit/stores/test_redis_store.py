@@ -168,8 +168,8 @@ async def test_who_waits_in_another_process_hears_that_a_log_has_gone(server: Re
             await one.until(2)
             await other.until(2)
             gone.log.end(LogState.GONE)
-            disowned.log.disown()
-            assert await other.until_end() is LogState.DISOWNED
+            disowned.log.use_app_ids()
+            assert await other.until_end() is LogState.APP_OWNS_IDS
             assert await one.until_end() is LogState.GONE
 
 
@@ -346,7 +346,7 @@ async def test_no_key_is_left_behind_the_time(
             if how == 0:
                 stream.log.end(LogState.GONE)
             elif how == 1:
-                stream.log.disown()
+                stream.log.use_app_ids()
             else:
                 stream.log.end(LogState.FINISHED)
     await hidden(server)

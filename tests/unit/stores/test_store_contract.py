@@ -137,7 +137,7 @@ class TellsNobodyOfReaders(MemoryStore):
 class TellsOfEachReader(MemoryStore):
     async def follow(self, stream_id: str, after: int) -> Batches:
         log: Any = self._logs.get(stream_id)
-        log._producer.on_followed(followed=True)
+        log._producer.on_readers_changed(has_readers=True)
         async for batch in super().follow(stream_id, after):
             yield batch
 
@@ -184,8 +184,8 @@ class LogThatEndsAgain:
     def skip(self, seq: int) -> None:
         self.log.skip(seq)
 
-    def disown(self) -> None:
-        self.log.disown()
+    def use_app_ids(self) -> None:
+        self.log.use_app_ids()
 
 
 class TakesManyEventsForOne(MemoryStore):

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from sse_middleware import EventParser
-from tests.support import answers
-from tests.support.cutting import Chunked, Client, Cut, CuttingProxy, EventStream, How, events_in
+from tests.support import scripted_app
+from tests.support.cut_proxy import Cut, CuttingProxy, How
+from tests.support.event_source import Chunked, EventSource, EventStream, events_in
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
@@ -30,22 +31,22 @@ class Script:
         writer.close()
 
 
-def run(script: Script, *cuts: Cut, closes: bool = False) -> tuple[Client, CuttingProxy]:
-    async def play() -> tuple[Client, CuttingProxy]:
+def run(script: Script, *cuts: Cut, closes: bool = False) -> tuple[EventSource, CuttingProxy]:
+    async def play() -> tuple[EventSource, CuttingProxy]:
         listener = await asyncio.start_server(script, "127.0.0.1")
         async with listener:
             proxy = CuttingProxy([listener.sockets[0].getsockname()[1]], cuts)
             async with proxy, asyncio.timeout(10):
-                client = Client(proxy.port, "/path", closes=closes)
+                client = EventSource(proxy.port, "/path", closes=closes)
                 await client.run()
         return client, proxy
 
     return asyncio.run(play())
 
 
-@pytest.mark.parametrize("shape", answers.SCRIPTS)
+@pytest.mark.parametrize("shape", scripted_app.SCRIPTS)
 def test_an_independent_parser_dispatches_the_same(shape: str) -> None:
-    body = answers.body_of(shape)
+    body = scripted_app.body_of(shape)
     whole = events_in(body)
     stream = EventStream()
     by_byte = [event for byte in body for event in stream.feed(bytes([byte]))]

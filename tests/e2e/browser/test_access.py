@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.browser.page import Follower, visit
+from tests.e2e.browser.eventsource_page import Follower, visit
 from tests.e2e.browser.site import (
     PATIENCE_SECONDS,
     Site,
@@ -31,7 +31,7 @@ def test_a_page_of_another_origin_resumes(
 ) -> None:
     visit(page, site.other_page())
     page.evaluate(VISITOR.format("ada"))
-    site.scissors.cut(rb"data: 5", rb"data: 12")
+    site.proxy.cut(rb"data: 5", rb"data: 12")
     follower = Follower(page, site.url(f"/{cors}/job"), credentials=credentials)
     follower.wait_until_closed()
     assert_whole(follower.events(), 20)
@@ -133,7 +133,7 @@ def wait_until_left(site: Site, runs: int) -> None:
 def test_a_page_cancels_its_job(site: Site, page: "Page", how: str, places: list[bytes]) -> None:
     visit(page, site.page())
     url = site.url("/job", n=1000)
-    site.scissors.cut(*places)
+    site.proxy.cut(*places)
     follower = Follower(page, url, closes_at=())
     follower.wait_for("message", 5)
     assert cancel(page, how, url, follower.cursor) == 204
@@ -173,7 +173,7 @@ def test_a_page_that_is_reloaded_follows_its_chat_from_the_beginning(
     page.reload()
     second = Follower(page, site.url(f"/named/chats/{site.key}/live"), closes_at=())
     second.wait_for("message", 5)
-    site.scissors.cut(rb"\ndata: \d", rb"data: 39", rb"event: compl")
+    site.proxy.cut(rb"\ndata: \d", rb"data: 39", rb"event: compl")
     second.wait_until_closed()
     assert_whole(second.events(), 40)
     assert reasons(second) == ["finished"]

@@ -1,32 +1,30 @@
-"""A TCP proxy that cuts a connection where the test has asked for it, and passes on all else."""
+"""A TCP proxy in a thread, which cuts connections after bytes that the test names."""
 
 import asyncio
 import contextlib
 import re
-import socket
-import struct
 import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from tests.support.cutting import How
+from tests.support.cut_proxy import How, forward, reset
 
 _HOST = "127.0.0.1"
 _READ_BYTES = 1 << 16
 
 STALLED: Literal["stalled"] = "stalled"
-"""Neither half hears of a cut, and nothing comes through any more."""
+"""Neither half is closed, and no more bytes pass."""
 _How = How | Literal["stalled"]
 
 
-class Scissors:
-    """Stand before the server at `server_port`, which may change; run by `standing`.
+class ThreadProxy:
+    """Forward connections to the server at `server_port`, which may change; see `running_proxy`.
 
     Attributes:
-        port: where it listens.
-        server_port: where new connections lead.
+        port: the port of 127.0.0.1 on which the proxy listens.
+        server_port: the target of new connections.
     """
 
     def __init__(self, server_port: int) -> None:
@@ -36,16 +34,16 @@ class Scissors:
         self._connections: set[asyncio.Task[None]] = set()
 
     def cut(self, *places: bytes, how: _How = How.CLOSED) -> None:
-        """Cut behind the first match of each place, one after the other, in any connection.
+        """Cut after the first match of each place, one after the other, in any connection.
 
         Args:
-            *places: regular expressions for what a server sends.
-            how: what becomes of the two halves of a connection.
+            *places: regular expressions for the bytes that a server sends.
+            how: how the two halves of a connection are cut.
         """
         self._places.extend((re.compile(place), how) for place in places)
 
-    def lay_down(self) -> int:
-        """Forget the cuts that are still to be made, and tell how many these are."""
+    def discard_cuts(self) -> int:
+        """Discard the cuts that are not made yet, and return their number."""
         left = len(self._places)
         self._places.clear()
         return left
@@ -74,25 +72,25 @@ class Scissors:
         except OSError:
             to_client.close()
             return
-        asking = asyncio.create_task(_forward(client, to_server))
+        forwarding = asyncio.create_task(forward(client, to_server))
         try:
             how = await self._answer(server, to_client)
-            asking.cancel()  # or it would tell the server
+            forwarding.cancel()  # it would pass the end of the connection on
             if how is STALLED:
                 while await server.read(_READ_BYTES):
                     pass
             if how in {How.RESET, How.UNNOTICED}:
-                _reset(to_client)
+                reset(to_client)
             to_client.close()
             if how is How.RESET:
-                _reset(to_server)
+                reset(to_server)
             if how is How.UNNOTICED:
                 while await server.read(_READ_BYTES):
                     pass
         except OSError:
-            pass  # one of both has gone by itself
+            pass  # the client or the server has closed the connection
         finally:
-            asking.cancel()
+            forwarding.cancel()
             for writer in (to_client, to_server):
                 writer.close()
             for writer in (to_client, to_server):
@@ -102,8 +100,8 @@ class Scissors:
     async def _answer(
         self, server: asyncio.StreamReader, to_client: asyncio.StreamWriter
     ) -> _How | None:
-        """Pass on what a server sends until it ends, or up to a place to cut at."""
-        kept = b""  # from where the next place may begin
+        """Forward the bytes of a server to their end, or up to the place of a cut."""
+        kept = b""  # since the last event: a place may begin in it
         while data := await server.read(_READ_BYTES):
             passed = len(kept)
             kept += data
@@ -120,32 +118,18 @@ class Scissors:
         return None
 
 
-async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(_READ_BYTES):
-            writer.write(data)
-        writer.write_eof()
-
-
-def _reset(writer: asyncio.StreamWriter) -> None:
-    connection = writer.get_extra_info("socket")
-    with contextlib.suppress(OSError):  # it is closed already
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
-
-
 @contextmanager
-def standing(server_port: int) -> Iterator[Scissors]:
+def running_proxy(server_port: int) -> Iterator[ThreadProxy]:
     """Run a proxy in a thread of its own until the block ends."""
-    scissors, stop, started = Scissors(server_port), asyncio.Event(), threading.Event()
+    proxy, stop, started = ThreadProxy(server_port), asyncio.Event(), threading.Event()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(
-        target=lambda: loop.run_until_complete(scissors.serve(stop, started)), daemon=True
+        target=lambda: loop.run_until_complete(proxy.serve(stop, started)), daemon=True
     )
     thread.start()
     try:
         assert started.wait(10)
-        yield scissors
+        yield proxy
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)

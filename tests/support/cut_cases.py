@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from tests.support import answers
-from tests.support.cutting import ENDS, Client, Cut, CuttingProxy, Dispatched, How, events_in
+from tests.support import scripted_app
+from tests.support.cut_proxy import Cut, CuttingProxy, How
+from tests.support.event_source import ENDS, Dispatched, EventSource, events_in
 from tests.support.servers import Server
 
-ENVIRON = {"SSE_HEARTBEAT_INTERVAL": str(answers.HEARTBEAT_SECONDS)}
+ENVIRON = {"SSE_HEARTBEAT_INTERVAL": str(scripted_app.HEARTBEAT_SECONDS)}
 
 SEED = int(os.environ.get("CUTS_SEED") or random.SystemRandom().randrange(10**6))
 AT_ONCE = 40
@@ -49,7 +50,7 @@ class Outcome(NamedTuple):
     """What has become of a case."""
 
     case: Case
-    client: Client
+    client: EventSource
     made: int
     trouble: str
     passed: int
@@ -63,7 +64,7 @@ async def play(ports: Sequence[int], case: Case, name: str) -> Outcome:
     """Play a case; each connection goes to the next of the ports."""
     async with CuttingProxy(ports, case.cuts) as proxy:
         path = f"{case.path}&client={name}"
-        client = Client(proxy.port, path, haste=case.haste, closes=case.closes)
+        client = EventSource(proxy.port, path, haste=case.haste, closes=case.closes)
         trouble = ""
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
@@ -148,7 +149,7 @@ def complaints(
     for name, outcome in outcomes.items():
         case = outcome.case
         shape = re.split(r"[/?]", case.path)[2]
-        problem = complaint(outcome, events_in(answers.body_of(shape)))
+        problem = complaint(outcome, events_in(scripted_app.body_of(shape)))
         begun = outcome.client.asked_with.count("")
         # An app that has sent nothing yet ends with its client, which then begins anew.
         with_nothing = sum(cursor.endswith("-0") for cursor in outcome.client.asked_with)

@@ -69,7 +69,7 @@ class Answer:
         return dict(self.headers).get(name)
 
 
-class Client:
+class RecordingClient:
     """Ask `server`, each request on a connection of its own.
 
     Args:

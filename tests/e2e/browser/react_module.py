@@ -5,9 +5,9 @@ Each of its files becomes a function, and there is a `require` that knows them b
 
 from typing import NamedTuple
 
-from tests.e2e.clients import needs
+from tests.support import needs
 
-PACKAGES = needs.HERE / "node_modules"
+PACKAGES = needs.NODE_CLIENTS / "node_modules"
 
 _HOOKS = (
     "createElement",

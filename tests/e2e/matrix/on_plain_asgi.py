@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
-from tests.e2e.matrix import shared
+from tests.e2e.matrix import app_parts
 
 EVENTS = b"text/event-stream"
 JSON = b"application/json"
@@ -26,30 +26,30 @@ async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         return
     match scope["method"], scope["path"]:
         case "GET" | "HEAD", "/stream":
-            content = shared.events(
+            content = app_parts.events(
                 query["key"], int(query["n"]), float(query["pause"]), boom="boom" in query
             )
             await _stream(content, EVENTS, receive, send)
         case "POST", "/stream":
             body = await _body(receive)
             n, pause = int(query["n"]), float(query["pause"])
-            content = shared.events_of_upload(query["key"], body, n, pause)
+            content = app_parts.events_of_upload(query["key"], body, n, pause)
             await _stream(content, EVENTS, receive, send)
         case "GET", "/lines":
-            await _stream(shared.lines(query["key"]), b"application/x-ndjson", receive, send)
+            await _stream(app_parts.lines(query["key"]), b"application/x-ndjson", receive, send)
         case "GET" | "HEAD", "/json":
             await _answer(200, JSON, b'{"answer": 42}', send)
         case "GET", "/background":
             await _answer(200, JSON, b"{}", send)
-            shared.note(query["key"], "background")
+            app_parts.note(query["key"], "background")
         case "GET", "/file":
             await _file(send)
         case "POST", "/upload":
-            await _answer(200, TEXT, shared.digest(await _body(receive)).encode(), send)
+            await _answer(200, TEXT, app_parts.digest(await _body(receive)).encode(), send)
         case "GET", "/boom":
             raise ValueError("swordfish")
         case "GET", "/state":
-            await _answer(200, JSON, json.dumps(shared.noted(query["key"])).encode(), send)
+            await _answer(200, JSON, json.dumps(app_parts.noted(query["key"])).encode(), send)
         case _:
             await _answer(404, TEXT, b"not found", send)
 
@@ -88,7 +88,7 @@ async def _answer(status: int, media_type: bytes, body: bytes, send: Send) -> No
 
 
 async def _file(send: Send) -> None:
-    body = shared.FILE.read_bytes()
+    body = app_parts.FILE.read_bytes()
     headers = [(b"Content-Type", b"application/octet-stream")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     for at in range(0, len(body), 16384):
@@ -112,20 +112,20 @@ async def _echo(key: str, receive: Receive, send: Send) -> None:
     while True:
         message: Any = await receive()
         if message["type"] == "websocket.disconnect":
-            shared.note(key, f"closed by {message['code']}")
+            app_parts.note(key, f"closed by {message['code']}")
             return
         await send({"type": "websocket.send", "text": message["text"]})
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:
     await receive()
-    shared.note("lifespan", "started")
+    app_parts.note("lifespan", "started")
     await send({"type": "lifespan.startup.complete"})
     await receive()
     print("lifespan: stopped")  # noqa: T201 - for the server's log
     await send({"type": "lifespan.shutdown.complete"})
 
 
-app: ASGIApp = SSEMiddleware(handle) if shared.WITH_US else handle
+app: ASGIApp = SSEMiddleware(handle) if app_parts.WITH_US else handle
 
-watched = shared.watched(app)
+watched = app_parts.watched(app)

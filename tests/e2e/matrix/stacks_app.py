@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
-from tests.e2e.matrix import shared
+from tests.e2e.matrix import app_parts
 
 _OUTER: ContextVar[str] = ContextVar("outer", default="unset")
 _DISPATCHED: ContextVar[str] = ContextVar("dispatched", default="unset")
@@ -62,7 +62,7 @@ US = Middleware(SSEMiddleware)
 
 def stacks() -> dict[str, list[Middleware]]:
     """Return each stack by its name, the outermost first; sessions are outside or inside, too."""
-    us = [US] if shared.WITH_US else []
+    us = [US] if app_parts.WITH_US else []
     found = {"alone-outside": [SESSION, *us], "alone-inside": [*us, SESSION]}
     for name, others in OTHERS.items():
         slug = name.replace(" ", "-")
@@ -76,7 +76,7 @@ async def resource(key: str) -> AsyncIterator[str]:
     try:
         yield "resource"
     finally:
-        shared.note(key, "dependency")
+        app_parts.note(key, "dependency")
 
 
 def make(stack: list[Middleware]) -> ASGIApp:
@@ -100,13 +100,13 @@ def make(stack: list[Middleware]) -> ASGIApp:
         async def events() -> AsyncIterator[bytes]:
             await asyncio.sleep(delay)
             variables = f"{_OUTER.get()} {_DISPATCHED.get()} {request.session['count']}"
-            async for event in shared.events(key, n, pause):
+            async for event in app_parts.events(key, n, pause):
                 yield event.replace(b"\n\n", f" {variables}\n\n".encode())
 
         return StreamingResponse(events(), media_type="text/event-stream")
 
     async def note_with_variables(key: str) -> None:
-        shared.note(key, f"background {_OUTER.get()} {_DISPATCHED.get()}")
+        app_parts.note(key, f"background {_OUTER.get()} {_DISPATCHED.get()}")
 
     @app.get("/json")
     async def json(request: Request) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def make(stack: list[Middleware]) -> ASGIApp:
 
     @app.get("/state")
     async def state(key: str) -> list[str]:
-        return shared.noted(key)
+        return app_parts.noted(key)
 
     return app
 
@@ -129,4 +129,4 @@ async def _dispatch(scope: Scope, receive: Receive, send: Send) -> None:
     await _apps[f"/{name}"]({**scope, "path": slash + rest}, receive, send)
 
 
-app = shared.watched(_dispatch)
+app = app_parts.watched(_dispatch)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from tests.e2e.clients import needs
+from tests.support import needs
 
 
 class Outcome(NamedTuple):
@@ -33,7 +33,7 @@ def by_node(script: str, accept: str = "") -> Run:
     """Return the run of a client that is written for node."""
 
     def run(base: str, scenarios: Sequence[str]) -> Outcomes:
-        command = [needs.node(), str(needs.HERE / script), base, *scenarios]
+        command = [needs.node(), str(needs.NODE_CLIENTS / script), base, *scenarios]
         environ = {**os.environ, "ACCEPT": accept}
         done = subprocess.run(command, capture_output=True, timeout=60, env=environ, check=False)
         assert done.returncode == 0, done.stderr.decode()

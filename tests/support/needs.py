@@ -1,4 +1,7 @@
-"""What pip cannot bring, or not every machine has: skipped where missing, but not in CI."""
+"""Programs and packages that some machines do not have.
+
+Without one, a test is skipped; in CI it fails.
+"""
 
 import importlib
 import os
@@ -8,15 +11,17 @@ from typing import Any, NoReturn
 
 import pytest
 
-HERE = Path(__file__).parent
+REPOSITORY = Path(__file__).parents[2]
+NODE_CLIENTS = REPOSITORY / "tests" / "e2e" / "clients"
+"""The folder of `package.json` and of the clients that run under node."""
 
 
 def node() -> str:
-    """Return the path of node, for which the packages of `package.json` are there too."""
+    """Return the path of node; the packages of `package.json` have to be installed too."""
     found = shutil.which("node")
     if found is None:
-        missing("there is no node on this machine")
-    if not (HERE / "node_modules").is_dir():
+        missing("node is not installed")
+    if not (NODE_CLIENTS / "node_modules").is_dir():
         missing("the node clients are not installed: npm install --prefix tests/e2e/clients")
     return found
 
@@ -25,7 +30,7 @@ def program(name: str) -> str:
     """Return the path of a program."""
     found = shutil.which(name)
     if found is None:
-        missing(f"there is no {name} on this machine")
+        missing(f"{name} is not installed")
     return found
 
 
@@ -33,20 +38,20 @@ def chromium() -> str:
     """Return the path of Chromium."""
     found = shutil.which("chromium") or shutil.which("chromium-browser")
     if found is None:
-        missing("there is no Chromium on this machine")
+        missing("Chromium is not installed")
     return found
 
 
 def module(name: str) -> Any:
-    """Import a client that not every environment has."""
+    """Import a module that some environments do not have."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
         missing(f"{name} is not installed")
 
 
-def missing(what: str) -> NoReturn:
-    """Skip the test; in CI, where everything is to be there, fail it."""
+def missing(reason: str) -> NoReturn:
+    """Skip the test, or fail it in CI, which has everything installed."""
     if os.environ.get("CI"):
-        pytest.fail(what)
-    pytest.skip(what)
+        pytest.fail(reason)
+    pytest.skip(reason)
