@@ -2,7 +2,7 @@
 
 from starlette.types import Message
 
-from sse_middleware.stream.callbacks import StreamCallbacks
+from sse_middleware.stream.callbacks import NO_CALLBACKS, StreamCallbacks
 
 
 class DiscardedResponse:
@@ -44,5 +44,6 @@ class DiscardedResponse:
     async def wait_until_ended(self) -> None:
         """Return at once."""
 
-    async def aclose(self, grace_seconds: float, outcome: str) -> None:
-        """Leave nothing behind: there is nothing."""
+    async def aclose(self, grace_seconds: float, outcome: str) -> None:  # noqa: ARG002
+        """Release the app's runner, which has a reference to this object."""
+        self._callbacks = NO_CALLBACKS

@@ -130,10 +130,15 @@ def _is_hypercorn_main(task: asyncio.Task[Any]) -> bool:
 
 
 def _awaited_code(task: asyncio.Task[Any]) -> Iterator[CodeType]:
-    """Return the coroutines in which a task waits, from the outside in."""
-    awaited: Any = task.get_coro()
+    """Return the code of the coroutines in which a task is suspended, outermost first.
+
+    An object without one of the attributes ends the search.
+    """
+    get_coro = getattr(task, "get_coro", None)
+    awaited: Any = None if get_coro is None else get_coro()
     while awaited is not None:
-        if (code := getattr(awaited, "cr_code", None)) is not None:
+        code = getattr(awaited, "cr_code", None)
+        if isinstance(code, CodeType):
             yield code
         awaited = getattr(awaited, "cr_await", None)
 

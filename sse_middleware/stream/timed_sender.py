@@ -156,6 +156,7 @@ class TimedSender(Sender):
             self._report_end(outcome)
             # Nothing of a stream that has ended is to wait for the garbage collector.
             self._callbacks = NO_CALLBACKS
+            self.slot = None
             self.app_context = self._timers.empty_context
 
     def on_timer(self, now: float) -> None:
