@@ -672,14 +672,14 @@ def test_a_cut_crlf_is_one_line_end_whoever_writes_its_lf(
     out = b"".join(data for _, data in splitter.feed(first))
     assert out == first
     if taken:
-        assert splitter.take_owed_lf() == b"\n"
-        assert splitter.take_owed_lf() == b""
+        assert splitter.complete_line_end() == b"\n"
+        assert splitter.complete_line_end() == b""
         out += b"\n"
     pieces = [piece for chunk in chunks for piece in splitter.feed(chunk)]
 
     own_lf = [line(b"\n")] if comes and not taken else []
     assert pieces == [*own_lf, block(following)]
-    assert splitter.take_owed_lf() == b""
+    assert splitter.complete_line_end() == b""
     out += b"".join(data for _, data in pieces)
     assert parse([out]) == parse([first, *chunks])
 
@@ -687,7 +687,7 @@ def test_a_cut_crlf_is_one_line_end_whoever_writes_its_lf(
 def test_a_control_block_between_the_halves_of_a_crlf_stays_apart() -> None:
     splitter = Splitter(LIMIT)
     out = b"".join(data for _, data in splitter.feed(b"data: a\r\n\r"))
-    out += splitter.take_owed_lf() + b": control\n\n"
+    out += splitter.complete_line_end() + b": control\n\n"
     out += b"".join(data for _, data in splitter.feed(b"\n\ndata: b\r\n\r\n"))
     assert out == b"data: a\r\n\r\n: control\n\n\ndata: b\r\n\r\n"
 
@@ -707,20 +707,20 @@ def test_a_control_block_between_the_halves_of_a_crlf_stays_apart() -> None:
 def test_no_lf_is_owed_where_no_cr_was_passed_on_last(chunk: bytes) -> None:
     splitter = Splitter(LIMIT)
     splitter.feed(chunk)
-    assert splitter.take_owed_lf() == b""
+    assert splitter.complete_line_end() == b""
 
 
 def test_only_one_lf_is_dropped_for_one_taken() -> None:
     splitter = Splitter(LIMIT)
     splitter.feed(b"\r")
-    assert splitter.take_owed_lf() == b"\n"
+    assert splitter.complete_line_end() == b"\n"
     assert splitter.feed(b"\n\n") == [line(b"\n")]
 
 
 def test_an_empty_chunk_does_not_settle_the_owed_lf() -> None:
     splitter = Splitter(LIMIT)
     splitter.feed(b"\r")
-    assert splitter.take_owed_lf() == b"\n"
+    assert splitter.complete_line_end() == b"\n"
     assert splitter.feed(b"") == []
     assert splitter.feed(b"\n") == []
 
