@@ -1,4 +1,4 @@
-"""The streams of `test_wire`, and the events that our own parser returns for them.
+"""The streams of the wire tests, and the events that our own parser returns for them.
 
 `wire.test.mjs` compares the browser client with `corpus.json`, which
 `python -m tests.browser_client.test_corpus` writes.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sse_middleware import EventParser
-from tests.unit.protocol import test_wire
+from tests.unit.protocol import test_linear_time, test_parser, test_splitter, test_wire
 
 CORPUS = Path(__file__).parent / "corpus.json"
 SHORT = 200
@@ -21,7 +21,8 @@ SHORT = 200
 def streams() -> Iterator[bytes]:
     """Yield the streams in the parameters of the tests."""
     ends = (b"\n", b"\r", b"\r\n")
-    for test in vars(test_wire).values():
+    modules = (test_parser, test_splitter, test_wire, test_linear_time)
+    for test in [test for module in modules for test in vars(module).values()]:
         for mark in getattr(test, "pytestmark", ()):
             for parameters in (mark.args or ((), ()))[-1]:
                 for value in getattr(parameters, "values", (parameters,)):
