@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from sse_middleware.protocol.stream_terms import StreamTerms
+
 
 class LogState(enum.StrEnum):
     """How a log is, or what a batch of it says."""
@@ -26,7 +28,7 @@ class LogState(enum.StrEnum):
     """There is no such log, or not any more."""
     TRUNCATED = "truncated"
     """Events before the next batch are not kept; `last` says up to which."""
-    DISOWNED = "disowned"
+    APP_OWNS_IDS = "disowned"
     """The app turned out to number its events itself: a cursor of ours into it counts as none."""
 
 
@@ -46,12 +48,7 @@ class LogInfo:
         marked: whether the endpoint is.
         app_ids: whether the ids of its events are the app's.
         opened_on: when the response started, in seconds since the epoch.
-        max_seconds: the cap, `None` for none.
-        rotates: whether the cap holds for a connection, and not for the stream.
-        heartbeat_interval: in seconds, `None` for none.
-        silence_threshold: in seconds, `None` for none.
-        event_prefix: what stands before the names of our events.
-        retry_ms: when a client is to come back.
+        terms: the parameters of the stream that are announced to clients.
     """
 
     stream_id: str
@@ -65,12 +62,7 @@ class LogInfo:
     marked: bool
     app_ids: bool
     opened_on: float
-    max_seconds: float | None
-    rotates: bool
-    heartbeat_interval: float | None
-    silence_threshold: float | None
-    event_prefix: str
-    retry_ms: int
+    terms: StreamTerms
 
 
 class LogSnapshot(NamedTuple):
@@ -113,7 +105,7 @@ class LogListener(Protocol):
     def on_cancel(self) -> None:
         """Hear that a reader wants the stream to end."""
 
-    def on_followed(self, *, followed: bool) -> None:
+    def on_readers_changed(self, *, has_readers: bool) -> None:
         """Hear that the log has got a first reader, or has lost its last one."""
 
 
@@ -138,7 +130,7 @@ class Log(Protocol):
             frame: what tells readers of the end, if anything does.
         """
 
-    def disown(self) -> None:
+    def use_app_ids(self) -> None:
         """Drop the events and end the log: the app turned out to number them itself."""
 
     def set_name(self, name: str) -> None:

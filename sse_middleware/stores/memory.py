@@ -202,9 +202,9 @@ class _MemoryLog:
 
     __slots__ = (
         "_fixed_size",
-        "_followed",
         "_frame",
         "_frames",
+        "_has_readers",
         "_loop",
         "_producer",
         "_readers",
@@ -228,7 +228,7 @@ class _MemoryLog:
         self._state = LogState.RUNNING
         self._producer: LogListener | None = producer
         self._loop = asyncio.get_running_loop()
-        self._followed = False  # as the producer has heard
+        self._has_readers = False  # as the producer has heard
         self._readers = 0
         self._waiting: dict[asyncio.Future[None], None] | None = None
         self._fixed_size = _LOG_BYTES + len(info.headers) + len(info.path) + len(info.origin)
@@ -264,12 +264,12 @@ class _MemoryLog:
             self._store.recount(self)
             self._wake()
 
-    def disown(self) -> None:
+    def use_app_ids(self) -> None:
         """Drop the events and end the log."""
         with self._store.lock:
             if self._state is LogState.RUNNING:
                 self._frames.drop_all()
-                self.end(LogState.DISOWNED)
+                self.end(LogState.APP_OWNS_IDS)
 
     def set_name(self, name: str) -> None:
         """Let `find_named` find this log."""
@@ -292,7 +292,7 @@ class _MemoryLog:
         """Return what stands behind the event `after`, `None` where nothing does yet."""
         with self._store.lock:
             frames = self._frames
-            if self._state in (LogState.GONE, LogState.DISOWNED):
+            if self._state in (LogState.GONE, LogState.APP_OWNS_IDS):
                 return Batch(self._state, after, self._frame)
             if after < frames.first - 1:
                 return Batch(LogState.TRUNCATED, frames.first - 1, b"")
@@ -320,12 +320,12 @@ class _MemoryLog:
     def join(self) -> None:
         with self._store.lock:
             self._readers += 1
-        _call_in(self._loop, self._tell_followed)
+        _call_in(self._loop, self._notify_readers_changed)
 
     def leave(self) -> None:
         with self._store.lock:
             self._readers -= 1
-        _call_in(self._loop, self._tell_followed)
+        _call_in(self._loop, self._notify_readers_changed)
 
     def cancel(self) -> None:
         _call_in(self._loop, self._tell_cancel)
@@ -359,11 +359,11 @@ class _MemoryLog:
         for news in waiting or ():
             _call_in(news.get_loop(), _set, news)
 
-    def _tell_followed(self) -> None:
-        followed = self._readers > 0
-        if self._producer is not None and followed is not self._followed:
-            self._followed = followed
-            self._producer.on_followed(followed=followed)
+    def _notify_readers_changed(self) -> None:
+        has_readers = self._readers > 0
+        if self._producer is not None and has_readers is not self._has_readers:
+            self._has_readers = has_readers
+            self._producer.on_readers_changed(has_readers=has_readers)
 
     def _tell_cancel(self) -> None:
         if self._producer is not None:

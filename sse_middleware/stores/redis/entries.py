@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Final, NamedTuple
 
+from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import Batch, LogInfo, LogState
 
 _ENTRY_BYTES: Final = 1 << 15
@@ -133,7 +134,7 @@ class Pending:
 
     def end(self, state: LogState, frame: bytes) -> None:
         """Take the end; with a log that goes or is disowned all its events go."""
-        if state in (LogState.DISOWNED, LogState.GONE):
+        if state in (LogState.APP_OWNS_IDS, LogState.GONE):
             self._queue.clear()
             self._frozen.clear()
             self._kept.clear()
@@ -228,7 +229,7 @@ def batches(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]], after: int) 
             frames, size = [], 0
         if state := fields.get(b"s"):
             ended = LogState(state.decode())
-            if last > after and ended is not LogState.DISOWNED:
+            if last > after and ended is not LogState.APP_OWNS_IDS:
                 yield Batch(LogState.TRUNCATED, last, b"")
                 after = last
             yield Batch(ended, after, fields[b"e"])
@@ -305,6 +306,7 @@ class Known(NamedTuple):
 def pack_known(known: Known) -> bytes:
     """Write what is known of a log."""
     fields = {**asdict(known.info), "headers": known.info.headers.decode("latin-1")}
+    fields |= fields.pop("terms")  # the terms are stored as fields of their own
     return json.dumps([fields, known.process, known.name]).encode()
 
 
@@ -316,7 +318,9 @@ def unpack_known(data: bytes) -> Known:
     """
     try:
         fields, process, name = json.loads(data)
-        info = LogInfo(**{**fields, "headers": fields["headers"].encode("latin-1")})
+        terms = StreamTerms(**{name: fields.pop(name) for name in StreamTerms.__slots__})
+        headers = fields.pop("headers").encode("latin-1")
+        info = LogInfo(**fields, headers=headers, terms=terms)
     except (TypeError, KeyError, AttributeError, ValueError) as exc:
         raise ValueError("what is known of a stream was written by another version") from exc
     return Known(info, process, name)

@@ -136,9 +136,9 @@ class RedisLog:
             # Whoever finds a log that has gone waits for nothing.
             self._writer.write_soon(self, urgent=self.is_followed or self.is_gone)
 
-    def disown(self) -> None:
+    def use_app_ids(self) -> None:
         """Drop the events and end the log."""
-        self.end(LogState.DISOWNED)
+        self.end(LogState.APP_OWNS_IDS)
 
     def set_name(self, name: str) -> None:
         """Let `find_named` find this log."""
@@ -219,7 +219,7 @@ class RedisLog:
     def _tell_followed(self) -> None:
         if self._producer is not None and self.is_followed is not self._told_followed:
             self._told_followed = self.is_followed
-            self._producer.on_followed(followed=self.is_followed)
+            self._producer.on_readers_changed(has_readers=self.is_followed)
 
 
 class _Step(NamedTuple):

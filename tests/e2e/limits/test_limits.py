@@ -5,7 +5,7 @@ import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from tests.support.raw_http import EVENTSOURCE
