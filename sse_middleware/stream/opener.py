@@ -1,4 +1,4 @@
-"""Opening: how a response becomes a stream of ours, and what its log begins with."""
+"""Turn a response into a stream: its state, its response head and the description of its log."""
 
 import time
 
@@ -23,14 +23,14 @@ class StreamOpener:
     """Open one stream.
 
     Args:
-        setup: what all requests share.
-        current: the stream as the handler sees it.
-        scope: the request's, behind the app's routing.
-        mark: the endpoint's, if it has one.
-        body: what has come of the request's body, if it may count.
+        context: the objects that all requests of one middleware share.
+        current: the handler's view of the stream.
+        scope: the scope of the request, after the app has routed it.
+        mark: the mark of the endpoint, if it has one.
+        body: the received part of the request body, if it identifies the stream.
 
     Attributes:
-        words: the first bytes of ours.
+        preamble: the bytes to write before the first event.
     """
 
     __slots__ = (
@@ -65,16 +65,16 @@ class StreamOpener:
         has_cursor = current.claim.cursor is not None
         record.family = family = context.family_of(scope, headers, mark, has_cursor=has_cursor)
         record.route = route_name(scope, mark)
-        numbers = family is ClientKind.EVENTSOURCE
+        has_ids = family is ClientKind.EVENTSOURCE
         secret = current.take_secret()
         self._state = StreamState(
             self._options,
             family=family,
             record=record,
-            secret=secret if numbers else "",
+            secret=secret if has_ids else "",
             marked=mark is not None,
             comment=(
-                CommentForm.BLOCK if numbers else comment_form(headers, self._options.comment_style)
+                CommentForm.BLOCK if has_ids else comment_form(headers, self._options.comment_style)
             ),
             app_ids=mark is not None and mark.stream_key is not None,
         )
@@ -82,15 +82,15 @@ class StreamOpener:
         self.preamble = self._state.open(
             self._timers.clock(),
             self._timers.epoch(),
-            reset=current.claim.reset if numbers else "",
-            event_id=self._client_event_id() if numbers else None,
+            reset=current.claim.reset if has_ids else "",
+            event_id=self._client_event_id() if has_ids else None,
             ends_in=None if family is ClientKind.OFF else context.credential_ttl(scope),
         )
 
     def create_producer(
         self, send: Send, start: Message, *, callbacks: StreamCallbacks
     ) -> Producer:
-        """Return what writes the stream to `send`, and keeps it where it is to be kept."""
+        """Return the producer that writes to `send`, with a log if the stream is to be kept."""
         context, state = self._context, self._state
         info = self._log_info(start) if state.family is ClientKind.EVENTSOURCE else None
         producer: Producer
@@ -118,7 +118,7 @@ class StreamOpener:
         return producer
 
     def start(self, start: Message) -> Message:
-        """Return the response start with our headers, or as it is where we only look on."""
+        """Return the response start with our headers, or unchanged for an excluded client."""
         state, options = self._state, self._options
         if state.family is ClientKind.OFF:
             return start
@@ -135,9 +135,9 @@ class StreamOpener:
         return {**start, "headers": headers}
 
     def _client_event_id(self) -> str | None:
-        """Return the id of the app's that the client has come with, and keeps until the next one.
+        """Return the id of the app with which the client has reconnected, and which it keeps.
 
-        The app has been handed it, and ours in its place would make it begin anew.
+        The app has continued after this id. If our own id replaced it, the app would start again.
         """
         if self._current.claim.reset:
             return None
@@ -145,7 +145,7 @@ class StreamOpener:
         return event_id if event_id is not None and parse_event_id(event_id) is None else None
 
     def _log_info(self, start: Message) -> LogInfo | None:
-        """Return what the log begins with, `None` where there is to be none."""
+        """Return the description of the log, `None` if the stream is not kept."""
         state, scope, context, mark = self._state, self._scope, self._context, self._mark
         if not self._options.replay_max_events:
             return None
