@@ -13,7 +13,6 @@ from types import FunctionType
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from starlette.routing import Match
-from starlette.types import Scope
 
 from sse_middleware.config.arguments import EndpointArguments
 from sse_middleware.config.options import validate
@@ -31,21 +30,6 @@ _ATTRIBUTE = "__sse_streaming__"
 _FAMILIES = (ClientKind.EVENTSOURCE, ClientKind.PLAIN, ClientKind.OPENAI)
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
-
-
-def below_root(scope: Scope) -> str:
-    """Return the path of a request as the app's routes have it, whether the server leaves the root.
-
-    ASGI has `path` include the `root_path`; older servers take it off.
-    """
-    path: str = scope.get("path", "")
-    root: str = scope.get("root_path", "")
-    return path.removeprefix(root) if root and path.startswith(root + "/") else path
-
-
-def asks_for(path: str, scope: Scope) -> bool:
-    """Tell whether a request is for a page of ours at `path`, below the app's `root_path`."""
-    return below_root(scope) == path and scope.get("method") in ("GET", "HEAD")
 
 
 class Mark:
@@ -130,7 +114,7 @@ def streaming(
     return mark if endpoint is None else mark(endpoint)
 
 
-def mark_on(endpoint: object, method: str = "") -> Mark | None:
+def get_mark(endpoint: object, method: str = "") -> Mark | None:
     """Return the mark that lies on `endpoint`, or on its method for the HTTP `method`."""
     if type(endpoint) is FunctionType and not endpoint.__dict__:
         return None  # as most are

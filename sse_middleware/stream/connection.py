@@ -11,16 +11,15 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Send
 
 from sse_middleware.errors import StoreError
+from sse_middleware.http.request import SSERequest
 from sse_middleware.http.response_head import (
     OWN_HEADERS,
     body_message,
-    request_headers,
+    parse_headers,
     stream_headers,
-    trace_id,
-    unpacked,
 )
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
@@ -98,7 +97,7 @@ class Connection:
     def __init__(
         self,
         context: Context,
-        scope: Scope,
+        request: SSERequest,
         receive: Receive,
         send: Send,
         *,
@@ -109,7 +108,7 @@ class Connection:
         reset: str = "",
     ) -> None:
         self._context = context
-        self._scope = scope
+        self._request = request
         self._receive = receive
         self._info = info
         self._secret = secret
@@ -117,7 +116,7 @@ class Connection:
         self._tasks: list[asyncio.Task[None]] = []
         self._record = StreamRecord(
             info.stream_id,
-            trace_id(request_headers(scope.get("headers") or ())),
+            request.trace_id,
             info.route,
             ClientKind.EVENTSOURCE,
             resumed_after=after,
@@ -152,7 +151,7 @@ class Connection:
             resumed=True,
             event_id=event_id,
             age=max(0.0, time.time() - info.opened_on),
-            ends_in=context.credential_ttl(scope),
+            ends_in=context.credential_ttl(request.scope),
         )
         self._sender = ConnectionSender(
             self._state, send, timers, observers=context.observers, callbacks=self
@@ -191,10 +190,10 @@ class Connection:
 
     def _start(self) -> Message:
         info = self._info
-        kept = [pair for pair in unpacked(info.headers) if pair[0].lower() != b"cache-control"]
+        kept = [pair for pair in parse_headers(info.headers) if pair[0].lower() != b"cache-control"]
         headers = stream_headers(
             [*kept, *OWN_HEADERS],
-            http_version=self._scope.get("http_version", ""),
+            http_version=self._request.http_version,
             trace_id=self._record.trace_id,
             stream_id=info.stream_id,
             max_seconds=info.max_seconds,

@@ -10,8 +10,9 @@ from starlette.types import ASGIApp, Scope
 
 from sse_middleware._once import OncePerKey
 from sse_middleware.config.options import Options
-from sse_middleware.http.request import Identify, key_name, place_of
-from sse_middleware.http.routes import UNMATCHED, Mark, mark_on, route_ahead
+from sse_middleware.http.identity import Identify
+from sse_middleware.http.request import SSERequest, stream_key_name
+from sse_middleware.http.routes import UNMATCHED, Mark, get_mark, route_ahead
 from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.client_kinds import ALL, ClientKind, family_of, in_rollout
 from sse_middleware.stores.base import EventStore, LogInfo
@@ -81,17 +82,16 @@ class Context:
             has_cursor: whether the request has an event id of ours.
         """
         percent = self.options.rollout_percent
-        if percent < ALL:
-            address = str((scope.get("client") or ("",))[0])
-            if not in_rollout(percent, headers, address):
-                return ClientKind.OFF
+        if percent < ALL and not in_rollout(percent, request.headers, request.peer_host):
+            return ClientKind.OFF
         if mark is not None and mark.family is not None:
             return mark.family
-        return family_of(scope.get("method", ""), headers, has_cursor=has_cursor)
+        has_event_id = request.intent.event_id is not None
+        return family_of(request.method, request.headers, has_cursor=has_event_id)
 
     def _mark(self, endpoint: object, scope: Scope) -> Mark | None:
-        mark = mark_on(endpoint, scope.get("method", ""))
-        if mark is None:
+        mark = get_mark(endpoint, scope.get("method", ""))
+        if mark is None and self.marks:
             path = scope.get("path", "")
             mark = next((mark for glob, mark in self.marks.items() if glob.match(path)), None)
         return mark
@@ -101,7 +101,7 @@ class Context:
         if mark is None or mark.stream_key is None:
             return None
         try:
-            return key_name(mark.stream_key(scope), place_of(scope))
+            return stream_key_name(mark.stream_key(request.scope), request.request_path)
         except Exception:
             logger.exception("stream_key(scope) failed; the stream continues but cannot be resumed")
             return None

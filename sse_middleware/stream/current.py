@@ -1,14 +1,15 @@
 """The handler's view of the stream that it writes."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from sse_middleware.http.request import NO_CLAIM, ResumeIntent, stream_name
-from sse_middleware.http.response_head import request_headers, trace_id
+from starlette.types import Receive, Scope, Send
+
+from sse_middleware.http.request import SSERequest, stream_name
 from sse_middleware.http.routes import UNMATCHED
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.event_ids import EventId, new_secret, stream_id
+from sse_middleware.protocol.event_ids import new_secret, stream_id
 
 IN_SCOPE = "sse_middleware"
 """The key of the current stream in the scope; a nested middleware that finds it does nothing."""
@@ -45,27 +46,25 @@ class CurrentStream:
     # All values are computed on demand: most requests are no streams.
     __slots__ = (
         "_follow",
-        "_headers",
         "_name",
         "_record",
+        "_request",
+        "_scope",
         "_secret",
         "_stream",
-        "_trace_id",
-        "claim",
         "is_answered",
     )
 
     def __init__(
         self,
-        headers: _Headers | None = None,
+        scope: Scope | None = None,
         follow: Follow | None = None,
-        claim: ResumeIntent = NO_CLAIM,
+        request: SSERequest | None = None,
     ) -> None:
-        self._headers = headers
+        self._scope = scope
         self._follow = follow
-        self.claim = claim
+        self._request = request
         self.is_answered = False
-        self._trace_id: str | None = None
         self._secret: str | None = None
         self._record: StreamRecord | None = None
         self._name = ""
@@ -74,10 +73,9 @@ class CurrentStream:
     @property
     def trace_id(self) -> str:
         """The trace id of the request, `""` outside of one."""
-        if self._trace_id is None:
-            headers = self._headers
-            self._trace_id = "" if headers is None else trace_id(request_headers(headers))
-        return self._trace_id
+        if self._record is not None:
+            return self._record.trace_id
+        return "" if self._scope is None else self.request.trace_id
 
     @property
     def stream_id(self) -> str:
@@ -134,6 +132,14 @@ class CurrentStream:
     # The rest is for the middleware, not for handlers.
 
     @property
+    def request(self) -> SSERequest:
+        """The request, parsed at its first use; there is none after `open`."""
+        if self._request is None:
+            assert self._scope is not None
+            self._request = SSERequest(self._scope)
+        return self._request
+
+    @property
     def secret(self) -> str:
         """The secret from which the event ids of the stream are made."""
         if self._secret is None:
@@ -161,11 +167,18 @@ class CurrentStream:
     def open(self, stream: OpenStream) -> None:
         """Attach the open stream, and give it the name that the handler has set."""
         self._stream = stream
+        self._scope = self._request = None  # not needed any more, and alive for as long as this
         if self._name:
             stream.set_name(stream_name(self._name))
 
     async def follow(self, name: str, scope: Any, receive: Any, send: Any) -> None:
         """Respond to the request with the stream of a name, in place of a new stream of the app.
+
+        Args:
+            name: the name of the stream.
+            scope: the scope that the endpoint has, which may be a copy of the request's.
+            receive: the endpoint's.
+            send: the endpoint's.
 
         Raises:
             RuntimeError: the request did not pass the middleware.
@@ -173,7 +186,7 @@ class CurrentStream:
         if self._follow is None:
             raise RuntimeError("resume_endpoint needs SSEMiddleware around the app")
         self.is_answered = True
-        await self._follow(name, self.claim.cursor, scope, receive, send)
+        await self._follow(name, self.request.with_scope(scope), receive, send)
 
     def close(self) -> None:
         """Detach the stream; tasks that outlive the request may hold this object for long."""

@@ -2,13 +2,13 @@
 
 import time
 
-from starlette.types import Message, Scope, Send
+from starlette.types import Message, Send
 
-from sse_middleware.http.request import RequestBody, identity_of, last_event_id, place_of
-from sse_middleware.http.response_head import packed, request_headers, stream_headers
+from sse_middleware.http.identity import identity_of
+from sse_middleware.http.request import RequestBody
+from sse_middleware.http.response_head import serialize_headers, stream_headers
 from sse_middleware.http.routes import Mark, route_name
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm, comment_form
-from sse_middleware.protocol.event_ids import parse_event_id
 from sse_middleware.protocol.stream_state import StreamState
 from sse_middleware.stores.base import LogInfo
 from sse_middleware.stream.callbacks import StreamCallbacks
@@ -37,10 +37,9 @@ class StreamOpener:
         "_body",
         "_context",
         "_current",
-        "_headers",
         "_mark",
         "_options",
-        "_scope",
+        "_request",
         "_state",
         "_timers",
         "preamble",
@@ -50,13 +49,11 @@ class StreamOpener:
         self,
         context: Context,
         current: CurrentStream,
-        scope: Scope,
         mark: Mark | None,
         body: RequestBody | None,
     ) -> None:
         self._context = context
         self._current = current
-        self._scope = scope
         self._mark = mark
         self._body = body
         self._options = context.options if mark is None else context.options_for(mark)
@@ -110,11 +107,11 @@ class StreamOpener:
                 linger_queue=context.linger_queue,
             )
             if info.app_ids:
-                producer.set_name(context.key_name(self._mark, self._scope) or "")
+                producer.set_name(context.key_name(self._mark, self._request) or "")
         self._current.open(producer)
-        if state.family is ClientKind.EVENTSOURCE and self._current.claim.reset:
+        if state.family is ClientKind.EVENTSOURCE and self._request.intent.reset:
             for observer in context.observers:
-                observer.resumed(state.record.route, self._current.claim.reset, 0)
+                observer.resumed(state.record.route, self._request.intent.reset, 0)
         return producer
 
     def start(self, start: Message) -> Message:
@@ -124,7 +121,7 @@ class StreamOpener:
             return start
         headers = stream_headers(
             start.get("headers") or (),
-            http_version=self._scope.get("http_version", ""),
+            http_version=self._request.http_version,
             trace_id=state.record.trace_id,
             stream_id=state.record.stream_id,
             max_seconds=state.max_seconds,
@@ -139,10 +136,9 @@ class StreamOpener:
 
         The app has continued after this id. If our own id replaced it, the app would start again.
         """
-        if self._current.claim.reset:
+        if self._request.intent.reset:
             return None
-        event_id = last_event_id(self._scope)
-        return event_id if event_id is not None and parse_event_id(event_id) is None else None
+        return None if self._request.event_id is not None else self._request.last_event_id
 
     def _log_info(self, start: Message) -> LogInfo | None:
         """Return the description of the log, `None` if the stream is not kept."""
@@ -150,18 +146,18 @@ class StreamOpener:
         if not self._options.replay_max_events:
             return None
         cookies = self._options.identity_cookies
-        identity = identity_of(scope, self._headers, context.identify, cookies)
+        identity = identity_of(request, context.identify, cookies)
         app_ids = mark is not None and mark.stream_key is not None
-        if identity is None or (app_ids and context.key_name(mark, scope) is None):
+        if identity is None or (app_ids and context.key_name(mark, request) is None):
             return None
         return LogInfo(
             stream_id=state.record.stream_id,
-            path=place_of(scope),
+            path=request.request_path,
             identity=identity,
-            method=scope.get("method", ""),
+            method=request.method,
             body_digest=None if self._body is None else self._body.digest(),
-            origin=self._headers.get(b"origin", b"").decode("latin-1"),
-            headers=packed(start.get("headers") or ()),
+            origin=request.origin,
+            headers=serialize_headers(start.get("headers") or ()),
             route=state.record.route,
             marked=mark is not None,
             app_ids=app_ids,

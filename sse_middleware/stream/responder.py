@@ -28,7 +28,7 @@ from typing import Protocol
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware.http.request import RequestBody
-from sse_middleware.http.response_head import is_something_else, why_untouched
+from sse_middleware.http.response_head import is_not_event_stream, passthrough_reason
 from sse_middleware.http.routes import Mark, route_name
 from sse_middleware.stream.cancellation import (
     GRACE_SECONDS,
@@ -50,16 +50,16 @@ _MAX_CAPPED_ROUTES = 1000
 class StreamAdmission(Protocol):
     """The check whether the stream of one request is admitted."""
 
-    async def ask(self, mark: Mark | None, route: str) -> bool:
+    async def check_at_start(self, mark: Mark | None, route: str) -> bool:
         """Return whether the stream may open; called at the response start."""
 
-    def let_in(self, stream: Producer, /) -> StreamSlot | None:
+    def attach(self, stream: Producer, /) -> StreamSlot | None:
         """Give the stream its slot, and return it."""
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Release the slot, because the response is no stream."""
 
-    async def answer(self, send: Send) -> None:
+    async def send_rejection(self, send: Send) -> None:
         """Send the rejection in place of the app's response."""
 
 
@@ -170,17 +170,18 @@ class Responder:
         if message["type"] != "http.response.start":
             return self._send(message)
         self._decided = True
-        if not is_something_else(message):
+        if not is_not_event_stream(message):
             return self._decide(message)
         if self.admission is not None:
-            self.admission.leave()
+            self.admission.release()
+            self.admission = None
         self._body = None
         return self._send(message)
 
     def _decide(self, start: Message) -> Awaitable[None]:
         """Open a stream, or pass the response start on if the response is not to be one."""
         method = self._scope.get("method", "")
-        reason = why_untouched(method, start["status"], start.get("headers") or ())
+        reason = passthrough_reason(method, start["status"], start.get("headers") or ())
         if reason is None and self.current.is_answered:
             reason = "it is written by sse_middleware"
         mark = self._context.get_mark(self._scope) if reason is None else None
@@ -193,7 +194,8 @@ class Responder:
                 return self._open_if_admitted(self.admission, start, mark)
             return self._open(start, mark)
         if self.admission is not None:
-            self.admission.leave()
+            self.admission.release()
+            self.admission = None
         self._body = None
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug(
@@ -292,7 +294,7 @@ class Responder:
         self.producer = producer = opener.create_producer(self._send, start, callbacks=self)
         self._body = None
         if self.admission is not None:
-            producer.slot = self.admission.let_in(producer)
+            producer.slot = self.admission.attach(producer)
         return producer.open(opener.start(start), opener.preamble)
 
     async def _open_if_admitted(
@@ -301,7 +303,7 @@ class Responder:
         """Open the stream if it is admitted, else send a rejection in its place."""
         self._decided = False  # `receive` continues as before meanwhile
         try:
-            admitted = await admission.ask(mark, route_name(self._scope, mark))
+            admitted = await admission.check_at_start(mark, route_name(self._scope, mark))
         finally:
             self._decided = True
         if admitted:
@@ -310,7 +312,7 @@ class Responder:
         self._cancel_count = self._task.cancelling()
         self._outcome = "rejected"
         self.producer = DiscardedResponse(self)
-        await admission.answer(self._send)
+        await admission.send_rejection(self._send)
         self.on_end()
 
     def _buffer_body(self, message: Message) -> None:

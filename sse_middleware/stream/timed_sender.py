@@ -31,7 +31,7 @@ class StreamSlot(Protocol):
     def wait(self, *, waits: bool) -> None:
         """Release the slot while the stream lingers, or occupy it again."""
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Release the slot; further calls have no effect."""
 
 
@@ -298,6 +298,6 @@ class TimedSender(Sender):
                 record.disconnects = 1
             record.duration_seconds = self._state.duration_seconds(self._clock())
             if self.slot is not None:
-                self.slot.give_back()
+                self.slot.release()
             for observer in self._observers:
                 observer.ended(record)
