@@ -70,16 +70,12 @@ class Context:
         mark = self._mark(endpoint, scope)
         return mark, template or (mark.name if mark else None) or UNMATCHED
 
-    def family_of(
-        self, scope: Scope, headers: dict[bytes, bytes], mark: Mark | None, *, has_cursor: bool
-    ) -> ClientKind:
+    def client_kind(self, request: SSERequest, mark: Mark | None) -> ClientKind:
         """Return the kind of a client, `OFF` if the rollout excludes it.
 
         Args:
-            scope: the scope of the request.
-            headers: the result of `request_headers`.
-            mark: the mark of the endpoint, if it has one.
-            has_cursor: whether the request has an event id of ours.
+            request: the request.
+            mark: the mark of its endpoint, if it has one.
         """
         percent = self.options.rollout_percent
         if percent < ALL and not in_rollout(percent, request.headers, request.peer_host):
@@ -96,7 +92,7 @@ class Context:
             mark = next((mark for glob, mark in self.marks.items() if glob.match(path)), None)
         return mark
 
-    def key_name(self, mark: Mark | None, scope: Scope) -> str | None:
+    def key_name(self, mark: Mark | None, request: SSERequest) -> str | None:
         """Return the name in the store of the stream that a request selects by its `stream_key`."""
         if mark is None or mark.stream_key is None:
             return None

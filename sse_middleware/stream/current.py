@@ -16,10 +16,8 @@ IN_SCOPE = "sse_middleware"
 
 _LONGEST_NAME = 200
 
-Follow = Callable[[str, EventId | None, Any, Any, Any], Awaitable[None]]
-"""Responds to a request, given as an ASGI call, with the stream of a name."""
-
-_Headers = Iterable[tuple[bytes, bytes]]
+Follow = Callable[[str, SSERequest, Receive, Send], Awaitable[None]]
+"""Responds to a request with the stream of a name."""
 
 
 class OpenStream(Protocol):
@@ -116,9 +114,8 @@ class CurrentStream:
         that are kept have names: those of an `EventSource`.
 
         Args:
-            name: 1 to 200 characters; only the identity (see `identify`) that has opened the stream
-                can
-                use it.
+            name: 1 to 200 characters; only the identity that has opened the stream can use it
+                (see `identify`).
 
         Raises:
             ValueError: `name` is empty or too long.
@@ -153,12 +150,6 @@ class CurrentStream:
             self._record = StreamRecord(stream_id(self.secret), self.trace_id, UNMATCHED, "")
         return self._record
 
-    def begin(self, picked: Mapping[bytes, bytes]) -> StreamRecord:
-        """Return the record of the new stream; `picked` is the result of `request_headers`."""
-        if self._trace_id is None:
-            self._trace_id = trace_id(picked)
-        return self.record
-
     def take_secret(self) -> str:
         """Return the secret, and delete it here."""
         secret, self._secret = self.secret, None
@@ -167,7 +158,7 @@ class CurrentStream:
     def open(self, stream: OpenStream) -> None:
         """Attach the open stream, and give it the name that the handler has set."""
         self._stream = stream
-        self._scope = self._request = None  # not needed any more, and alive for as long as this
+        self._scope = self._request = None  # not needed after this; released early
         if self._name:
             stream.set_name(stream_name(self._name))
 
@@ -176,9 +167,9 @@ class CurrentStream:
 
         Args:
             name: the name of the stream.
-            scope: the scope that the endpoint has, which may be a copy of the request's.
-            receive: the endpoint's.
-            send: the endpoint's.
+            scope: the scope of the endpoint, which may be a copy of the request's.
+            receive: the endpoint's `receive`.
+            send: the endpoint's `send`.
 
         Raises:
             RuntimeError: the request did not pass the middleware.

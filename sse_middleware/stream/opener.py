@@ -57,12 +57,11 @@ class StreamOpener:
         self._mark = mark
         self._body = body
         self._options = context.options if mark is None else context.options_for(mark)
-        self._headers = headers = request_headers(scope.get("headers") or ())
-        record = current.begin(headers)
-        has_cursor = current.claim.cursor is not None
-        record.family = family = context.family_of(scope, headers, mark, has_cursor=has_cursor)
-        record.route = route_name(scope, mark)
-        has_ids = family is ClientKind.EVENTSOURCE
+        self._request = request = current.request
+        record = current.record
+        record.family = family = context.client_kind(request, mark)
+        record.route = route_name(request.scope, mark)
+        has_ids, style = family is ClientKind.EVENTSOURCE, self._options.comment_style
         secret = current.take_secret()
         self._state = StreamState(
             self._options,
@@ -70,18 +69,16 @@ class StreamOpener:
             record=record,
             secret=secret if has_ids else "",
             marked=mark is not None,
-            comment=(
-                CommentForm.BLOCK if has_ids else comment_form(headers, self._options.comment_style)
-            ),
+            comment=CommentForm.BLOCK if has_ids else comment_form(request.headers, style),
             app_ids=mark is not None and mark.stream_key is not None,
         )
         self._timers = current_timers()
         self.preamble = self._state.open(
             self._timers.clock(),
             self._timers.epoch(),
-            reset=current.claim.reset if has_ids else "",
+            reset=request.intent.reset if has_ids else "",
             event_id=self._client_event_id() if has_ids else None,
-            ends_in=None if family is ClientKind.OFF else context.credential_ttl(scope),
+            ends_in=None if family is ClientKind.OFF else context.credential_ttl(request.scope),
         )
 
     def create_producer(
@@ -142,7 +139,7 @@ class StreamOpener:
 
     def _log_info(self, start: Message) -> LogInfo | None:
         """Return the description of the log, `None` if the stream is not kept."""
-        state, scope, context, mark = self._state, self._scope, self._context, self._mark
+        state, request, context, mark = self._state, self._request, self._context, self._mark
         if not self._options.replay_max_events:
             return None
         cookies = self._options.identity_cookies
