@@ -99,7 +99,7 @@ class Context:
         try:
             return stream_key_name(mark.stream_key(request.scope), request.request_path)
         except Exception:
-            logger.exception("stream_key(scope) failed; the stream continues but cannot be resumed")
+            logger.exception("stream_key(scope) has failed; the stream cannot be resumed")
             return None
 
     def credential_ttl(self, scope: Scope) -> float | None:
@@ -112,6 +112,6 @@ class Context:
         try:
             expires_at = self.expires_at(scope)
         except Exception:
-            logger.exception("expires_at(scope) failed; the stream ends at once")
+            logger.exception("expires_at(scope) has failed; the stream ends at once")
             return 0.0
         return None if expires_at is None else max(0.0, expires_at - time.time())
