@@ -93,7 +93,7 @@ class TimedSender(Sender):
 
     def remaining_seconds(self) -> float | None:
         """Return the time until the cap ends the stream, `None` if it has none."""
-        return None if self._state.rotates else self._state.remaining_seconds(self._clock())
+        return None if self._state.terms.rotates else self._state.remaining_seconds(self._clock())
 
     @property
     def drain_seconds(self) -> float:
@@ -103,7 +103,7 @@ class TimedSender(Sender):
     def abort(self) -> None:
         """Write the end for a shutdown, if the app has returned because of it without an end."""
         is_over = self._is_ended() or self._active_writer or (self.broken and not self._is_detached)
-        if self._state.tells_end and not is_over:
+        if self._state.reports_end and not is_over:
             self._close(self._state.shut_down(self._clock(), random.random()))  # noqa: S311
 
     def on_drain(self) -> None:
@@ -111,7 +111,7 @@ class TimedSender(Sender):
 
     def on_drain_over(self) -> None:
         """End the stream, because the server waits for nothing else."""
-        if not (self._is_ended() or self._state.family is ClientKind.OFF):
+        if not (self._is_ended() or self._state.client_kind is ClientKind.OFF):
             self._close(self._state.shut_down(self._clock(), random.random()))  # noqa: S311
             self._callbacks.on_end()
 
@@ -194,7 +194,7 @@ class TimedSender(Sender):
         self._set_timer()
 
     def _reach_cap(self, now: float) -> None:
-        if self._state.rotates:
+        if self._state.terms.rotates:
             self._end_connection(now, Reason.DURATION_CAP)
         else:
             self._close(self._state.reach_cap(now))
@@ -203,7 +203,7 @@ class TimedSender(Sender):
     def _end_connection(self, now: float, reason: Reason) -> None:
         """End the connection of a client that is to reconnect, and this stream with it."""
         end = self._state.rotate(now, random.random())  # noqa: S311 - no secret
-        self._state.end_as_told(reason)
+        self._state.end_from_log(reason)
         self._close(end)
         self._callbacks.on_end()
 
@@ -225,7 +225,7 @@ class TimedSender(Sender):
         if self._is_detached or self.broken:
             return math.inf
         timeout = self._state.options.send_timeout
-        return math.inf if timeout is None or self._state.family is ClientKind.OFF else timeout
+        return math.inf if timeout is None or self._state.client_kind is ClientKind.OFF else timeout
 
     def _on_client_blocked(self) -> None:
         """Disconnect a client that does not read; the server keeps the unfinished write."""
@@ -268,13 +268,13 @@ class TimedSender(Sender):
 
     def _has_pending(self) -> bool:
         """Whether there is anything to write."""
-        return bool(self._pending or self._state.fresh) or self._pending_end is not None
+        return bool(self._pending or self._state.pending) or self._pending_end is not None
 
     def _collect_events(self) -> None:
         """Make the events that the state buffers pending, as the state has edited them."""
-        if not self._state.fresh:
+        if not self._state.pending:
             return
-        if data := self._state.take():
+        if data := self._state.take_pending():
             self._append(data)
         self._pending_bytes = sum(map(len, self._pending))
 
