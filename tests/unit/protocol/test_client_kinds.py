@@ -9,7 +9,7 @@ from sse_middleware.protocol.client_kinds import (
     ClientKind,
     CommentForm,
     comment_form,
-    family_of,
+    detect_client_kind,
 )
 from sse_middleware.protocol.event_ids import EventId
 
@@ -24,7 +24,7 @@ def family(method: str, headers: dict[bytes, bytes], query: bytes) -> ClientKind
     request = SSERequest(
         {"method": method, "headers": list(headers.items()), "query_string": query}
     )
-    return family_of(method, headers, has_cursor=request.event_id is not None)
+    return detect_client_kind(method, headers, has_event_id=request.event_id is not None)
 
 
 @pytest.mark.parametrize(
