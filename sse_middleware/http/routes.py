@@ -13,7 +13,6 @@ from types import FunctionType
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from starlette.routing import Match
-from starlette.types import Scope
 
 from sse_middleware.config.arguments import EndpointArguments
 from sse_middleware.config.options import validate
@@ -28,24 +27,9 @@ StreamKey = Callable[[Any], str]
 """Tells from the scope of a request which stream it asks for."""
 
 _ATTRIBUTE = "__sse_streaming__"
-_FAMILIES = (ClientKind.EVENTSOURCE, ClientKind.PLAIN, ClientKind.OPENAI)
+_CLIENT_KINDS = (ClientKind.EVENTSOURCE, ClientKind.PLAIN, ClientKind.OPENAI)
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
-
-
-def below_root(scope: Scope) -> str:
-    """Return the path of a request as the app's routes have it, whether the server leaves the root.
-
-    ASGI has `path` include the `root_path`; older servers take it off.
-    """
-    path: str = scope.get("path", "")
-    root: str = scope.get("root_path", "")
-    return path.removeprefix(root) if root and path.startswith(root + "/") else path
-
-
-def asks_for(path: str, scope: Scope) -> bool:
-    """Tell whether a request is for a page of ours at `path`, below the app's `root_path`."""
-    return below_root(scope) == path and scope.get("method") in ("GET", "HEAD")
 
 
 class Mark:
@@ -69,8 +53,8 @@ class Mark:
         overrides: Mapping[str, object],
         stream_key: StreamKey | None = None,
     ) -> None:
-        if family is not None and family not in _FAMILIES:
-            raise ConfigurationError("family", family, " or ".join(_FAMILIES))
+        if family is not None and family not in _CLIENT_KINDS:
+            raise ConfigurationError("family", family, " or ".join(_CLIENT_KINDS))
         self.name = name
         self.family = None if family is None else ClientKind(family)
         self.overrides = validate(overrides, per_endpoint=True)
@@ -130,7 +114,7 @@ def streaming(
     return mark if endpoint is None else mark(endpoint)
 
 
-def mark_on(endpoint: object, method: str = "") -> Mark | None:
+def get_mark(endpoint: object, method: str = "") -> Mark | None:
     """Return the mark that lies on `endpoint`, or on its method for the HTTP `method`."""
     if type(endpoint) is FunctionType and not endpoint.__dict__:
         return None  # as most are

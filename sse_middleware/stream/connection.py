@@ -11,16 +11,15 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Send
 
 from sse_middleware.errors import StoreError
+from sse_middleware.http.request import SSERequest
 from sse_middleware.http.response_head import (
     OWN_HEADERS,
     body_message,
-    request_headers,
+    parse_headers,
     stream_headers,
-    trace_id,
-    unpacked,
 )
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
@@ -72,10 +71,10 @@ class ConnectionSender(Producer):
             return
         self._raise_failure()
         data = joined([*self._take_pending(), frames])
-        self._state.relay(last, self._clock())
+        self._state.advance_to(last, self._clock())
         if reason is not None:
             self._stop_timer()
-            self._state.end_as_told(reason)
+            self._state.end_from_log(reason)
         if data or reason is not None:
             await self._send_as_app(body_message(data, more_body=reason is None), len(data))
 
@@ -84,8 +83,8 @@ class Connection:
     """Send one client the rest of a stream.
 
     Args:
-        setup: what all requests share.
-        scope: the request's.
+        context: the objects that all requests of one middleware share.
+        request: the request.
         receive: the server's.
         send: the server's.
         info: the log's.
@@ -98,7 +97,7 @@ class Connection:
     def __init__(
         self,
         context: Context,
-        scope: Scope,
+        request: SSERequest,
         receive: Receive,
         send: Send,
         *,
@@ -109,7 +108,7 @@ class Connection:
         reset: str = "",
     ) -> None:
         self._context = context
-        self._scope = scope
+        self._request = request
         self._receive = receive
         self._info = info
         self._secret = secret
@@ -117,27 +116,17 @@ class Connection:
         self._tasks: list[asyncio.Task[None]] = []
         self._record = StreamRecord(
             info.stream_id,
-            trace_id(request_headers(scope.get("headers") or ())),
+            request.trace_id,
             info.route,
             ClientKind.EVENTSOURCE,
             resumed_after=after,
             chunks=after,
         )
-        self._options = dataclasses.replace(
-            context.options,
-            stream_max_seconds=info.max_seconds,
-            cap_action="rotate" if info.rotates else "complete",
-            heartbeat_interval=info.heartbeat_interval,
-            silence_threshold=info.silence_threshold,
-            event_prefix=info.event_prefix,
-            retry_ms=info.retry_ms,
-            batch=False,
-            chunk_delay_ms=0,
-            explicit=context.options.explicit | {"cap_action"},
-        )
+        self._options = dataclasses.replace(context.options, batch=False, chunk_delay_ms=0)
         self._state = StreamState(
             self._options,
-            family=ClientKind.EVENTSOURCE,
+            info.terms,
+            client_kind=ClientKind.EVENTSOURCE,
             record=self._record,
             secret=secret,
             marked=info.marked,
@@ -152,7 +141,7 @@ class Connection:
             resumed=True,
             event_id=event_id,
             age=max(0.0, time.time() - info.opened_on),
-            ends_in=context.credential_ttl(scope),
+            ends_in=context.credential_ttl(request.scope),
         )
         self._sender = ConnectionSender(
             self._state, send, timers, observers=context.observers, callbacks=self
@@ -191,15 +180,13 @@ class Connection:
 
     def _start(self) -> Message:
         info = self._info
-        kept = [pair for pair in unpacked(info.headers) if pair[0].lower() != b"cache-control"]
+        kept = [pair for pair in parse_headers(info.headers) if pair[0].lower() != b"cache-control"]
         headers = stream_headers(
             [*kept, *OWN_HEADERS],
-            http_version=self._scope.get("http_version", ""),
+            info.terms,
+            http_version=self._request.http_version,
             trace_id=self._record.trace_id,
             stream_id=info.stream_id,
-            max_seconds=info.max_seconds,
-            heartbeat_interval=info.heartbeat_interval,
-            silence_threshold=info.silence_threshold,
             keep_cache_control=False,
         )
         return {"type": "http.response.start", "status": 200, "headers": headers}
@@ -220,9 +207,9 @@ class Connection:
             if state is LogState.RUNNING:
                 await write(frames, last)
             elif state is LogState.TRUNCATED:
-                await write(self._state.truncate(last), last)
+                await write(self._state.reset_truncated(last), last)
             elif state is LogState.LOST:
-                await write(self._state.lost(), last, reason=Reason.LOST)
+                await write(self._state.producer_lost(), last, reason=Reason.LOST)
             else:
                 await write(frames, last, reason=_REASONS.get(state, Reason.GONE))
 

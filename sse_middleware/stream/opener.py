@@ -2,14 +2,15 @@
 
 import time
 
-from starlette.types import Message, Scope, Send
+from starlette.types import Message, Send
 
-from sse_middleware.http.request import RequestBody, identity_of, last_event_id, place_of
-from sse_middleware.http.response_head import packed, request_headers, stream_headers
+from sse_middleware.http.identity import identity_of
+from sse_middleware.http.request import RequestBody
+from sse_middleware.http.response_head import serialize_headers, stream_headers
 from sse_middleware.http.routes import Mark, route_name
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm, comment_form
-from sse_middleware.protocol.event_ids import parse_event_id
 from sse_middleware.protocol.stream_state import StreamState
+from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import LogInfo
 from sse_middleware.stream.callbacks import StreamCallbacks
 from sse_middleware.stream.context import Context
@@ -23,9 +24,8 @@ class StreamOpener:
     """Open one stream.
 
     Args:
-        setup: what all requests share.
+        context: the objects that all requests of one middleware share.
         current: the stream as the handler sees it.
-        scope: the request's, behind the app's routing.
         mark: the endpoint's, if it has one.
         body: what has come of the request's body, if it may count.
 
@@ -37,10 +37,9 @@ class StreamOpener:
         "_body",
         "_context",
         "_current",
-        "_headers",
         "_mark",
         "_options",
-        "_scope",
+        "_request",
         "_state",
         "_timers",
         "preamble",
@@ -50,41 +49,38 @@ class StreamOpener:
         self,
         context: Context,
         current: CurrentStream,
-        scope: Scope,
         mark: Mark | None,
         body: RequestBody | None,
     ) -> None:
         self._context = context
         self._current = current
-        self._scope = scope
         self._mark = mark
         self._body = body
         self._options = context.options if mark is None else context.options_for(mark)
-        self._headers = headers = request_headers(scope.get("headers") or ())
-        record = current.begin(headers)
-        has_cursor = current.claim.cursor is not None
-        record.family = family = context.family_of(scope, headers, mark, has_cursor=has_cursor)
-        record.route = route_name(scope, mark)
-        numbers = family is ClientKind.EVENTSOURCE
+        self._request = request = current.request
+        record = current.record
+        record.family = client_kind = context.client_kind(request, mark)
+        record.route = route_name(request.scope, mark)
+        numbers, style = client_kind is ClientKind.EVENTSOURCE, self._options.comment_style
+        is_off = client_kind is ClientKind.OFF
         secret = current.take_secret()
         self._state = StreamState(
             self._options,
-            family=family,
+            StreamTerms.from_options(self._options, client_kind, marked=mark is not None),
+            client_kind=client_kind,
             record=record,
             secret=secret if numbers else "",
             marked=mark is not None,
-            comment=(
-                CommentForm.BLOCK if numbers else comment_form(headers, self._options.comment_style)
-            ),
+            comment=CommentForm.BLOCK if numbers else comment_form(request.headers, style),
             app_ids=mark is not None and mark.stream_key is not None,
         )
         self._timers = current_timers()
         self.preamble = self._state.open(
             self._timers.clock(),
             self._timers.epoch(),
-            reset=current.claim.reset if numbers else "",
+            reset=request.intent.reset if numbers else "",
             event_id=self._client_event_id() if numbers else None,
-            ends_in=None if family is ClientKind.OFF else context.credential_ttl(scope),
+            ends_in=None if is_off else context.credential_ttl(request.scope),
         )
 
     def create_producer(
@@ -92,7 +88,7 @@ class StreamOpener:
     ) -> Producer:
         """Return what writes the stream to `send`, and keeps it where it is to be kept."""
         context, state = self._context, self._state
-        info = self._log_info(start) if state.family is ClientKind.EVENTSOURCE else None
+        info = self._log_info(start) if state.client_kind is ClientKind.EVENTSOURCE else None
         producer: Producer
         if info is None:
             producer = Producer(
@@ -110,27 +106,25 @@ class StreamOpener:
                 linger_queue=context.linger_queue,
             )
             if info.app_ids:
-                producer.set_name(context.key_name(self._mark, self._scope) or "")
+                producer.set_name(context.key_name(self._mark, self._request) or "")
         self._current.open(producer)
-        if state.family is ClientKind.EVENTSOURCE and self._current.claim.reset:
+        if state.client_kind is ClientKind.EVENTSOURCE and self._request.intent.reset:
             for observer in context.observers:
-                observer.resumed(state.record.route, self._current.claim.reset, 0)
+                observer.resumed(state.record.route, self._request.intent.reset, 0)
         return producer
 
     def start(self, start: Message) -> Message:
         """Return the response start with our headers, or as it is where we only look on."""
-        state, options = self._state, self._options
-        if state.family is ClientKind.OFF:
+        state = self._state
+        if state.client_kind is ClientKind.OFF:
             return start
         headers = stream_headers(
             start.get("headers") or (),
-            http_version=self._scope.get("http_version", ""),
+            state.terms,
+            http_version=self._request.http_version,
             trace_id=state.record.trace_id,
             stream_id=state.record.stream_id,
-            max_seconds=state.max_seconds,
-            heartbeat_interval=options.heartbeat_interval,
-            silence_threshold=options.silence_threshold,
-            keep_cache_control=state.family is not ClientKind.EVENTSOURCE,
+            keep_cache_control=state.client_kind is not ClientKind.EVENTSOURCE,
         )
         return {**start, "headers": headers}
 
@@ -139,37 +133,31 @@ class StreamOpener:
 
         The app has been handed it, and ours in its place would make it begin anew.
         """
-        if self._current.claim.reset:
+        if self._request.intent.reset:
             return None
-        event_id = last_event_id(self._scope)
-        return event_id if event_id is not None and parse_event_id(event_id) is None else None
+        return None if self._request.event_id is not None else self._request.last_event_id
 
     def _log_info(self, start: Message) -> LogInfo | None:
         """Return what the log begins with, `None` where there is to be none."""
-        state, scope, context, mark = self._state, self._scope, self._context, self._mark
+        state, request, context, mark = self._state, self._request, self._context, self._mark
         if not self._options.replay_max_events:
             return None
         cookies = self._options.identity_cookies
-        identity = identity_of(scope, self._headers, context.identify, cookies)
+        identity = identity_of(request, context.identify, cookies)
         app_ids = mark is not None and mark.stream_key is not None
-        if identity is None or (app_ids and context.key_name(mark, scope) is None):
+        if identity is None or (app_ids and context.key_name(mark, request) is None):
             return None
         return LogInfo(
             stream_id=state.record.stream_id,
-            path=place_of(scope),
+            path=request.request_path,
             identity=identity,
-            method=scope.get("method", ""),
+            method=request.method,
             body_digest=None if self._body is None else self._body.digest(),
-            origin=self._headers.get(b"origin", b"").decode("latin-1"),
-            headers=packed(start.get("headers") or ()),
+            origin=request.origin,
+            headers=serialize_headers(start.get("headers") or ()),
             route=state.record.route,
             marked=mark is not None,
             app_ids=app_ids,
             opened_on=time.time(),
-            max_seconds=state.max_seconds,
-            rotates=state.rotates,
-            heartbeat_interval=self._options.heartbeat_interval,
-            silence_threshold=self._options.silence_threshold,
-            event_prefix=self._options.event_prefix,
-            retry_ms=state.retry_ms,
+            terms=state.terms,
         )

@@ -13,7 +13,7 @@ from typing import Protocol
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware.http.request import RequestBody
-from sse_middleware.http.response_head import is_something_else, why_untouched
+from sse_middleware.http.response_head import is_not_event_stream, passthrough_reason
 from sse_middleware.http.routes import Mark, route_name
 from sse_middleware.stream.cancellation import (
     GRACE_SECONDS,
@@ -35,16 +35,16 @@ _MAX_CAPPED_ROUTES = 1000
 class StreamAdmission(Protocol):
     """The check whether the stream of one request is admitted."""
 
-    async def ask(self, mark: Mark | None, route: str) -> bool:
+    async def check_at_start(self, mark: Mark | None, route: str) -> bool:
         """Return whether the stream may open; called at the response start."""
 
-    def let_in(self, stream: Producer, /) -> StreamSlot | None:
+    def attach(self, stream: Producer, /) -> StreamSlot | None:
         """Give the stream its slot, and return it."""
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Release the slot, because the response is no stream."""
 
-    async def answer(self, send: Send) -> None:
+    async def send_rejection(self, send: Send) -> None:
         """Send the rejection in place of the app's response."""
 
 
@@ -52,7 +52,7 @@ class Responder:
     """Look after one request; `send` and `receive` are those that the app gets.
 
     Args:
-        setup: what all requests share.
+        context: the objects that all requests of one middleware share.
         current: as its attribute.
         scope: the request's, as the server gave it.
         receive: the server's.
@@ -155,17 +155,18 @@ class Responder:
         if message["type"] != "http.response.start":
             return self._send(message)
         self._decided = True
-        if not is_something_else(message):
+        if not is_not_event_stream(message):
             return self._decide(message)
         if self.admission is not None:
-            self.admission.leave()
+            self.admission.release()
+            self.admission = None
         self._body = None
         return self._send(message)
 
     def _decide(self, start: Message) -> Awaitable[None]:
         """Open a stream, or pass on what is none after all."""
         method = self._scope.get("method", "")
-        reason = why_untouched(method, start["status"], start.get("headers") or ())
+        reason = passthrough_reason(method, start["status"], start.get("headers") or ())
         if reason is None and self.current.is_answered:
             reason = "it is of ours already"
         mark = self._context.get_mark(self._scope) if reason is None else None
@@ -178,7 +179,8 @@ class Responder:
                 return self._open_if_admitted(self.admission, start, mark)
             return self._open(start, mark)
         if self.admission is not None:
-            self.admission.leave()
+            self.admission.release()
+            self.admission = None
         self._body = None
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("response left alone: %s, trace id %s", reason, self.current.trace_id)
@@ -269,13 +271,13 @@ class Responder:
 
     def _open(self, start: Message, mark: Mark | None) -> Awaitable[None]:
         """Turn the response into a stream of ours and send its start at once."""
-        opener = StreamOpener(self._context, self.current, self._scope, mark, self._body)
+        opener = StreamOpener(self._context, self.current, mark, self._body)
         self._cancel_count = self._task.cancelling()
         self._outcome = "incomplete"  # unless something ends it
         self.producer = producer = opener.create_producer(self._send, start, callbacks=self)
         self._body = None
         if self.admission is not None:
-            producer.slot = self.admission.let_in(producer)
+            producer.slot = self.admission.attach(producer)
         return producer.open(opener.start(start), opener.preamble)
 
     async def _open_if_admitted(
@@ -284,7 +286,7 @@ class Responder:
         """Open the stream where there is room for it, else answer in its place."""
         self._decided = False  # what comes meanwhile is listened to as before
         try:
-            admitted = await admission.ask(mark, route_name(self._scope, mark))
+            admitted = await admission.check_at_start(mark, route_name(self._scope, mark))
         finally:
             self._decided = True
         if admitted:
@@ -293,7 +295,7 @@ class Responder:
         self._cancel_count = self._task.cancelling()
         self._outcome = "rejected"
         self.producer = DiscardedResponse(self)
-        await admission.answer(self._send)
+        await admission.send_rejection(self._send)
         self.on_end()
 
     def _buffer_body(self, message: Message) -> None:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from sse_middleware.protocol.parser import EventParser
+from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import Batch, EventStore, LogInfo, LogState
 
 PATIENCE_SECONDS = 10.0
@@ -41,8 +42,17 @@ def log_info(**fields: Any) -> LogInfo:
     """Return the data of a stream, with artificial values for the fields that are not given.
 
     Args:
-        **fields: fields of `LogInfo`.
+        **fields: fields of `LogInfo` and of its terms.
     """
+    terms: dict[str, Any] = {
+        "max_seconds": 60.0,
+        "rotates": False,
+        "heartbeat_interval": 5.0,
+        "silence_threshold": None,
+        "event_prefix": "",
+        "retry_ms": 2000,
+    }
+    terms |= {name: fields.pop(name) for name in terms.keys() & fields.keys()}
     values: dict[str, Any] = {
         "stream_id": secrets.token_hex(16),
         "path": "/straße/1",
@@ -55,12 +65,7 @@ def log_info(**fields: Any) -> LogInfo:
         "marked": True,
         "app_ids": False,
         "opened_on": 1_800_000_000.125,
-        "max_seconds": 60.0,
-        "rotates": False,
-        "heartbeat_interval": 5.0,
-        "silence_threshold": None,
-        "event_prefix": "",
-        "retry_ms": 2000,
+        "terms": StreamTerms(**terms),
     }
     return LogInfo(**(values | fields))
 
