@@ -18,15 +18,15 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from benchmarks.bench import FULL, QUICK, Bench, Table
-from benchmarks.channels import run_channels
-from benchmarks.children import BenchmarkError, cores
-from benchmarks.contestants import APART, CONTESTANTS
-from benchmarks.open_streams import run_frozen, run_idle, run_lateness
-from benchmarks.report import budgets_text, table_text, versions
-from benchmarks.resuming import run_recorded_bytes, run_recording, run_resume
-from benchmarks.throughput import CASES, run_cases, run_first_byte, run_in_process
-from benchmarks.with_redis import run_redis_latency, run_redis_recording, run_redis_replay
+from benchmarks.apps import APART, CONTESTANTS
+from benchmarks.harness.bench import FULL, QUICK, Bench, Table
+from benchmarks.harness.report import budgets_text, table_text, versions
+from benchmarks.processes import BenchmarkError, cores
+from benchmarks.suites.channels import run_channels
+from benchmarks.suites.open_streams import run_frozen, run_idle, run_lateness
+from benchmarks.suites.redis_store import run_redis_latency, run_redis_recording, run_redis_replay
+from benchmarks.suites.resuming import run_recorded_bytes, run_recording, run_resume
+from benchmarks.suites.throughput import CASES, run_cases, run_first_byte, run_in_process
 
 SUITES: dict[str, Callable[[Bench, str], list[Table]]] = {
     **dict.fromkeys(CASES, run_cases),

@@ -13,12 +13,12 @@ from typing import Any
 
 import redis
 
-from benchmarks.bench import Bench, Table, cpu_of, percentiles, undisturbed
-from benchmarks.children import PATIENCE, BenchmarkError, Server
-from benchmarks.contestants import CONTESTANTS, EVENTSOURCE, RECORDED, UNRECORDED
-from benchmarks.load import Request, Streams, first_byte, stream_request
-from benchmarks.open_streams import SENT, read, readers_of
-from benchmarks.resuming import NUMBERED, ONCE, OURS, WRITERS, WRITTEN_PER_SECOND, costs
+from benchmarks.apps import CONTESTANTS, EVENTSOURCE, RECORDED, UNRECORDED
+from benchmarks.harness.bench import Bench, Table, cpu_of, percentiles, undisturbed
+from benchmarks.load_generator import Request, Streams, first_byte, stream_request
+from benchmarks.processes import PATIENCE, BenchmarkError, Server
+from benchmarks.suites.open_streams import SENT, read, readers_of
+from benchmarks.suites.resuming import NUMBERED, ONCE, OURS, WRITERS, WRITTEN_PER_SECOND, costs
 
 IN_REDIS = "eventsource in Redis"
 REDIS = "Redis itself"

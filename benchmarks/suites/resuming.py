@@ -7,11 +7,11 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import cycle
 
-from benchmarks.bench import Bench, Table, percentiles
-from benchmarks.children import BenchmarkError, Server
-from benchmarks.contestants import EVENTSOURCE, RECORDED, UNRECORDED
-from benchmarks.load import Load, Request, Streams, first_byte, stream_request
-from benchmarks.open_streams import read, readers_of
+from benchmarks.apps import EVENTSOURCE, RECORDED, UNRECORDED
+from benchmarks.harness.bench import Bench, Table, percentiles
+from benchmarks.load_generator import Load, Request, Streams, first_byte, stream_request
+from benchmarks.processes import BenchmarkError, Server
+from benchmarks.suites.open_streams import read, readers_of
 
 FRESH = "fresh"
 RESUMED = "resumed"

@@ -6,10 +6,10 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from benchmarks.bench import Bench, Sizes, Table, cpu_of, undisturbed
-from benchmarks.children import InProcess
-from benchmarks.contestants import CONTESTANTS
-from benchmarks.load import Load, Request, first_byte, stream_request
+from benchmarks.apps import CONTESTANTS
+from benchmarks.harness.bench import Bench, Sizes, Table, cpu_of, undisturbed
+from benchmarks.load_generator import Load, Request, first_byte, stream_request
+from benchmarks.processes import InProcess
 
 _FEW = 20  # events, of a short stream and of any in a hurry
 

@@ -1,4 +1,4 @@
-"""A worker: `python -m benchmarks.publishing CONTESTANT [CORE]`.
+"""A worker: `python -m benchmarks.workers.publisher CONTESTANT [CORE]`.
 
 Each line on stdin, `CHANNEL COUNT PER_SECOND`, publishes so many events, which carry the time they
 were sent at, and is answered by how many there were; a count of 0 says that a worker is there. It
@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
-from benchmarks.contestants import CHANNELS, REDIS_VARIABLE
-from benchmarks.server import pin
+from benchmarks.apps import CHANNELS, REDIS_VARIABLE
+from benchmarks.workers.server import pin
 
 Publish = Callable[[str, object], Awaitable[object]]
 

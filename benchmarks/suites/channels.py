@@ -15,11 +15,11 @@ from itertools import count
 from pathlib import Path
 from typing import Self
 
-from benchmarks.bench import Bench, Sizes, Table, percentiles
-from benchmarks.children import BenchmarkError, Server, Worker
-from benchmarks.contestants import CHANNELS, PLAIN, PUBSUB, REDIS_VARIABLE
-from benchmarks.load import Request, Streams
-from benchmarks.open_streams import read
+from benchmarks.apps import CHANNELS, PLAIN, PUBSUB, REDIS_VARIABLE
+from benchmarks.harness.bench import Bench, Sizes, Table, percentiles
+from benchmarks.load_generator import Request, Streams
+from benchmarks.processes import BenchmarkError, Server, Worker
+from benchmarks.suites.open_streams import read
 
 BOTH = (CHANNELS, PUBSUB)
 RATES = (100, 1_000)  # events a second to one reader

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from benchmarks.contestants import HEARTBEAT_VARIABLE
-from benchmarks.server import LONGER_THAN_ANY_SUITE
+from benchmarks.apps import HEARTBEAT_VARIABLE
+from benchmarks.workers.server import LONGER_THAN_ANY_SUITE
 
 PATIENCE = 5.0  # seconds
 HEARTBEAT_SECONDS = 5.0
@@ -109,19 +109,19 @@ class Child:
 class InProcess(Child):
     """A contestant without a server."""
 
-    module = "benchmarks.in_process"
+    module = "benchmarks.workers.in_process"
 
 
 class Worker(Child):
     """What publishes on a contestant's channels."""
 
-    module = "benchmarks.publishing"
+    module = "benchmarks.workers.publisher"
 
 
 class Server(Child):
     """A contestant's server."""
 
-    module = "benchmarks.server"
+    module = "benchmarks.workers.server"
 
     @property
     def port(self) -> int:

@@ -1,4 +1,4 @@
-"""A contestant's server: `python -m benchmarks.server CONTESTANT [CORE]`.
+"""A contestant's server: `python -m benchmarks.workers.server CONTESTANT [CORE]`.
 
 It tells its port on stdout, answers each line on stdin by one on stdout, and ends with stdin, so
 that it never outlives who has started it.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import uvicorn
 
-from benchmarks.contestants import CONTESTANTS
+from benchmarks.apps import CONTESTANTS
 
 LONGER_THAN_ANY_SUITE = 600  # seconds
 

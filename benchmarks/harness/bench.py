@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from benchmarks.children import Server
+from benchmarks.processes import Server
 
 _SETTLING = 0.01  # seconds: what a server does behind the last byte that we have read
 

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from benchmarks.children import PATIENCE, BenchmarkError
+from benchmarks.processes import PATIENCE, BenchmarkError
 
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 _PAUSE = 0.0001  # seconds

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal
 
 import sse_middleware
-from benchmarks.bench import Table
-from benchmarks.channels import RATES, READERS
-from benchmarks.contestants import CHANNELS, NOT_KEPT, PUBSUB, RECORDED, UNRECORDED, US
-from benchmarks.resuming import FRESH, RESUMED
-from benchmarks.with_redis import BARE, ELSEWHERE, IN_REDIS
+from benchmarks.apps import CHANNELS, NOT_KEPT, PUBSUB, RECORDED, UNRECORDED, US
+from benchmarks.harness.bench import Table
+from benchmarks.suites.channels import RATES, READERS
+from benchmarks.suites.redis_store import BARE, ELSEWHERE, IN_REDIS
+from benchmarks.suites.resuming import FRESH, RESUMED
 
 PACKAGES = (
     "uvicorn",

@@ -1,4 +1,4 @@
-"""A contestant without a server: `python -m benchmarks.in_process CONTESTANT [CORE]`.
+"""A contestant without a server: `python -m benchmarks.workers.in_process CONTESTANT [CORE]`.
 
 It runs the app against a `send` that does nothing. Each line on stdin, `LOOP BURST EVENTS`, is
 answered by the CPU seconds that it took; it ends with stdin.
@@ -12,8 +12,8 @@ from urllib.parse import urlencode
 import uvloop
 from starlette.types import ASGIApp, Message, Scope
 
-from benchmarks.contestants import CONTESTANTS
-from benchmarks.server import pin
+from benchmarks.apps import CONTESTANTS
+from benchmarks.workers.server import pin
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 

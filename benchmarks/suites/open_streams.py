@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
-from benchmarks.bench import Bench, Table, cpu_of, percentiles
-from benchmarks.children import HEARTBEAT_SECONDS, BenchmarkError, Server
-from benchmarks.contestants import AS_PLAIN, CONTESTANTS, RECORDED
-from benchmarks.load import Heard, Request, Streams, connect
+from benchmarks.apps import AS_PLAIN, CONTESTANTS, RECORDED
+from benchmarks.harness.bench import Bench, Table, cpu_of, percentiles
+from benchmarks.load_generator import Heard, Request, Streams, connect
+from benchmarks.processes import HEARTBEAT_SECONDS, BenchmarkError, Server
 
 _OPENED_PER_SECOND = 1_000
 _ROUNDS = 2
