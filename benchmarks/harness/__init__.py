@@ -1,1 +1,1 @@
-"""What the suites share: how much they measure, whom, and how figures are printed."""
+"""The parts that all suites share: sizes, samples, budgets and reports."""

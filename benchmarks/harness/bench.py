@@ -1,4 +1,4 @@
-"""What the suites share: how much they do, who takes part, and what they hand back."""
+"""The sizes of a run, its contestants, and the tables that the suites return."""
 
 import statistics
 import time
@@ -8,29 +8,60 @@ from dataclasses import dataclass, field
 
 from benchmarks.processes import Server
 
-_SETTLING = 0.01  # seconds: what a server does behind the last byte that we have read
+_SETTLING_SECONDS = 0.01
+"""The time in which a server finishes its work after the last byte that the client reads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured."""
+    """The amount of work in a run.
+
+    Attributes:
+        rounds: samples of each contestant.
+        divisor: of the number of events, responses and passes.
+        instruction_divisor: the same for the operations whose instructions are counted.
+        shared_processes: contestants whose instructions are counted share processes. This saves
+            most of the time, but the interpreter has then adapted its code to several of them.
+        streams: open in `idle`.
+        late_streams: open in `lateness`.
+        frozen_streams: open in `frozen`.
+        seconds: the time for which open streams are read; at least two heartbeats.
+    """
 
     rounds: int
-    divisor: int  # of events, responses and passes
-    streams: int  # in `idle`
-    late_streams: int  # in `lateness`
+    divisor: int
+    instruction_divisor: int
+    shared_processes: bool
+    streams: int
+    late_streams: int
     frozen_streams: int
-    seconds: float  # how long open streams are listened to, two heartbeats or more
+    seconds: float
 
     def of(self, count: int) -> int:
-        """Return as much of `count` as this run has time for."""
+        """Return `count` as a run of this size does it."""
         return max(count // self.divisor, min(count, 1))
 
 
 FULL = Sizes(
-    rounds=5, divisor=1, streams=2_000, late_streams=10_000, frozen_streams=500, seconds=10
+    rounds=5,
+    divisor=1,
+    instruction_divisor=1,
+    shared_processes=False,
+    streams=2_000,
+    late_streams=10_000,
+    frozen_streams=500,
+    seconds=10,
 )
-QUICK = Sizes(rounds=1, divisor=100, streams=50, late_streams=50, frozen_streams=10, seconds=0.5)
+QUICK = Sizes(
+    rounds=1,
+    divisor=100,
+    instruction_divisor=10,
+    shared_processes=True,
+    streams=50,
+    late_streams=50,
+    frozen_streams=10,
+    seconds=0.5,
+)
 
 
 @dataclass
@@ -38,16 +69,20 @@ class Table:
     """One measure of all contestants.
 
     Attributes:
-        name: begins with the suite's.
+        name: begins with the name of the suite.
         unit: of the samples.
-        note: what is to be known of this run.
-        samples: by contestant, one a round; the same place is the same round.
+        note: the conditions of this run.
+        samples: by contestant, one per round, in the order of the rounds.
+        is_exact: the samples have no spread.
+        further: more figures by heading and contestant.
     """
 
     name: str
     unit: str
     note: str = ""
     samples: dict[str, list[float]] = field(default_factory=dict)
+    is_exact: bool = False
+    further: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def add(self, contestant: str, sample: float) -> None:
         """Add the sample of the next round."""
@@ -55,23 +90,31 @@ class Table:
 
 
 class Bench:
-    """Where the suites run.
+    """A run of suites.
 
     Args:
-        sizes: how much they do.
-        contestants: who takes part.
+        sizes: the amount of work.
+        contestants: their names.
         core: of the measured processes; `None`: any.
+        all_cores: those that processes may use whose time is not measured; empty: any.
     """
 
-    def __init__(self, sizes: Sizes, contestants: tuple[str, ...], core: str | None) -> None:
+    def __init__(
+        self,
+        sizes: Sizes,
+        contestants: tuple[str, ...],
+        core: int | None,
+        all_cores: tuple[int, ...] = (),
+    ) -> None:
         self.sizes = sizes
         self.contestants = contestants
         self.core = core
+        self.all_cores = all_cores
         self._servers: dict[str, Server] = {}
         self._stack = ExitStack()
 
     def servers(self) -> dict[str, Server]:
-        """Return a server of each contestant, which is kept for further suites."""
+        """Return a server of each contestant; later suites use the same servers."""
         if not self._servers:
             self._servers = {
                 name: self._stack.enter_context(Server(name, self.core))
@@ -80,7 +123,7 @@ class Bench:
         return self._servers
 
     def turns(self, passes: int, among: tuple[str, ...] = ()) -> Iterator[str]:
-        """Return the contestants of all passes, in one order and then in the other."""
+        """Return the contestants of all passes; every second pass has the reverse order."""
         names = [name for name in self.contestants if name in (among or self.contestants)]
         for number in range(passes):
             yield from names if number % 2 == 0 else reversed(names)
@@ -94,14 +137,14 @@ class Bench:
         pick: Callable[[list[float]], float],
         rounds: int | None = None,
     ) -> None:
-        """Add rounds to `table`; in each every contestant is measured several times, in turn.
+        """Add rounds to `table`. In each, the contestants take turns to be measured.
 
         Args:
-            table: where to.
+            table: receives the samples.
             passes: measurements of a contestant in a round.
-            measure: tells the figure of a contestant.
-            pick: makes one sample of a round's figures.
-            rounds: how many; without, as many as the run has.
+            measure: returns the figure of a contestant.
+            pick: makes one sample of the figures of a round.
+            rounds: their number; `None`: that of the run.
         """
         for _ in range(rounds or self.sizes.rounds):
             found: dict[str, list[float]] = {}
@@ -111,16 +154,15 @@ class Bench:
                 table.add(name, pick(figures))
 
     def close(self) -> None:
-        """End all kept servers."""
+        """End the servers."""
         self._servers = {}
         self._stack.close()
 
 
 def undisturbed(figures: list[float]) -> float:
-    """Return the figure that a quarter is below.
+    """Return the lower quartile.
 
-    What else the machine does, and who shares it unseen, only ever adds to a cost: by half, for
-    some milliseconds or seconds at a time.
+    Other work on the machine only adds to a cost: up to half of it, for milliseconds or seconds.
     """
     return sorted(figures)[len(figures) // 4]
 
@@ -135,5 +177,5 @@ def cpu_of(server: Server, work: Callable[[], object]) -> float:
     """Return the microseconds of CPU that `work` costs the server."""
     before = server.ask("cpu")
     work()
-    time.sleep(_SETTLING)
+    time.sleep(_SETTLING_SECONDS)
     return (server.ask("cpu") - before) * 1e6

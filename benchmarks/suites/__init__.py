@@ -1,1 +1,1 @@
-"""The suites: each measures one thing of all contestants."""
+"""The suites. Each measures one property of all contestants."""

@@ -1,1 +1,1 @@
-"""The processes that are measured."""
+"""The measured processes."""

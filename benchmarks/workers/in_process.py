@@ -1,19 +1,21 @@
-"""A contestant without a server: `python -m benchmarks.workers.in_process CONTESTANT [CORE]`.
+"""An app without a server: `python -m benchmarks.workers.in_process CONTESTANT CORES`.
 
-It runs the app against a `send` that does nothing. Each line on stdin, `LOOP BURST EVENTS`, is
-answered by the CPU seconds that it took; it ends with stdin.
+The app's `send` does nothing. Each line on stdin, `LOOP BURST EVENTS`, runs one stream and is
+answered with its CPU seconds. The process ends when stdin is closed.
 """
 
 import asyncio
 import sys
 import time
+from collections.abc import Mapping
 from urllib.parse import urlencode
 
 import uvloop
 from starlette.types import ASGIApp, Message, Scope
 
 from benchmarks.apps import CONTESTANTS
-from benchmarks.workers.server import pin
+from benchmarks.workers.cores import pin_to_argument
+from benchmarks.workers.scopes import request_scope
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
@@ -34,36 +36,22 @@ async def stream_once(app: ASGIApp, scope: Scope) -> float:
     return time.process_time() - before
 
 
-def scope_of(contestant: str, burst: str, events: str) -> Scope:
-    """Return the request's scope, as uvicorn writes it."""
-    headers = {"Host": "127.0.0.1", **CONTESTANTS[contestant].headers}
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "server": ("127.0.0.1", 80),
-        "client": ("127.0.0.1", 50000),
-        "scheme": "http",
-        "method": "GET",
-        "root_path": "",
-        "path": "/stream",
-        "raw_path": b"/stream",
-        "query_string": urlencode({"events": events, "burst": burst}).encode(),
-        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
-        "state": {},
-    }
+def stream_scope(headers: Mapping[str, str], burst: str, events: str) -> Scope:
+    """Return the scope of a request for a stream."""
+    return request_scope(f"/stream?{urlencode({'events': events, 'burst': burst})}", headers)
 
 
-def main(contestant: str, core: str | None = None) -> None:
-    """Obey the lines on stdin."""
-    app = CONTESTANTS[contestant].app()
-    if core is not None:
-        pin(core)
+def main(contestant: str, cores: str = "") -> None:
+    """Run a stream for each line on stdin."""
+    chosen = CONTESTANTS[contestant]
+    app = chosen.app()
+    pin_to_argument(cores)
     print("ready", flush=True)
     for line in sys.stdin:
         loop, burst, events = line.split()
+        scope = stream_scope(chosen.headers, burst, events)
         with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
-            print(runner.run(stream_once(app, scope_of(contestant, burst, events))), flush=True)
+            print(runner.run(stream_once(app, scope)), flush=True)
 
 
 if __name__ == "__main__":
