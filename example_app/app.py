@@ -28,7 +28,7 @@ from pydantic import BaseModel, StringConstraints
 from sse_starlette import EventSourceResponse as SseStarletteResponse
 
 from example_app.cut import Cutter
-from example_app.react import react_session
+from example_app.react_agent import react_session
 from example_app.search import Answer, SearchIndex, load_passages, split_tokens
 from example_app.worker import Worker
 from sse_middleware import SSEMiddleware
@@ -44,7 +44,7 @@ MAX_QUERY_CHARACTERS: Final = 1000
 
 CLIENT_PATH: Final = "/sse-client.js"
 
-_HERE: Final = Path(__file__).parent
+_STATIC: Final = Path(__file__).parent / "static"
 # Types are named, since a system's own table may call a script text/plain.
 _PAGE_FILES: Final = {
     "/": ("page.html", "text/html"),
@@ -205,7 +205,7 @@ def _page_file(name: str, media_type: str) -> Callable[[], FileResponse]:
     """Make the endpoint that serves one file of the page."""
 
     def page_file() -> FileResponse:
-        return FileResponse(_HERE / name, media_type=media_type, headers=_PAGE_HEADERS)
+        return FileResponse(_STATIC / name, media_type=media_type, headers=_PAGE_HEADERS)
 
     return page_file
 

@@ -17,7 +17,7 @@ from typing import Final
 from anyio import to_thread
 from pydantic import ValidationError
 
-from example_app.react import END, JOBS, Job
+from example_app.react_agent import END, JOBS, Job
 from example_app.search import SearchIndex, load_passages, split_tokens
 from sse_middleware import StoreError
 from sse_middleware.channels import Publisher, subscribe

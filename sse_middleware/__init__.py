@@ -3,18 +3,18 @@
 `app.add_middleware(SSEMiddleware)` is all that an app needs; the rest is settings.
 """
 
-from sse_middleware.current import CurrentStream, current_stream, current_trace_id
-from sse_middleware.endpoint import resume_endpoint
+from sse_middleware.config.options import Options
 from sse_middleware.errors import ConfigurationError, EventFormatError, SSEError, StoreError
-from sse_middleware.events import Event
+from sse_middleware.http.routes import Mark, streaming
 from sse_middleware.middleware import SSEMiddleware
-from sse_middleware.options import Options
-from sse_middleware.parser import EventParser
-from sse_middleware.process import SHUTDOWN
-from sse_middleware.routes import Mark, streaming
+from sse_middleware.protocol.events import Event
+from sse_middleware.protocol.parser import EventParser
+from sse_middleware.protocol.wire import format_sse_event
+from sse_middleware.resume.endpoint import resume_endpoint
 from sse_middleware.stores.base import EventStore, LogInfo
 from sse_middleware.stores.memory import MemoryStore
-from sse_middleware.wire import format_sse_event
+from sse_middleware.stream.current import CurrentStream, current_stream, current_trace_id
+from sse_middleware.stream.shutdown import SHUTDOWN
 
 drain = SHUTDOWN.drain
 

@@ -5,9 +5,9 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from sse_middleware.config.fields import OFF
+from sse_middleware.config.options import SETTINGS, Options
 from sse_middleware.errors import ConfigurationError
-from sse_middleware.options import SETTINGS, Options
-from sse_middleware.settings import OFF
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,28 +17,34 @@ from typing import Any, Unpack
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware.admission import admission_for
-from sse_middleware.arguments import OptionArguments
-from sse_middleware.browser import ClientFiles
-from sse_middleware.claims import NO_CLAIM, Identify, claims_something
-from sse_middleware.closing import tell_readiness, turn_away
-from sse_middleware.current import CURRENT, IN_SCOPE, CurrentStream
-from sse_middleware.cursors import new_secret, stream_id
-from sse_middleware.entry import Entry
+from sse_middleware._once import OncePerKey
+from sse_middleware.client.serve import ClientFiles
+from sse_middleware.config.arguments import OptionArguments
+from sse_middleware.config.options import Options
 from sse_middleware.errors import ConfigurationError
-from sse_middleware.headers import request_headers, stream_headers, trace_id, why_untouched
-from sse_middleware.lingering import Lingering
-from sse_middleware.logs import StreamLog
-from sse_middleware.metrics import MetricsEndpoint, counting_in, registry_to_serve
-from sse_middleware.observers import Observer
-from sse_middleware.options import Options
-from sse_middleware.process import SHUTDOWN, OncePerKey
-from sse_middleware.responder import Responder
-from sse_middleware.resume import Resumption
-from sse_middleware.routes import Mark, asks_for, glob_pattern
-from sse_middleware.setup import Authorize, ExpiresAt, Setup
+from sse_middleware.http.request import NO_CLAIM, Identify, claims_something
+from sse_middleware.http.response_head import (
+    request_headers,
+    stream_headers,
+    trace_id,
+    why_untouched,
+)
+from sse_middleware.http.routes import Mark, asks_for, glob_pattern
+from sse_middleware.limits.admission import admission_for
+from sse_middleware.limits.admission_check import AdmissionCheck
+from sse_middleware.limits.draining import tell_readiness, turn_away
+from sse_middleware.observability.logs import StreamLog
+from sse_middleware.observability.metrics import MetricsEndpoint, counting_in, registry_to_serve
+from sse_middleware.observability.observer import Observer
+from sse_middleware.protocol.event_ids import new_secret, stream_id
+from sse_middleware.resume.handler import ResumeHandler
 from sse_middleware.stores.base import EventStore
 from sse_middleware.stores.memory import MemoryStore
+from sse_middleware.stream.context import Authorize, Context, ExpiresAt
+from sse_middleware.stream.current import CURRENT, IN_SCOPE, CurrentStream
+from sse_middleware.stream.linger_queue import LingerQueue
+from sse_middleware.stream.responder import Responder
+from sse_middleware.stream.shutdown import SHUTDOWN
 
 logger = logging.getLogger("sse_middleware")
 
@@ -98,12 +104,12 @@ class SSEMiddleware:
                 store = _store(chosen, observers)
         except ConfigurationError as exc:
             self._misconfigured = exc
-        self._setup = Setup(
+        self._setup = Context(
             app=app,
             options=chosen,
             options_of=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
             store=MemoryStore() if store is None else store,
-            lingering=Lingering(chosen.max_lingering, observers),
+            lingering=LingerQueue(chosen.max_lingering, observers),
             marks={glob_pattern(glob): mark for glob, mark in (marks or {}).items()},
             observers=observers,
             identify=identify,
@@ -116,7 +122,7 @@ class SSEMiddleware:
                 self._admission = admission_for(self._setup)
             except ConfigurationError as exc:
                 self._misconfigured = exc
-        self._resumption = Resumption(self._setup, one_process=one_process)
+        self._resumption = ResumeHandler(self._setup, one_process=one_process)
         self._follow_named = self._resumption.follow_named
         self._include = [glob_pattern(glob) for glob in chosen.include]
         self._exclude = [glob_pattern(glob) for glob in chosen.exclude]
@@ -191,7 +197,7 @@ class SSEMiddleware:
                 return None
             receive, send, claim = anew
         if self._admission is not None:
-            entry = Entry(self._admission, self._setup, scope, claim)
+            entry = AdmissionCheck(self._admission, self._setup, scope, claim)
             await entry.ask_ahead()
             if entry.refusal:
                 await entry.answer(send)
@@ -307,7 +313,7 @@ def _store(options: Options, observers: Sequence[Observer]) -> EventStore:
     if not options.redis_url:
         return MemoryStore(max_total_bytes=options.memory_max_bytes, **limits)
     try:
-        from sse_middleware.stores.redis import RedisStore  # noqa: PLC0415 - an extra
+        from sse_middleware.stores.redis.store import RedisStore  # noqa: PLC0415 - an extra
     except ImportError as exc:
         allowed = "nothing, or with pip install 'sse-middleware[redis]' what is there"
         raise ConfigurationError("SSE_REDIS_URL", "a URL", allowed) from exc

@@ -6,7 +6,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from sse_middleware.arguments import OptionArguments
+from sse_middleware.config.arguments import OptionArguments
 from sse_middleware.middleware import SSEMiddleware
 
 

@@ -2,12 +2,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.clock import VirtualClockLoop
+from tests.support.clock import VirtualClockLoop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.redis_server import RedisServer
+    from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def _one_connection(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 @pytest.fixture(scope="module")
 def running_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[RedisServer]":
     """Run a Redis server for the tests of a module."""
-    from tests.redis_server import RedisServer  # noqa: PLC0415 - needs an extra
+    from tests.support.redis_server import RedisServer  # noqa: PLC0415 - needs an extra
 
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         yield server

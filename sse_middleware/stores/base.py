@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 
-class State(enum.StrEnum):
+class LogState(enum.StrEnum):
     """How a log is, or what a batch of it says."""
 
     RUNNING = "running"
@@ -26,7 +26,7 @@ class State(enum.StrEnum):
     """There is no such log, or not any more."""
     TRUNCATED = "truncated"
     """Events before the next batch are not kept; `last` says up to which."""
-    DISOWNED = "disowned"
+    APP_OWNS_IDS = "disowned"
     """The app turned out to number its events itself: a cursor of ours into it counts as none."""
 
 
@@ -73,7 +73,7 @@ class LogInfo:
     retry_ms: int
 
 
-class Found(NamedTuple):
+class LogSnapshot(NamedTuple):
     """A log as it is now.
 
     Attributes:
@@ -85,7 +85,7 @@ class Found(NamedTuple):
     """
 
     info: LogInfo
-    state: State
+    state: LogState
     last: int
     tells_end: bool
     first: int = 1
@@ -102,18 +102,18 @@ class Batch(NamedTuple):
             nothing.
     """
 
-    state: State
+    state: LogState
     last: int
     frames: bytes
 
 
-class Producer(Protocol):
+class LogListener(Protocol):
     """Whoever writes a log; the store calls in the event loop in which the log was made."""
 
     def on_cancel(self) -> None:
         """Hear that a reader wants the stream to end."""
 
-    def on_followed(self, *, followed: bool) -> None:
+    def on_readers_changed(self, *, has_readers: bool) -> None:
         """Hear that the log has got a first reader, or has lost its last one."""
 
 
@@ -129,7 +129,7 @@ class Log(Protocol):
     def skip(self, seq: int) -> None:
         """Take note that the event `seq` is not kept, so that whoever has missed it is told."""
 
-    def end(self, state: State, frame: bytes = b"") -> None:
+    def end(self, state: LogState, frame: bytes = b"") -> None:
         """End the log, once; what comes later is ignored.
 
         Args:
@@ -138,7 +138,7 @@ class Log(Protocol):
             frame: what tells readers of the end, if anything does.
         """
 
-    def disown(self) -> None:
+    def use_app_ids(self) -> None:
         """Drop the events and end the log: the app turned out to number them itself."""
 
     def set_name(self, name: str) -> None:
@@ -159,13 +159,13 @@ class EventStore(Protocol):
 
     is_shared: bool
 
-    def create(self, info: LogInfo, producer: Producer) -> Log:
+    def create(self, info: LogInfo, producer: LogListener) -> Log:
         """Begin the log of a new stream."""
 
-    async def find(self, stream_id: str) -> Found | None:
+    async def find(self, stream_id: str) -> LogSnapshot | None:
         """Return the log of a stream, `None` where there is none."""
 
-    async def find_named(self, name: str) -> Found | None:
+    async def find_named(self, name: str) -> LogSnapshot | None:
         """Return the latest log of a name, `None` where there is none."""
 
     def follow(self, stream_id: str, after: int) -> AsyncGenerator[Batch, None]:

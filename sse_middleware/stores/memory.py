@@ -13,8 +13,8 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 
-from sse_middleware.stores.base import Batch, Found, Log, LogInfo, Producer, State
-from sse_middleware.stores.frames import Frames
+from sse_middleware.stores.base import Batch, Log, LogInfo, LogListener, LogSnapshot, LogState
+from sse_middleware.stores.frame_buffer import FrameBuffer
 
 _READ_BYTES = 1 << 16
 """What a reader is given at once, so that a slow one holds no more."""
@@ -67,9 +67,9 @@ class MemoryStore:
             self._drop_expired()
             return len(self._logs)
 
-    def create(self, info: LogInfo, producer: Producer) -> Log:
+    def create(self, info: LogInfo, producer: LogListener) -> Log:
         """Begin the log of a new stream; one that has the same id is gone."""
-        frames = Frames(self._max_events, self._max_bytes)
+        frames = FrameBuffer(self._max_events, self._max_bytes)
         log = _MemoryLog(self, info, producer, frames)
         with self.lock:
             self._drop_expired()
@@ -79,12 +79,12 @@ class MemoryStore:
             self.recount(log)
         return log
 
-    async def find(self, stream_id: str) -> Found | None:
+    async def find(self, stream_id: str) -> LogSnapshot | None:
         """Return the log of a stream, `None` where there is none."""
         log = self._living(stream_id)
         return None if log is None else log.found()
 
-    async def find_named(self, name: str) -> Found | None:
+    async def find_named(self, name: str) -> LogSnapshot | None:
         """Return the latest log of a name, `None` where there is none."""
         stream_id = self._names.get(name)
         return None if stream_id is None else await self.find(stream_id)
@@ -93,7 +93,7 @@ class MemoryStore:
         """Read a log behind the event `after`, and go on as it grows, until it ends."""
         log = self._living(stream_id)
         if log is None:
-            yield Batch(State.GONE, after, b"")
+            yield Batch(LogState.GONE, after, b"")
             return
         log.join()
         try:
@@ -104,7 +104,7 @@ class MemoryStore:
                     continue
                 yield batch
                 after = batch.last
-                if batch.state not in (State.RUNNING, State.TRUNCATED):
+                if batch.state not in (LogState.RUNNING, LogState.TRUNCATED):
                     return
         finally:
             log.leave()
@@ -202,9 +202,9 @@ class _MemoryLog:
 
     __slots__ = (
         "_fixed_size",
-        "_followed",
         "_frame",
         "_frames",
+        "_has_readers",
         "_loop",
         "_producer",
         "_readers",
@@ -217,7 +217,7 @@ class _MemoryLog:
     )
 
     def __init__(
-        self, store: MemoryStore, info: LogInfo, producer: Producer, frames: Frames
+        self, store: MemoryStore, info: LogInfo, producer: LogListener, frames: FrameBuffer
     ) -> None:
         self.info = info
         self.name = ""
@@ -225,10 +225,10 @@ class _MemoryLog:
         self._store = store
         self._frames = frames
         self._frame = b""
-        self._state = State.RUNNING
-        self._producer: Producer | None = producer
+        self._state = LogState.RUNNING
+        self._producer: LogListener | None = producer
         self._loop = asyncio.get_running_loop()
-        self._followed = False  # as the producer has heard
+        self._has_readers = False  # as the producer has heard
         self._readers = 0
         self._waiting: dict[asyncio.Future[None], None] | None = None
         self._fixed_size = _LOG_BYTES + len(info.headers) + len(info.path) + len(info.origin)
@@ -243,17 +243,17 @@ class _MemoryLog:
     def skip(self, seq: int) -> None:
         """Take note that the event `seq` is not kept."""
         with self._store.lock:
-            if self._state is State.RUNNING:
+            if self._state is LogState.RUNNING:
                 self._frames.skip(seq)
                 self._store.recount(self)
                 self._wake()
 
-    def end(self, state: State, frame: bytes = b"") -> None:
+    def end(self, state: LogState, frame: bytes = b"") -> None:
         """End the log, once."""
         with self._store.lock:
-            if self._state is not State.RUNNING:
+            if self._state is not LogState.RUNNING:
                 return
-            if state is State.GONE:
+            if state is LogState.GONE:
                 self._store.drop(self)
                 return
             self._state = state
@@ -264,17 +264,17 @@ class _MemoryLog:
             self._store.recount(self)
             self._wake()
 
-    def disown(self) -> None:
+    def use_app_ids(self) -> None:
         """Drop the events and end the log."""
         with self._store.lock:
-            if self._state is State.RUNNING:
+            if self._state is LogState.RUNNING:
                 self._frames.drop_all()
-                self.end(State.DISOWNED)
+                self.end(LogState.APP_OWNS_IDS)
 
     def set_name(self, name: str) -> None:
         """Let `find_named` find this log."""
         with self._store.lock:
-            if self._state is State.RUNNING:
+            if self._state is LogState.RUNNING:
                 self._store.set_name(self, name)
                 self.name = name
                 self._store.recount(self)
@@ -282,9 +282,9 @@ class _MemoryLog:
     async def flush(self) -> None:
         """Wait for nothing: it is kept."""
 
-    def found(self) -> Found:
+    def found(self) -> LogSnapshot:
         with self._store.lock:
-            return Found(
+            return LogSnapshot(
                 self.info, self._state, self._frames.last, bool(self._frame), self._frames.first
             )
 
@@ -292,13 +292,13 @@ class _MemoryLog:
         """Return what stands behind the event `after`, `None` where nothing does yet."""
         with self._store.lock:
             frames = self._frames
-            if self._state in (State.GONE, State.DISOWNED):
+            if self._state in (LogState.GONE, LogState.APP_OWNS_IDS):
                 return Batch(self._state, after, self._frame)
             if after < frames.first - 1:
-                return Batch(State.TRUNCATED, frames.first - 1, b"")
+                return Batch(LogState.TRUNCATED, frames.first - 1, b"")
             if after < frames.last:
-                return Batch(State.RUNNING, *frames.read(after, _READ_BYTES))
-            if self._state is State.RUNNING:
+                return Batch(LogState.RUNNING, *frames.read(after, _READ_BYTES))
+            if self._state is LogState.RUNNING:
                 return None
             return Batch(self._state, after, self._frame)
 
@@ -320,12 +320,12 @@ class _MemoryLog:
     def join(self) -> None:
         with self._store.lock:
             self._readers += 1
-        _call_in(self._loop, self._tell_followed)
+        _call_in(self._loop, self._notify_readers_changed)
 
     def leave(self) -> None:
         with self._store.lock:
             self._readers -= 1
-        _call_in(self._loop, self._tell_followed)
+        _call_in(self._loop, self._notify_readers_changed)
 
     def cancel(self) -> None:
         _call_in(self._loop, self._tell_cancel)
@@ -336,7 +336,7 @@ class _MemoryLog:
 
     def forget(self) -> None:
         """Let readers know that the log is gone."""
-        self._state = State.GONE
+        self._state = LogState.GONE
         self._frame = b""
         self._producer = None
         self._frames.close()
@@ -349,7 +349,7 @@ class _MemoryLog:
 
     def _append(self, first: int, frames: Sequence[bytes]) -> None:
         with self._store.lock:
-            if self._state is State.RUNNING:
+            if self._state is LogState.RUNNING:
                 self._frames.append(first, frames)
                 self._store.recount(self)
 
@@ -359,11 +359,11 @@ class _MemoryLog:
         for news in waiting or ():
             _call_in(news.get_loop(), _set, news)
 
-    def _tell_followed(self) -> None:
-        followed = self._readers > 0
-        if self._producer is not None and followed is not self._followed:
-            self._followed = followed
-            self._producer.on_followed(followed=followed)
+    def _notify_readers_changed(self) -> None:
+        has_readers = self._readers > 0
+        if self._producer is not None and has_readers is not self._has_readers:
+            self._has_readers = has_readers
+            self._producer.on_readers_changed(has_readers=has_readers)
 
     def _tell_cancel(self) -> None:
         if self._producer is not None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Scope
 
-from sse_middleware.events import Event
-from sse_middleware.parser import EventParser
+from sse_middleware.protocol.events import Event
+from sse_middleware.protocol.parser import EventParser
 
 EVENTSOURCE_HEADERS = [(b"accept", b"text/event-stream"), (b"cache-control", b"no-cache")]
 """What a native `EventSource` is known by."""

@@ -2,7 +2,7 @@
 
 from contextlib import aclosing
 
-from sse_middleware.stores.base import Batch, EventStore, State
+from sse_middleware.stores.base import Batch, EventStore, LogState
 from sse_middleware.testing.streams import FakeStream, Reader
 from sse_middleware.testing.trials import TTL_SECONDS, StoreTrials, trial
 
@@ -34,7 +34,7 @@ class BoundsTrials(StoreTrials):
         """Nothing goes before it has to."""
         stream = FakeStream(store)
         stream.write(_EVENTS)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         reader = await Reader(store, stream.id).read_all()
         assert (len(reader.numbers), reader.holes) == (_EVENTS, [])
 
@@ -45,7 +45,7 @@ class BoundsTrials(StoreTrials):
         stream.write(3)
         stream.write(1, size=2 * _BYTES)
         stream.write(2)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         reader = await Reader(store, stream.id, 3).read_all()
         assert (reader.holes, reader.numbers) == ([(4, 4)], [5, 6])
 
@@ -69,7 +69,7 @@ class BoundsTrials(StoreTrials):
             stream.write()
             reader.take(await anext(batches))
             stream.write(10 * _EVENTS)
-            stream.log.end(State.FINISHED)
+            stream.log.end(LogState.FINISHED)
             async for batch in batches:
                 reader.take(batch)
         assert reader.holes
@@ -82,8 +82,8 @@ class BoundsTrials(StoreTrials):
         stream, name = FakeStream(store), "kept"
         stream.log.set_name(name + stream.id)
         stream.write(3)
-        stream.log.end(State.FINISHED)
-        await self.found(store, stream.id, state=State.FINISHED)
+        stream.log.end(LogState.FINISHED)
+        await self.found(store, stream.id, state=LogState.FINISHED)
         await self.pass_time(TTL_SECONDS / 2)
         assert (await Reader(store, stream.id).read_all()).numbers == [1, 2, 3]
         assert await store.find_named(name + stream.id) is not None
@@ -92,15 +92,15 @@ class BoundsTrials(StoreTrials):
         assert await store.find_named(name + stream.id) is None
         assert not await store.cancel(stream.id)
         reader = await Reader(store, stream.id, 2).read_all()
-        assert reader.end == Batch(State.GONE, 2, b"")
+        assert reader.end == Batch(LogState.GONE, 2, b"")
 
     @trial()
     async def test_a_disowned_log_is_kept_for_its_time(self, store: EventStore) -> None:
         """Though there is nothing in it."""
         stream = FakeStream(store)
         stream.write(3)
-        stream.log.disown()
-        await self.found(store, stream.id, state=State.DISOWNED)
+        stream.log.use_app_ids()
+        await self.found(store, stream.id, state=LogState.APP_OWNS_IDS)
         await self.pass_time(1.5 * TTL_SECONDS)
         await self.lost(store, stream.id)
 
@@ -112,11 +112,11 @@ class BoundsTrials(StoreTrials):
         async with Reader(store, stream.id) as reader:
             await reader.until(3)
             await self.pass_time(3 * TTL_SECONDS)
-            await self.found(store, stream.id, state=State.RUNNING, last=3)
+            await self.found(store, stream.id, state=LogState.RUNNING, last=3)
             stream.write()
             await reader.until(4)
         await self.pass_time(3 * TTL_SECONDS)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         assert (await Reader(store, stream.id).read_all()).numbers == [1, 2, 3, 4]
 
     @trial()
@@ -126,7 +126,7 @@ class BoundsTrials(StoreTrials):
         """It gets the rest, or hears that the log is gone; an end would say that it has it all."""
         stream = FakeStream(store)
         stream.write(40, size=100_000)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         reader = Reader(store, stream.id)
         async with aclosing(store.follow(stream.id, 0)) as batches:
             reader.take(await anext(batches))
@@ -134,10 +134,10 @@ class BoundsTrials(StoreTrials):
             async for batch in batches:
                 reader.take(batch)
         assert reader.end is not None
-        assert reader.last == stream.last or reader.end.state is State.GONE
+        assert reader.last == stream.last or reader.end.state is LogState.GONE
 
     async def _check_kept(self, store: EventStore, stream: FakeStream, bound: int) -> None:
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         reader = await Reader(store, stream.id).read_all()
         assert bound // 2 <= len(reader.numbers) <= bound, f"{len(reader.numbers)} events are kept"
         first = reader.numbers[0]

@@ -2,11 +2,11 @@
 
 from contextlib import aclosing
 
-from sse_middleware.stores.base import Batch, EventStore, State
+from sse_middleware.stores.base import Batch, EventStore, LogState
 from sse_middleware.testing.streams import FakeStream, Reader, eventually, log_info
 from sse_middleware.testing.trials import StoreTrials, trial
 
-_KEPT = (State.FINISHED, State.CANCELLED, State.LOST)
+_KEPT = (LogState.FINISHED, LogState.CANCELLED, LogState.LOST)
 _END = b"event: complete\ndata: {}\n\n"
 
 
@@ -36,33 +36,33 @@ class EndTrials(StoreTrials):
         """The last batch is the last one."""
         stream = FakeStream(store)
         stream.write(2)
-        stream.log.end(State.FINISHED, _END)
+        stream.log.end(LogState.FINISHED, _END)
         async with aclosing(store.follow(stream.id, 0)) as batches:
             states = [batch.state async for batch in batches]
-        assert states[-1] is State.FINISHED
-        assert set(states[:-1]) == {State.RUNNING}
+        assert states[-1] is LogState.FINISHED
+        assert set(states[:-1]) == {LogState.RUNNING}
 
     @trial()
     async def test_a_log_without_events_has_an_end_as_well(self, store: EventStore) -> None:
         """There need not be an event before it."""
         stream = FakeStream(store)
-        stream.log.end(State.FINISHED, _END)
-        assert (await Reader(store, stream.id).read_all()).end == Batch(State.FINISHED, 0, _END)
+        stream.log.end(LogState.FINISHED, _END)
+        assert (await Reader(store, stream.id).read_all()).end == Batch(LogState.FINISHED, 0, _END)
 
     @trial()
     async def test_a_log_ends_once(self, store: EventStore) -> None:
         """The first end counts, and what comes later is ignored."""
         stream = FakeStream(store)
         stream.write(2)
-        stream.log.end(State.FINISHED, _END)
+        stream.log.end(LogState.FINISHED, _END)
         stream.log.append(3, b"id: 3\ndata: late\n\n")
-        stream.log.end(State.CANCELLED, b"event: late\n\n")
-        stream.log.end(State.GONE)
-        stream.log.disown()
+        stream.log.end(LogState.CANCELLED, b"event: late\n\n")
+        stream.log.end(LogState.GONE)
+        stream.log.use_app_ids()
         stream.log.set_name(f"late:{stream.id}")
         reader = await Reader(store, stream.id).read_all()
         assert reader.numbers == [1, 2]
-        assert reader.end == Batch(State.FINISHED, 2, _END)
+        assert reader.end == Batch(LogState.FINISHED, 2, _END)
         assert await store.find_named(f"late:{stream.id}") is None
 
     @trial()
@@ -74,7 +74,7 @@ class EndTrials(StoreTrials):
         assert not await store.cancel(unknown)
         for after in (0, 7):
             reader = await Reader(store, unknown, after).read_all()
-            assert reader.end == Batch(State.GONE, after, b"")
+            assert reader.end == Batch(LogState.GONE, after, b"")
 
     @trial()
     async def test_a_log_that_goes_is_gone_for_everybody(self, store: EventStore) -> None:
@@ -84,15 +84,15 @@ class EndTrials(StoreTrials):
         stream.write(3)
         async with Reader(store, stream.id) as waiting:
             await waiting.until(3)
-            stream.log.end(State.GONE, _END)
-            assert await waiting.until_end() is State.GONE
+            stream.log.end(LogState.GONE, _END)
+            assert await waiting.until_end() is LogState.GONE
         stream.log.append(4, b"id: 4\ndata: late\n\n")
-        stream.log.end(State.FINISHED, _END)
+        stream.log.end(LogState.FINISHED, _END)
         await self.lost(store, stream.id)
         assert await store.find_named(f"name:{stream.id}") is None
         assert not await store.cancel(stream.id)
         reader = await Reader(store, stream.id).read_all()
-        assert reader.end == Batch(State.GONE, 0, b"")
+        assert reader.end == Batch(LogState.GONE, 0, b"")
 
     @trial()
     async def test_the_events_of_a_disowned_log_are_dropped(self, store: EventStore) -> None:
@@ -101,15 +101,15 @@ class EndTrials(StoreTrials):
         stream.write(3)
         async with Reader(store, stream.id) as waiting:
             await waiting.until(3)
-            stream.log.disown()
+            stream.log.use_app_ids()
             await waiting.until_end()
         stream.log.append(4, b"id: 4\ndata: late\n\n")
-        stream.log.end(State.FINISHED, _END)
-        await self.found(store, stream.id, state=State.DISOWNED)
+        stream.log.end(LogState.FINISHED, _END)
+        await self.found(store, stream.id, state=LogState.APP_OWNS_IDS)
         late = await Reader(store, stream.id).read_all()
         for reader in (waiting, late):
             assert reader.end is not None
-            assert reader.end.state is State.DISOWNED
+            assert reader.end.state is LogState.APP_OWNS_IDS
             assert not reader.end.frames
         assert late.numbers == []
 
@@ -121,7 +121,7 @@ class EndTrials(StoreTrials):
             store,
             stream.id,
             info=stream.info,
-            state=State.RUNNING,
+            state=LogState.RUNNING,
             last=0,
             tells_end=False,
             first=1,
@@ -131,17 +131,17 @@ class EndTrials(StoreTrials):
             store,
             stream.id,
             info=stream.info,
-            state=State.RUNNING,
+            state=LogState.RUNNING,
             last=3,
             tells_end=False,
             first=1,
         )
-        stream.log.end(State.FINISHED, _END)
+        stream.log.end(LogState.FINISHED, _END)
         await self.found(
             store,
             stream.id,
             info=stream.info,
-            state=State.FINISHED,
+            state=LogState.FINISHED,
             last=3,
             tells_end=True,
             first=1,
@@ -178,12 +178,12 @@ class EndTrials(StoreTrials):
         second.log.set_name(name)
         await self._named(store, name, second.id)
         second.write(2)
-        second.log.end(State.FINISHED)
+        second.log.end(LogState.FINISHED)
         await self._named(store, name, second.id)
         third = FakeStream(store)
         third.log.set_name(name)
         await self._named(store, name, third.id)
-        third.log.end(State.GONE)
+        third.log.end(LogState.GONE)
         await self._named(store, name, None)
         assert await store.find_named(f"other:{first.id}") is None
 

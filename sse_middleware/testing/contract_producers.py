@@ -3,7 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack, aclosing, suppress
 
-from sse_middleware.stores.base import EventStore, State
+from sse_middleware.stores.base import EventStore, LogState
 from sse_middleware.testing.streams import FakeStream, Reader
 from sse_middleware.testing.trials import StoreTrials, trial
 
@@ -23,8 +23,8 @@ class ProducerTrials(StoreTrials):
             await stream.producer.hears_cancel()
             assert reader.end is None
             stream.write()
-            stream.log.end(State.CANCELLED, b"event: complete\n\n")
-            assert await reader.until_end() is State.CANCELLED
+            stream.log.end(LogState.CANCELLED, b"event: complete\n\n")
+            assert await reader.until_end() is LogState.CANCELLED
         assert reader.numbers == [1, 2, 3]
         assert stream.producer.loops == {asyncio.get_running_loop()}
         assert other.producer.cancels == 0
@@ -37,8 +37,8 @@ class ProducerTrials(StoreTrials):
         assert await store.cancel(stream.id)
         assert await store.cancel(stream.id)
         await stream.producer.hears_cancel()
-        stream.log.end(State.CANCELLED)
-        await self.found(store, stream.id, state=State.CANCELLED)
+        stream.log.end(LogState.CANCELLED)
+        await self.found(store, stream.id, state=LogState.CANCELLED)
         await asyncio.sleep(0.01)
         before = stream.producer.cancels
         assert await store.cancel(stream.id)
@@ -120,7 +120,7 @@ class ProducerTrials(StoreTrials):
         for stream in streams:
             stream.log.set_name(f"name:{stream.id}")
             stream.write(50)
-            stream.log.end(State.FINISHED)
+            stream.log.end(LogState.FINISHED)
         for stream in streams[::20]:
             reader = await Reader(store, stream.id).read_all()
             assert (len(reader.numbers), reader.holes) == (50, [])

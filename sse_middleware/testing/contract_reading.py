@@ -4,7 +4,7 @@ import asyncio
 import random
 from contextlib import AsyncExitStack, aclosing
 
-from sse_middleware.stores.base import Batch, EventStore, State
+from sse_middleware.stores.base import Batch, EventStore, LogState
 from sse_middleware.testing.streams import FakeStream, Reader
 from sse_middleware.testing.trials import StoreTrials, trial
 
@@ -25,8 +25,8 @@ class ReadingTrials(StoreTrials):
             frames += stream.write(2)
             await reader.until(5)
             frames += stream.write(1)
-            stream.log.end(State.FINISHED, b"event: complete\n\n")
-            assert await reader.until_end() is State.FINISHED
+            stream.log.end(LogState.FINISHED, b"event: complete\n\n")
+            assert await reader.until_end() is LogState.FINISHED
         assert reader.frames == frames
         assert reader.holes == []
 
@@ -35,7 +35,7 @@ class ReadingTrials(StoreTrials):
         """It is given what stands behind its cursor, and nothing of what stands before it."""
         stream = FakeStream(store)
         stream.write(7)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         for after in range(8):
             reader = await Reader(store, stream.id, after).read_all()
             assert reader.numbers == list(range(after + 1, 8))
@@ -49,7 +49,7 @@ class ReadingTrials(StoreTrials):
         stream.write_together(5)
         stream.write(1)
         stream.write_together(3)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         for after in range(12):
             reader = await Reader(store, stream.id, after).read_all()
             assert reader.numbers == list(range(after + 1, 12))
@@ -58,7 +58,7 @@ class ReadingTrials(StoreTrials):
         other.write(1)
         other.last += 2
         other.write_together(3)
-        other.log.end(State.FINISHED)
+        other.log.end(LogState.FINISHED)
         reader = await Reader(store, other.id, 1).read_all()
         assert (reader.numbers, reader.holes) == ([4, 5, 6], [(2, 3)])
 
@@ -83,7 +83,7 @@ class ReadingTrials(StoreTrials):
                 while reader.last < number - 1:
                     reader.take(await anext(batches))
                 stream.write(1)
-            stream.log.end(State.FINISHED)
+            stream.log.end(LogState.FINISHED)
             async for batch in batches:
                 reader.take(batch)
         assert reader.numbers == list(range(1, 30))
@@ -105,7 +105,7 @@ class ReadingTrials(StoreTrials):
                     reader = await stack.enter_async_context(Reader(store, stream.id, after))
                     readers[reader] = after
                 await asyncio.sleep(dice.choice((0, 0, 0, 0.001)))
-            stream.log.end(State.FINISHED)
+            stream.log.end(LogState.FINISHED)
             for reader in readers:
                 await reader.until_end()
         for reader, after in readers.items():
@@ -126,17 +126,17 @@ class ReadingTrials(StoreTrials):
         for number, frame in enumerate(frames, 1):
             stream.log.append(number, frame)
         end = b"event: complete\r\ndata: \x00\xff\r\n\r\n"
-        stream.log.end(State.FINISHED, end)
+        stream.log.end(LogState.FINISHED, end)
         reader = await Reader(store, stream.id).read_all()
         assert reader.frames == b"".join(frames)
-        assert reader.end == Batch(State.FINISHED, len(frames), end)
+        assert reader.end == Batch(LogState.FINISHED, len(frames), end)
 
     @trial()
     async def test_a_large_log_is_read_back_in_order(self, store: EventStore) -> None:
         """However many events there are."""
         stream = FakeStream(store)
         frames = stream.write(_MANY, size=100)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         reader = await Reader(store, stream.id).read_all()
         assert reader.frames == frames
         reader = await Reader(store, stream.id, _MANY - 1).read_all()
@@ -147,7 +147,7 @@ class ReadingTrials(StoreTrials):
         """A batch has whole frames, however long one is."""
         stream = FakeStream(store)
         frames = b"".join(stream.write(size=size) for size in (100, _LARGE, 100, _LARGE))
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         assert (await Reader(store, stream.id).read_all()).frames == frames
 
     @trial()
@@ -159,7 +159,7 @@ class ReadingTrials(StoreTrials):
             stream.write(10)
             reader.take(await anext(batches))
             frames = stream.write(500, size=1000)
-            stream.log.end(State.FINISHED)
+            stream.log.end(LogState.FINISHED)
             async for batch in batches:
                 await asyncio.sleep(0)
                 reader.take(batch)
@@ -176,11 +176,11 @@ class ReadingTrials(StoreTrials):
             for index, stream in enumerate(streams):
                 frames[index] += stream.write(size=30 + index)
         for index, stream in enumerate(streams):
-            stream.log.end(State.FINISHED, b"%d" % index)
+            stream.log.end(LogState.FINISHED, b"%d" % index)
         for index, stream in enumerate(streams):
             reader = await Reader(store, stream.id).read_all()
             assert reader.frames == frames[index]
-            assert reader.end == Batch(State.FINISHED, 20, b"%d" % index)
+            assert reader.end == Batch(LogState.FINISHED, 20, b"%d" % index)
 
     @trial()
     async def test_a_cursor_ahead_of_the_log_waits_for_it(self, store: EventStore) -> None:
@@ -195,7 +195,7 @@ class ReadingTrials(StoreTrials):
             assert reader.numbers == []
             stream.write(2)
             await reader.until(7)
-            stream.log.end(State.FINISHED)
+            stream.log.end(LogState.FINISHED)
             await reader.until_end()
         assert reader.numbers == [6, 7]
         assert reader.holes == []
@@ -205,9 +205,9 @@ class ReadingTrials(StoreTrials):
         """What the log has not got, it will not get any more."""
         stream = FakeStream(store)
         stream.write(2)
-        stream.log.end(State.LOST, b"event: error\n\n")
+        stream.log.end(LogState.LOST, b"event: error\n\n")
         reader = await Reader(store, stream.id, 5).read_all()
-        assert reader.end == Batch(State.LOST, 5, b"event: error\n\n")
+        assert reader.end == Batch(LogState.LOST, 5, b"event: error\n\n")
 
     @trial()
     async def test_a_number_left_out_is_told(self, store: EventStore) -> None:
@@ -216,7 +216,7 @@ class ReadingTrials(StoreTrials):
         stream.write(2)
         stream.write_number(5)
         behind = stream.write_number(6)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         for after in range(4):
             reader = await Reader(store, stream.id, after).read_all()
             assert reader.holes[-1][1:] == (4,)
@@ -231,7 +231,7 @@ class ReadingTrials(StoreTrials):
         """A log may begin late."""
         stream = FakeStream(store)
         stream.write_number(3)
-        stream.log.end(State.FINISHED)
+        stream.log.end(LogState.FINISHED)
         reader = await Reader(store, stream.id).read_all()
         assert (reader.holes, reader.numbers) == ([(1, 2)], [3])
         reader = await Reader(store, stream.id, 2).read_all()

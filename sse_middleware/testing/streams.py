@@ -11,8 +11,8 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
 
-from sse_middleware.parser import EventParser
-from sse_middleware.stores.base import Batch, EventStore, LogInfo, State
+from sse_middleware.protocol.parser import EventParser
+from sse_middleware.stores.base import Batch, EventStore, LogInfo, LogState
 
 PATIENCE_SECONDS = 10.0
 """How long a store may take for what it does soon; none is ever waited for in full."""
@@ -84,9 +84,9 @@ class FakeProducer:
         self.cancels += 1
         self.loops.add(asyncio.get_running_loop())
 
-    def on_followed(self, *, followed: bool) -> None:
+    def on_readers_changed(self, *, has_readers: bool) -> None:
         """Hear that the log has got a first reader, or has lost its last one."""
-        self.heard.append("followed" if followed else "left")
+        self.heard.append("followed" if has_readers else "left")
         self.loops.add(asyncio.get_running_loop())
 
     async def hears(self, *words: str) -> None:
@@ -228,7 +228,7 @@ class Reader:
         """
         await self._until(lambda: self.last >= number, f"the event {number}")
 
-    async def until_end(self) -> State:
+    async def until_end(self) -> LogState:
         """Wait for the end and return how the stream has ended.
 
         Raises:
@@ -245,11 +245,11 @@ class Reader:
             AssertionError: it does not continue what the reader has.
         """
         assert self.end is None, f"{batch} follows the end {self.end}"
-        if batch.state is State.TRUNCATED:
+        if batch.state is LogState.TRUNCATED:
             assert not batch.frames, "a batch that tells of a hole has no frames"
             assert batch.last > self.last, f"{batch} tells a reader at {self.last} of no hole"
             self.holes.append((self.last + 1, batch.last))
-        elif batch.state is State.RUNNING:
+        elif batch.state is LogState.RUNNING:
             numbers = [int(event.id or 0) for event in EventParser().feed(batch.frames)]
             expected = list(range(self.last + 1, batch.last + 1))
             assert numbers, f"{batch} brings nothing"

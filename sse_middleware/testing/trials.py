@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from sse_middleware.stores.base import EventStore, Found
+from sse_middleware.stores.base import EventStore, LogSnapshot
 from sse_middleware.testing import streams
 from sse_middleware.testing.streams import eventually
 
@@ -32,16 +32,16 @@ class StoreTrials:
         await asyncio.sleep(seconds)
 
     async def found(self, store: EventStore, stream_id: str, **fields: object) -> None:
-        """Wait until a log is found with these values of the fields of `Found`.
+        """Wait until a log is found with these values of the fields of `LogSnapshot`.
 
         Raises:
             AssertionError: it has not come to be.
         """
 
-        async def ask() -> Found | None:
+        async def ask() -> LogSnapshot | None:
             return await store.find(stream_id)
 
-        def holds(found: Found | None) -> bool:
+        def holds(found: LogSnapshot | None) -> bool:
             return found is not None and found._asdict().items() >= fields.items()
 
         await eventually(ask, holds, f"it was to be found with {fields}")
@@ -53,7 +53,7 @@ class StoreTrials:
             AssertionError: it is still there.
         """
 
-        async def ask() -> Found | None:
+        async def ask() -> LogSnapshot | None:
             return await store.find(stream_id)
 
         await eventually(ask, lambda found: found is None, "the log was to go")

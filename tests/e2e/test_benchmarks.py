@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.clients import needs
-from tests.redis_server import need_redis_server
+from tests.support import needs
+from tests.support.redis_server import need_redis_server
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("asgi_correlation_id", "fastapi", "prometheus_fastapi_instrumentator", "sse_starlette")

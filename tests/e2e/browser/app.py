@@ -21,8 +21,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware, current_stream, resume_endpoint, streaming
-from tests.e2e.browser import client
-from tests.e2e.browser.page import PAGE
+from tests.e2e.browser import client_page, eventsource_page
 
 TICK_SECONDS = 0.02
 FRIENDS = r"http://(127\.0\.0\.1|friend\.localhost):\d+"
@@ -105,11 +104,11 @@ async def chat(request: Request) -> Response:
 
 
 async def page(request: Request) -> Response:
-    return HTMLResponse(PAGE)
+    return HTMLResponse(eventsource_page.PAGE)
 
 
-async def client_page(request: Request) -> Response:
-    return HTMLResponse(client.PAGE)
+async def sse_client(request: Request) -> Response:
+    return HTMLResponse(client_page.PAGE)
 
 
 async def told(request: Request) -> Response:
@@ -121,7 +120,7 @@ async def told(request: Request) -> Response:
 def _routes() -> list[BaseRoute]:
     return [
         Route("/page", page),
-        Route("/client", client_page),
+        Route("/client", sse_client),
         Route("/told/{key}", told),
         Route("/poll", poll),
         Route("/job", job, methods=["GET", "POST"]),

@@ -1,4 +1,4 @@
-"""Real servers behind scissors, and pages of a real browser."""
+"""Real servers behind proxy, and pages of a real browser."""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -7,29 +7,29 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.browser.scissors import Scissors, standing
 from tests.e2e.browser.site import APP, COMMON, PATIENCE_SECONDS, UVICORN, Site
-from tests.e2e.clients import needs
-from tests.e2e.servers import Server, serving
+from tests.e2e.browser.thread_proxy import ThreadProxy, running_proxy
+from tests.support import needs
+from tests.support.servers import Server, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
 
-Start = Callable[[str, dict[str, str]], tuple[Server, Scissors]]
+Start = Callable[[str, dict[str, str]], tuple[Server, ThreadProxy]]
 
 
 @pytest.fixture(scope="package")
 def servers(browser: "BrowserContext", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Start each server when it is first asked for, and none where there is no browser."""
     with ExitStack() as stack:
-        running: dict[str, tuple[Server, Scissors]] = {}
+        running: dict[str, tuple[Server, ThreadProxy]] = {}
 
-        def start(name: str, settings: dict[str, str]) -> tuple[Server, Scissors]:
+        def start(name: str, settings: dict[str, str]) -> tuple[Server, ThreadProxy]:
             key = f"{name} {settings}"
             if key not in running:
                 directory = tmp_path_factory.mktemp(name)
                 server = stack.enter_context(serving(name, APP, directory, COMMON | settings))
-                running[key] = server, stack.enter_context(standing(server.port))
+                running[key] = server, stack.enter_context(running_proxy(server.port))
             return running[key]
 
         yield start
@@ -37,9 +37,9 @@ def servers(browser: "BrowserContext", tmp_path_factory: pytest.TempPathFactory)
             server.process.kill()  # which else waits for the feeds that go on without a reader
 
 
-def site_of(server: Server, scissors: Scissors) -> Iterator[Site]:
-    yield Site(server, scissors, secrets.token_hex(4))
-    assert scissors.lay_down() == 0, "not all cuts were made"
+def site_of(server: Server, proxy: ThreadProxy) -> Iterator[Site]:
+    yield Site(server, proxy, secrets.token_hex(4))
+    assert proxy.discard_cuts() == 0, "not all cuts were made"
 
 
 @pytest.fixture

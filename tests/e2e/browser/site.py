@@ -6,9 +6,9 @@ from urllib.parse import urlencode
 
 import httpx
 
-from tests.e2e.browser.page import Follower, Heard
-from tests.e2e.browser.scissors import Scissors
-from tests.e2e.servers import Server
+from tests.e2e.browser.eventsource_page import Follower, Heard
+from tests.e2e.browser.thread_proxy import ThreadProxy
+from tests.support.servers import Server
 
 APP = "tests.e2e.browser.app:app"
 UVICORN = "uvicorn-httptools"
@@ -24,15 +24,15 @@ PATIENCE_SECONDS = 15
 
 @dataclass(frozen=True)
 class Site:
-    """A server behind the scissors, asked for under a key of its own in each test."""
+    """A server behind the proxy, asked for under a key of its own in each test."""
 
     server: Server
-    scissors: Scissors
+    proxy: ThreadProxy
     key: str
 
     def page(self, host: str = "127.0.0.1") -> str:
         """Return the page's address, of the same origin as the streams."""
-        return f"http://{host}:{self.scissors.port}/page"
+        return f"http://{host}:{self.proxy.port}/page"
 
     def other_page(self, host: str = "127.0.0.1") -> str:
         """Return the page's address on another port."""
@@ -40,14 +40,14 @@ class Site:
 
     def client(self) -> str:
         """Return the address of the page that follows streams by our client."""
-        return f"http://127.0.0.1:{self.scissors.port}/client"
+        return f"http://127.0.0.1:{self.proxy.port}/client"
 
     def other_client(self, host: str) -> str:
         """Return that page's address on another port."""
         return f"http://{host}:{self.server.port}/client"
 
     def url(self, path: str, **query: object) -> str:
-        address = f"http://127.0.0.1:{self.scissors.port}{path}"
+        address = f"http://127.0.0.1:{self.proxy.port}{path}"
         return f"{address}?{urlencode({'key': self.key, **query})}"
 
     def told(self) -> dict[str, Any]:

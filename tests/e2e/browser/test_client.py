@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.e2e.browser.client import Followed, left_behind
+from tests.e2e.browser.client_page import Followed, left_behind
 from tests.e2e.browser.conftest import Start, site_of
-from tests.e2e.browser.page import visit
-from tests.e2e.browser.scissors import STALLED, standing
+from tests.e2e.browser.eventsource_page import visit
 from tests.e2e.browser.site import APP, COMMON, UVICORN, Site, assert_gapless
-from tests.e2e.cutting import How
-from tests.e2e.servers import serving
+from tests.e2e.browser.thread_proxy import STALLED, running_proxy
+from tests.support.cut_proxy import How
+from tests.support.servers import serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import CDPSession, Page
@@ -61,7 +61,7 @@ def assert_finished(followed: Followed, wanted: int) -> None:
 
 def test_a_stream_goes_through_every_state(site: Site, page: "Page") -> None:
     visit(page, site.client())
-    site.scissors.cut(rb"data: 5\n")
+    site.proxy.cut(rb"data: 5\n")
     followed = Followed(page, job(site, pause=0.05), starts=False)
     assert followed.get("state") == "disconnected"
     followed.call("start")
@@ -86,7 +86,7 @@ def test_an_answer_that_is_cut_a_hundred_times_has_each_word_once(
     hasty: Site, page: "Page"
 ) -> None:
     visit(page, hasty.client())
-    hasty.scissors.cut(*(rb"data: %d\n" % number for number in range(8, 308, 3)))
+    hasty.proxy.cut(*(rb"data: %d\n" % number for number in range(8, 308, 3)))
     # What comes together with a cut never reaches the page, and is no progress.
     url = job(hasty, n=315, pause=0.02)
     followed = Followed(page, url, maxReconnectAttempts=20)
@@ -98,7 +98,7 @@ def test_an_answer_that_is_cut_a_hundred_times_has_each_word_once(
 @pytest.mark.parametrize("how", [How.RESET, How.UNNOTICED])
 def test_it_does_not_matter_how_a_connection_is_lost(site: Site, page: "Page", how: How) -> None:
     visit(page, site.client())
-    site.scissors.cut(rb"data: 5\n", rb"event: sta", rb"data: 12\nid", how=how)
+    site.proxy.cut(rb"data: 5\n", rb"event: sta", rb"data: 12\nid", how=how)
     followed = Followed(page, job(site))
     assert_finished(followed, 20)
     assert site.runs() == [""]
@@ -106,7 +106,7 @@ def test_it_does_not_matter_how_a_connection_is_lost(site: Site, page: "Page", h
 
 def test_a_connection_that_falls_silent_is_opened_anew(site: Site, page: "Page") -> None:
     visit(page, site.client())
-    site.scissors.cut(rb"data: 5\n", how=STALLED)
+    site.proxy.cut(rb"data: 5\n", how=STALLED)
     followed = Followed(page, job(site), silenceThreshold=700)
     assert_finished(followed, 20)
     assert "silence" in [detail.get("reason") for detail in followed.told["details"]]
@@ -115,7 +115,7 @@ def test_a_connection_that_falls_silent_is_opened_anew(site: Site, page: "Page")
 
 def test_a_post_is_gone_on_with_by_the_same_post(site: Site, page: "Page") -> None:
     visit(page, site.client())
-    site.scissors.cut(rb"data: 5\n", rb"data: 12\n")
+    site.proxy.cut(rb"data: 5\n", rb"data: 12\n")
     followed = Followed(
         page,
         job(site),
@@ -131,7 +131,7 @@ def test_a_post_is_gone_on_with_by_the_same_post(site: Site, page: "Page") -> No
 
 def test_what_an_app_numbers_itself_is_gone_on_with_by_its_ids(site: Site, page: "Page") -> None:
     visit(page, site.client())
-    site.scissors.cut(rb"data: 4\n", rb"id: 9\nd", rb"data: 15\n\n")
+    site.proxy.cut(rb"data: 4\n", rb"id: 9\nd", rb"data: 15\n\n")
     followed = Followed(page, site.url("/numbered"))
     followed.wait_for_content(20)
     followed.call("stop")
@@ -142,7 +142,7 @@ def test_what_an_app_numbers_itself_is_gone_on_with_by_its_ids(site: Site, page:
 
 def test_an_answer_of_a_server_without_us_begins_anew(site: Site, page: "Page") -> None:
     visit(page, site.client())
-    site.scissors.cut(rb"data: 5\n\n")
+    site.proxy.cut(rb"data: 5\n\n")
     followed = Followed(page, site.url("/without/poll", n=10), reconnectDelay=50)
     followed.wait_for_end()
     assert followed.numbers == list(range(10))
@@ -188,7 +188,7 @@ def test_an_app_that_fails_is_told_and_not_asked_again(site: Site, page: "Page")
 
 def test_an_app_that_tells_its_end_itself_is_finished(site: Site, page: "Page") -> None:
     visit(page, site.client())
-    site.scissors.cut(rb"event: complete\n(.+\n)+\n")
+    site.proxy.cut(rb"event: complete\n(.+\n)+\n")
     followed = Followed(page, site.url("/poll", completes=1))
     followed.wait_for_end()
     assert followed.told["contents"][-1] == ["complete", {}]
@@ -216,8 +216,8 @@ def test_a_page_is_no_stream(site: Site, page: "Page") -> None:
 
 def test_a_server_that_is_gone_is_given_up_behind_three_attempts(page: "Page", site: Site) -> None:
     visit(page, site.client())
-    with standing(0) as scissors:  # closes each connection
-        url = f"http://127.0.0.1:{scissors.port}/job"
+    with running_proxy(0) as proxy:  # closes each connection
+        url = f"http://127.0.0.1:{proxy.port}/job"
         followed = Followed(page, url, reconnectDelay=20)
         followed.wait_for_end()
     assert followed.states == ["connecting", *["reconnecting"] * 3, "disconnected"]
@@ -227,17 +227,17 @@ def test_a_server_that_is_gone_is_given_up_behind_three_attempts(page: "Page", s
 def test_a_server_that_is_started_anew_begins_the_answer_anew(
     site: Site, page: "Page", tmp_path: Path
 ) -> None:
-    with standing(0) as scissors:
+    with running_proxy(0) as proxy:
         with serving(UVICORN, APP, tmp_path, COMMON) as server:
-            scissors.server_port = server.port
-            first = Site(server, scissors, site.key)
+            proxy.server_port = server.port
+            first = Site(server, proxy, site.key)
             visit(page, first.client())
             followed = Followed(page, job(first, n=50), maxReconnectAttempts=20)
             followed.wait_for_content(4)
             server.process.kill()
             server.process.wait()
         followed.wait("client.state === 'reconnecting'")
-        scissors.server_port = site.server.port
+        proxy.server_port = site.server.port
         followed.wait_for_end()
     assert followed.told["resets"] == ["gone"]
     assert followed.numbers == list(range(50))
@@ -265,7 +265,7 @@ def test_a_page_that_was_offline_comes_back_at_once(
     followed = Followed(page, job(slow, n=50))
     followed.wait_for_content(5)
     set_offline(devtools, offline=True)
-    slow.scissors.cut(rb"\ndata: \d")
+    slow.proxy.cut(rb"\ndata: \d")
     followed.wait("client.state === 'reconnecting'")
     page.wait_for_timeout(300)
     set_offline(devtools, offline=False)
@@ -278,7 +278,7 @@ def test_a_page_that_was_offline_comes_back_at_once(
 
 def test_a_page_that_is_looked_at_again_comes_back_at_once(slow: Site, page: "Page") -> None:
     visit(page, slow.client())
-    slow.scissors.cut(rb"data: 5\n")
+    slow.proxy.cut(rb"data: 5\n")
     followed = Followed(page, job(slow, n=30))
     followed.wait("client.state === 'reconnecting'")
     other = page.context.new_page()  # in a tab before it
@@ -307,10 +307,10 @@ def test_a_page_that_was_frozen_has_the_whole_answer(
     followed.wait_for_content(5)
     devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
     time.sleep(1)
-    site.scissors.cut(rb"\ndata: \d")
+    site.proxy.cut(rb"\ndata: \d")
     devtools.send("Page.setWebLifecycleState", {"state": "active"})
     assert_finished(followed, 60)
-    site.scissors.lay_down()
+    site.proxy.discard_cuts()
     assert site.runs() == [""]
 
 
@@ -400,7 +400,7 @@ def test_a_page_of_another_origin_resumes_and_stops_without_a_preflight(
     site: Site, page: "Page", place: str
 ) -> None:
     visit(page, site.other_client("friend.localhost"))
-    site.scissors.cut(rb"data: 5\n", rb"data: 12\n")
+    site.proxy.cut(rb"data: 5\n", rb"data: 12\n")
     followed = Followed(page, site.url(f"{place}/job"))
     assert_finished(followed, 20)
     stopped = Followed(page, site.url(f"{place}/job", n=10_000))

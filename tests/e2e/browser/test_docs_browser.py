@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.browser.docs_app import snippets
-from tests.e2e.browser.npm import PACKAGES, react_module
-from tests.e2e.browser.scissors import Scissors, standing
-from tests.e2e.clients import needs
-from tests.e2e.servers import serving
+from tests.e2e.browser.react_module import PACKAGES, react_module
+from tests.e2e.browser.thread_proxy import ThreadProxy, running_proxy
+from tests.support import needs
+from tests.support.servers import serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
@@ -27,24 +27,24 @@ IMPORTS = """<script type="importmap">{"imports": {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scissors]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadProxy]:
     app, directory = "tests.e2e.browser.docs_app:app", tmp_path_factory.mktemp("docs")
     environ = {"SSE_RETRY_MS": "100", "SSE_HEARTBEAT_INTERVAL": "0.2"}
     with serving("uvicorn-httptools", app, directory, environ) as running:
-        with standing(running.port) as scissors:
-            yield scissors
+        with running_proxy(running.port) as proxy:
+            yield proxy
         running.process.kill()
 
 
 @pytest.fixture
-def cut(server: Scissors) -> Iterator[Scissors]:
+def cut(server: ThreadProxy) -> Iterator[ThreadProxy]:
     """The server behind a proxy that cuts an answer in two places."""
     server.cut(*(rb'(word": ?"|delta": ?"|<b>)%b' % word for word in (b"or", b"not")))
     yield server
-    assert server.lay_down() == 0, "not all cuts were made"
+    assert server.discard_cuts() == 0, "not all cuts were made"
 
 
-def show(page: "Page", server: Scissors, html: str) -> None:
+def show(page: "Page", server: ThreadProxy, html: str) -> None:
     """Load a snippet as a page of the server, with packages from npm where it asks for them."""
     needs.node()
 
@@ -74,19 +74,19 @@ def wait_for_answer(page: "Page") -> None:
 
 @pytest.mark.parametrize("snippet", [PLAIN, LOOP, HTMX], ids=["EventSource", "loop", "HTMX"])
 def test_a_snippet_has_each_word_once_though_it_is_cut(
-    page: "Page", cut: Scissors, snippet: str
+    page: "Page", cut: ThreadProxy, snippet: str
 ) -> None:
     show(page, cut, snippet)
     wait_for_answer(page)
 
 
-def test_the_client_shows_its_state(page: "Page", cut: Scissors) -> None:
+def test_the_client_shows_its_state(page: "Page", cut: ThreadProxy) -> None:
     show(page, cut, CALLBACKS)
     wait_for_answer(page)
     assert page.inner_text("#state") == "disconnected"
 
 
-def test_the_client_is_stopped_by_its_button(page: "Page", server: Scissors) -> None:
+def test_the_client_is_stopped_by_its_button(page: "Page", server: ThreadProxy) -> None:
     at_first_word = """<script>
         const stop = () => document.querySelector("#stop").click();
         new MutationObserver(stop).observe(document.querySelector("#answer"), { childList: true });
@@ -97,7 +97,7 @@ def test_the_client_is_stopped_by_its_button(page: "Page", server: Scissors) -> 
     assert len(page.inner_text("#answer").split()) < len(ANSWER.split())
 
 
-def test_vue(page: "Page", cut: Scissors) -> None:
+def test_vue(page: "Page", cut: ThreadProxy) -> None:
     show(page, cut, VUE)
     page.click("button")
     wait_for_answer(page)
@@ -115,13 +115,19 @@ process.stdout.write(ts.transpileModule(text, { compilerOptions }).outputText);
 def node(*arguments: str, text: str = "") -> str:
     command = [needs.node(), *arguments]
     done = subprocess.run(
-        command, input=text, cwd=needs.HERE, capture_output=True, text=True, timeout=60, check=False
+        command,
+        input=text,
+        cwd=needs.NODE_CLIENTS,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_react(page: "Page", cut: Scissors) -> None:
+def test_react(page: "Page", cut: ThreadProxy) -> None:
     script = node("-e", TRANSPILE, text=f'import React from "react";\n{REACT}')
     render = (
         'import { createRoot } from "react-dom/client";\n'
@@ -134,8 +140,8 @@ def test_react(page: "Page", cut: Scissors) -> None:
     assert page.inner_text("#state") == "disconnected"
 
 
-def test_the_ai_sdk_does_not_notice_a_cut(cut: Scissors) -> None:
-    client = (needs.HERE.parents[2] / "sse_middleware" / "client" / "sse-client.js").as_uri()
+def test_the_ai_sdk_does_not_notice_a_cut(cut: ThreadProxy) -> None:
+    client = (needs.REPOSITORY / "sse_middleware" / "client" / "sse-client.js").as_uri()
     script = AI.replace("/sse-client.js", client)
     script = script.replace('"/chat"', f'"http://127.0.0.1:{cut.port}/chat"')
     script += 'let last = "";\nawait ask("?", (text) => (last = text));\nconsole.log(last);'

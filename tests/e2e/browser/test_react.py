@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.browser.npm import PACKAGES, react_module
-from tests.e2e.browser.page import visit
+from tests.e2e.browser.eventsource_page import visit
+from tests.e2e.browser.react_module import PACKAGES, react_module
 from tests.e2e.browser.site import Site
 from tests.e2e.browser.test_client import wait_until
-from tests.e2e.clients import needs
+from tests.support import needs
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -82,7 +82,7 @@ def mount(page: "Page", site: Site, *, starts: bool = False, **options: Any) -> 
 
 
 def test_a_component_that_mounts_twice_has_each_word_once(react: "Page", site: Site) -> None:
-    site.scissors.cut(rb"data: 12\n")
+    site.proxy.cut(rb"data: 12\n")
     mount(react, site, starts=True)
     react.wait_for_function("told.completes.length === 1")
     assert react.evaluate("told.mounts") == 2, "strict mode mounts twice"
@@ -115,7 +115,7 @@ def test_a_component_hears_by_the_callbacks_of_its_newest_render(react: "Page", 
 
 def test_a_component_that_was_let_down_goes_on_where_it_was(react: "Page", site: Site) -> None:
     mount(react, site, n=60, maxReconnectAttempts=0)
-    site.scissors.cut(rb"data: 20\n")
+    site.proxy.cut(rb"data: 20\n")
     react.click("#start")
     react.wait_for_function("stream.error?.code === 'gave_up'")
     react.click("#start")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sse_middleware import EventParser
-from tests.e2e.browser.page import CLOSED, Follower, Heard, visit
-from tests.e2e.browser.scissors import standing
+from tests.e2e.browser.eventsource_page import CLOSED, Follower, Heard, visit
 from tests.e2e.browser.site import (
     APP,
     COMMON,
@@ -23,8 +22,9 @@ from tests.e2e.browser.site import (
     assert_whole,
     reasons,
 )
-from tests.e2e.cutting import How
-from tests.e2e.servers import serving
+from tests.e2e.browser.thread_proxy import running_proxy
+from tests.support.cut_proxy import How
+from tests.support.servers import serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize("site", SERVERS, indirect=True)
 def test_a_job_that_is_cut_is_heard_once_and_in_order(site: Site, page: "Page") -> None:
     visit(page, site.page())
-    site.scissors.cut(rb"data: 5", rb"event: st", rb"data: 15\nid: .", rb"event: compl")
+    site.proxy.cut(rb"data: 5", rb"event: st", rb"data: 15\nid: .", rb"event: compl")
     follower = Follower(page, site.url("/job", n=25))
     follower.wait_until_closed()
     assert_whole(follower.events(), 25)
@@ -48,7 +48,7 @@ def test_a_job_that_is_cut_is_heard_once_and_in_order(site: Site, page: "Page") 
 @pytest.mark.parametrize("how", [How.RESET, How.UNNOTICED])
 def test_it_does_not_matter_how_a_connection_is_lost(site: Site, page: "Page", how: How) -> None:
     visit(page, site.page())
-    site.scissors.cut(rb"data: 5", rb"data: 12", how=how)
+    site.proxy.cut(rb"data: 5", rb"data: 12", how=how)
     follower = Follower(page, site.url("/job"))
     follower.wait_until_closed()
     assert_whole(follower.events(), 20)
@@ -61,7 +61,7 @@ def test_a_page_that_is_offline_for_a_while_gets_the_rest(site: Site, page: "Pag
     follower = Follower(page, site.url("/job", n=50))
     follower.wait_for("message", 5)
     page.context.set_offline(offline=True)
-    site.scissors.cut(rb"\ndata: \d")
+    site.proxy.cut(rb"\ndata: \d")
     page.wait_for_timeout(500)
     assert follower.opened == 1
     page.context.set_offline(offline=False)
@@ -75,7 +75,7 @@ def test_a_page_that_does_not_close_a_finished_job_is_stopped(
     site: Site, page: "Page", places: list[bytes]
 ) -> None:
     visit(page, site.page())
-    site.scissors.cut(*places)
+    site.proxy.cut(*places)
     follower = Follower(page, site.url("/job"), closes_at=())
     follower.wait_until_closed()
     assert_whole(follower.events(), 20)
@@ -94,7 +94,7 @@ def test_a_page_that_opens_anew_with_its_cursor_in_the_query_gets_the_rest(
     first = Follower(page, site.url("/job", n=60))
     first.wait_for("message", 4)
     first.close()
-    site.scissors.cut(rb"data: 50")
+    site.proxy.cut(rb"data: 50")
     second = Follower(page, site.url("/job", n=60, last_event_id=first.cursor))
     second.wait_until_closed()
     assert_whole([*first.events(), *second.events()], 60)
@@ -106,7 +106,7 @@ def test_a_page_that_does_not_close_where_the_app_tells_the_end_itself_is_stoppe
     site: Site, page: "Page"
 ) -> None:
     visit(page, site.page())
-    site.scissors.cut(rb"data: 7", rb"event: compl", rb"event: complete\n(.+\n)+\n")
+    site.proxy.cut(rb"data: 7", rb"event: compl", rb"event: complete\n(.+\n)+\n")
     follower = Follower(page, site.url("/job", completes=1), closes_at=())
     follower.wait_until_closed()
     assert follower.numbers() == list(range(20))
@@ -134,7 +134,7 @@ POST_AND_LEAVE = """async (url) => {
 
 def test_a_page_goes_on_with_what_it_began_by_post(site: Site, page: "Page") -> None:
     visit(page, site.page())
-    site.scissors.cut(rb"data: 12")
+    site.proxy.cut(rb"data: 12")
     text: str = page.evaluate(POST_AND_LEAVE, site.url("/job"))
     events = EventParser().feed(text.encode())
     begun = [Heard(event.event, event.data, event.id or "") for event in events]
@@ -148,7 +148,7 @@ def test_a_page_goes_on_with_what_it_began_by_post(site: Site, page: "Page") -> 
 
 def test_two_pages_follow_one_job(site: Site, page: "Page") -> None:
     visit(page, site.page())
-    site.scissors.cut(rb"data: 9")
+    site.proxy.cut(rb"data: 9")
     first = Follower(page, site.url("/job", n=30))
     first.wait_for("message", 4)
     beginning = first.events("message")[0]
@@ -162,7 +162,7 @@ def test_two_pages_follow_one_job(site: Site, page: "Page") -> None:
 
 def test_an_app_that_fails_is_told_and_begins_anew(site: Site, page: "Page") -> None:
     visit(page, site.page())
-    site.scissors.cut(rb"data: 3")
+    site.proxy.cut(rb"data: 3")
     follower = Follower(page, site.url("/job", n=6, boom=1), closes_at=())
     follower.wait_for("message", 12)
     follower.close()
@@ -177,16 +177,16 @@ def test_an_app_that_fails_is_told_and_begins_anew(site: Site, page: "Page") -> 
 def test_a_stream_that_a_new_process_knows_nothing_of_is_reset(
     site: Site, page: "Page", tmp_path: Path
 ) -> None:
-    with standing(0) as scissors:
+    with running_proxy(0) as proxy:
         with serving(UVICORN, APP, tmp_path, COMMON) as server:
-            scissors.server_port = server.port
-            first = Site(server, scissors, site.key)
+            proxy.server_port = server.port
+            first = Site(server, proxy, site.key)
             visit(page, first.page())
             follower = Follower(page, first.url("/job", n=100))
             follower.wait_for("message", 4)
             server.process.kill()
             server.process.wait()
-        scissors.server_port = site.server.port
+        proxy.server_port = site.server.port
         follower.wait_for("reset")
         follower.wait_until_closed()
     events = follower.events()
@@ -219,7 +219,7 @@ def test_a_page_that_polls_goes_on_for_ever(site: Site, page: "Page") -> None:
 
 def test_a_page_that_polls_and_is_cut_gets_each_round_once(site: Site, page: "Page") -> None:
     visit(page, site.page())
-    site.scissors.cut(rb"data: 2", rb"event: comp", rb"data: 3\nid: [\w-]+\n\n", rb"data: 0")
+    site.proxy.cut(rb"data: 2", rb"event: comp", rb"data: 3\nid: [\w-]+\n\n", rb"data: 0")
     follower = Follower(page, site.url("/poll", n=4), closes_at=())
     follower.wait_for("message", 20)
     follower.close()
@@ -238,7 +238,7 @@ def test_a_live_feed_that_is_cut_five_times_loses_nothing(site: Site, page: "Pag
     follower = Follower(page, site.url("/live"))
     for cuts in range(1, 6):
         follower.wait_for("message", 5 * cuts)
-        site.scissors.cut(rb"\ndata: \d")
+        site.proxy.cut(rb"\ndata: \d")
         follower.wait_for_openings(cuts + 1)
     follower.wait_for("message", 40)
     follower.close()
@@ -252,7 +252,7 @@ def test_without_us_a_live_feed_loses_what_comes_meanwhile(site: Site, page: "Pa
     visit(page, site.page())
     follower = Follower(page, site.url("/without/live"))
     follower.wait_for("message", 5)
-    site.scissors.cut(rb"\ndata: \d")
+    site.proxy.cut(rb"\ndata: \d")
     follower.wait_for_openings(2)
     held = len(follower.numbers())
     follower.wait_for("message", held + 5)
@@ -267,7 +267,7 @@ def test_an_endless_feed_goes_on_across_three_rotations(capped: Site, page: "Pag
     follower.wait_for_openings(3)
     held = len(follower.numbers())
     follower.wait_for("message", held + 5)
-    capped.scissors.cut(rb"\ndata: \d")
+    capped.proxy.cut(rb"\ndata: \d")
     follower.wait_for_openings(5)
     held = len(follower.numbers())
     follower.wait_for("message", held + 5)
@@ -280,7 +280,7 @@ def test_an_endless_feed_goes_on_across_three_rotations(capped: Site, page: "Pag
 
 def test_a_marked_stream_is_complete_at_its_cap(capped: Site, page: "Page") -> None:
     visit(page, capped.page())
-    capped.scissors.cut(rb"data: 7", rb"event: compl")
+    capped.proxy.cut(rb"data: 7", rb"event: compl")
     follower = Follower(page, capped.url("/job", n=1000))
     follower.wait_until_closed()
     assert reasons(follower) == ["duration_cap"]
@@ -313,7 +313,7 @@ def ids_of(follower: Follower) -> list[str]:
 
 def test_an_app_that_numbers_its_events_resumes_them_itself(site: Site, page: "Page") -> None:
     visit(page, site.page())
-    site.scissors.cut(rb"data: 4", rb"id: 9\nd", rb"data: 15\n\n")
+    site.proxy.cut(rb"data: 4", rb"id: 9\nd", rb"data: 15\n\n")
     follower = Follower(page, site.url("/numbered"))
     follower.wait_for("message", 20)
     follower.close()
@@ -332,7 +332,7 @@ def test_an_app_that_numbers_its_events_is_asked_behind_the_last_one_that_was_he
 ) -> None:
     visit(page, site.page())
     first_start = rb"event: start\ndata: .*\n(.+\n)+\n"
-    site.scissors.cut(first_start, rb"data: 4", first_start, first_start)
+    site.proxy.cut(first_start, rb"data: 4", first_start, first_start)
     follower = Follower(page, site.url("/numbered", delay=0.2))
     follower.wait_for("message", 8)
     follower.close()
@@ -366,7 +366,7 @@ def test_an_app_that_numbers_its_events_and_keeps_none_is_resumed_by_its_ids(
     site: Site, page: "Page", closes_at: tuple[str, ...]
 ) -> None:
     visit(page, site.page())
-    site.scissors.cut(rb"data: 4", rb"event: st", rb"id: 9\nd", rb"data: 15\n\n", rb"event: compl")
+    site.proxy.cut(rb"data: 4", rb"event: st", rb"id: 9\nd", rb"data: 15\n\n", rb"event: compl")
     follower = Follower(page, site.url("/keyed"), closes_at=closes_at)
     follower.wait_until_closed()
     numbers = follower.numbers()

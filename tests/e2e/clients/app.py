@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from sse_middleware import SSEMiddleware
-from tests.e2e.clients.sent import Remembering
+from tests.e2e.clients.recording_app import Remembering
 
 PAUSE_SECONDS = 0.7
 

@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from sse_middleware import SSEMiddleware
-from tests.e2e.clients.sent import Remembering
+from tests.e2e.clients.recording_app import Remembering
 
 PAUSE_SECONDS = 0.5
 RETRY_MS = 100

@@ -15,7 +15,7 @@ from django.http import (  # type: ignore[import-untyped]
 from django.urls import path  # type: ignore[import-untyped]
 
 from sse_middleware import SSEMiddleware
-from tests.e2e.matrix import shared
+from tests.e2e.matrix import app_parts
 
 settings.configure(
     SECRET_KEY="matrix",
@@ -28,9 +28,9 @@ settings.configure(
 async def stream(request: HttpRequest) -> StreamingHttpResponse:
     query = request.GET
     key, n, pause = query["key"], int(query["n"]), float(query["pause"])
-    content = shared.events(key, n, pause, boom="boom" in query)
+    content = app_parts.events(key, n, pause, boom="boom" in query)
     if request.method == "POST":
-        content = shared.events_of_upload(key, request.body, n, pause)
+        content = app_parts.events_of_upload(key, request.body, n, pause)
     response = StreamingHttpResponse(content, content_type="text/event-stream")
     response.set_cookie("one", "1")
     response.set_cookie("two", "2")
@@ -39,7 +39,7 @@ async def stream(request: HttpRequest) -> StreamingHttpResponse:
 
 async def lines(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(
-        shared.lines(request.GET["key"]), content_type="application/x-ndjson"
+        app_parts.lines(request.GET["key"]), content_type="application/x-ndjson"
     )
 
 
@@ -51,16 +51,16 @@ async def json(request: HttpRequest) -> HttpResponse:
 
 async def background(request: HttpRequest) -> HttpResponse:
     key = request.GET["key"]
-    asyncio.get_running_loop().call_soon(shared.note, key, "background")
+    asyncio.get_running_loop().call_soon(app_parts.note, key, "background")
     return JsonResponse({})
 
 
 def file(request: HttpRequest) -> FileResponse:
-    return FileResponse(shared.FILE.open("rb"))
+    return FileResponse(app_parts.FILE.open("rb"))
 
 
 def upload(request: HttpRequest) -> HttpResponse:
-    return HttpResponse(shared.digest(request.body))
+    return HttpResponse(app_parts.digest(request.body))
 
 
 async def boom(request: HttpRequest) -> HttpResponse:
@@ -68,7 +68,7 @@ async def boom(request: HttpRequest) -> HttpResponse:
 
 
 async def state(request: HttpRequest) -> HttpResponse:
-    return JsonResponse(shared.noted(request.GET["key"]), safe=False)
+    return JsonResponse(app_parts.noted(request.GET["key"]), safe=False)
 
 
 urlpatterns = [
@@ -83,7 +83,7 @@ urlpatterns = [
 ]
 
 app = get_asgi_application()
-if shared.WITH_US:
+if app_parts.WITH_US:
     app = SSEMiddleware(app)
 
-watched = shared.watched(app)
+watched = app_parts.watched(app)

@@ -9,18 +9,18 @@ from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from sse_middleware import SSEMiddleware
-from tests.e2e.matrix import shared
+from tests.e2e.matrix import app_parts
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    shared.note("lifespan", "started")
+    app_parts.note("lifespan", "started")
     yield
     print("lifespan: stopped")  # noqa: T201 - for the server's log
 
 
 app = FastAPI(lifespan=lifespan)
-if shared.WITH_US:
+if app_parts.WITH_US:
     app.add_middleware(SSEMiddleware)
 
 
@@ -28,7 +28,7 @@ async def resource(key: str) -> AsyncIterator[str]:
     try:
         yield "resource"
     finally:
-        shared.note(key, "dependency")
+        app_parts.note(key, "dependency")
 
 
 Resource = Annotated[str, Depends(resource)]
@@ -44,8 +44,8 @@ async def stream(
     tasks: BackgroundTasks,
     boom: bool = False,
 ) -> AsyncIterator[ServerSentEvent]:
-    tasks.add_task(shared.note, key, "background")
-    async for number in shared.numbers(key, n, pause, boom=boom):
+    tasks.add_task(app_parts.note, key, "background")
+    async for number in app_parts.numbers(key, n, pause, boom=boom):
         yield ServerSentEvent(data=number)
 
 
@@ -53,17 +53,17 @@ async def stream(
 async def stream_of_upload(
     *, request: Request, key: str, n: int, pause: float, held: Resource, tasks: BackgroundTasks
 ) -> StreamingResponse:
-    tasks.add_task(shared.note, key, "background")
+    tasks.add_task(app_parts.note, key, "background")
     return StreamingResponse(
-        shared.events_of_upload(key, await request.body(), n, pause),
+        app_parts.events_of_upload(key, await request.body(), n, pause),
         media_type="text/event-stream",
     )
 
 
 @app.get("/lines")
 async def lines(key: str, held: Resource, tasks: BackgroundTasks) -> StreamingResponse:
-    tasks.add_task(shared.note, key, "background")
-    return StreamingResponse(shared.lines(key), media_type="application/x-ndjson")
+    tasks.add_task(app_parts.note, key, "background")
+    return StreamingResponse(app_parts.lines(key), media_type="application/x-ndjson")
 
 
 @app.get("/json")
@@ -73,18 +73,18 @@ async def json() -> dict[str, int]:
 
 @app.get("/background")
 async def background(key: str, held: Resource, tasks: BackgroundTasks) -> dict[str, int]:
-    tasks.add_task(shared.note, key, "background")
+    tasks.add_task(app_parts.note, key, "background")
     return {}
 
 
 @app.get("/file")
 async def file() -> FileResponse:
-    return FileResponse(shared.FILE)
+    return FileResponse(app_parts.FILE)
 
 
 @app.post("/upload", response_class=PlainTextResponse)
 async def upload(request: Request) -> str:
-    return shared.digest(await request.body())
+    return app_parts.digest(await request.body())
 
 
 @app.get("/boom")
@@ -94,7 +94,7 @@ async def boom(held: Annotated[str, Depends(resource)]) -> None:
 
 @app.get("/state")
 async def state(key: str) -> list[str]:
-    return shared.noted(key)
+    return app_parts.noted(key)
 
 
 @app.websocket("/echo")
@@ -104,7 +104,7 @@ async def echo(websocket: WebSocket, key: str) -> None:
         while True:
             await websocket.send_text(await websocket.receive_text())
     except WebSocketDisconnect as exc:
-        shared.note(key, f"closed by {exc.code}")
+        app_parts.note(key, f"closed by {exc.code}")
 
 
-watched = shared.watched(app)
+watched = app_parts.watched(app)

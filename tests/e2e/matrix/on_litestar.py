@@ -10,17 +10,17 @@ from litestar.response import File, Response, ServerSentEvent, Stream
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
-from tests.e2e.matrix import shared
+from tests.e2e.matrix import app_parts
 
 
 async def _note(key: str, what: str) -> None:
-    shared.note(key, what)
+    app_parts.note(key, what)
 
 
 @get("/stream")
 async def stream(key: str, n: int, pause: float, boom: int = 0) -> ServerSentEvent:
     return ServerSentEvent(
-        shared.numbers(key, n, pause, boom=bool(boom)),
+        app_parts.numbers(key, n, pause, boom=bool(boom)),
         background=BackgroundTask(_note, key, "background"),
     )
 
@@ -30,7 +30,7 @@ async def stream_of_upload(
     request: Request[Any, Any, Any], key: str, n: int, pause: float
 ) -> Stream:
     return Stream(
-        shared.events_of_upload(key, await request.body(), n, pause),
+        app_parts.events_of_upload(key, await request.body(), n, pause),
         media_type="text/event-stream",
         background=BackgroundTask(_note, key, "background"),
     )
@@ -39,7 +39,7 @@ async def stream_of_upload(
 @get("/lines")
 async def lines(key: str) -> Stream:
     return Stream(
-        shared.lines(key),
+        app_parts.lines(key),
         media_type="application/x-ndjson",
         background=BackgroundTask(_note, key, "background"),
     )
@@ -57,12 +57,12 @@ async def background(key: str) -> Response[dict[str, int]]:
 
 @get("/file")
 async def file() -> File:
-    return File(shared.FILE)
+    return File(app_parts.FILE)
 
 
 @post("/upload", status_code=200, request_max_body_size=None)
 async def upload(request: Request[Any, Any, Any]) -> str:
-    return shared.digest(await request.body())
+    return app_parts.digest(await request.body())
 
 
 @get("/boom")
@@ -72,7 +72,7 @@ async def boom() -> None:
 
 @get("/state")
 async def state(key: str) -> list[str]:
-    return shared.noted(key)
+    return app_parts.noted(key)
 
 
 @websocket("/echo")
@@ -82,11 +82,11 @@ async def echo(socket: WebSocket[Any, Any, Any], key: str) -> None:
         while True:
             await socket.send_text(await socket.receive_text())
     except WebSocketDisconnect as exc:
-        shared.note(key, f"closed by {exc.code}")
+        app_parts.note(key, f"closed by {exc.code}")
 
 
 async def started() -> None:
-    shared.note("lifespan", "started")
+    app_parts.note("lifespan", "started")
 
 
 async def stopped() -> None:
@@ -107,9 +107,9 @@ middleware = DefineMiddleware(SSEMiddleware)
 
 app = Litestar(
     [stream, stream_of_upload, lines, json, background, file, upload, boom, state, echo],
-    middleware=[middleware if shared.WITH_US else Passing],
+    middleware=[middleware if app_parts.WITH_US else Passing],
     on_startup=[started],
     on_shutdown=[stopped],
 )
 
-watched = shared.watched(app)
+watched = app_parts.watched(app)

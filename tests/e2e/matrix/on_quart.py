@@ -3,7 +3,7 @@
 from quart import Quart, Response, request, send_file, websocket
 
 from sse_middleware import SSEMiddleware
-from tests.e2e.matrix import shared
+from tests.e2e.matrix import app_parts
 
 app = Quart(__name__)
 
@@ -12,9 +12,9 @@ app = Quart(__name__)
 async def stream() -> Response:
     query = request.args
     key, n, pause = query["key"], int(query["n"]), float(query["pause"])
-    content = shared.events(key, n, pause, boom="boom" in query)
+    content = app_parts.events(key, n, pause, boom="boom" in query)
     if request.method == "POST":
-        content = shared.events_of_upload(key, await request.body, n, pause)
+        content = app_parts.events_of_upload(key, await request.body, n, pause)
     response = Response(content, content_type="text/event-stream")
     response.timeout = None
     response.set_cookie("one", "1")
@@ -24,7 +24,7 @@ async def stream() -> Response:
 
 @app.get("/lines")
 async def lines() -> Response:
-    response = Response(shared.lines(request.args["key"]), content_type="application/x-ndjson")
+    response = Response(app_parts.lines(request.args["key"]), content_type="application/x-ndjson")
     response.timeout = None
     return response
 
@@ -39,7 +39,7 @@ async def background() -> dict[str, int]:
     key = request.args["key"]
 
     async def task() -> None:
-        shared.note(key, "background")
+        app_parts.note(key, "background")
 
     app.add_background_task(task)
     return {}
@@ -47,12 +47,12 @@ async def background() -> dict[str, int]:
 
 @app.get("/file")
 async def file() -> Response:
-    return await send_file(shared.FILE, conditional=True)
+    return await send_file(app_parts.FILE, conditional=True)
 
 
 @app.post("/upload")
 async def upload() -> str:
-    return shared.digest(await request.body)
+    return app_parts.digest(await request.body)
 
 
 @app.get("/boom")
@@ -62,7 +62,7 @@ async def boom() -> str:
 
 @app.get("/state")
 async def state() -> list[str]:
-    return shared.noted(request.args["key"])
+    return app_parts.noted(request.args["key"])
 
 
 @app.websocket("/echo")
@@ -71,12 +71,12 @@ async def echo() -> None:
         while True:
             await websocket.send(await websocket.receive())
     finally:
-        shared.note(websocket.args["key"], "closed")
+        app_parts.note(websocket.args["key"], "closed")
 
 
 @app.before_serving
 async def started() -> None:
-    shared.note("lifespan", "started")
+    app_parts.note("lifespan", "started")
 
 
 @app.after_serving
@@ -84,8 +84,8 @@ async def stopped() -> None:
     print("lifespan: stopped")  # noqa: T201 - for the server's log
 
 
-if shared.WITH_US:
+if app_parts.WITH_US:
     # The way that Quart's own documentation wraps an app.
     app.asgi_app = SSEMiddleware(app.asgi_app)  # type: ignore[method-assign]
 
-watched = shared.watched(app)
+watched = app_parts.watched(app)

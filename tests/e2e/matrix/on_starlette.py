@@ -11,19 +11,19 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sse_middleware import SSEMiddleware
-from tests.e2e.matrix import shared
+from tests.e2e.matrix import app_parts
 
 
 async def stream(request: Request) -> Response:
     query = request.query_params
     key, n, pause = query["key"], int(query["n"]), float(query["pause"])
-    content = shared.events(key, n, pause, boom="boom" in query)
+    content = app_parts.events(key, n, pause, boom="boom" in query)
     if request.method == "POST":
-        content = shared.events_of_upload(key, await request.body(), n, pause)
+        content = app_parts.events_of_upload(key, await request.body(), n, pause)
     response = StreamingResponse(
         content,
         media_type="text/event-stream",
-        background=BackgroundTask(shared.note, key, "background"),
+        background=BackgroundTask(app_parts.note, key, "background"),
     )
     response.set_cookie("one", "1")
     response.set_cookie("two", "2")
@@ -33,9 +33,9 @@ async def stream(request: Request) -> Response:
 async def lines(request: Request) -> Response:
     key = request.query_params["key"]
     return StreamingResponse(
-        shared.lines(key),
+        app_parts.lines(key),
         media_type="application/x-ndjson",
-        background=BackgroundTask(shared.note, key, "background"),
+        background=BackgroundTask(app_parts.note, key, "background"),
     )
 
 
@@ -45,15 +45,15 @@ async def json(request: Request) -> Response:
 
 async def background(request: Request) -> Response:
     key = request.query_params["key"]
-    return JSONResponse({}, background=BackgroundTask(shared.note, key, "background"))
+    return JSONResponse({}, background=BackgroundTask(app_parts.note, key, "background"))
 
 
 async def file(request: Request) -> Response:
-    return FileResponse(shared.FILE)
+    return FileResponse(app_parts.FILE)
 
 
 async def upload(request: Request) -> Response:
-    return Response(shared.digest(await request.body()))
+    return Response(app_parts.digest(await request.body()))
 
 
 async def boom(request: Request) -> Response:
@@ -61,7 +61,7 @@ async def boom(request: Request) -> Response:
 
 
 async def state(request: Request) -> Response:
-    return JSONResponse(shared.noted(request.query_params["key"]))
+    return JSONResponse(app_parts.noted(request.query_params["key"]))
 
 
 async def echo(websocket: WebSocket) -> None:
@@ -70,12 +70,12 @@ async def echo(websocket: WebSocket) -> None:
         while True:
             await websocket.send_text(await websocket.receive_text())
     except WebSocketDisconnect as exc:
-        shared.note(websocket.query_params["key"], f"closed by {exc.code}")
+        app_parts.note(websocket.query_params["key"], f"closed by {exc.code}")
 
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    shared.note("lifespan", "started")
+    app_parts.note("lifespan", "started")
     yield
     print("lifespan: stopped")  # noqa: T201 - for the server's log
 
@@ -94,7 +94,7 @@ app = Starlette(
     ],
     lifespan=lifespan,
 )
-if shared.WITH_US:
+if app_parts.WITH_US:
     app.add_middleware(SSEMiddleware)
 
-watched = shared.watched(app)
+watched = app_parts.watched(app)

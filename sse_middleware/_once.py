@@ -1,0 +1,68 @@
+"""What there is once: in an event loop, or in a process and in each that is forked from it.
+
+Readers of channels share a connection, which belongs to a loop, and those in memory the memory.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class OncePerLoop(Generic[Value]):
+    """Make one value for each event loop, and keep it until the loop is closed."""
+
+    def __init__(self, make: Callable[[], Value]) -> None:
+        self._make = make
+        self._made: dict[asyncio.AbstractEventLoop, Value] = {}
+
+    def __call__(self) -> Value:
+        """Return the value of the loop that runs, made now or before."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._made:
+            for other in list(self._made):  # other threads have loops too
+                if other.is_closed():
+                    self._made.pop(other, None)
+            self._made[loop] = self._make()
+        return self._made[loop]
+
+    def take(self) -> Value | None:
+        """Return the value of the loop that runs, and forget it."""
+        return self._made.pop(asyncio.get_running_loop(), None)
+
+
+class OncePerProcess(Generic[Value]):
+    """Make one value for this process, and another one for each that is forked from it."""
+
+    def __init__(self, make: Callable[[], Value]) -> None:
+        self._make = make
+        self._made: dict[int, Value] = {}
+
+    def __call__(self) -> Value:
+        """Return the value of this process, made now or before."""
+        process = os.getpid()
+        if process not in self._made:
+            return self._made.setdefault(process, self._make())  # of two threads one is first
+        return self._made[process]
+
+
+class OncePerKey(Generic[Key, Value]):
+    """Make one value for each key, and keep it as long as the key lives."""
+
+    def __init__(self, make: Callable[[Key], Value]) -> None:
+        self._make = make
+        self._made: WeakKeyDictionary[Key, Value] = WeakKeyDictionary()
+
+    def __call__(self, key: Key) -> Value:
+        """Return the value of `key`, made now or before."""
+        if key not in self._made:
+            self._made[key] = self._make(key)
+        return self._made[key]
+
+    def items(self) -> Iterator[tuple[Key, Value]]:
+        """Return the keys that live, and their values."""
+        return iter(tuple(self._made.items()))

@@ -1,0 +1,1 @@
+"""The browser client, and the code that serves it."""

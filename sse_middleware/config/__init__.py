@@ -1,0 +1,1 @@
+"""Settings: each is defined once, in one table."""

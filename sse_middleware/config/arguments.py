@@ -1,0 +1,48 @@
+"""The settings as keyword arguments, for type checkers and editors."""
+
+from typing import TypedDict
+
+from sse_middleware.config.options import CapAction, CommentStyle, LimitAction
+
+
+class OptionArguments(TypedDict, total=False):
+    """The fields of `Options` as keyword arguments, for type checkers and editors."""
+
+    enabled: bool
+    stream_max_seconds: float | None
+    cap_action: CapAction
+    heartbeat_interval: float | None
+    silence_threshold: float | None
+    chunk_delay_ms: int
+    batch: bool
+    retry_ms: int
+    send_timeout: float | None
+    drain_seconds: float
+    linger_seconds: float
+    max_lingering: int
+    replay_max_events: int
+    replay_max_bytes: int
+    replay_ttl: float
+    memory_max_bytes: int
+    redis_url: str
+    redis_prefix: str
+    channel_ttl: float
+    channel_max_events: int
+    channel_max_bytes: int
+    identity_cookies: tuple[str, ...]
+    max_streams: int | None
+    max_streams_per_client: int | None
+    limit_action: LimitAction
+    open_rate: str
+    trusted_proxies: tuple[str, ...]
+    max_event_bytes: int
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    only_marked: bool
+    event_prefix: str
+    comment_style: CommentStyle
+    trace_in_data: bool
+    ready_path: str
+    metrics_path: str
+    client_path: str
+    rollout_percent: int

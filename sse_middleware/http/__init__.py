@@ -1,0 +1,1 @@
+"""Requests as parsed, and the response heads and responses that the middleware writes."""

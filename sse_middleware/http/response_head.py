@@ -1,0 +1,202 @@
+"""Headers: what a request tells us, which responses are ours, and what we add to them.
+
+Header names and values are bytes as in ASGI, the names in lower case where a server wrote them;
+an app may have written its own in any case.
+"""
+
+import functools
+import random
+import re
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+
+from starlette.types import Message
+
+from sse_middleware.config.fields import OFF
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+BODY = "http.response.body"
+OWN_HEADERS: RawHeaders = [(b"cache-control", b"no-store"), (b"vary", b"Last-Event-ID")]
+"""Of responses that the middleware itself generates: they are for one client at one moment."""
+
+_REQUEST_HEADERS = frozenset(
+    (
+        b"accept",
+        b"authorization",
+        b"cache-control",
+        b"cookie",
+        b"origin",
+        b"traceparent",
+        b"user-agent",
+        b"x-trace-id",
+        b"x-request-id",
+    )
+)
+# https://www.w3.org/TR/trace-context/#traceparent-header: version 00 ends behind the flags, a
+# higher one may go on, ff is forbidden, and so are a trace or parent id of zeros only.
+_TRACEPARENT = re.compile(
+    rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
+)
+_OURS = frozenset(
+    (
+        b"x-trace-id",
+        b"x-stream-id",
+        b"x-stream-max-seconds",
+        b"x-heartbeat-interval",
+        b"x-silence-threshold",
+        b"x-accel-buffering",
+        b"connection",
+    )
+)
+_EVENT_STREAM = b"text/event-stream"
+_JSON = (b"content-type", b"application/json")
+_OF_ONE_RESPONSE = frozenset((b"set-cookie", b"date", b"content-length"))
+_TRACE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+
+def request_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Pick the headers that matter to us; a repeated one is joined as RFC 9110 5.3 says.
+
+    Cookies are joined as RFC 9113 8.2.3 says. Any `Mcp-*` header is kept under the one name `mcp-`.
+    """
+    picked: dict[bytes, bytes] = {}
+    for name, value in raw:
+        if name in _REQUEST_HEADERS:
+            separator = b"; " if name == b"cookie" else b", "
+            picked[name] = picked[name] + separator + value if name in picked else value
+        elif name.startswith(b"mcp-"):
+            picked[b"mcp-"] = value
+    return picked
+
+
+def trace_id(headers: Mapping[bytes, bytes]) -> str:
+    """Return the request's trace id: from `traceparent`, else its own header, else a fresh one."""
+    if b"traceparent" in headers:
+        found = _TRACEPARENT.fullmatch(headers[b"traceparent"])
+        if found is not None and (found[1] != b"00" or found[3] is None):
+            return found[2].decode()
+    for name in (b"x-trace-id", b"x-request-id"):
+        if name in headers and _TRACE_ID.fullmatch(headers[name]):
+            return headers[name].decode()
+    return f"{random.getrandbits(128):032x}"
+
+
+def is_something_else(message: Message) -> bool:
+    """Tell of a response start whether it surely begins no event stream; most do not.
+
+    This is asked at every response of an app, so it is one look at the usual spellings.
+    """
+    headers = message.get("headers") or ()
+    if type(headers) is list:
+        if _JSON in headers:
+            return True
+    elif iter(headers) is headers:
+        headers = message["headers"] = list(headers)  # else whoever reads them next finds none
+    for name, value in headers:
+        if name == b"content-type":
+            return value[:1] not in b"tT \t" or value.lstrip()[:10].lower() != b"text/event"
+    return False
+
+
+def why_untouched(method: str, status: int, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Return why a response is none of ours, `None` where it is an event stream to look after."""
+    content_type = encoding = b""
+    for name, value in headers:
+        if name.lower() == b"content-type":
+            content_type = value
+        elif name.lower() == b"content-encoding":
+            encoding = value.strip().lower()
+    if content_type.partition(b";")[0].strip().lower() != _EVENT_STREAM:
+        return "it is no event stream"
+    if encoding not in (b"", b"identity"):
+        return "it has a content-encoding"
+    if status != HTTPStatus.OK:
+        return "its status is not 200"
+    if method == "HEAD":
+        return "the method is HEAD"
+    return None
+
+
+def stream_headers(
+    app_headers: Iterable[tuple[bytes, bytes]],
+    *,
+    http_version: str,
+    trace_id: str,
+    stream_id: str,
+    max_seconds: float | None,
+    heartbeat_interval: float | None,
+    silence_threshold: float | None,
+    keep_cache_control: bool,
+) -> RawHeaders:
+    """Return the app's headers with ours behind them.
+
+    A header that the app has set stays, but `content-length` goes, since we add bytes, and of
+    two caching policies the stricter one is kept, or the app's with `keep_cache_control`.
+    """
+    result: RawHeaders = []
+    cache_control: list[bytes] = []
+    taken: list[bytes] = []
+    for name, value in app_headers:
+        lower = name.lower()
+        if lower == b"cache-control":
+            cache_control.append(value)
+        elif lower != b"content-length":
+            if lower in _OURS:
+                taken.append(lower)
+            result.append((name, value))
+    if keep_cache_control and cache_control:
+        result += [(b"cache-control", value) for value in cache_control]
+    else:
+        result.append((b"cache-control", _cache_control(b", ".join(cache_control))))
+    ours = [
+        (b"x-trace-id", trace_id.encode()),
+        (b"x-stream-id", stream_id.encode()),
+        (b"x-stream-max-seconds", seconds(max_seconds)),
+        (b"x-heartbeat-interval", seconds(heartbeat_interval)),
+        (b"x-silence-threshold", seconds(silence_threshold)),
+        (b"x-accel-buffering", b"no"),
+    ]
+    if http_version == "1.1":
+        # RFC 9113 8.2.2 forbids it from HTTP/2 on, and HTTP/1.0 cannot keep what has no length.
+        ours.append((b"connection", b"keep-alive"))
+    return result + ([pair for pair in ours if pair[0] not in taken] if taken else ours)
+
+
+def packed(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Write the headers of a response that hold for one that goes on with it, each ended by CRLF.
+
+    `set-cookie`, `date` and `content-length` are of one response only.
+    """
+    return b"".join(
+        b"%b:%b\r\n" % (name, value)
+        for name, value in headers
+        if name.lower() not in _OF_ONE_RESPONSE and b"\r" not in value and b"\n" not in value
+    )
+
+
+def unpacked(lines: bytes) -> RawHeaders:
+    """Read what `packed` has written."""
+    pairs = (line.partition(b":") for line in lines.split(b"\r\n") if line)
+    return [(name, value) for name, _, value in pairs]
+
+
+@functools.lru_cache(maxsize=64)
+def seconds(value: float | None) -> bytes:
+    """Write a number of seconds as a header value, `None` as the settings write it."""
+    return OFF.encode() if value is None else f"{value:.10g}".encode()
+
+
+def _cache_control(of_app: bytes) -> bytes:
+    if not of_app:
+        return b"no-cache, no-transform"
+    directives = {part.strip().lower() for part in of_app.split(b",")}
+    if b"no-store" in directives:
+        return of_app
+    private = b"private, " if b"private" in directives else b""
+    return private + b"no-cache, no-transform"
+
+
+def body_message(data: bytes, *, more_body: bool = True) -> Message:
+    """Return the ASGI message that carries `data`."""
+    return {"type": BODY, "body": data, "more_body": more_body}

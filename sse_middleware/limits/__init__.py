@@ -1,0 +1,1 @@
+"""Admission: how many streams may be open."""

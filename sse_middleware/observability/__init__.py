@@ -1,0 +1,1 @@
+"""The numbers of a stream, and the places that they are reported to."""

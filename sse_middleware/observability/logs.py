@@ -1,0 +1,77 @@
+"""Logs: one structured record for each stream that has ended, and never a payload or a cursor."""
+
+import logging
+
+from sse_middleware.observability.stream_record import StreamRecord
+
+logger = logging.getLogger("sse_middleware.stream")
+
+_STREAM = "stream %s of route %s: %s after %.3f s, %d events"
+_READER = "stream %s of route %s, resumed: %s after %.3f s, %d events"
+
+
+class StreamLog:
+    """Write the record of each ended stream, with its numbers as fields of the log record."""
+
+    def opened(self, record: StreamRecord) -> None:
+        """Say at DEBUG that a stream has begun."""
+        logger.debug("stream %s of route %s opened", record.stream_id, record.route)
+
+    def progressed(self, record: StreamRecord) -> None:
+        """Say nothing."""
+
+    def stalled(self, record: StreamRecord, seconds: float) -> None:
+        """Say at DEBUG that a client did not read for a while."""
+        logger.debug("a write of stream %s took %.3f s", record.stream_id, seconds)
+
+    def ended(self, record: StreamRecord) -> None:
+        """Write the record, at INFO."""
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        logger.info(
+            _READER if record.resumed_after is not None else _STREAM,
+            record.stream_id,
+            record.route,
+            record.outcome,
+            record.duration_seconds,
+            record.chunks,
+            extra={
+                "stream_id": record.stream_id,
+                "trace_id": record.trace_id,
+                "route": record.route,
+                "family": record.family,
+                "outcome": record.outcome,
+                "duration_seconds": record.duration_seconds,
+                "time_to_first_event_seconds": record.first_event_seconds,
+                "chunks": record.chunks,
+                "tokens": record.tokens,
+                "sent_bytes": record.sent_bytes,
+                "heartbeats": record.heartbeats,
+                "disconnects": record.disconnects,
+                "resumed_after": record.resumed_after,
+                "annotations": dict(record.annotations or {}),
+            },
+        )
+
+    def resumed(self, route: str, result: str, replayed: int) -> None:
+        """Say at DEBUG what has become of a resume."""
+        logger.debug("resume on route %s: %s, %d events missed", route, result, replayed)
+
+    def lingering(self, more: int) -> None:
+        """Say nothing."""
+
+    def rejected(self, route: str, reason: str) -> None:
+        """Say at INFO that a stream was not let in, and not whose."""
+        logger.info(
+            "stream of route %s rejected: %s",
+            route,
+            reason,
+            extra={"route": route, "reason": reason},
+        )
+
+    def store_failed(self, operation: str) -> None:
+        """Say at DEBUG that the store was out of reach."""
+        logger.debug("the store has failed: %s", operation)
+
+    def store_flushed(self, seconds: float) -> None:
+        """Say nothing."""

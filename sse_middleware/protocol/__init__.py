@@ -1,0 +1,1 @@
+"""The byte format and the rules of event streams: no I/O, no clock."""

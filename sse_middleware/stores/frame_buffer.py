@@ -1,0 +1,172 @@
+"""The frames of one log in one byte buffer: appended behind, dropped in front, never with a hole.
+
+A byte kept costs little more than a byte: there is no object for a frame, only an offset. Nothing
+here knows of time, loops, threads or readers.
+"""
+
+import sys
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+_SPARE = 8
+"""Where something has to go, an eighth goes, so that it is seldom."""
+_SMALL_BYTES = 1 << 13
+"""A buffer below grows by three quarters at a time, and not by an eighth, so that it is seldom."""
+
+
+class FrameBuffer:
+    """The frames `first` to `last`, none of them where `first` is behind `last`.
+
+    Args:
+        max_events: how many are kept.
+        max_bytes: how many bytes of them are kept.
+
+    Attributes:
+        first: the number of the first event that is kept.
+        last: the number of the last event that was appended, 0 before the first one.
+        size: the memory that the buffers take, with what they have in reserve.
+    """
+
+    __slots__ = (
+        "_data",
+        "_ends",
+        "_max_bytes",
+        "_max_events",
+        "_offset",
+        "_room",
+        "first",
+        "last",
+        "size",
+    )
+
+    def __init__(self, max_events: int, max_bytes: int) -> None:
+        self.first = 1
+        self.last = 0
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._data = bytearray()
+        self._ends = array("Q")  # of each frame, counted from the beginning of the stream
+        self._offset = 0  # of `_data`, counted so too
+        self._measure()
+
+    def maybe_append(self, first: int, frames: Sequence[bytes]) -> bool:
+        """Keep the frames of the events from `first` on if nothing else has to change for that.
+
+        A reader in another thread may look on.
+
+        Returns:
+            Whether they are kept; `append` is for all others.
+        """
+        data, ends, added = self._data, self._ends, b"".join(frames)
+        if (
+            first != self.last + 1
+            or len(data) + len(added) > self._room
+            or len(ends) + len(frames) > self._max_events
+        ):
+            return False
+        self._add(added, frames)
+        return True
+
+    def append(self, first: int, frames: Sequence[bytes]) -> None:
+        """Keep the frames of the events from `first` on, and drop what is too many.
+
+        Where numbers are left out, all frames before them go, so that nobody reads over a hole.
+        Numbers that do not grow are ignored.
+        """
+        frames = frames[max(0, self.last + 1 - first) :]
+        if not frames:
+            return
+        if first > self.last + 1:
+            self._drop(len(self._ends))
+            self.first = first
+            self.last = first - 1
+        added = b"".join(frames)
+        if self._data:
+            self._make_room(len(added))
+        self._add(added, frames)
+        if len(self._ends) > self._max_events or len(self._data) > self._max_bytes:
+            self._trim()
+        self._measure()
+
+    def skip(self, seq: int) -> None:
+        """Leave the event `seq` out, and so all before it."""
+        if seq > self.last:
+            self._drop(len(self._ends))
+            self.first, self.last = seq + 1, seq
+            self._measure()
+
+    def read(self, after: int, limit: int) -> tuple[int, bytes]:
+        """Return whole frames behind the event `after`, and the number of the last of them.
+
+        Args:
+            after: an event that is not before the one in front of `first`, and before `last`.
+            limit: how many bytes; one frame is given where it alone is longer.
+        """
+        ends = self._ends
+        index = after + 1 - self.first
+        start = ends[index - 1] if index else self._offset
+        stop = max(bisect_right(ends, start + limit, index), index + 1)
+        frames = bytes(self._data[start - self._offset : ends[stop - 1] - self._offset])
+        return self.first + stop - 1, frames
+
+    def close(self) -> None:
+        """Keep nothing more, and nothing in reserve."""
+        self._max_bytes = -1
+        if len(self._data) < _SMALL_BYTES:
+            self._data = self._data[:]
+        self._measure()
+
+    def drop_all(self) -> None:
+        """Drop all frames."""
+        self._drop(len(self._ends))
+        self._measure()
+
+    def shrink(self, size: int) -> None:
+        """Give at least `size` bytes of memory back, or all."""
+        self._drop(self._count_of(max(size, len(self._data) // _SPARE)))
+        self._data = self._data[:]  # a copy has nothing in reserve
+        self._measure()
+
+    def _add(self, added: bytes, frames: Sequence[bytes]) -> None:
+        ends = self._ends
+        end = self._offset + len(self._data)
+        self._data += added
+        for frame in frames:
+            end += len(frame)
+            ends.append(end)
+        self.last += len(frames)
+
+    def _make_room(self, size: int) -> None:
+        """Have room for `size` bytes, and for some more."""
+        data, length = self._data, len(self._data)
+        if length < _SMALL_BYTES and data.__alloc__() <= length + size:
+            data.extend(bytes(max(size, 3 * length // 4)))
+            del data[length:]  # whose room stays, unless it is more than half
+
+    def _trim(self) -> None:
+        """Drop the oldest frames until the rest is within its bounds."""
+        count = 0
+        if len(self._ends) > self._max_events:
+            count = max(len(self._ends) - self._max_events, self._max_events // _SPARE)
+        surplus = len(self._data) - self._max_bytes
+        if surplus > 0:
+            count = max(count, self._count_of(max(surplus, self._max_bytes // _SPARE)))
+        self._drop(count)
+
+    def _count_of(self, size: int) -> int:
+        """Return how many of the oldest frames take `size` bytes together, or all."""
+        return min(bisect_left(self._ends, self._offset + size) + 1, len(self._ends))
+
+    def _drop(self, count: int) -> None:
+        if count:
+            end = self._ends[count - 1]
+            del self._data[: end - self._offset]
+            del self._ends[:count]
+            self._offset = end
+            self.first += count
+
+    def _measure(self) -> None:
+        self.size = sys.getsizeof(self._data) + sys.getsizeof(self._ends)
+        # Beyond that it gets another buffer, and another size, or is too much.
+        self._room = min(self._data.__alloc__() - 1, self._max_bytes)

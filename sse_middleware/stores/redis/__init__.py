@@ -1,0 +1,5 @@
+"""Event storage in Redis."""
+
+from sse_middleware.stores.redis.store import RedisStore
+
+__all__ = ["RedisStore"]

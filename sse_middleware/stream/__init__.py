@@ -1,0 +1,1 @@
+"""One streaming response: its producer, its connections, its end."""

@@ -1,0 +1,248 @@
+"""The reader: one connection that follows a log, without running the app.
+
+What is kept and what then comes are one sequence for it. It keeps its place by itself, takes from
+the log only as fast as its client reads, and writes nothing into it.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.types import Message, Receive, Scope, Send
+
+from sse_middleware.errors import StoreError
+from sse_middleware.http.response_head import (
+    OWN_HEADERS,
+    body_message,
+    request_headers,
+    stream_headers,
+    trace_id,
+    unpacked,
+)
+from sse_middleware.observability.stream_record import StreamRecord
+from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
+from sse_middleware.protocol.deadlines import Reason
+from sse_middleware.protocol.stream_state import StreamState
+from sse_middleware.stores.base import Batch, LogInfo, LogState
+from sse_middleware.stream.cancellation import GRACE_SECONDS, HURRIED_SECONDS
+from sse_middleware.stream.context import Context
+from sse_middleware.stream.producer import Producer
+from sse_middleware.stream.sender import joined
+from sse_middleware.stream.timers import current_timers
+
+logger = logging.getLogger("sse_middleware")
+
+_END_OF_LOG_SECONDS = 0.1
+
+
+class ConnectionSender(Producer):
+    """An outbox whose events come from a log, whole and numbered.
+
+    Attributes:
+        is_elsewhere: whether its client may as well read on at another worker.
+    """
+
+    __slots__ = ("is_elsewhere",)
+
+    is_elsewhere: bool
+
+    @property
+    def drain_seconds(self) -> float:
+        """How long the stream may go on, and a little more: the log has an end to tell first."""
+        return super().drain_seconds + _END_OF_LOG_SECONDS
+
+    def on_drain(self) -> None:
+        """Let the client go where it can follow elsewhere."""
+        if self.is_elsewhere:
+            self.on_drain_over()
+
+    def on_drain_over(self) -> None:
+        """Let the client go, for the server waits for nothing else."""
+        if not self._is_ended():
+            self._state.prepare_to_drain()
+            self._let_client_go(self._clock(), Reason.SHUTDOWN)
+
+    async def relay(self, frames: bytes, last: int, *, reason: Reason | None = None) -> None:
+        """Send frames up to the event `last`, and the end with them where there is a `reason`."""
+        await self._wait_for_turn()
+        if self._closed:
+            return
+        self._raise_failure()
+        data = joined([*self._take_held(), frames])
+        self._state.relay(last, self._clock())
+        if reason is not None:
+            self._stop()
+            self._state.end_as_told(reason)
+        if data or reason is not None:
+            await self._send_as_app(body_message(data, more_body=reason is None), len(data))
+
+
+class Connection:
+    """Send one client the rest of a stream.
+
+    Args:
+        setup: what all requests share.
+        scope: the request's.
+        receive: the server's.
+        send: the server's.
+        info: the log's.
+        after: the event behind which the client comes back.
+        event_id: the id that the client holds, `None` for none.
+        secret: what opens the stream, `""` where the ids are not ours, or not known here.
+        reset: why it cannot go on there, `""` where it can.
+    """
+
+    def __init__(
+        self,
+        setup: Context,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        info: LogInfo,
+        after: int,
+        event_id: str | None,
+        secret: str = "",
+        reset: str = "",
+    ) -> None:
+        self._setup = setup
+        self._scope = scope
+        self._receive = receive
+        self._info = info
+        self._secret = secret
+        self._after = after
+        self._tasks: list[asyncio.Task[None]] = []
+        self._record = StreamRecord(
+            info.stream_id,
+            trace_id(request_headers(scope.get("headers") or ())),
+            info.route,
+            ClientKind.EVENTSOURCE,
+            resumed_after=after,
+            chunks=after,
+        )
+        self._options = dataclasses.replace(
+            setup.options,
+            stream_max_seconds=info.max_seconds,
+            cap_action="rotate" if info.rotates else "complete",
+            heartbeat_interval=info.heartbeat_interval,
+            silence_threshold=info.silence_threshold,
+            event_prefix=info.event_prefix,
+            retry_ms=info.retry_ms,
+            batch=False,
+            chunk_delay_ms=0,
+            explicit=setup.options.explicit | {"cap_action"},
+        )
+        self._state = StreamState(
+            self._options,
+            family=ClientKind.EVENTSOURCE,
+            record=self._record,
+            secret=secret,
+            marked=info.marked,
+            comment=CommentForm.BLOCK,
+            app_ids=info.app_ids,
+        )
+        ticker = current_timers()
+        self._opening = self._state.open(
+            ticker.clock(),
+            ticker.epoch(),
+            reset=reset,
+            resumed=True,
+            event_id=event_id,
+            age=max(0.0, time.time() - info.opened_on),
+            ends_in=setup.seconds_left(scope),
+        )
+        self._relay = ConnectionSender(
+            self._state, send, ticker, observers=setup.observers, owner=self
+        )
+        self._relay.is_elsewhere = setup.store.is_shared
+
+    async def run(self) -> None:
+        """Send it, until the stream ends, or its time is over, or the client leaves."""
+        patience = GRACE_SECONDS
+        try:
+            await self._relay.open(self._start(), self._opening)
+            follows = asyncio.ensure_future(self._follow())
+            listens = asyncio.ensure_future(self._until_left())
+            self._tasks = [follows, listens]
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._relay.on_drain_over()
+            patience = HURRIED_SECONDS
+            raise
+        finally:
+            await self._end(patience)
+
+    def on_cap(self) -> None:
+        """Hear that the time of the connection is over; the end follows."""
+
+    def on_end(self) -> None:
+        """Stop, for the end of the connection is on its way."""
+        for task in self._tasks:
+            task.cancel()
+
+    def on_silence(self) -> None:
+        """Listen on: a reader always does."""
+
+    async def on_late_write(self) -> None:
+        """Hear of nothing: no app writes here."""
+
+    def _start(self) -> Message:
+        info = self._info
+        kept = [pair for pair in unpacked(info.headers) if pair[0].lower() != b"cache-control"]
+        headers = stream_headers(
+            [*kept, *OWN_HEADERS],
+            http_version=self._scope.get("http_version", ""),
+            trace_id=self._record.trace_id,
+            stream_id=info.stream_id,
+            max_seconds=info.max_seconds,
+            heartbeat_interval=info.heartbeat_interval,
+            silence_threshold=info.silence_threshold,
+            keep_cache_control=False,
+        )
+        return {"type": "http.response.start", "status": 200, "headers": headers}
+
+    async def _follow(self) -> None:
+        try:
+            async with aclosing(self._setup.store.follow(self._info.stream_id, self._after)) as log:
+                await self._pass_on(log)
+        except StoreError:
+            # The client keeps its place and asks again.
+            await self._relay.relay(b"", self._record.chunks, reason=Reason.UNAVAILABLE)
+
+    async def _pass_on(self, log: AsyncGenerator[Batch, None]) -> None:
+        relay = self._relay.relay
+        async for state, last, frames in log:
+            if state is LogState.RUNNING:
+                await relay(frames, last)
+            elif state is LogState.TRUNCATED:
+                await relay(self._state.truncate(last), last)
+            elif state is LogState.LOST:
+                await relay(self._state.lost(), last, reason=Reason.LOST)
+            else:
+                await relay(frames, last, reason=_REASONS.get(state, Reason.GONE))
+
+    async def _until_left(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def _end(self, patience: float) -> None:
+        for task in self._tasks:
+            task.cancel()
+        try:
+            results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        except asyncio.CancelledError:  # once more, as anyio does in each turn
+            patience = 0.0
+            raise
+        finally:
+            if self._state.reason is None and not self._relay.broken:
+                self._relay.client_left()
+            await self._relay.settle(patience, "disconnected")
+        for result in results:
+            if isinstance(result, Exception) and not self._relay.broken:
+                raise result
+
+
+_REASONS = {LogState.CANCELLED: Reason.CANCELLED, LogState.FINISHED: Reason.FINISHED}

@@ -1,0 +1,257 @@
+"""The outbox of one stream: what is written, when, as its state decides.
+
+The app's events go through the state in its own task. What time makes due stands in `timed`; how
+bytes come to the server is the writer's.
+"""
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.types import Message, Send
+
+from sse_middleware.http.response_head import BODY, body_message
+from sse_middleware.observability.observer import Observer
+from sse_middleware.protocol.client_kinds import ClientKind
+from sse_middleware.protocol.stream_state import End, StreamState
+from sse_middleware.protocol.wire import has_data
+from sse_middleware.stream.owner import Owner
+from sse_middleware.stream.sender import APP, HELD_BYTES, NOBODY, STALL_SECONDS, joined
+from sse_middleware.stream.timed_sender import TimedSender
+from sse_middleware.stream.timers import LoopTimers
+
+logger = logging.getLogger("sse_middleware.stream")
+
+_FILE = "http.response.pathsend"
+_FILE_CHUNK_BYTES = 1 << 16
+
+
+class Producer(TimedSender):
+    """Write one stream.
+
+    Args:
+        state: the stream's.
+        send: the server's.
+        ticker: that of the running loop.
+        observers: who is told of the stream.
+        owner: hears of the end that time has brought.
+    """
+
+    __slots__ = ("_pacing",)
+
+    def __init__(
+        self,
+        state: StreamState,
+        send: Send,
+        ticker: LoopTimers,
+        *,
+        observers: Sequence[Observer],
+        owner: Owner,
+    ) -> None:
+        super().__init__(state, send, ticker, observers=observers, owner=owner)
+        options = state.options
+        self._pacing = _Pacing(options.chunk_delay_ms / 1000) if options.chunk_delay_ms else None
+        self._regular = (
+            options.batch
+            and self._pacing is None
+            and state.family is not ClientKind.OFF
+            and not logger.isEnabledFor(logging.DEBUG)  # which tells of each event
+        )
+
+    async def open(self, start: Message, data: bytes) -> None:
+        """Send the response start at once, and the first bytes of ours with the app's, or soon."""
+        await self._send_as_app(start, 0)
+        self.context = contextvars.copy_context()  # with what an outer middleware has set meanwhile
+        if data:
+            self._hold(data)
+
+    async def write(self, message: Message) -> None:  # noqa: C901, PLR0912, PLR0915 - few calls
+        """Send a message of the app's in its turn; behind the end that the cap made, drop it.
+
+        Raises:
+            Exception: what the server has raised, now or in a background write before.
+        """
+        now = self._clock()
+        is_held = now < self._hold_until
+        if (
+            not (is_held or self._regular)
+            or message["type"] != BODY
+            or not message.get("more_body")
+        ):
+            await self._write_other(message, now)
+            return
+        body = message.get("body", b"")
+        if type(body) is not bytes:
+            body = bytes(body)
+        state = self._state
+        if is_held:
+            if state.fresh:
+                state.fresh.append(body)
+            else:
+                state.put(body, now)
+                self._ticker.hold(self)
+            self._held_bytes += len(body)
+            if self._held_bytes >= HELD_BYTES:
+                await self._flush()
+            return
+        if now >= self._busy_deadline:  # timers do not fire where the loop never turns
+            self._look_at_time(now)
+            if not self._regular:
+                await self._write_other(message, now)
+                return
+        if state.fresh:
+            self._take_in()
+        data = state.feed(body, now)
+        if not data:
+            return  # nothing is whole yet
+        if self._who_writes or self._waiting:
+            self._hold(data)
+            if self._held_bytes >= HELD_BYTES:
+                await self._flush()
+            return
+        # What follows is _send_as_app, without the price of a call.
+        self._began = now
+        hold_until, deadline = now + self._ticker.tick_seconds, self._busy_deadline
+        self._hold_until = hold_until if hold_until < deadline else deadline  # noqa: FURB136 - a call
+        if self._held:
+            data = joined([*self._take_held(), data])
+        if data is not body:
+            message = {"type": BODY, "body": data, "more_body": True}
+        self._who_writes = APP
+        try:
+            await self._send(message)
+            self._record.sent_bytes += len(data)
+        except Exception:
+            if not self._lose_client():
+                raise
+        except asyncio.CancelledError:
+            if not self._was_freed():
+                raise
+        finally:
+            self._who_writes = NOBODY
+            took_long = self._clock() > now + STALL_SECONDS
+            if took_long or self._held or self._waiting or not self._regular:
+                self._pass_turn_on(now)
+
+    async def until_over(self) -> None:
+        """Wait until a stream that goes on without this client has ended."""
+
+    def set_name(self, name: str) -> None:
+        """Let the stream be found by a name, where it is kept."""
+
+    def _feed(self, body: Any, now: float) -> list[bytes]:
+        before = self._record.chunks
+        parts = self._state.feed_parts(body, now)
+        if logger.isEnabledFor(logging.DEBUG):
+            for number in range(before + 1, self._record.chunks + 1):
+                logger.debug("event %d of stream %s", number, self._record.stream_id)
+        return parts
+
+    async def _write_other(self, message: Message, now: float) -> None:
+        """Write what cannot be held: the end, what is no body, and all of an irregular stream."""
+        if now >= self._busy_deadline:
+            self._look_at_time(now)
+        if self._closed:
+            await self._owner.on_late_write()
+        elif self._unread and (
+            message["type"] not in (BODY, _FILE) or self._state.reason is not None
+        ):
+            return
+        elif self._state.reason is not None:
+            await self._send_as_app(message, 0)
+        elif self._state.family is ClientKind.OFF:
+            await self._measure(message, now)
+        elif message["type"] == BODY:
+            await self._write_body(message, now)
+        elif message["type"] == _FILE:
+            await self._write_file(message["path"])
+        else:
+            await self._flush()
+            await self._wait_for_turn()
+            if not (self._closed or self._unread):
+                await self._send_as_app(message, 0)
+        if self._state.reason is not None and not self._closed:
+            self._stop()
+            self._tell_end(self._state.reason)
+
+    async def _write_body(self, message: Message, now: float) -> None:
+        body, more_body = message.get("body", b""), message.get("more_body", False)
+        self._raise_failure()
+        if self._pacing is not None:
+            async with self._pacing.turn:
+                await self._write_paced(self._pacing, body, now)
+            body = b""
+        for part in self._feed(body, now):  # in the order in which they are numbered
+            self._keep(part)
+        if not more_body and self._state.tells_end:
+            # FastAPI's event streams end the response before the exception of their generator
+            # comes through, by cancelling us in the next turn of the loop.
+            await asyncio.sleep(0)
+        if not self._unread:
+            await self._wait_for_turn()
+        if self._closed:
+            return
+        self._raise_failure()
+        data = joined(self._take_held())
+        if not more_body:
+            data += self._finish(now).data
+        if self._unread:
+            await self._go_easy(len(data))
+        elif data or not more_body:
+            if data is not message.get("body"):
+                message = body_message(data, more_body=more_body)
+            await self._send_as_app(message, len(data))
+
+    def _finish(self, now: float) -> End:
+        return self._state.finish(now)
+
+    async def _go_easy(self, size: int) -> None:
+        """Hold an app back that writes `size` bytes more while its client reads none."""
+
+    async def _write_paced(self, pacing: "_Pacing", body: Any, now: float) -> None:
+        for part in self._feed(body, now):
+            if has_data(part):
+                await asyncio.sleep(max(0.0, pacing.next_at - self._clock()))
+                pacing.next_at = self._clock() + pacing.seconds
+            if self._closed:
+                return
+            if not self._unread:
+                self._hold(part)
+                await self._flush()
+
+    async def _write_file(self, path: str) -> None:
+        """Write the file that the server was to send by itself: ours stands around its events."""
+        # Opened here and not in a thread, from which a cancellation could not take it over.
+        with open(path, "rb") as file:  # noqa: ASYNC230, PTH123
+            while chunk := await asyncio.to_thread(file.read, _FILE_CHUNK_BYTES):
+                await self._write_body(body_message(chunk), self._clock())
+        await self._write_body(body_message(b"", more_body=False), self._clock())
+
+    async def _measure(self, message: Message, now: float) -> None:
+        """Count what passes untouched."""
+        body = message.get("body", b"")
+        if message["type"] == BODY:
+            self._feed(body, now)
+            if not message.get("more_body", False):
+                self._state.finish(now)
+        await self._send_as_app(message, len(body))
+
+
+class _Pacing:
+    """The least time between two content events, and when the next one may come.
+
+    Args:
+        seconds: that time.
+
+    Attributes:
+        turn: whose events are written.
+    """
+
+    __slots__ = ("next_at", "seconds", "turn")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.next_at = 0.0
+        self.turn = asyncio.Lock()

@@ -1,0 +1,65 @@
+"""The wire corpus of the browser client: every stream of `test_wire`, read by our own parser.
+
+`wire.test.mjs` reads `corpus.json`. Write it anew: `python -m tests.browser_client.test_corpus`.
+"""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sse_middleware import EventParser
+from tests.unit.protocol import test_wire
+
+CORPUS = Path(__file__).parent / "corpus.json"
+SHORT = 200
+"""Bytes: each stream is cut in two at every place."""
+
+
+def streams() -> Iterator[bytes]:
+    """Find the streams in the parameters of the tests."""
+    ends = (b"\n", b"\r", b"\r\n")
+    for test in vars(test_wire).values():
+        for mark in getattr(test, "pytestmark", ()):
+            for parameters in (mark.args or ((), ()))[-1]:
+                for value in getattr(parameters, "values", (parameters,)):
+                    if isinstance(value, list) and all(isinstance(one, bytes) for one in value):
+                        yield b"".join(value)
+                    elif isinstance(value, bytes):
+                        yield from (value.replace(b"\n", end) for end in ends)
+    for value in ("0", "2000", "007", "-1", "1.5", "1e3", " 1", "1 ", "\u0665", "9" * 18, "9" * 19):
+        yield f"retry: 5\nretry: {value}\n\n".encode()
+
+
+def read(stream: bytes) -> dict[str, Any]:
+    """Tell what a client dispatches for a stream."""
+    parser = EventParser()
+    events: list[list[object]] = []
+    for number in range(len(stream)):  # one by one, for the id behind each
+        events += [
+            [event.event, event.data, parser.last_event_id, event.id is not None]
+            for event in parser.feed(stream[number : number + 1])
+        ]
+    return {
+        "stream": base64.b64encode(stream).decode(),
+        "events": events,
+        "lastEventId": parser.last_event_id,
+        "retry": parser.retry,
+    }
+
+
+def corpus() -> str:
+    """Write down each stream and what is read in it."""
+    found = dict.fromkeys(stream for stream in streams() if len(stream) <= SHORT)
+    lines = ",\n".join(json.dumps(read(stream)) for stream in found)
+    return f"[\n{lines}\n]\n"
+
+
+def test_the_corpus_of_the_browser_client_is_that_of_the_wire_tests() -> None:
+    assert CORPUS.read_text() == corpus()
+    assert corpus().count("\n") > 250
+
+
+if __name__ == "__main__":
+    CORPUS.write_text(corpus())

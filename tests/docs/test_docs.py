@@ -1,0 +1,149 @@
+"""What the documents promise: their snippets run, their tables and commands are true."""
+
+import asyncio
+import re
+import secrets
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sse_middleware.__main__ import markdown
+from sse_middleware.channels import subscribe
+from sse_middleware.config.arguments import OptionArguments
+from sse_middleware.config.options import SETTINGS
+
+ROOT = Path(__file__).parents[2]
+SNIPPETS = [
+    pytest.param(snippet, id=f"{path.stem}-{number}")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for number, snippet in enumerate(
+        re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+    )
+]
+
+
+class Celery:
+    """Stands for Celery, which tests do without; its tasks are functions, as when run eagerly."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.task = lambda function: function
+
+
+@pytest.fixture(autouse=True)
+def _celery(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("celery")
+    module.Celery = Celery  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "celery", module)
+
+
+def run(snippet: str) -> dict[str, Any]:
+    for extra in ("fastapi", "redis"):
+        if extra in snippet:
+            pytest.importorskip(extra, reason=f"the minimal environment has no {extra}")
+    names: dict[str, Any] = {"__name__": "snippet"}
+    exec(compile(snippet, "snippet", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_a_snippet_runs(snippet: str) -> None:
+    run(snippet)
+
+
+def snippet_with(text: str) -> dict[str, Any]:
+    (found,) = [snippet.values[0] for snippet in SNIPPETS if text in str(snippet.values[0])]
+    return run(str(found))
+
+
+def published(session_id: str) -> list[tuple[str, Any]]:
+    async def read() -> list[tuple[str, Any]]:
+        return [(event.event, event.json()) async for event in subscribe(session_id)]
+
+    return asyncio.run(read())
+
+
+def test_the_task_of_celery_publishes_and_does_a_job_once() -> None:
+    session_id = secrets.token_urlsafe()
+    names = snippet_with("write_report")
+    for _ in range(2):
+        names["write_report"](session_id, 2)
+    assert published(session_id) == [
+        ("worker_ack", {}),
+        ("page", {"number": 0}),
+        ("page", {"number": 1}),
+        ("complete", {"reason": "finished"}),
+    ]
+
+
+def test_the_thread_publishes() -> None:
+    session_id = secrets.token_urlsafe()
+    snippet_with("threading.Thread")["count"](session_id)
+    assert [event for event, _ in published(session_id)] == [
+        "worker_ack",
+        *["number"] * 3,
+        "complete",
+    ]
+
+
+class Consumer:
+    """Stands for Kafka's, and hands each message out twice, as that may."""
+
+    def __init__(self, session_id: str) -> None:
+        self._session_id = session_id
+        self.commits = 0
+
+    async def __aiter__(self) -> AsyncIterator[SimpleNamespace]:
+        for offset, event in enumerate(("worker_ack", "progress", "complete")):
+            value = f'{{"type": "{event}", "payload": {offset}}}'.encode()
+            for _ in range(2):
+                yield SimpleNamespace(
+                    topic="t",
+                    partition=0,
+                    offset=offset,
+                    key=self._session_id.encode(),
+                    value=value,
+                )
+
+    async def commit(self) -> None:
+        self.commits += 1
+
+
+def test_the_consumer_of_kafka_publishes_what_it_is_handed_twice_once() -> None:
+    consumer = Consumer(secrets.token_urlsafe())
+    asyncio.run(snippet_with("message.offset")["forward"](consumer))
+    assert published(consumer._session_id) == [
+        ("worker_ack", 0),
+        ("progress", 1),
+        ("complete", 2),
+    ]
+    assert consumer.commits == 6
+
+
+def test_ci_calls_the_test_command_of_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    found = re.search(r"^Run the tests:\n\n```sh\n(.*?)\n```", readme, re.MULTILINE)
+    assert found is not None
+    assert found[1] in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_the_settings_page_has_the_table_that_the_code_makes() -> None:
+    assert markdown() in (ROOT / "docs" / "settings.md").read_text()
+
+
+def test_every_setting_is_an_argument_that_type_checkers_know() -> None:
+    assert OptionArguments.__annotations__.keys() == SETTINGS.keys()
+
+
+def test_every_link_of_the_documents_leads_somewhere() -> None:
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_oldest_python_of_the_metadata_is_the_oldest_that_runs() -> None:
+    assert sys.version_info >= (3, 11)
+    assert 'requires-python = ">=3.11"' in (ROOT / "pyproject.toml").read_text()

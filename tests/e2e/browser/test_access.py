@@ -1,0 +1,202 @@
+"""Who may follow a stream, end it, or find it by its name, as a page sees it."""
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.browser.eventsource_page import Follower, visit
+from tests.e2e.browser.site import (
+    PATIENCE_SECONDS,
+    Site,
+    assert_resumed,
+    assert_whole,
+    reasons,
+)
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+# Other origins
+
+
+ACROSS = pytest.mark.parametrize("cors", ["inside", "outside"])
+VISITOR = "document.cookie = 'visitor=' + {!r}"
+
+
+@ACROSS
+@pytest.mark.parametrize("credentials", [False, True])
+def test_a_page_of_another_origin_resumes(
+    site: Site, page: "Page", cors: str, *, credentials: bool
+) -> None:
+    visit(page, site.other_page())
+    page.evaluate(VISITOR.format("ada"))
+    site.proxy.cut(rb"data: 5", rb"data: 12")
+    follower = Follower(page, site.url(f"/{cors}/job"), credentials=credentials)
+    follower.wait_until_closed()
+    assert_whole(follower.events(), 20)
+    assert_resumed(follower)
+    assert reasons(follower) == ["finished"]
+    assert site.runs() == [""]
+
+
+@ACROSS
+def test_a_page_of_another_origin_is_stopped_behind_the_end(
+    site: Site, page: "Page", cors: str
+) -> None:
+    visit(page, site.other_page())
+    follower = Follower(page, site.url(f"/{cors}/job"), closes_at=())
+    follower.wait_until_closed()
+    assert_whole(follower.events(), 20)
+    assert site.told()["asked"] == [["GET", 200], ["GET", 204]]
+
+
+@ACROSS
+def test_who_does_not_send_the_cookie_that_opened_a_stream_is_not_given_it(
+    site: Site, page: "Page", cors: str
+) -> None:
+    visit(page, site.other_page())
+    page.evaluate(VISITOR.format("ada"))
+    first = Follower(page, site.url(f"/{cors}/job", n=50), credentials=True)
+    first.wait_for("message", 3)
+    url = site.url(f"/{cors}/job", n=50, last_event_id=first.cursor)
+    for name, credentials in (("", False), ("eve", True)):
+        page.evaluate(VISITOR.format(name))
+        thief = Follower(page, url, credentials=credentials)
+        thief.wait_for("message")
+        thief.close()
+        opening = thief.events()[0]
+        assert (opening.type, opening.told["reason"]) == ("reset", "gone")
+        assert opening.place[0] != first.events()[0].place[0]
+        assert thief.numbers()[0] == 0
+    assert len(site.runs()) == 3
+
+
+@ACROSS
+def test_an_origin_that_may_not_read_the_app_may_not_read_a_log(
+    site: Site, page: "Page", cors: str
+) -> None:
+    visit(page, site.other_page())
+    first = Follower(page, site.url(f"/{cors}/job", n=50))
+    first.wait_for("message", 3)
+    cursor = first.cursor
+    visit(page, site.other_page("stranger.localhost"))
+    thief = Follower(page, site.url(f"/{cors}/job", n=5, last_event_id=cursor))
+    thief.wait_until_closed()
+    assert thief.events() == []
+
+
+@pytest.mark.parametrize(("cors", "opening"), [("inside", "reset"), ("outside", "start")])
+def test_an_origin_that_may_read_the_app_reads_a_log_where_cors_is_outside_of_us(
+    site: Site, page: "Page", cors: str, opening: str
+) -> None:
+    visit(page, site.other_page())
+    first = Follower(page, site.url(f"/{cors}/job", n=50))
+    first.wait_for("message", 3)
+    cursor = first.cursor
+    visit(page, site.other_page("friend.localhost"))
+    second = Follower(page, site.url(f"/{cors}/job", n=50, last_event_id=cursor))
+    second.wait_for("message")
+    second.close()
+    assert second.events()[0].type == opening
+    assert (second.events("message")[0].place[0] == cursor[:22]) is (cors == "outside")
+
+
+# Cancelling
+
+CANCELS = {
+    "by POST": "([url, id]) => fetch(url + '&sse_cancel=' + id, {method: 'POST'})",
+    "by DELETE": "([url, id]) => fetch(url + '&last_event_id=' + id, {method: 'DELETE'})",
+    "by DELETE with a header": (
+        "([url, id]) => fetch(url, {method: 'DELETE', headers: {'Last-Event-ID': id}})"
+    ),
+}
+
+
+def cancel(page: "Page", how: str, url: str, cursor: str) -> int:
+    status: int = page.evaluate(
+        f"(asked) => ({CANCELS[how]})(asked).then((response) => response.status)", [url, cursor]
+    )
+    return status
+
+
+def wait_until_left(site: Site, runs: int) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while site.told()["left"] < runs:
+        assert time.monotonic() < deadline, "the app goes on"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("how", "places"), [*((how, []) for how in CANCELS), ("by POST", [rb"data: 2"])]
+)
+def test_a_page_cancels_its_job(site: Site, page: "Page", how: str, places: list[bytes]) -> None:
+    visit(page, site.page())
+    url = site.url("/job", n=1000)
+    site.proxy.cut(*places)
+    follower = Follower(page, url, closes_at=())
+    follower.wait_for("message", 5)
+    assert cancel(page, how, url, follower.cursor) == 204
+    follower.wait_until_closed()
+    assert reasons(follower) == ["cancelled"]
+    assert_whole(follower.events(), len(follower.numbers()))
+    assert cancel(page, how, url, follower.events("message")[0].last_event_id) == 204
+    wait_until_left(site, 1)
+    assert site.runs() == [""]
+
+
+@ACROSS
+@pytest.mark.parametrize("how", ["by POST", "by DELETE"])
+def test_a_page_of_another_origin_cancels_its_job(
+    site: Site, page: "Page", cors: str, how: str
+) -> None:
+    visit(page, site.other_page())
+    url = site.url(f"/{cors}/job", n=1000)
+    follower = Follower(page, url)
+    follower.wait_for("message", 5)
+    assert cancel(page, how, url, follower.cursor) == 204
+    follower.wait_until_closed()
+    assert reasons(follower) == ["cancelled"]
+    wait_until_left(site, 1)
+
+
+# Streams that go by a name
+
+
+def test_a_page_that_is_reloaded_follows_its_chat_from_the_beginning(
+    site: Site, page: "Page"
+) -> None:
+    visit(page, site.page())
+    page.evaluate(VISITOR.format("ada"))
+    first = Follower(page, site.url(f"/named/chats/{site.key}", n=40, pause=0.06))
+    first.wait_for("message", 5)
+    page.reload()
+    second = Follower(page, site.url(f"/named/chats/{site.key}/live"), closes_at=())
+    second.wait_for("message", 5)
+    site.proxy.cut(rb"\ndata: \d", rb"data: 39", rb"event: compl")
+    second.wait_until_closed()
+    assert_whole(second.events(), 40)
+    assert reasons(second) == ["finished"]
+    assert site.runs() == [""]
+
+
+def test_a_chat_that_nobody_answers_in_stops_who_follows_it(site: Site, page: "Page") -> None:
+    visit(page, site.page())
+    page.evaluate(VISITOR.format("ada"))
+    follower = Follower(page, site.url(f"/named/chats/{site.key}/live"))
+    follower.wait_until_closed()
+    assert follower.events() == []
+    assert site.told()["asked"] == [["GET", 204]]
+
+
+def test_nobody_else_follows_a_chat(site: Site, page: "Page") -> None:
+    visit(page, site.page())
+    page.evaluate(VISITOR.format("ada"))
+    first = Follower(page, site.url(f"/named/chats/{site.key}", n=40))
+    first.wait_for("message", 3)
+    page.evaluate(VISITOR.format("eve"))
+    thief = Follower(page, site.url(f"/named/chats/{site.key}/live"))
+    thief.wait_until_closed()
+    assert thief.events() == []
+    first.wait_until_closed()
+    assert_whole(first.events(), 40)

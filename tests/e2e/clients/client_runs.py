@@ -1,0 +1,142 @@
+"""One client, run on a server: what it has dispatched in each scenario, and how that ended."""
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import httpx
+
+from tests.support import needs
+
+
+class Outcome(NamedTuple):
+    """What a client has dispatched in one scenario."""
+
+    events: list[Any]
+    end: str
+
+
+Outcomes = dict[str, Outcome]
+"""Outcomes by scenario."""
+
+Run = Callable[[str, Sequence[str]], Outcomes]
+"""Run a client on the server's paths that begin with an url, in all scenarios at once."""
+
+Dispatch = Callable[[Any], None]
+
+
+def by_node(script: str, accept: str = "") -> Run:
+    """Return the run of a client that is written for node."""
+
+    def run(base: str, scenarios: Sequence[str]) -> Outcomes:
+        command = [needs.node(), str(needs.NODE_CLIENTS / script), base, *scenarios]
+        environ = {**os.environ, "ACCEPT": accept}
+        done = subprocess.run(command, capture_output=True, timeout=60, env=environ, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        told = [json.loads(line) for line in done.stdout.splitlines()]
+        return {one["scenario"]: Outcome(one["events"], one["end"]) for one in told}
+
+    return run
+
+
+def in_threads(read: Callable[[str, str, Dispatch], str]) -> Run:
+    """Return the run of a client that blocks."""
+
+    def run(base: str, scenarios: Sequence[str]) -> Outcomes:
+        def one(scenario: str) -> Outcome:
+            events: list[Any] = []
+            try:
+                end = read(base, scenario, events.append)
+            except Exception as exc:  # noqa: BLE001 - whatever a client raises is its outcome
+                end = _told(exc)
+            return Outcome(events, end)
+
+        with ThreadPoolExecutor(len(scenarios)) as pool:
+            return dict(zip(scenarios, pool.map(one, scenarios), strict=True))
+
+    return run
+
+
+def in_tasks(read: Callable[[str, str, Dispatch], Awaitable[str]]) -> Run:
+    """Return the run of a client that awaits."""
+
+    def run(base: str, scenarios: Sequence[str]) -> Outcomes:
+        async def one(scenario: str) -> Outcome:
+            events: list[Any] = []
+            try:
+                end = await read(base, scenario, events.append)
+            except Exception as exc:  # noqa: BLE001 - whatever a client raises is its outcome
+                end = _told(exc)
+            return Outcome(events, end)
+
+        async def all_of_them() -> list[Outcome]:
+            return await asyncio.gather(*map(one, scenarios))
+
+        return dict(zip(scenarios, asyncio.run(all_of_them()), strict=True))
+
+    return run
+
+
+def _told(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {exc}"
+
+
+# Clients for Python
+
+
+def httpx_sse(base: str, scenario: str, dispatch: Dispatch) -> str:
+    connect = needs.module("httpx_sse").connect_sse
+    url = f"{base}/{scenario}/stream"
+    with httpx.Client(timeout=20) as client, connect(client, "GET", url) as source:
+        for event in source.iter_sse():
+            dispatch([event.event, event.data, event.id, event.retry])
+        return f"ended {source.response.status_code}"
+
+
+async def httpx_sse_async(base: str, scenario: str, dispatch: Dispatch) -> str:
+    connect = needs.module("httpx_sse").aconnect_sse
+    url = f"{base}/{scenario}/stream"
+    async with httpx.AsyncClient(timeout=20) as client, connect(client, "POST", url) as source:
+        async for event in source.aiter_sse():
+            dispatch([event.event, event.data, event.id, event.retry])
+        return f"ended {source.response.status_code}"
+
+
+def lines(**headers: str) -> Callable[[str, str, Dispatch], str]:
+    """Return the parser that half the web has written, line by line."""
+
+    def read(base: str, scenario: str, dispatch: Dispatch) -> str:
+        url = f"{base}/{scenario}/stream"
+        with httpx.stream("GET", url, headers=headers, timeout=20) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    dispatch(line.removeprefix("data: "))
+            return f"ended {response.status_code}"
+
+    return read
+
+
+def openai(base: str, model: str, dispatch: Dispatch) -> str:
+    with needs.module("openai").OpenAI(**_openai_arguments(f"{base}/{model}")) as client:
+        for chunk in client.chat.completions.create(stream=True, model=model, messages=MESSAGES):
+            dispatch(chunk.model_dump(mode="json"))
+    return "ended"
+
+
+async def openai_async(base: str, model: str, dispatch: Dispatch) -> str:
+    async with needs.module("openai").AsyncOpenAI(**_openai_arguments(f"{base}/{model}")) as client:
+        create = client.chat.completions.create
+        async for chunk in await create(stream=True, model=model, messages=MESSAGES):
+            dispatch(chunk.model_dump(mode="json"))
+    return "ended"
+
+
+MESSAGES = [{"role": "user", "content": "?"}]
+
+
+def _openai_arguments(base: str) -> dict[str, Any]:
+    return {"api_key": "none", "base_url": f"{base}/v1", "max_retries": 0}

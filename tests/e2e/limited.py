@@ -1,9 +1,0 @@
-"""The app of `streams`, whose places are given back soon when its process dies."""
-
-from sse_middleware.stores import leases
-
-leases.LEASE_SECONDS = 2.0
-
-from tests.e2e.streams import app  # noqa: E402 - it is made with what is set above
-
-__all__ = ["app"]

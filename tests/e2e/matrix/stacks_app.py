@@ -1,0 +1,132 @@
+"""One FastAPI app in many stacks of middlewares, each under a path of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+from typing import Annotated, Any
+
+from fastapi import BackgroundTasks, Depends, FastAPI, Request
+from fastapi.responses import StreamingResponse
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sse_middleware import SSEMiddleware
+from tests.e2e.matrix import app_parts
+
+_OUTER: ContextVar[str] = ContextVar("outer", default="unset")
+_DISPATCHED: ContextVar[str] = ContextVar("dispatched", default="unset")
+
+
+class SetsVariable:
+    """Set a context variable around everything."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        token = _OUTER.set("outer")
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            _OUTER.reset(token)
+
+
+class Dispatches(BaseHTTPMiddleware):
+    """Set another one, and a header, as people do in a `BaseHTTPMiddleware`."""
+
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        _DISPATCHED.set("dispatched")
+        response = await call_next(request)
+        response.headers["x-dispatched"] = "yes"
+        return response
+
+
+OTHERS = {
+    "gzip": [Middleware(GZipMiddleware, minimum_size=10)],
+    "cors": [
+        Middleware(CORSMiddleware, allow_origins=["https://example.org"], allow_credentials=True)
+    ],
+    "base": [Middleware(Dispatches)],
+    "two bases": [Middleware(Dispatches), Middleware(Dispatches)],
+}
+OTHERS["all"] = [*OTHERS["gzip"], *OTHERS["cors"], *OTHERS["base"]]
+
+SESSION = Middleware(SessionMiddleware, secret_key="matrix")
+US = Middleware(SSEMiddleware)
+
+
+def stacks() -> dict[str, list[Middleware]]:
+    """Return each stack by its name, the outermost first; sessions are outside or inside, too."""
+    us = [US] if app_parts.WITH_US else []
+    found = {"alone-outside": [SESSION, *us], "alone-inside": [*us, SESSION]}
+    for name, others in OTHERS.items():
+        slug = name.replace(" ", "-")
+        found[f"{slug}-outside"] = [*others, SESSION, *us]
+        found[f"{slug}-inside"] = [*us, *others, SESSION]
+    found["base-around"] = [*OTHERS["base"], SESSION, *us, *OTHERS["base"]]
+    return found
+
+
+async def resource(key: str) -> AsyncIterator[str]:
+    try:
+        yield "resource"
+    finally:
+        app_parts.note(key, "dependency")
+
+
+def make(stack: list[Middleware]) -> ASGIApp:
+    """Make the app behind `stack`."""
+    app = FastAPI(middleware=[Middleware(SetsVariable), *stack])
+
+    @app.get("/stream")
+    async def stream(
+        *,
+        request: Request,
+        key: str,
+        n: int,
+        pause: float,
+        delay: float = 0.0,
+        held: Annotated[str, Depends(resource)],
+        tasks: BackgroundTasks,
+    ) -> StreamingResponse:
+        request.session["count"] = request.session.get("count", 0) + 1
+        tasks.add_task(note_with_variables, key)
+
+        async def events() -> AsyncIterator[bytes]:
+            await asyncio.sleep(delay)
+            variables = f"{_OUTER.get()} {_DISPATCHED.get()} {request.session['count']}"
+            async for event in app_parts.events(key, n, pause):
+                yield event.replace(b"\n\n", f" {variables}\n\n".encode())
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    async def note_with_variables(key: str) -> None:
+        app_parts.note(key, f"background {_OUTER.get()} {_DISPATCHED.get()}")
+
+    @app.get("/json")
+    async def json(request: Request) -> dict[str, Any]:
+        return {"session": request.session.get("count", 0), "text": "x" * 5000}
+
+    @app.get("/state")
+    async def state(key: str) -> list[str]:
+        return app_parts.noted(key)
+
+    return app
+
+
+_apps = {f"/{name}": make(stack) for name, stack in stacks().items()}
+
+
+async def _dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "lifespan":
+        return
+    name, slash, rest = scope["path"][1:].partition("/")
+    await _apps[f"/{name}"]({**scope, "path": slash + rest}, receive, send)
+
+
+app = app_parts.watched(_dispatch)

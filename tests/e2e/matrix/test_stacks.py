@@ -1,0 +1,190 @@
+"""Other middlewares outside and inside of us under uvicorn: with us as without us.
+
+One process has the app behind us, one behind us with a cap, one without us, each in every stack.
+Everything is asked of all at once, and the tests compare.
+"""
+
+import asyncio
+import gzip
+import json
+from collections.abc import Awaitable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.matrix.recording_client import EVENTSOURCE, Answer, Ask, RecordingClient
+from tests.support import needs
+from tests.support.servers import Server, serving
+
+APP = "tests.e2e.matrix.stacks_app:app"
+STACKS = [
+    f"{other}-{where}"
+    for other in ("alone", "gzip", "cors", "base", "two-bases", "all")
+    for where in ("outside", "inside")
+] + ["base-around"]
+MODES = {
+    "with": {},
+    "capped": {"SSE_STREAM_MAX_SECONDS": "1", "SSE_CAP_ACTION": "complete"},
+    "without": {"MATRIX_WITHOUT_US": "1"},
+}
+COMMON = {"SSE_HEARTBEAT_INTERVAL": "0.3", "SSE_LINGER_SECONDS": "0"}
+
+ORIGIN = {"origin": "https://example.org"}
+NATIVE = {**EVENTSOURCE, **ORIGIN}
+ENDLESS = "n=1000000000&pause=0.05"
+
+ASKS = {
+    "plain": Ask("/stream?key={}-plain&n=3&pause=0.4", headers=ORIGIN),
+    "native": Ask("/stream?key={}-native&n=3&pause=0.4", headers=NATIVE),
+    "late plain": Ask("/stream?key={}-late&n=1&pause=0&delay=2.5", headers=ORIGIN),
+    "late native": Ask("/stream?key={}-es-late&n=1&pause=0&delay=2.5", headers=NATIVE),
+    "left plain": Ask(f"/stream?key={{}}-left&{ENDLESS}", headers=ORIGIN),
+    "left native": Ask(f"/stream?key={{}}-es-left&{ENDLESS}", headers=NATIVE),
+    "json": Ask("/json", headers=ORIGIN),
+}
+CAPPED = {
+    "busy": Ask(f"/stream?key={{}}-busy&{ENDLESS}", headers=NATIVE),
+    "silent": Ask("/stream?key={}-silent&n=2&pause=1000", headers=NATIVE),
+}
+AT_ONCE = 1.5
+"""Seconds; the late streams send their first event after 2.5."""
+
+Answers = dict[tuple[str, str], Answer]
+
+
+async def observe(server: Server, asks: dict[str, Ask]) -> Answers:
+    answers: Answers = {}
+    few = asyncio.Semaphore(32)  # so that nothing waits for the processor while it is timed
+
+    async def keep(stack: str, name: str, answer: Awaitable[Answer]) -> None:
+        async with few:
+            answers[stack, name] = await answer
+
+    async with asyncio.TaskGroup() as tasks:
+        for stack in STACKS:
+            client = RecordingClient(server, state=f"/{stack}/state")
+            for name, ask in asks.items():
+                leave_after = b"data: 1 " if name.startswith("left") else None
+                asked = Ask(f"/{stack}{ask.path.format(stack)}", headers=ask.headers)
+                tasks.create_task(keep(stack, name, client.ask(asked, leave_after=leave_after)))
+            if asks is ASKS:
+                tasks.create_task(keep(stack, "second", come_back(client, stack)))
+    return answers
+
+
+async def come_back(client: RecordingClient, stack: str) -> Answer:
+    """Ask twice, the second time with the session's cookie from the first."""
+    path = f"/{stack}/stream?key={stack}-session&n=1&pause=0"
+    first = await client.ask(Ask(path, headers=NATIVE))
+    cookie = (first.header("set-cookie") or "").partition(";")[0]
+    return await client.ask(Ask(path, headers={**NATIVE, "cookie": cookie}))
+
+
+@pytest.fixture(scope="module")
+def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Answers]]:
+    for module in ("fastapi", "itsdangerous", "uvicorn"):
+        needs.module(module)
+    directory = tmp_path_factory.mktemp("stacks")
+
+    def run(mode: str) -> Answers:
+        return run_mode(mode, directory / mode)
+
+    with ThreadPoolExecutor(len(MODES)) as threads:
+        yield dict(zip(MODES, threads.map(run, MODES), strict=True))
+
+
+def run_mode(mode: str, directory: Path) -> Answers:
+    directory.mkdir()
+    with serving("uvicorn-httptools", APP, directory, {**COMMON, **MODES[mode]}) as server:
+        return asyncio.run(observe(server, CAPPED if mode == "capped" else ASKS))
+
+
+@pytest.fixture(params=STACKS)
+def stack(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+def ways_out(answer: Answer) -> list[str]:
+    """Return what ran, whatever the order; see `test_matrix.py: ways_out`."""
+    return sorted({"cancelled" if what == "closed" else what for what in answer.noted})
+
+
+def test_a_plain_stream_is_the_same(observed: dict[str, Answers], stack: str) -> None:
+    ours, bare = observed["with"][stack, "plain"], observed["without"][stack, "plain"]
+    assert (ours.error, bare.error) == ("", "")
+    assert ours.messages == bare.messages
+    assert len(ours.messages) == 3
+    assert ours.noted == bare.noted
+    assert ours.noted[-2:] == ["dependency", "app returned"]
+    for name in ("access-control-allow-origin", "x-dispatched", "content-encoding", "vary"):
+        assert ours.header(name) == bare.header(name)
+
+
+def test_an_eventsource_gets_its_whole_stream(observed: dict[str, Answers], stack: str) -> None:
+    ours, bare = observed["with"][stack, "native"], observed["without"][stack, "native"]
+    assert (ours.names[0], ours.names[-1]) == ("start", "complete")
+    assert "heartbeat" in ours.names
+    assert ours.messages == bare.messages
+    assert ours.noted == bare.noted
+
+
+def test_context_variables_reach_the_generator_and_the_background(
+    observed: dict[str, Answers], stack: str
+) -> None:
+    answer = observed["with"][stack, "native"]
+    dispatched = "dispatched" if "base" in stack or "all" in stack else "unset"
+    assert answer.messages == [f"{number} outer {dispatched} 1" for number in range(3)]
+    assert f"background outer {dispatched}" in answer.noted
+
+
+def test_the_first_bytes_are_not_held_back(observed: dict[str, Answers], stack: str) -> None:
+    assert observed["with"][stack, "plain"].body_after < AT_ONCE
+    assert observed["with"][stack, "native"].body_after < AT_ONCE
+
+
+def test_the_start_does_not_wait_for_the_first_event(
+    observed: dict[str, Answers], stack: str
+) -> None:
+    plain, native = observed["with"][stack, "late plain"], observed["with"][stack, "late native"]
+    bare = observed["without"][stack, "late plain"]
+    # GZipMiddleware of old holds any response start until the body begins, and we are not to know.
+    held = bare.headers_after > AT_ONCE
+    assert (plain.headers_after > AT_ONCE) == held
+    assert (native.body_after > AT_ONCE) == (held and "inside" in stack)
+
+
+def test_a_session_is_kept_over_streams(observed: dict[str, Answers], stack: str) -> None:
+    for mode in ("with", "without"):
+        assert [data[-1] for data in observed[mode][stack, "second"].messages] == ["2"]
+
+
+def test_leaving_stops_the_app_and_runs_what_is_behind_it(
+    observed: dict[str, Answers], stack: str
+) -> None:
+    for name in ("left plain", "left native"):
+        ours, bare = observed["with"][stack, name], observed["without"][stack, name]
+        assert ways_out(ours) == ways_out(bare)
+        assert {"finally", "dependency"} <= set(bare.noted)
+
+
+def test_the_cap_stops_the_app_and_runs_what_is_behind_it(
+    observed: dict[str, Answers], stack: str
+) -> None:
+    for name in ("busy", "silent"):
+        ours, bare = observed["capped"][stack, name], observed["without"][stack, "left native"]
+        assert (ours.names[0], ours.names[-1], ours.error) == ("start", "complete", "")
+        assert json.loads(ours.events[-1].data)["reason"] == "duration_cap"
+        assert ways_out(ours) == ways_out(bare)
+
+
+def test_other_responses_are_the_same(observed: dict[str, Answers], stack: str) -> None:
+    ours, bare = observed["with"][stack, "json"], observed["without"][stack, "json"]
+    assert [h for h in ours.headers if h[0] != "date"] == [
+        h for h in bare.headers if h[0] != "date"
+    ]
+    if ours.header("content-encoding") == "gzip":
+        assert gzip.decompress(ours.body) == gzip.decompress(bare.body)
+    else:
+        assert ours.body == bare.body

@@ -1,0 +1,367 @@
+"""What Redis, the network and the machine do to streams: live ones never notice, readers are told
+of what is missing, and afterwards all works again by itself."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from sse_middleware.errors import StoreError
+from sse_middleware.stores.base import EventStore, LogState
+from sse_middleware.stores.redis import RedisStore
+from sse_middleware.testing import FakeStream, Reader
+from sse_middleware.testing.streams import eventually
+from tests.support.redis_server import Proxy, RedisServer
+
+# Those are slow that `test_worker_faults` has too, through workers.
+pytestmark = pytest.mark.anyio
+
+LEASE_SECONDS = 2.0
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+@asynccontextmanager
+async def store_at(place: RedisServer | Proxy, **options: Any) -> AsyncGenerator[RedisStore]:
+    store = RedisStore(place.url, lease_seconds=LEASE_SECONDS, **options)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+class Follower:
+    """A reader that comes back with its cursor whenever the store is out of reach.
+
+    Attributes:
+        reader: checks and keeps what it is given.
+        refusals: how often it was sent away.
+    """
+
+    def __init__(self, store: EventStore, stream_id: str) -> None:
+        self.reader = Reader(store, stream_id)
+        self.refusals = 0
+        self._store = store
+        self._stream_id = stream_id
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.ensure_future(self._read())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        (failure,) = await asyncio.gather(self._task, return_exceptions=True)
+        if isinstance(failure, Exception):
+            raise failure
+
+    async def until(self, number: int) -> None:
+        async def last() -> int:
+            assert self._task is not None
+            if self._task.done():
+                self._task.result()
+            return self.reader.last
+
+        await eventually(last, lambda got: got >= number, f"the client was to have {number}")
+
+    async def until_end(self) -> LogState:
+        assert self._task is not None
+        async with asyncio.timeout(15):
+            await asyncio.shield(self._task)
+        assert self.reader.end is not None
+        return self.reader.end.state
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was given every event, and told of no hole."""
+        return self.reader.numbers == list(range(1, self.reader.last + 1))
+
+    async def _read(self) -> None:
+        while self.reader.end is None:
+            try:
+                follow = self._store.follow(self._stream_id, self.reader.last)
+                async with aclosing(follow) as batches:
+                    async for batch in batches:
+                        self.reader.take(batch)
+            except StoreError:
+                self.refusals += 1
+                await asyncio.sleep(0.1)
+
+
+async def visible(store: EventStore, stream_id: str, last: int = 0) -> None:
+    async def ask() -> int:
+        try:
+            found = await store.find(stream_id)
+        except StoreError:
+            return -1
+        return -1 if found is None else found.last
+
+    await eventually(ask, lambda got: got >= last, f"{stream_id} was to be found at {last}")
+
+
+async def write_for(stream: FakeStream, seconds: float) -> None:
+    """Write on, as a live stream does, and see that no write takes its time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        began = time.monotonic()
+        stream.write()
+        assert time.monotonic() - began < 0.05
+        await asyncio.sleep(0.02)
+
+
+async def check_that_all_works(here: RedisStore, there: RedisStore) -> None:
+    stream = FakeStream(here)
+    stream.log.set_name(stream.id)
+    stream.write(3)
+    await visible(there, stream.id, 3)
+    async with Follower(there, stream.id) as client:
+        await client.until(3)
+        await stream.producer.hears("followed")
+        assert await there.find_named(stream.id) is not None
+        assert await there.cancel(stream.id)
+        await stream.producer.hears_cancel()
+        stream.write(2)
+        stream.log.end(LogState.CANCELLED)
+        assert await client.until_end() is LogState.CANCELLED
+    assert client.reader.numbers == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+async def test_redis_restarted_empty(server: RedisServer) -> None:
+    async with store_at(server) as here, store_at(server) as there:
+        stream, silent, ended = FakeStream(here), FakeStream(here), FakeStream(here)
+        for one in (stream, silent, ended):
+            one.write(3)
+            await visible(there, one.id, 3)
+        ended.log.end(LogState.FINISHED)
+        async with (
+            Follower(there, stream.id) as far,
+            Follower(here, stream.id) as near,
+        ):
+            async with Follower(there, silent.id) as of_silent:
+                for client in (far, near, of_silent):
+                    await client.until(3)
+                await write_for(stream, 0.5)
+                server.restart()
+                await write_for(stream, 3.0)
+                for client in (far, near):
+                    await client.until(stream.last)
+                silent.write(1)
+                await of_silent.until(4)
+                assert of_silent.reader.numbers == [1, 2, 3, 4]
+            stream.log.end(LogState.FINISHED)
+            for client in (far, near):
+                assert await client.until_end() is LogState.FINISHED
+        late = await Reader(there, stream.id).read_all()
+        assert late.holes[0][0] == 1
+        assert late.last == stream.last
+        assert (await Reader(there, ended.id, 3).read_all()).end is not None
+        await check_that_all_works(here, there)
+
+
+@pytest.mark.slow
+async def test_redis_stopped(server: RedisServer) -> None:
+    async with store_at(server) as here, store_at(server) as there:
+        stream = FakeStream(here)
+        stream.write(3)
+        await visible(there, stream.id, 3)
+        async with (
+            Follower(there, stream.id) as far,
+            Follower(here, stream.id) as near,
+        ):
+            await far.until(3)
+            with server.stopped():
+                await write_for(stream, 3.0)
+            for client in (far, near):
+                await client.until(stream.last)
+                assert client.is_whole
+                assert client.refusals
+            stream.log.end(LogState.FINISHED)
+            for client in (far, near):
+                assert await client.until_end() is LogState.FINISHED
+        await check_that_all_works(here, there)
+
+
+async def test_redis_full(server: RedisServer) -> None:
+    async with store_at(server) as here, store_at(server) as there:
+        stream = FakeStream(here)
+        stream.write(3)
+        await visible(there, stream.id, 3)
+        async with (
+            Follower(there, stream.id) as far,
+            Follower(here, stream.id) as near,
+        ):
+            await far.until(3)
+            server.client.config_set("maxmemory", 1)
+            unkept = FakeStream(here)
+            unkept.write(3)
+            await write_for(stream, 1.5 * LEASE_SECONDS)
+            assert far.reader.last == near.reader.last == 3
+            server.client.config_set("maxmemory", 0)
+            for client in (far, near):
+                await client.until(stream.last)
+                assert client.is_whole
+                assert not client.refusals
+            await visible(there, unkept.id, 3)
+        await check_that_all_works(here, there)
+
+
+@pytest.mark.slow
+async def test_one_side_is_cut_off(server: RedisServer) -> None:
+    async with Proxy(server) as proxy:
+        await play_a_partition(server, proxy)
+
+        async def connections() -> int:
+            return proxy.connections
+
+        await eventually(connections, lambda count: count == 0, "the store was to let go of all")
+
+
+async def play_a_partition(server: RedisServer, proxy: Proxy) -> None:
+    async with store_at(proxy) as here, store_at(server) as there:
+        stream, theirs = FakeStream(here), FakeStream(there)
+        stream.write(3)
+        theirs.write(3)
+        await visible(there, stream.id, 3)
+        await visible(here, theirs.id, 3)
+        async with (
+            Follower(here, theirs.id) as cut_off,
+            Follower(there, stream.id) as far,
+        ):
+            await cut_off.until(3)
+            await far.until(3)
+            proxy.cut()
+            began = time.monotonic()
+            await asyncio.gather(write_for(stream, 4.0), write_for(theirs, 4.0))
+            assert await far.until_end() is LogState.LOST
+            assert time.monotonic() - began < LEASE_SECONDS + 6
+            assert cut_off.refusals
+            proxy.heal()
+            await cut_off.until(theirs.last)
+            assert cut_off.is_whole
+        async with Follower(there, stream.id) as again:
+            await again.until(stream.last)
+            assert again.is_whole
+            stream.log.end(LogState.FINISHED)
+            assert await again.until_end() is LogState.FINISHED
+        await check_that_all_works(here, there)
+        await check_that_all_works(there, here)
+
+
+class Producer:
+    """A producer in a process of its own."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self.process = process
+        self.stream_id = self.hear()
+
+    def tell(self, command: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{command}\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the producer has died"
+        return line.strip()
+
+    def do(self, command: str) -> None:
+        self.tell(command)
+        assert self.hear() == "done"
+
+
+@contextmanager
+def producing(url: str) -> Iterator[Producer]:
+    command = [sys.executable, "-m", "tests.e2e.redis.producer_process", url, str(LEASE_SECONDS)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            yield Producer(process)
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+async def test_a_process_that_is_killed_is_told_as_lost_within_its_lease(
+    server: RedisServer,
+) -> None:
+    async with store_at(server) as there:
+        with producing(server.url) as producer:
+            producer.do("write 5")
+            await visible(there, producer.stream_id, 5)
+            async with Follower(there, producer.stream_id) as client:
+                await client.until(5)
+                await asyncio.sleep(LEASE_SECONDS)
+                assert client.reader.end is None
+                producer.process.kill()
+                began = time.monotonic()
+                assert await client.until_end() is LogState.LOST
+                assert time.monotonic() - began < LEASE_SECONDS + 4  # it looks every four seconds
+        assert client.is_whole
+        found = await there.find(producer.stream_id)
+        assert found is not None
+        assert found.state is LogState.LOST
+        late = await Reader(there, producer.stream_id, 2).read_all()
+        assert (late.numbers, late.end and late.end.state) == ([3, 4, 5], LogState.LOST)
+
+
+@pytest.mark.slow
+async def test_nobody_hears_of_a_loop_that_is_blocked(server: RedisServer) -> None:
+    async with store_at(server) as there:
+        with producing(server.url) as producer:
+            producer.do("write 5")
+            await visible(there, producer.stream_id, 5)
+            async with Follower(there, producer.stream_id) as client:
+                await client.until(5)
+                producer.tell("block 5")
+                assert producer.hear() == "blocks"
+                await asyncio.to_thread(producer.hear)
+                assert client.reader.end is None
+                assert not client.refusals
+                producer.do("write 5")
+                await client.until(10)
+                producer.do("end")
+                assert await client.until_end() is LogState.FINISHED
+    assert client.is_whole
+
+
+async def test_the_number_of_connections_is_that_of_processes_not_of_readers(
+    server: RedisServer,
+) -> None:
+    async with store_at(server) as here, store_at(server) as there:
+        streams = [FakeStream(here) for _ in range(200)]
+        await visible(there, streams[-1].id)
+        async with AsyncExitStack() as stack:
+            readers = [
+                await stack.enter_async_context(Reader(store, stream.id))
+                for stream in streams
+                for store in (there, there, here)
+            ]
+            most = 0
+            for _ in range(20):
+                for stream in streams:
+                    stream.write()
+                await asyncio.sleep(0.05)
+                most = max(most, server.connections())
+            for reader in readers:
+                await reader.until(20)
+        assert all(len(reader.numbers) == 20 for reader in readers)
+        # Of each process: what writes, what reads, the inbox, and the lease.
+        assert most <= 2 * 4, server.client.client_list()

@@ -1,0 +1,119 @@
+"""Whichever worker a request reaches, it can follow, cancel and name the streams of all."""
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import httpx
+import pytest
+
+from tests.support.cut_proxy import CuttingProxy
+from tests.support.redis_server import RedisServer
+from tests.support.viewers import Viewer
+from tests.support.workers import working
+
+pytestmark = pytest.mark.anyio
+
+APP = "tests.e2e.redis.worker_app:app"
+ENVIRON = {"SSE_RETRY_MS": "100", "SSE_LINGER_SECONDS": "1"}
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[int]]:
+    directory = tmp_path_factory.mktemp("workers")
+    with (
+        RedisServer(directory) as redis,
+        working(APP, 3 * [redis.url], directory, ENVIRON) as workers,
+    ):
+        yield [worker.server.port for worker in workers]
+
+
+@asynccontextmanager
+async def watched(ports: list[int], path: str) -> AsyncGenerator[tuple[Viewer, list[Viewer]]]:
+    """Open a stream at the first worker, and follow it at each."""
+    async with AsyncExitStack() as stack:
+        live = await stack.enter_async_context(Viewer(ports[0], path))
+        await live.until(2)
+        cursor = live.events[0].last_event_id
+        followers = [
+            await stack.enter_async_context(Viewer(port, path, last_event_id=cursor))
+            for port in ports
+        ]
+        for follower in followers:
+            await follower.until(2)
+        yield live, followers
+
+
+async def test_readers_at_each_worker_follow_one_stream_to_its_end(ports: list[int]) -> None:
+    async with watched(ports, "/ticks?pause=0.01&n=100") as (live, followers):
+        for viewer in (live, *followers):
+            assert await viewer.until_stopped() == "complete"
+            assert viewer.told("complete")[0]["reason"] == "finished"
+            assert viewer.last == 100
+            assert len(viewer.asked_with) == 1
+        assert live.is_whole()
+        assert all(follower.is_whole(2) for follower in followers)
+        ids = {viewer.events[-1].last_event_id for viewer in (live, *followers)}
+        assert len(ids) == 1
+
+
+@pytest.mark.parametrize("by", ["DELETE", "POST"])
+async def test_a_stream_is_cancelled_from_another_worker(ports: list[int], by: str) -> None:
+    async with watched(ports, "/ticks") as (live, followers), httpx.AsyncClient() as client:
+
+        async def cancel(port: int, cursor: str) -> int:
+            url = f"http://127.0.0.1:{port}/ticks"
+            if by == "DELETE":
+                answer = await client.delete(url, headers={"last-event-id": cursor})
+            else:
+                answer = await client.post(url, params={"sse_cancel": cursor})
+            return answer.status_code
+
+        secret, _, _ = live.cursor.rpartition("-")
+        assert await cancel(ports[1], f"{secret[::-1]}-1") == 405  # of the app, for it is not ours
+        assert not live.stopped_by
+        assert await cancel(ports[1], live.cursor) == 204
+        for viewer in (live, *followers):
+            assert await viewer.until_stopped() == "complete"
+            assert viewer.told("complete")[0]["reason"] == "cancelled"
+        assert await cancel(ports[2], live.cursor) == 204
+        again = Viewer(ports[2], "/ticks", last_event_id=live.cursor)
+        await again.run()
+        assert again.stopped_by == "204"
+
+
+async def test_a_named_stream_is_followed_at_another_worker(ports: list[int]) -> None:
+    path = "/ticks?chat=1&pause=0.02"
+    async with Viewer(ports[0], path) as older, Viewer(ports[1], f"{path}&n=100") as latest:
+        await older.until(2)
+        await latest.until(2)
+        async with AsyncExitStack() as stack:
+            followers = [
+                await stack.enter_async_context(Viewer(port, "/chats/1")) for port in ports
+            ]
+            for viewer in (latest, *followers):
+                assert await viewer.until_stopped() == "complete"
+                assert viewer.is_whole()
+                assert viewer.last == 100
+            stream = latest.told("start")[0]["stream_id"]
+            assert all(viewer.told("start")[0]["stream_id"] == stream for viewer in followers)
+        assert not older.stopped_by
+    late = Viewer(ports[2], "/chats/1")
+    await late.run()
+    assert late.stopped_by == "204"
+
+
+async def test_a_client_that_is_rotated_goes_round_all_workers(ports: list[int]) -> None:
+    async with (
+        CuttingProxy(ports) as balancer,
+        Viewer(balancer.port, "/turns?n=100&pause=0.03", haste=0.1) as viewer,
+    ):
+        assert await viewer.until_stopped() == "complete"
+    assert viewer.is_whole()
+    assert viewer.last == 100
+    assert len(viewer.asked_with) > 4
+    assert len({start["stream_id"] for start in viewer.told("start")}) == 1

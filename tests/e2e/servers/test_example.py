@@ -1,0 +1,278 @@
+"""The example as a visitor meets it: by its command, by HTTP, and in Chromium."""
+
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from sse_middleware import Event, EventParser
+from tests.support import needs
+from tests.support.servers import running_process
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ConsoleMessage, Page
+
+EVENTSOURCE = {"accept": "text/event-stream", "cache-control": "no-cache"}
+QUESTION = "What is an event loop?"
+
+
+def _until_announced(log: Path) -> str:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if (found := re.search(r"http://\S+?:\d+", log.read_text())) is not None:
+            return found[0]
+        time.sleep(0.05)
+    message = f"the example did not say where it listens:\n{log.read_text()}"
+    raise RuntimeError(message)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("example") / "example.log"
+    command = [sys.executable, "-m", "example_app", "--port", "0"]
+    environ = {
+        "SSE_HEARTBEAT_INTERVAL": "0.5",
+        "SSE_STREAM_MAX_SECONDS": "6",
+        "SSE_CAP_ACTION": "complete",
+        "SSE_RETRY_MS": "200",
+    }
+    with running_process(command, log, environ):
+        yield _until_announced(log)
+
+
+def events_of(response: httpx.Response) -> list[Event]:
+    assert response.headers["content-type"].startswith("text/event-stream")
+    return EventParser().feed(response.content)
+
+
+def test_stream_search_as_an_eventsource(url: str) -> None:
+    response = httpx.get(
+        f"{url}/stream/search", params={"query": QUESTION}, headers=EVENTSOURCE, timeout=20
+    )
+    names = [event.event for event in events_of(response)]
+    assert names[0] == "start"
+    assert names[-1] == "complete"
+    assert names.count("complete") == 1
+    assert set(names) == {"start", "heartbeat", "content_chunk", "complete"}
+
+
+def test_stream_search_as_a_plain_client(url: str) -> None:
+    response = httpx.get(f"{url}/stream/search", params={"query": QUESTION}, timeout=20)
+    assert {event.event for event in events_of(response)} == {"content_chunk", "complete"}
+    assert b"\nid:" not in response.content
+    assert response.headers["x-trace-id"]
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/json, text/event-stream"])
+def test_post_search_as_a_plain_client(url: str, accept: str) -> None:
+    response = httpx.post(
+        f"{url}/search", json={"query": QUESTION}, headers={"accept": accept}, timeout=20
+    )
+    names = [event.event for event in events_of(response)]
+    assert sorted(set(names), key=names.index) == ["token", "citation", "done"]
+
+
+def test_post_search_as_a_client_that_wants_named_events(url: str) -> None:
+    accept = {"accept": "text/event-stream;events=named"}
+    response = httpx.post(f"{url}/search", json={"query": QUESTION}, headers=accept, timeout=20)
+    names = [event.event for event in events_of(response) if event.event != "heartbeat"]
+    assert names[0] == "start"
+    assert names[-2:] == ["done", "complete"]
+
+
+def test_a_port_in_use_is_told_in_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        log = tmp_path / "second.log"
+        with running_process([sys.executable, "-m", "example_app", "--port", str(port)], log) as (
+            process,
+            _,
+        ):
+            assert process.wait(20) == 1
+    assert log.read_text().count("\n") == 1
+    assert str(port) in log.read_text()
+
+
+# In Chromium
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    chromium, playwright = needs.chromium(), needs.module("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        launched = driver.chromium.launch(executable_path=chromium, args=quiet)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser: "Browser", url: str) -> Iterator["Page"]:
+    complaints: list[str] = []
+    opened = browser.new_page()
+    opened.set_default_timeout(15_000)
+
+    def complain(message: "ConsoleMessage") -> None:
+        expected = re.search("INCOMPLETE_CHUNKED|status of 401", message.text)  # by a test below
+        if message.type in {"error", "warning"} and expected is None:
+            complaints.append(message.text)
+
+    opened.on("console", complain)
+    opened.on("pageerror", lambda error: complaints.append(str(error)))
+    opened.goto(url)
+    yield opened
+    opened.close()
+    assert complaints == []
+
+
+def ask(page: "Page", question: str) -> None:
+    page.fill("#query", question)
+    page.press("#query", "Enter")
+
+
+def test_the_page_streams_a_cited_answer_with_its_trace_id(page: "Page") -> None:
+    ask(page, QUESTION)
+    page.wait_for_selector("#sources a")
+    assert "event loop" in page.inner_text("#answer").lower()
+    assert re.fullmatch(r"[0-9a-f]{32}", page.inner_text("#trace-id").strip())
+    assert re.fullmatch(r"[0-9a-f]{32}", page.inner_text("#stream-id").strip())
+    assert "content_chunk" in page.inner_text("#debug")
+    assert "disconnected" in page.inner_text("#state").lower()
+
+
+def test_the_page_shows_heartbeats_and_the_time_that_is_left(page: "Page") -> None:
+    page.fill("#delay", "400")
+    ask(page, QUESTION)
+    for _ in range(100):
+        if int(page.inner_text("#heartbeats")) >= 3:
+            break
+        page.wait_for_timeout(100)
+    assert int(page.inner_text("#heartbeats")) >= 3
+    assert re.search(r"\d", page.inner_text("#remaining"))
+    page.click("#stop")
+    page.wait_for_selector("#state[data-state=disconnected]")
+
+
+def test_the_page_shows_an_answer_that_the_cap_has_cut_short(page: "Page") -> None:
+    page.fill("#delay", "2000")
+    ask(page, QUESTION)
+    page.wait_for_selector("#notice:visible")
+    page.wait_for_selector("#state[data-state=disconnected]")
+    assert "duration_cap" in page.inner_text("#debug")
+
+
+def wait_for_words(page: "Page", count: int) -> None:
+    page.wait_for_function(
+        "count => document.querySelector('#answer').textContent.split(' ').length > count",
+        arg=count,
+    )
+
+
+def test_a_connection_that_the_page_has_cut_costs_no_word(page: "Page", url: str) -> None:
+    page.fill("#delay", "40")
+    ask(page, QUESTION)
+    for cuts in (1, 2):
+        wait_for_words(page, 8 * cuts)
+        page.click("#cut")
+        page.wait_for_selector(f"#connections:text-is('{cuts + 1}')")
+    page.wait_for_selector("#answer[data-state=complete]")
+    body = httpx.post(f"{url}/search", json={"query": QUESTION}, timeout=20).json()
+    marked = re.sub(r"\[(\d+)\]", r"\1", body["answer"])
+    assert page.text_content("#answer") == marked
+    assert page.inner_text("#connections") == "3"
+    assert "event: start" in page.inner_text("#debug")
+    assert "event: reset" not in page.inner_text("#debug")
+
+
+def test_a_page_that_is_loaded_again_has_the_whole_answer(page: "Page") -> None:
+    page.fill("#delay", "40")
+    ask(page, QUESTION)
+    wait_for_words(page, 10)
+    begun = page.text_content("#answer") or ""
+    stream = page.inner_text("#stream-id")
+    page.reload()
+    page.wait_for_selector("#answer[data-state=complete]")
+    assert (page.text_content("#answer") or "").startswith(begun)
+    assert page.inner_text("#stream-id") == stream
+    assert page.input_value("#query") == QUESTION
+
+
+def test_an_answer_that_is_stopped_can_be_asked_for_again(page: "Page") -> None:
+    page.fill("#delay", "40")
+    ask(page, QUESTION)
+    wait_for_words(page, 5)
+    page.focus("#stop")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#answer[data-state=cut-short]")
+    assert page.evaluate("document.activeElement.id") == "start", "the focus is not lost"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#answer[data-state=complete]")
+
+
+def test_a_server_that_is_gone_is_told_and_can_be_tried_again(page: "Page") -> None:
+    page.route("**/stream/search**", lambda route: route.fulfill(status=401, body="no"))
+    ask(page, QUESTION)
+    page.wait_for_selector("#retry:visible")
+    assert "401" in page.inner_text("#notice")
+    page.unroute("**/stream/search**")
+    page.fill("#delay", "0")
+    page.click("#retry")
+    page.wait_for_selector("#answer[data-state=complete]")
+    assert page.is_hidden("#notice")
+
+
+def test_a_mark_in_the_answer_opens_its_source(page: "Page") -> None:
+    page.fill("#delay", "0")
+    ask(page, QUESTION)
+    page.wait_for_selector("#answer[data-state=complete]")
+    mark = page.locator("#answer .cite").last
+    number = mark.inner_text()
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = false")
+    mark.click()
+    assert page.get_attribute(f"#source-{number}", "open") is not None
+    assert page.is_visible(f"#source-{number} a")
+
+
+def test_the_trace_id_is_copied(page: "Page") -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.fill("#delay", "0")
+    ask(page, QUESTION)
+    page.wait_for_selector("#answer[data-state=complete]")
+    page.click("#copy")
+    page.wait_for_selector("#copy:text('Copied')")
+    assert page.evaluate("navigator.clipboard.readText()") == page.inner_text("#trace-id")
+
+
+def test_a_screen_reader_is_told_whole_sentences_once(page: "Page") -> None:
+    page.fill("#delay", "20")
+    ask(page, QUESTION)
+    page.wait_for_selector("#answer[data-state=complete]")
+    said = page.locator("#spoken p").all_text_contents()
+    assert said[-1] == "The answer is complete."
+    assert all(re.search(r"[.!?:]\W*$|^connected|^asking", text) for text in said), said
+    assert len(said) == len(set(said))
+    assert page.get_attribute("#answer", "aria-live") is None
+
+
+def test_the_page_fits_a_narrow_screen(page: "Page") -> None:
+    page.fill("#delay", "0")
+    ask(page, QUESTION)
+    page.wait_for_selector("#answer[data-state=complete]")
+    for width in (320, 360, 768):
+        page.set_viewport_size({"width": width, "height": 700})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_page_can_be_used_by_keyboard_alone(page: "Page") -> None:
+    page.focus("#query")
+    page.keyboard.type(QUESTION)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "ask"
+    page.keyboard.press("Space")
+    page.wait_for_selector("#sources a")

@@ -1,0 +1,64 @@
+"""What the tests of limits share: requests of several clients, and what they get."""
+
+import json
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from sse_middleware import SSEMiddleware
+from tests.support.asgi import EVENTSOURCE, Exchange, http_scope, running
+from tests.support.resuming import resumable
+
+PLAIN = [(b"accept", b"text/event-stream")]
+"""A client that is no `EventSource` and wants a stream."""
+ANY = [(b"accept", b"*/*")]
+"""One that does not say what it wants."""
+
+
+def limited(app: ASGIApp, **options: Any) -> SSEMiddleware:
+    """Return `app` behind a middleware with limits and without a cap, that lets streams linger."""
+    return resumable(app, **{"stream_max_seconds": None, **options})
+
+
+def asked(
+    app: ASGIApp,
+    headers: list[tuple[bytes, bytes]],
+    *more: tuple[bytes, bytes],
+    address: str = "192.0.2.1",
+    **scope: Any,
+) -> AbstractAsyncContextManager[Exchange]:
+    """Run `app` on a request from an address."""
+    scope.setdefault("client", (address, 50000))
+    return running(app, Exchange(http_scope(headers=[*headers, *more], **scope)))
+
+
+def tab(
+    app: ASGIApp, *more: tuple[bytes, bytes], **scope: Any
+) -> AbstractAsyncContextManager[Exchange]:
+    """Run `app` on a request of an `EventSource`."""
+    return asked(app, EVENTSOURCE, *more, **scope)
+
+
+async def answer(exchange: Exchange) -> tuple[int, str]:
+    """Wait for the status of an answer, and what error it tells, `""` for none."""
+    await exchange._until(lambda: bool(exchange.messages), "a response start")
+    if exchange.status == 200:
+        return 200, ""
+    await exchange.until_end()
+    assert exchange.headers[b"content-type"] == b"application/json"
+    assert exchange.headers[b"cache-control"] == b"no-store"
+    assert int(exchange.headers[b"retry-after"]) > 0
+    assert int(exchange.headers[b"content-length"]) == len(exchange.body)
+    told = json.loads(exchange.body)
+    assert told.keys() == {"error", "trace_id"}
+    assert told["error"].keys() == {"type", "code", "message"}
+    assert told["trace_id"] == exchange.headers[b"x-trace-id"].decode()
+    return exchange.status, told["error"]["code"]
+
+
+def reasons(exchange: Exchange) -> list[str]:
+    """Return the reasons of the `complete` events that a client was sent."""
+    return [
+        json.loads(event.data)["reason"] for event in exchange.events if event.event == "complete"
+    ]

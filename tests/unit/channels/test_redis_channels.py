@@ -1,0 +1,577 @@
+"""Channels in Redis: the contract, and what only a network and a server can do to them."""
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from redis.asyncio import Connection
+
+from sse_middleware.channels import (
+    BlockingPublisher,
+    Publisher,
+    close_channels,
+    subscribe,
+)
+from sse_middleware.channels import publish_batch as channel_dispatch
+from sse_middleware.channels import publish_pipeline as channel_sender
+from sse_middleware.channels import pubsub as channel_hub
+from sse_middleware.channels.base import Limits
+from sse_middleware.channels.events import BEGINNING, post_of
+from sse_middleware.channels.publish_batch import ChannelKeys, PublishBatch, PublisherSequence
+from sse_middleware.channels.redis import RedisChannels
+from sse_middleware.errors import StoreError
+from sse_middleware.testing.streams import eventually
+from tests.support.channel_contract import ChannelContract, code, new_channel, said, take, whole
+from tests.support.redis_server import Proxy, RedisServer
+
+pytestmark = pytest.mark.anyio
+
+KEYS = ChannelKeys("sse:")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def server(running_server: RedisServer) -> RedisServer:
+    running_server.client.flushall()
+    return running_server
+
+
+@pytest.fixture(autouse=True)
+async def _closed() -> AsyncGenerator[None]:
+    yield
+    await close_channels()
+
+
+@pytest.fixture
+async def publisher(server: RedisServer) -> AsyncGenerator[Publisher]:
+    async with Publisher(server.url) as publisher:
+        yield publisher
+
+
+class TestInRedis(ChannelContract):
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def _server(cls, running_server: RedisServer) -> None:
+        cls.url = running_server.url
+
+
+@pytest.fixture(scope="module")
+def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    directory = tmp_path_factory.mktemp("cluster")
+    with RedisServer(directory, "--cluster-enabled", "yes") as server:
+        ask(server, "CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        deadline = time.monotonic() + 10
+        while ask(server, "CLUSTER INFO")["cluster_state"] != "ok":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield server.url.replace("redis:", "redis+cluster:").removesuffix("/0")
+
+
+async def test_a_cluster_does_as_well(cluster_url: str) -> None:
+    channels = [new_channel() for _ in range(20)]
+    async with Publisher(cluster_url) as one, Publisher(cluster_url) as other:
+        blocking = BlockingPublisher(cluster_url)
+        for channel in channels[:10]:  # some are early and some late
+            assert await one.ack(channel)
+        readings = [
+            asyncio.ensure_future(whole(subscribe(channel, url=cluster_url)))
+            for channel in channels
+        ]
+        await asyncio.sleep(0.1)
+        for channel in channels[10:]:
+            assert await one.ack(channel)
+        assert await asyncio.gather(*(other.ack(channel) for channel in channels)) == [False] * 20
+        for number in range(5):
+            sent = [one.publish(channel, "n", number, key=str(number)) for channel in channels]
+            assert await asyncio.gather(*sent) == [True] * 20
+        for channel in channels:
+            assert await asyncio.to_thread(blocking.finish, channel)
+        await asyncio.to_thread(blocking.close)
+    whole_session = [("worker_ack", {}), *(("n", n) for n in range(5))]
+    for events in await asyncio.gather(*readings):
+        assert said(events) == [*whole_session, ("complete", {"reason": "finished"})]
+
+
+def ask(server: RedisServer, *words: Any) -> Any:
+    return server.client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+
+def count(operation: str) -> float:
+    value = REGISTRY.get_sample_value("sse_store_errors_total", {"operation": operation})
+    return value or 0.0
+
+
+# What is lost on the way
+
+
+async def test_an_event_whose_answer_was_lost_is_neither_lost_nor_doubled(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_sender, "ANSWER_SECONDS", 0.3)
+    channel = new_channel()
+    async with Proxy(server) as proxy, Publisher(proxy.url) as publisher:
+        assert await publisher.ack(channel)
+        for number in range(3):
+            proxy.swallows = True
+            publishing = asyncio.gather(
+                publisher.publish(channel, "step", number, key=f"step-{number}"),
+                publisher.publish(channel, "word", number),
+            )
+            await asyncio.sleep(0.1)
+            proxy.swallows = False
+            assert list(await publishing) == [True, True]
+        await publisher.finish(channel)
+    events = said(await whole(subscribe(channel, url=server.url)))
+    assert events[1:-1] == [(name, n) for n in range(3) for name in ("step", "word")]
+
+
+async def test_a_claim_whose_answer_was_lost_is_ours(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_sender, "ANSWER_SECONDS", 0.3)
+    channel = new_channel()
+    async with Proxy(server) as proxy, Publisher(proxy.url) as one:
+        await one.publish(channel, "queued", 1)
+        proxy.swallows = True
+        claiming = asyncio.ensure_future(one.ack(channel))
+        await asyncio.sleep(0.1)
+        async with Publisher(server.url) as other:
+            assert not await other.ack(channel)
+        proxy.swallows = False
+        assert await claiming
+
+
+async def test_a_blocking_publisher_doubles_nothing_either(server: RedisServer) -> None:
+    channel = new_channel()
+    failures = count("publish")
+    async with Proxy(server) as proxy:
+        publisher = BlockingPublisher(proxy.url)
+        assert await asyncio.to_thread(publisher.ack, channel)
+        proxy.swallows = True
+        publishing = asyncio.ensure_future(asyncio.to_thread(publisher.publish, channel, "n", 1))
+        await asyncio.sleep(0.1)
+        proxy.swallows = False
+        assert await publishing
+        assert not await asyncio.to_thread(publisher.ack, channel)
+        assert await asyncio.to_thread(publisher.finish, channel)
+        await asyncio.to_thread(publisher.close)
+    events = await whole(subscribe(channel, url=server.url))
+    assert [event.event for event in events] == ["worker_ack", "n", "complete"]
+    assert count("publish") > failures
+
+
+async def test_a_first_attempt_that_comes_behind_the_second_is_too_late(
+    server: RedisServer,
+) -> None:
+    numbering, posts = PublisherSequence(), [post_of("c", "step", n, None, 100) for n in range(3)]
+    late = PublishBatch(posts, numbering, KEYS, Limits())
+    later = PublishBatch([post_of("c", "step", 9, "key", 100)], numbering, KEYS, Limits())
+
+    def send(dispatch: PublishBatch) -> list[Any]:
+        (command,) = dispatch.commands()
+        return [ask(server, *command)]
+
+    late._knows_script = later._knows_script = False
+    assert send(late) == [[1, 1, 1]]
+    assert send(later) == [[1]]
+    assert send(late) == [[1, 1, 1]]
+    assert send(later) == [[1]]
+    assert server.client.xlen(KEYS.log("c")) == 4
+
+
+async def test_publishers_that_take_turns_are_known_by_their_numbers(server: RedisServer) -> None:
+    first, second = (
+        PublishBatch([post_of("c", "step", n, None, 100)], PublisherSequence(), KEYS, Limits())
+        for n in range(2)
+    )
+    for dispatch in (first, second, first, second, first):
+        dispatch._knows_script = False
+        (command,) = dispatch.commands()
+        assert ask(server, *command) == [1]
+    assert server.client.xlen(KEYS.log("c")) == 2
+
+
+async def test_a_claim_that_was_refused_and_comes_late_is_refused_still(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    await publisher.publish("c", "step", 1, key="k")
+    late = PublishBatch([post_of("c", "step", 2, "k", 100)], PublisherSequence(), KEYS, Limits())
+    late._knows_script = False
+    (command,) = late.commands()
+    assert ask(server, *command) == [0]
+    server.client.hdel(KEYS.about("c"), "k:u:k")  # as if its event were not kept any more
+    assert ask(server, *command) == [0]
+    assert server.client.xlen(KEYS.log("c")) == 1
+
+
+async def test_a_log_that_redis_has_evicted_has_its_time_again(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    await publisher.publish("c", "step", 1)
+    server.client.delete(KEYS.log("c"))
+    await publisher.publish("c", "step", 2)
+    assert 0 < server.client.pttl(KEYS.log("c")) <= 3_660_000
+
+
+async def test_a_channel_lives_on_as_long_as_it_is_published_on(server: RedisServer) -> None:
+    async with Publisher(server.url, channel_ttl=2) as publisher:
+        for number in range(8):
+            await asyncio.sleep(0.1)
+            await publisher.publish("c", "step", number)
+            assert all(server.client.pttl(key) > 1500 for key in (KEYS.log("c"), KEYS.about("c")))
+    assert server.client.xlen(KEYS.log("c")) == 8
+
+
+async def test_every_key_has_its_time(server: RedisServer, publisher: Publisher) -> None:
+    await publisher.ack("one")
+    async with Publisher(server.url) as other:
+        await other.publish("one", "step", 1, key="k")
+    assert len(server.all_keys()) == 3
+    assert all(0 < server.client.pttl(key) <= 3_660_000 for key in server.all_keys())
+    assert all("{" in key and "one" not in key for key in server.all_keys())
+
+
+# Redis is gone
+
+
+async def test_where_redis_is_gone_a_publisher_is_told_after_a_while(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (channel_sender,):
+        monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.5)
+    before = count("publish")
+    async with Publisher("redis://127.0.0.1:1/0") as publisher:
+        with pytest.raises(StoreError, match=r"ConnectionError.*under a key"):
+            await publisher.publish("channel", "step", 1)
+    assert count("publish") > before
+    blocking = BlockingPublisher("redis://127.0.0.1:1/0")
+    with pytest.raises(StoreError, match=r"ConnectionError.*under a key"):
+        await asyncio.to_thread(blocking.publish, "channel", "step", 1)
+
+
+async def test_where_redis_is_gone_a_reader_is_told_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sse_middleware.channels.subscriber._OUTAGE_SECONDS", 0.7)
+    (event,) = await whole(subscribe("channel", url="redis://127.0.0.1:1/0"))
+    assert code(event) == "store_unavailable"
+
+
+async def test_a_redis_that_hangs_for_a_while_costs_time_and_nothing_else(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    channel = new_channel()
+    reading = asyncio.ensure_future(whole(subscribe(channel, url=server.url)))
+    await publisher.ack(channel)
+    with server.stopped():
+        publishing = asyncio.gather(*(publisher.publish(channel, "n", n) for n in range(20)))
+        await asyncio.sleep(1.5)
+    assert await publishing == [True] * 20
+    await publisher.finish(channel)
+    assert said(await reading)[1:-1] == [("n", n) for n in range(20)]
+
+
+async def test_a_redis_that_lost_all_is_told_of(tmp_path: Path) -> None:
+    channel = new_channel()
+    with RedisServer(tmp_path) as server:
+        async with Publisher(server.url) as publisher:
+            await publisher.ack(channel)
+            await publisher.publish(channel, "n", 1)
+            async with aclosing(subscribe(channel, url=server.url)) as events:
+                await take(events, 2)
+                server.restart()
+                await asyncio.gather(*(publisher.publish(channel, "n", n) for n in range(5)))
+                async with asyncio.timeout(10):
+                    assert code(await anext(events)) == "truncated"
+        await close_channels()
+
+
+async def test_what_redis_refuses_is_told_at_once_and_hinders_nobody(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    server.client.set(KEYS.log("taken"), "by something else")
+    began = time.monotonic()
+    refused, fine = await asyncio.gather(
+        publisher.publish("taken", "step", 1),
+        publisher.publish("free", "step", 1),
+        return_exceptions=True,
+    )
+    assert isinstance(refused, StoreError)
+    assert fine is True
+    assert time.monotonic() < began + 2
+
+
+# The hub
+
+
+async def heard(server: RedisServer, topics: list[str]) -> None:
+    """Wait until so many topics are heard by each connection that hears any."""
+
+    async def ask_redis() -> list[str]:
+        return [one["sub"] for one in server.client.client_list() if one["sub"] != "0"]
+
+    await eventually(ask_redis, lambda got: got == topics, f"{topics} were to be heard")
+
+
+async def test_one_connection_hears_of_all_channels(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    channels = [new_channel() for _ in range(100)]
+    readings = [
+        asyncio.ensure_future(whole(subscribe(channel, url=server.url)))
+        for channel in channels
+        for _ in range(3)
+    ]
+    await heard(server, ["100"])
+    assert server.connections() < 12
+    for channel in channels:
+        await publisher.ack(channel)
+        await publisher.finish(channel)
+    for events in await asyncio.gather(*readings):
+        assert [event.event for event in events] == ["worker_ack", "complete"]
+    await heard(server, [])
+
+
+async def test_a_hub_that_is_cut_misses_nothing(server: RedisServer, publisher: Publisher) -> None:
+    channel = new_channel()
+    reading = asyncio.ensure_future(whole(subscribe(channel, url=server.url)))
+    await publisher.ack(channel)
+    for number in range(60):
+        await publisher.publish(channel, "n", number)
+        if number % 20 == 10:
+            ask(server, "CLIENT", "KILL", "TYPE", "pubsub")
+        await asyncio.sleep(0.01)
+    await publisher.finish(channel)
+    assert said(await reading)[1:-1] == [("n", n) for n in range(60)]
+
+
+async def test_readers_hear_without_news_too(server: RedisServer) -> None:
+    channel, name = new_channel(), "deaf" + secrets.token_hex(4)
+    ask(server, "ACL", "SETUSER", name, "on", ">pass", "~*", "+@all", "resetchannels")
+    url = server.url.replace("redis://", f"redis://{name}:pass@")
+    async with Publisher(url) as publisher:
+        reading = asyncio.ensure_future(whole(subscribe(channel, url=url)))
+        await asyncio.sleep(0.2)
+        await publisher.ack(channel)
+        began = time.monotonic()
+        await publisher.finish(channel)
+        assert len(await reading) == 2
+        assert time.monotonic() < began + 4
+    await close_channels()
+
+
+async def test_what_is_not_told_is_read_in_a_few_seconds(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert channel_hub._LOOK_EVERY * channel_hub._TICK_SECONDS <= 5  # which the docs promise
+    monkeypatch.setattr(channel_hub, "_TICK_SECONDS", 0.05)
+    channel, name = new_channel(), "mute" + secrets.token_hex(4)
+    ask(server, "ACL", "SETUSER", name, "on", ">pass", "~*", "+@all", "resetchannels")
+    reading = asyncio.ensure_future(whole(subscribe(channel, url=server.url)))
+    async with Publisher(server.url.replace("redis://", f"redis://{name}:pass@")) as publisher:
+        await heard(server, ["1"])
+        await publisher.ack(channel)
+        await publisher.finish(channel)
+        async with asyncio.timeout(3):
+            events = await reading
+    assert [event.event for event in events] == ["worker_ack", "complete"]
+
+
+async def test_a_channel_that_is_left_and_joined_again_is_heard(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    channel = new_channel()
+    await publisher.ack(channel)
+    for number in range(20):
+        async with aclosing(subscribe(channel, url=server.url)) as events:
+            await take(events, number + 1)
+            began = time.monotonic()
+            waiting = asyncio.ensure_future(anext(events))
+            await asyncio.sleep(0.02)
+            await publisher.publish(channel, "n", number)
+            assert (await waiting).json() == number
+            assert time.monotonic() < began + 2.5  # and not when all look anyhow
+
+
+# What something else has written
+
+
+async def test_what_something_else_has_written_is_passed_over_counted_and_logged(
+    server: RedisServer, publisher: Publisher, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel = new_channel()
+    log = KEYS.log(channel)
+    before = count("malformed")
+    strange: list[dict[Any, Any]] = [
+        {"hello": "s3cret"},
+        {"n": "x", "e": "step", "d": "1"},
+        {"n": 2, "e": "st\nep", "d": "1"},
+        {"n": 2, "e": "step", "d": "s3cret"},
+        {"n": 2, "e": "step", "d": b"\xff"},
+    ]
+    await publisher.ack(channel)
+    with caplog.at_level(logging.WARNING):
+        for fields in strange:
+            server.client.xadd(log, fields)
+        readings = [
+            asyncio.ensure_future(whole(subscribe(channel, url=server.url))) for _ in range(3)
+        ]
+        await asyncio.sleep(0.2)
+        server.client.xadd(log, {"n": "s3cret"})
+        for message in (b"s3cret", b"2\n1-1\nstep\ns3cret", b"2\n1-1\nstep", b"\xff", b""):
+            server.client.publish(KEYS.topic(channel), message)
+        await publisher.publish(channel, "step", 1)
+        await publisher.finish(channel)
+        for events in await asyncio.gather(*readings):
+            assert [event.event for event in events] == ["worker_ack", "step", "complete"]
+    assert count("malformed") == before + len(strange) + 1
+    assert "s3cret" not in caplog.text
+    assert channel not in caplog.text
+
+
+async def test_a_flood_of_strange_entries_is_read_through(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    channel = new_channel()
+    await publisher.ack(channel)
+    pipe = server.client.pipeline(transaction=False)
+    for _ in range(1000):
+        pipe.xadd(KEYS.log(channel), {"x": 1})
+    pipe.execute()
+    await publisher.finish(channel)
+    events = await whole(subscribe(channel, url=server.url))
+    assert [event.event for event in events] == ["worker_ack", "complete"]
+
+
+# What leaves together
+
+
+async def test_what_is_published_at_a_time_leaves_together(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    await publisher.ack("warm")
+    before = server.client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    await asyncio.gather(*(publisher.publish("channel", "n", n) for n in range(100)))
+    assert server.client.info("commandstats")["cmdstat_evalsha"]["calls"] <= before + 2
+
+
+async def test_a_cancelled_call_leaves_the_others_alone(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    channel = new_channel()
+    publishing = [
+        asyncio.ensure_future(publisher.publish(channel, "n", number)) for number in range(10)
+    ]
+    await asyncio.sleep(0)
+    publishing[3].cancel()
+    results = await asyncio.gather(*publishing, return_exceptions=True)
+    assert [result for number, result in enumerate(results) if number != 3] == [True] * 9
+    await publisher.finish(channel)
+    found = [event.json() for event in await whole(subscribe(channel, url=server.url))][:-1]
+    assert found in (list(range(10)), [n for n in range(10) if n != 3])
+
+
+async def test_a_publisher_is_closed_while_those_who_called_it_have_left(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    channel = new_channel()
+    await publisher.ack(channel)
+    publishing = [asyncio.ensure_future(publisher.publish(channel, "n", n)) for n in range(9)]
+    await asyncio.sleep(0)
+    for one in publishing:
+        one.cancel()
+    async with asyncio.timeout(2):
+        await publisher.close()
+    assert server.client.xlen(KEYS.log(channel)) == 10
+
+
+async def test_a_publisher_whose_connection_was_cut_between_two_events_makes_another(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    channel = new_channel()
+    failures = count("publish")
+    for number in range(5):
+        await publisher.publish(channel, "n", number)
+        ask(server, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await asyncio.sleep(0.05 * (number % 2))  # it knows, or finds out
+    await publisher.finish(channel)
+    events = await whole(subscribe(channel, url=server.url, ack_timeout=None))
+    assert [event.json() for event in events[:-1]] == list(range(5))
+    assert count("publish") <= failures + 3
+
+
+async def test_no_task_is_made_for_an_event(server: RedisServer, publisher: Publisher) -> None:
+    await publisher.ack("c")
+    before = asyncio.all_tasks()
+    outcome = publisher.publish("c", "n", 1)
+    outcome.send(None)
+    assert asyncio.all_tasks() == before
+    outcome.close()
+
+
+async def test_what_is_packed_is_what_redis_py_would_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_dispatch, "_HEADS_KEPT", 4)
+    numbering = PublisherSequence()
+    for names in ("a", "a", "aab", "bcdefgh", "ah"):
+        posts = [post_of(name, "schön", "ä" * 9, f"k{name}", 99) for name in names]
+        dispatch = PublishBatch(posts, numbering, KEYS, Limits())
+        assert packed_by_redis_py(dispatch) == dispatch.packed()
+    assert len(numbering.heads) <= 4
+
+
+def packed_by_redis_py(dispatch: PublishBatch) -> bytes:
+    """Return what is sent, behind the command by which Redis tells the readers first."""
+    connection = Connection()
+    commands: list[Any] = [("PING",), *dispatch.commands()]
+    return b"".join(part for command in commands for part in connection.pack_command(*command))
+
+
+async def test_a_publisher_that_is_closed_has_sent_all(server: RedisServer) -> None:
+    channel = new_channel()
+    publisher = Publisher(server.url)
+    publishing = [asyncio.ensure_future(publisher.publish(channel, "n", n)) for n in range(300)]
+    await asyncio.sleep(0)
+    await publisher.close()
+    assert await asyncio.gather(*publishing) == [True] * 300
+    assert await publisher.publish(channel, "again", 1)
+    await publisher.close()
+
+
+@contextmanager
+def script_timed(server: RedisServer) -> Iterator[dict[str, float]]:
+    server.client.config_resetstat()
+    found: dict[str, float] = {}
+    yield found
+    found["microseconds"] = server.client.info("commandstats")["cmdstat_evalsha"]["usec_per_call"]
+
+
+async def test_a_full_channel_costs_no_more_with_its_length(
+    server: RedisServer, publisher: Publisher
+) -> None:
+    await asyncio.gather(*(publisher.publish("full", "n", "x" * 100) for _ in range(10_500)))
+    assert server.client.xlen(KEYS.log("full")) == 10_000
+    with script_timed(server) as full:
+        for number in range(50):
+            await publisher.publish("full", "n", number)
+    assert server.client.xlen(KEYS.log("full")) == 10_000
+    assert full["microseconds"] < 20_000
+
+
+async def test_a_reader_of_a_redis_that_refuses_reads_is_told(server: RedisServer) -> None:
+    server.client.set(KEYS.log("taken"), json.dumps("by something else"))
+    channels = RedisChannels(server.url)
+    with pytest.raises(StoreError), channels.follow("taken") as feed:
+        await feed.read(BEGINNING)
+    await channels.close()

@@ -1,0 +1,107 @@
+"""Publishing in Redis from whatever runs it: loops, threads, forks, jobs that are interrupted."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+
+from sse_middleware.channels import (
+    BlockingPublisher,
+    ChannelEvent,
+    Publisher,
+    close_channels,
+    subscribe,
+)
+from sse_middleware.channels import publish_batch as channel_dispatch
+from sse_middleware.channels.publish_batch import ChannelKeys, PublisherSequence
+from tests.support.channel_contract import said, whole
+from tests.support.redis_server import RedisServer
+
+KEYS = ChannelKeys("sse:")
+
+
+async def read(channel: str, url: str) -> list[ChannelEvent]:
+    try:
+        return await whole(subscribe(channel, url=url))
+    finally:
+        await close_channels()
+
+
+def test_a_publisher_serves_one_loop_after_the_other(running_server: RedisServer) -> None:
+    publisher = Publisher(running_server.url)
+
+    async def publish(number: int) -> None:
+        await publisher.publish("loops", "n", number)
+        await publisher.close()
+
+    for number in range(3):
+        asyncio.run(publish(number))
+    assert running_server.client.xlen(KEYS.log("loops")) == 3
+
+
+FORKING = """
+    import os, sys, threading
+    from sse_middleware.channels import BlockingPublisher
+    publisher = BlockingPublisher(sys.argv[1])
+    for number in range(5):
+        publisher.publish("forks", "parent", number)
+    publisher._channels._sending.acquire()  # as another thread may hold it in that moment
+    children = []
+    for name in range(3):
+        child = os.fork()
+        if not child:
+            for number in range(20):
+                assert publisher.publish("forks", f"child-{name}", number)
+            os._exit(0)
+        children.append(child)
+    publisher._channels._sending.release()
+    for number in range(5, 20):
+        publisher.publish("forks", "parent", number)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    publisher.finish("forks")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_a_publisher_that_was_forked_publishes_all_of_its_own(running_server: RedisServer) -> None:
+    command = [sys.executable, "-c", textwrap.dedent(FORKING), running_server.url]
+    subprocess.run(command, check=True, timeout=30)
+    found = said(asyncio.run(read("forks", running_server.url)))
+    for name in ("parent", "child-0", "child-1", "child-2"):
+        assert [number for event, number in found if event == name] == list(range(20))
+
+
+class TimeLimitError(Exception):
+    """What a job runner raises in the middle of anything."""
+
+
+def test_a_publisher_that_is_interrupted_goes_on(
+    running_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = BlockingPublisher(running_server.url)
+    publisher.ack("limits")
+    real = publisher._channels._pipe  # type: ignore[attr-defined]
+
+    def limited(commands: Any) -> Any:
+        monkeypatch.setattr(publisher._channels, "_pipe", real)
+        raise TimeLimitError
+
+    monkeypatch.setattr(publisher._channels, "_pipe", limited)
+    with pytest.raises(TimeLimitError):
+        publisher.publish("limits", "n", 1)
+    assert publisher.publish("limits", "n", 2)
+    publisher.close()
+
+
+def test_no_two_publishers_have_one_name() -> None:
+    one, other = PublisherSequence(), PublisherSequence()
+    assert one.publisher != other.publisher
+    assert [one.next(), one.next(), other.next()] == [1, 2, 1]
+
+
+def test_the_numbers_of_a_publisher_are_kept_longer_than_it_tries() -> None:
+    assert channel_dispatch._SEEN_SECONDS > 5 * channel_dispatch.PATIENCE_SECONDS

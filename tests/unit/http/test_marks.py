@@ -1,0 +1,240 @@
+"""Marks: options of one endpoint, wherever a framework keeps its endpoints."""
+
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.endpoints import HTTPEndpoint
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Host, Mount, Route
+from starlette.types import ASGIApp
+
+from sse_middleware import ConfigurationError, SSEMiddleware, plugin, streaming
+from tests.support.asgi import EVENTSOURCE, Exchange, handle, stream_of
+
+pytestmark = pytest.mark.anyio
+
+SEVEN = {b"x-stream-max-seconds": b"7"}
+
+
+async def events() -> AsyncIterator[bytes]:
+    yield b"data: x\n\n"
+
+
+def respond(*_: object) -> Response:
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+@streaming(stream_max_seconds=7)
+async def marked(request: Request) -> Response:
+    return respond()
+
+
+async def unmarked(request: Request) -> Response:
+    return respond()
+
+
+@streaming
+async def bare(request: Request) -> Response:
+    return respond()
+
+
+async def partly(extra: str, request: Request) -> Response:
+    return respond()
+
+
+streaming(stream_max_seconds=7)(partly)
+
+
+@streaming(stream_max_seconds=7)
+class MarkedClass(HTTPEndpoint):
+    async def get(self, _request: Request) -> Response:
+        return respond()
+
+
+class MarkedMethod(HTTPEndpoint):
+    @streaming(stream_max_seconds=7)
+    async def get(self, _request: Request) -> Response:
+        return respond()
+
+    async def post(self, _request: Request) -> Response:
+        return respond()
+
+
+def starlette() -> Starlette:
+    inner = Starlette(routes=[Route("/marked", marked), Route("/unmarked", unmarked)])
+    return Starlette(
+        routes=[
+            Route("/marked", marked),
+            Route("/unmarked", unmarked),
+            Route("/bare", bare),
+            Route("/partial", partial(partly, "x")),
+            Route("/class", MarkedClass),
+            Route("/method", MarkedMethod),
+            Mount("/mount/{tenant}", routes=[Route("/marked", marked)]),
+            Mount("/app", inner),
+            Host("inner.example", inner),
+        ]
+    )
+
+
+async def get(app: ASGIApp, path: str, **scope: Any) -> Exchange:
+    headers = scope.pop("headers", EVENTSOURCE)
+    return await handle(app, path=path, headers=headers, **scope)
+
+
+def cap(exchange: Exchange) -> bytes:
+    value: bytes = exchange.headers[b"x-stream-max-seconds"]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/marked", b"7"),
+        ("/unmarked", b"60"),
+        ("/bare", b"60"),
+        ("/partial", b"7"),
+        ("/class", b"7"),
+        ("/method", b"7"),
+        ("/mount/acme/marked", b"7"),
+        ("/app/marked", b"7"),
+        ("/app/unmarked", b"60"),
+    ],
+)
+async def test_a_mark_is_found_wherever_starlette_keeps_the_endpoint(
+    path: str, expected: bytes
+) -> None:
+    added = starlette()
+    added.add_middleware(SSEMiddleware)
+    for app in (added, SSEMiddleware(starlette())):
+        assert cap(await get(app, path)) == expected
+
+
+async def test_a_mark_is_found_behind_a_host() -> None:
+    app = SSEMiddleware(starlette())
+    headers = [*EVENTSOURCE, (b"host", b"inner.example")]
+    assert cap(await get(app, "/app/marked", headers=headers)) == b"7"
+
+
+async def test_a_mark_on_a_method_holds_for_that_method_only() -> None:
+    headers = [(b"accept", b"text/event-stream;events=named")]
+    app = SSEMiddleware(starlette())
+    assert cap(await get(app, "/method", method="POST", headers=headers)) == b"60"
+
+
+async def test_a_marked_plain_stream_has_the_default_cap() -> None:
+    app = SSEMiddleware(starlette())
+    assert cap(await get(app, "/bare", headers=[])) == b"60"
+    assert cap(await get(app, "/unmarked", headers=[])) == b"off"
+
+
+async def test_a_mark_is_found_in_fastapi_on_routers_and_with_dependencies() -> None:
+    fastapi = pytest.importorskip("fastapi", reason="the minimal environment has no FastAPI")
+    inner, outer = fastapi.APIRouter(prefix="/inner"), fastapi.APIRouter(prefix="/outer")
+    app = fastapi.FastAPI()
+    app.add_middleware(SSEMiddleware)
+
+    async def dependency() -> str:
+        return "value"
+
+    needs = fastapi.Depends(dependency)
+
+    @streaming(stream_max_seconds=7)
+    async def endpoint(value: Any = needs) -> Any:
+        return respond()
+
+    endpoint.__annotations__ = {}
+    paths: list[tuple[Callable[..., Any], str]] = [
+        (app.get, "/own"),
+        (outer.get, "/x"),
+        (inner.get, "/y"),
+    ]
+    for add, path in paths:
+        add(path, dependencies=[needs], response_model=None)(endpoint)
+    outer.include_router(inner)
+    app.include_router(outer, prefix="/api")
+    for path in ("/own", "/api/outer/x", "/api/outer/inner/y"):
+        assert cap(await get(app, path)) == b"7"
+
+
+async def test_a_mark_can_leave_an_endpoint_alone() -> None:
+    @streaming(enabled=False)
+    async def left_alone(request: Request) -> Response:
+        return respond()
+
+    exchange = await get(SSEMiddleware(Starlette(routes=[Route("/", left_alone)])), "/")
+    assert exchange.body == b"data: x\n\n"
+    assert b"x-stream-id" not in exchange.headers
+
+
+async def test_only_marked_leaves_all_other_endpoints_alone() -> None:
+    app = SSEMiddleware(starlette(), only_marked=True)
+    assert (await get(app, "/marked")).names == ["start", "message", "complete"]
+    assert (await get(app, "/unmarked")).names == ["message"]
+
+
+async def test_the_middleware_takes_marks_for_paths_and_the_endpoints_own_goes_first() -> None:
+    app = SSEMiddleware(
+        starlette(),
+        marks={
+            "/app/unmarked": streaming(stream_max_seconds=8),
+            "/*": streaming(stream_max_seconds=9),
+        },
+    )
+    for path, expected in (("/app/unmarked", b"8"), ("/unmarked", b"9"), ("/marked", b"7")):
+        assert cap(await get(app, path)) == expected
+
+
+@pytest.mark.parametrize("family", ["eventsource", "plain", "openai"])
+async def test_a_mark_sets_the_family_of_all_clients(family: str) -> None:
+    app = SSEMiddleware(stream_of(b"data: x\n\n"), marks={"*": streaming(family=family)})
+    for headers in (EVENTSOURCE, []):
+        names = (await get(app, "/", headers=headers)).names
+        named = family == "eventsource"
+        assert names == (["start", "message", "complete"] if named else ["message"])
+
+
+def test_a_mark_refuses_what_is_not_allowed() -> None:
+    with pytest.raises(ConfigurationError, match="heartbeat_interval is 0, allowed is seconds"):
+        streaming(heartbeat_interval=0)
+    with pytest.raises(ConfigurationError, match="family is 'browser', allowed is eventsource"):
+        streaming(family="browser")
+    with pytest.raises(TypeError, match="not an option of one endpoint: metrics_path"):
+        streaming(metrics_path="/m")
+    with pytest.raises(TypeError, match="no such option: speed"):
+        streaming(speed=1)  # type: ignore[call-overload]  # the mistake that is tested
+
+
+# plugin.install
+
+
+async def test_install_stands_outermost_but_for_cors_and_acts_once() -> None:
+    app = starlette()
+    app.add_middleware(Middleware)  # type: ignore[arg-type]  # a place in the stack, never built
+    app.add_middleware(CORSMiddleware, allow_origins=["*"])
+    plugin.install(app, stream_max_seconds=9)
+    plugin.install(app)
+    stack: list[Any] = app.user_middleware
+    assert [entry.cls for entry in stack] == [CORSMiddleware, SSEMiddleware, Middleware]
+    app.user_middleware.pop()
+    exchange = await get(app, "/unmarked", headers=[*EVENTSOURCE, (b"origin", b"http://a")])
+    assert cap(exchange) == b"9"
+    assert exchange.headers[b"access-control-allow-origin"] == b"*"
+
+
+async def test_install_is_refused_once_the_app_has_started() -> None:
+    app = starlette()
+    await get(app, "/unmarked")
+    with pytest.raises(RuntimeError, match="has started"):
+        plugin.install(app)
+
+
+def test_install_tells_a_wrong_option_at_once() -> None:
+    with pytest.raises(ConfigurationError):
+        plugin.install(starlette(), retry_ms=-1)

@@ -1,0 +1,309 @@
+"""Limits of several processes together, by a real Redis that can hang and forget."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from sse_middleware import MemoryStore, SSEMiddleware
+from sse_middleware.limits import redis_leases as leases
+from sse_middleware.limits.redis_leases import Leases
+from sse_middleware.limits.slots import SlotPool
+from sse_middleware.stores import circuit_breaker as patience
+from sse_middleware.stores.circuit_breaker import CircuitBreaker
+from sse_middleware.stores.redis.client import FAILURES
+from tests.support.asgi import Exchange  # noqa: TC001 - as the others
+from tests.support.limiting import ANY, PLAIN, answer, asked, limited, reasons, tab
+from tests.support.redis_server import RedisServer
+from tests.support.resuming import Counting, value
+
+pytestmark = pytest.mark.anyio
+
+LET_IN = (200, "")
+MANY = (429, "too_many_streams")
+LEASE = 1.0
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def hanging_server(running_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
+    monkeypatch.setattr(leases, "LEASE_SECONDS", LEASE)
+    running_server.client.flushall()
+    return running_server
+
+
+@pytest.fixture
+def server(hanging_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
+    """The same for tests in which it does not hang, though the machine may for a moment."""
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 5.0)
+    return hanging_server
+
+
+@asynccontextmanager
+async def processes(
+    server: RedisServer, count: int = 2, **options: Any
+) -> AsyncGenerator[list[SSEMiddleware]]:
+    """Make middlewares as different processes have them; what they keep is not what is tested."""
+    made = [
+        limited(
+            Counting(1000, pause=0.05),
+            redis_url=server.url,
+            store=MemoryStore(),
+            **{"max_streams_per_client": 1, "registry": CollectorRegistry(), **options},
+        )
+        for _ in range(count)
+    ]
+    try:
+        yield made
+    finally:
+        for app in made:
+            assert app._admission is not None
+            await app._admission.close()
+
+
+async def until(condition: Any, within: float = 5.0) -> None:
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        await asyncio.sleep(0.01)
+
+
+async def opens(app: SSEMiddleware, **scope: Any) -> tuple[int, str]:
+    """Open a stream, and tell what came of it; it is left again."""
+    async with asked(app, PLAIN, **scope) as exchange:
+        return await answer(exchange)
+
+
+async def test_many_at_once_on_several_processes_are_let_in_to_the_unit(
+    server: RedisServer,
+) -> None:
+    async with processes(server, 3, max_streams_per_client=7) as apps, AsyncExitStack() as stack:
+        exchanges: list[Exchange] = []
+        for number in range(60):
+            there = asked(apps[number % 3], ANY if number % 2 else PLAIN)
+            exchanges.append(await stack.enter_async_context(there))
+        answers = [await answer(one) for one in exchanges]
+        assert answers.count(LET_IN) == 7
+        assert answers.count(MANY) == 53
+
+
+async def test_a_place_that_is_given_back_is_free_on_all_processes_at_once(
+    server: RedisServer,
+) -> None:
+    async with processes(server) as (here, there):
+        for _ in range(3):
+            assert await opens(here) == LET_IN
+            assert await opens(there) == LET_IN
+        async with asked(here, PLAIN) as one:
+            assert await answer(one) == LET_IN
+            assert await opens(there) == MANY
+            assert await opens(there, address="192.0.2.2") == LET_IN
+    assert server.all_keys() == []
+
+
+async def test_a_lease_holds_while_its_stream_does_and_not_for_long_behind_its_process(
+    server: RedisServer,
+) -> None:
+    async with processes(server) as (here, there), asked(here, PLAIN) as one:
+        await answer(one)
+        await asyncio.sleep(2.5 * LEASE)
+        assert await opens(there) == MANY
+        assert here._admission is not None
+        assert here._admission._leases is not None
+        (held,) = here._admission._leases._made.values()
+        assert held._task is not None
+        held._task.cancel()  # as if the process were dead
+        died = time.monotonic()
+        while await opens(there) == MANY:
+            assert time.monotonic() < died + 2 * LEASE
+        assert time.monotonic() > died + LEASE / 2
+    keys = server.all_keys()
+    assert all(server.client.pttl(key) > 0 for key in keys)
+
+
+async def test_an_older_stream_on_another_process_ends_for_a_newer_one(
+    server: RedisServer,
+) -> None:
+    async with processes(server) as (here, there), tab(here) as one:
+        await one.until("message")
+        async with tab(there) as two:
+            await two.until("message")
+            began = time.monotonic()
+            await one.until_end()
+            assert time.monotonic() < began + LEASE
+            assert reasons(one) == ["evicted"]
+            assert one.last_event_id.endswith(".end")
+            await asyncio.sleep(LEASE)
+            assert not two.ended
+            async with tab(there) as three:
+                await two.until_end()
+                assert reasons(two) == ["evicted"]
+                await three.until_count(3, "message")
+
+
+async def test_the_oldest_one_of_all_processes_goes_and_none_that_cannot_be_told(
+    server: RedisServer,
+) -> None:
+    async with (
+        processes(server, 3, max_streams_per_client=3) as (first, second, third),
+        asked(first, PLAIN) as plain,
+    ):
+        await answer(plain)
+        await asyncio.sleep(0.01)
+        async with tab(second) as oldest:
+            await oldest.until("message")
+            await asyncio.sleep(0.01)
+            async with tab(first) as newer, tab(third) as newest:
+                await newest.until("message")
+                await oldest.until_end()
+                assert reasons(oldest) == ["evicted"]
+                assert not (plain.ended or newer.ended or newest.ended)
+
+
+async def test_a_stream_that_waits_elsewhere_goes_when_its_client_opens_another(
+    server: RedisServer,
+) -> None:
+    async with processes(server, limit_action="reject") as (here, there), tab(here) as one:
+        await one.until("message")
+        one.disconnect()
+        await asyncio.sleep(0.1)
+        assert one.task is not None
+        assert not one.task.done()
+        async with tab(there) as two:
+            assert await answer(two) == LET_IN
+            async with asyncio.timeout(LEASE):
+                await one.task
+
+
+async def test_a_page_that_is_loaded_anew_is_let_in_by_another_process(
+    server: RedisServer,
+) -> None:
+    async with processes(server, limit_action="reject") as apps, AsyncExitStack() as stack:
+        page = None
+        for number in range(4):
+            if page is not None:
+                page.disconnect()
+            page = await stack.enter_async_context(tab(apps[number % 2]))
+            assert await answer(page) == LET_IN
+            await page.until("message")
+
+
+async def test_while_redis_hangs_each_process_counts_alone_and_says_so(
+    hanging_server: RedisServer,
+) -> None:
+    registry = CollectorRegistry()
+    async with (
+        processes(hanging_server, registry=registry, max_streams_per_client=2) as (here, there),
+        asked(here, PLAIN) as before,
+    ):
+        await answer(before)
+        with hanging_server.stopped():
+            began = time.monotonic()
+            async with asked(here, PLAIN) as one:
+                assert await answer(one) == LET_IN
+                assert 0.2 < time.monotonic() - began < 0.35
+                assert value(registry, "sse_store_errors_total", operation="limit") >= 1
+                began = time.monotonic()
+                assert await opens(here, address="192.0.2.2") == LET_IN
+                assert time.monotonic() - began < 0.1  # nobody waits twice
+                assert await opens(here) == MANY
+                async with asked(there, PLAIN) as two, asked(there, PLAIN) as three:
+                    assert await answer(two) == await answer(three) == LET_IN
+                    assert await opens(there) == MANY
+                await asyncio.sleep(1.5 * LEASE)
+                assert not (before.ended or one.ended)
+        async with asked(here, PLAIN) as one:
+            await answer(one)
+
+            def is_known() -> bool:
+                keys = [key for key in hanging_server.all_keys() if key.endswith("leases")]
+                return any(hanging_server.client.zcard(key) == 2 for key in keys)
+
+            await until(is_known)
+            await asyncio.sleep(1)  # in which nobody asks a Redis that did not answer
+            assert await opens(there) == MANY
+
+
+async def test_a_redis_that_has_forgotten_all_is_told_again(server: RedisServer) -> None:
+    async with processes(server) as (here, there), tab(here) as one:
+        await one.until("message")
+        server.client.flushall()
+        server.client.script_flush()
+        await until(server.all_keys, LEASE)
+        assert await opens(there) == MANY
+        assert not one.ended
+
+
+async def test_who_leaves_while_redis_is_asked_leaves_nothing(
+    hanging_server: RedisServer,
+) -> None:
+    async with processes(hanging_server, 1) as (app,):
+        with hanging_server.stopped():
+            for headers in (ANY, PLAIN):
+                async with asked(app, headers) as one:
+                    await asyncio.sleep(0.05)
+                    assert one.task is not None
+                    one.task.cancel()
+        assert app._admission is not None
+        assert len(app._admission.places) == 0
+        await asyncio.sleep(1.5)
+        assert await opens(app) == LET_IN
+
+
+async def test_keys_name_no_client_and_run_out(server: RedisServer) -> None:
+    async with (
+        processes(server, 1, redis_prefix="mine:", open_rate="9/minute") as (app,),
+        asked(app, PLAIN, (b"authorization", b"Bearer swordfish")) as one,
+    ):
+        await answer(one)
+        keys = server.all_keys()
+        assert len(keys) == 2
+        assert all(key.startswith("mine:1:") for key in keys)
+        assert all(0 < server.client.pttl(key) <= 120_000 for key in keys)
+        text = " ".join(keys)
+        assert "swordfish" not in text
+        assert "192.0.2" not in text
+
+
+async def test_the_rate_counts_for_all_processes_and_alone_while_redis_hangs(
+    hanging_server: RedisServer,
+) -> None:
+    often = (429, "open_rate_exceeded")
+    async with processes(hanging_server, open_rate="3/hour", max_streams_per_client=None) as apps:
+        got = [await opens(apps[number % 2]) for number in range(6)]
+        assert got == [LET_IN] * 3 + [often] * 3
+        assert await opens(apps[0], address="192.0.2.2") == LET_IN
+        with hanging_server.stopped():
+            began = time.monotonic()
+            assert await opens(apps[0]) == LET_IN
+            assert time.monotonic() - began < 0.35
+            got = [await opens(apps[0]) for _ in range(4)]
+            assert got == [LET_IN] * 2 + [often] * 2
+
+
+async def test_an_answer_that_was_lost_is_asked_for_again_without_a_second_lease(
+    server: RedisServer,
+) -> None:
+    places = SlotPool(None, 2)
+    held = Leases(server.url, "sse:", places, 2, CircuitBreaker(FAILURES, ()))
+    place = places.take("a", tells_end=True)
+    assert await held.take(place, "nobody") == 1
+    assert await held.take(place, "nobody") == 1
+    other = places.take("a", tells_end=True)
+    assert await held.take(other, "nobody") == 2
+    assert await held.take(other, "e") == 2
+    assert await held.take(places.take("a", tells_end=True), "nobody") is None
+    held.hold(place)
+    held.drop(place)
+    held.drop(place)
+    held.drop(other)
+    await held.close()
+    assert server.all_keys() == []

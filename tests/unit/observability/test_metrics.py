@@ -1,0 +1,285 @@
+"""What Prometheus is told, and where it is served."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sse_middleware import SSEMiddleware
+from sse_middleware.observability.metrics import CountedHistogram, Metrics
+from sse_middleware.observability.stream_record import GAP_BOUNDS, StreamRecord
+from tests.support.asgi import (
+    EVENTSOURCE,
+    Exchange,
+    handle,
+    http_scope,
+    running,
+    stream_of,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
+    return registry.get_sample_value(name, labels) or 0.0
+
+
+def streaming_app() -> Starlette:
+    async def endpoint(request: Request) -> Response:
+        async def events() -> Any:
+            for _ in range(3):
+                yield b"data: x\n\n"
+                await asyncio.sleep(2)
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    async def failing(request: Request) -> Response:
+        async def events() -> Any:
+            yield b"data: x\n\n"
+            raise ValueError
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    return Starlette(routes=[Route("/items/{id}", endpoint), Route("/failing", failing)])
+
+
+async def test_the_numbers_of_a_stream_arrive_under_its_route_template() -> None:
+    registry = CollectorRegistry()
+    app = SSEMiddleware(streaming_app(), registry=registry)
+    for number in range(2):
+        exchange = await handle(app, path=f"/items/{number}", headers=EVENTSOURCE)
+    route = {"route": "/items/{id}"}
+    assert (
+        value(registry, "sse_streams_total", **route, family="eventsource", outcome="finished") == 2
+    )
+    assert value(registry, "sse_events_total", **route) == 6
+    assert value(registry, "sse_sent_bytes_total") == pytest.approx(2 * len(exchange.body), abs=20)
+    assert value(registry, "sse_heartbeats_total") == 2
+    assert value(registry, "sse_streams_active") == 0
+    assert value(registry, "sse_stream_duration_seconds_sum", **route) == pytest.approx(12)
+    assert value(registry, "sse_time_to_first_event_seconds_count", **route) == 2
+    assert value(registry, "sse_event_gap_seconds_count", **route) == 4
+    assert value(registry, "sse_event_gap_seconds_sum", **route) == pytest.approx(8)
+    assert value(registry, "sse_event_gap_seconds_bucket", **route, le="1.0") == 0
+    assert value(registry, "sse_event_gap_seconds_bucket", **route, le="2.5") == 4
+
+
+async def test_a_live_stream_is_counted_as_it_goes() -> None:
+    registry = CollectorRegistry()
+    began = asyncio.get_running_loop().time()
+    app = SSEMiddleware(stream_of(*[b"data: x\n\n"] * 99, pause=1), registry=registry)
+    async with running(app, Exchange(http_scope(headers=EVENTSOURCE))):
+        for seconds in (15.5, 10):
+            await asyncio.sleep(seconds)
+            assert value(registry, "sse_streams_active") == 1
+            told = value(registry, "sse_events_total", route="unmatched")
+            now = asyncio.get_running_loop().time() - began
+            assert now - 16 <= told <= now
+    assert value(registry, "sse_streams_active") == 0
+
+
+async def test_failures_disconnects_and_caps_are_outcomes() -> None:
+    registry = CollectorRegistry()
+    app = SSEMiddleware(streaming_app(), registry=registry, stream_max_seconds=3)
+    with pytest.raises((ValueError, ExceptionGroup)):  # a group from older Starlettes
+        await handle(app, path="/failing", headers=EVENTSOURCE)
+    await handle(app, path="/items/1", headers=EVENTSOURCE)
+    async with running(app, Exchange(http_scope(path="/items/2", headers=[]))) as exchange:
+        await exchange.until("message")
+        exchange.disconnect()
+        assert exchange.task is not None
+        await exchange.task
+    for route, family, outcome in (
+        ("/failing", "eventsource", "error"),
+        ("/items/{id}", "eventsource", "duration_cap"),
+        ("/items/{id}", "plain", "disconnected"),
+    ):
+        labels = {"route": route, "family": family, "outcome": outcome}
+        assert value(registry, "sse_streams_total", **labels) == 1
+    assert value(registry, "sse_disconnects_total") == 1
+
+
+async def test_a_path_that_no_route_matches_is_never_a_label() -> None:
+    registry = CollectorRegistry()
+    app = SSEMiddleware(stream_of(b"data: x\n\n"), registry=registry)
+    for number in range(50):
+        await handle(app, path=f"/hostile/{number}")
+    assert value(registry, "sse_events_total", route="unmatched") == 50
+    assert b"hostile" not in generate_latest(registry)
+
+
+async def test_a_blocked_write_is_a_stall() -> None:
+    registry = CollectorRegistry()
+    app = SSEMiddleware(stream_of(*[b"data: x\n\n"] * 3, pause=1), registry=registry)
+    async with running(app, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
+        await exchange.until("message")
+        exchange.block()
+        await asyncio.sleep(4)
+        exchange.unblock()
+        await exchange.until("complete")
+    assert value(registry, "sse_send_stall_seconds_count") == 1
+    assert value(registry, "sse_send_stall_seconds_sum") == pytest.approx(3)
+
+
+async def test_clients_that_the_rollout_leaves_out_are_measured_as_family_off() -> None:
+    registry = CollectorRegistry()
+    app = SSEMiddleware(stream_of(b"data: x\n\n"), registry=registry, rollout_percent=0)
+    await handle(app, headers=EVENTSOURCE)
+    labels = {"route": "unmatched", "family": "off", "outcome": "finished"}
+    assert value(registry, "sse_streams_total", **labels) == 1
+
+
+async def test_trace_ids_are_exemplars_but_never_too_long_ones() -> None:
+    registry = CollectorRegistry()
+    app = SSEMiddleware(stream_of(b"data: x\n\n"), registry=registry)
+    await handle(app, headers=[(b"x-trace-id", b"trace-7")])
+    await handle(app, headers=[(b"x-trace-id", b"y" * 128)])
+    shown: bytes = openmetrics(registry)  # type: ignore[no-untyped-call]  # it has no types
+    assert b'{trace_id="trace-7"}' in shown
+    assert value(registry, "sse_stream_duration_seconds_count", route="unmatched") == 2
+
+
+def test_a_counted_histogram_is_one_that_has_observed_each_value() -> None:
+    observed = [0.001, 0.005, 0.3, 0.3, 7.0, 100.0]
+    one, other = CollectorRegistry(), CollectorRegistry()
+    plain = Histogram("x", "x", buckets=GAP_BOUNDS, registry=one)
+    counted = CountedHistogram("x", "x", buckets=GAP_BOUNDS, registry=other)
+    record = StreamRecord("s", "t", "r", "f")
+    now = 0.0
+    record.count_events(1, now)
+    for seconds in observed:
+        plain.observe(seconds)
+        now += seconds
+        record.count_events(1, now)
+    counted.add(record.gaps, record.gap_seconds)
+    lines = [
+        [line for line in generate_latest(registry).splitlines() if b"created" not in line]
+        for registry in (one, other)
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_two_middlewares_share_the_metrics_of_one_registry() -> None:
+    registry = CollectorRegistry()
+    for _ in range(2):
+        SSEMiddleware(stream_of(), registry=registry)
+    assert isinstance(Metrics(CollectorRegistry()), Metrics)
+
+
+async def test_names_that_are_taken_cost_the_metrics_and_not_the_app(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    registry = CollectorRegistry()
+    Gauge("sse_streams_active", "Somebody else's.", registry=registry)
+    exchange = await handle(SSEMiddleware(stream_of(b"data: x\n\n"), registry=registry))
+    assert exchange.body == b"data: x\n\n"
+    assert "streams are not counted" in caplog.text
+
+
+# Where they are served
+
+
+async def plain_app(scope: Scope, receive: Receive, send: Send) -> None:
+    await PlainTextResponse("no", 404)(scope, receive, send)
+
+
+async def scrape(app: ASGIApp, path: str = "/metrics", **scope: Any) -> Exchange:
+    return await handle(app, path=path, **scope)
+
+
+async def test_metrics_stand_where_the_app_has_nothing() -> None:
+    app = SSEMiddleware(plain_app, registry=CollectorRegistry())
+    exchange = await scrape(app)
+    assert exchange.start["status"] == 200
+    assert b"sse_streams_active 0.0" in exchange.body
+    assert len(exchange.messages) == 2
+    assert (await scrape(app, "/other")).start["status"] == 404
+    assert (await scrape(app, method="POST")).start["status"] == 404
+
+
+async def test_an_app_that_answers_the_path_itself_keeps_it_and_one_line_says_so(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("mine")(scope, receive, send)
+
+    wrapped = SSEMiddleware(app, registry=CollectorRegistry())
+    assert [(await scrape(wrapped)).body for _ in range(2)] == [b"mine"] * 2
+    assert sum("SSE_METRICS_PATH" in r.getMessage() for r in caplog.records) == 1
+    monkeypatch.setenv("SSE_METRICS_PATH", "/metrics")
+    explicit = SSEMiddleware(app, registry=CollectorRegistry())
+    assert b"sse_streams_active" in (await scrape(explicit)).body
+
+
+async def test_an_empty_path_serves_them_nowhere() -> None:
+    app = SSEMiddleware(plain_app, registry=CollectorRegistry(), metrics_path="")
+    assert (await scrape(app)).body == b"no"
+
+
+async def test_the_path_lies_below_the_root_path() -> None:
+    inner = SSEMiddleware(plain_app, registry=CollectorRegistry())
+    app = Starlette(routes=[Mount("/sub", inner)])
+    assert b"sse_streams_active" in (await scrape(app, "/sub/metrics")).body
+    behind_proxy = SSEMiddleware(plain_app, registry=CollectorRegistry())
+    for path in ("/api/metrics", "/metrics"):
+        assert (await scrape(behind_proxy, path, root_path="/api")).start["status"] == 200
+
+
+async def test_an_app_that_fails_on_the_path_fails_as_without_us() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        await scrape(SSEMiddleware(app, registry=CollectorRegistry()))
+
+
+async def test_a_stream_of_the_app_on_the_path_is_still_a_stream_of_ours() -> None:
+    app = SSEMiddleware(stream_of(b"data: x\n\n"), registry=CollectorRegistry())
+    exchange = await scrape(app, headers=EVENTSOURCE)
+    assert exchange.names == ["start", "message", "complete"]
+
+
+async def test_the_openmetrics_format_is_served_where_it_is_asked_for() -> None:
+    app = SSEMiddleware(plain_app, registry=CollectorRegistry())
+    accept = (b"accept", b"application/openmetrics-text; version=1.0.0")
+    exchange = await scrape(app, headers=[accept])
+    assert exchange.body.endswith(b"# EOF\n")
+
+
+def test_in_multi_process_mode_a_scrape_shows_all_processes(tmp_path: Path) -> None:
+    program = """
+import asyncio, sys
+from sse_middleware import SSEMiddleware
+from tests.support.asgi import handle, stream_of
+async def main():
+    async def app(scope, receive, send):
+        if scope["path"] == "/metrics":
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body"})
+        else:
+            await stream_of(b"data: x\\n\\n", b"data: y\\n\\n")(scope, receive, send)
+    wrapped = SSEMiddleware(app)
+    await handle(wrapped)
+    sys.stdout.write((await handle(wrapped, path="/metrics")).body.decode())
+asyncio.run(main())
+"""
+    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for expected in ("2.0", "4.0"):
+        shown = subprocess.run(
+            [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
+        ).stdout
+        assert f'sse_events_total{{route="unmatched"}} {expected}' in shown
+        assert f'sse_event_gap_seconds_count{{route="unmatched"}} {float(expected) / 2}' in shown

@@ -1,0 +1,181 @@
+"""Families: who is a native `EventSource`, and who is not, from a request alone."""
+
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from sse_middleware.http.request import CURSOR_PARAMETERS, last_event_id
+from sse_middleware.protocol.client_kinds import (
+    ClientKind,
+    CommentForm,
+    comment_form,
+    family_of,
+)
+from sse_middleware.protocol.event_ids import EventId, parse_event_id
+
+CURSOR = str(EventId("-" + "A" * 20 + "_", 17))
+ENDED = f"{CURSOR}.end"
+EXACT = b"text/event-stream"
+NATIVE = {b"accept": EXACT, b"cache-control": b"no-cache"}
+NAMED = {b"accept": b"text/event-stream;events=named"}
+
+
+def family(method: str, headers: dict[bytes, bytes], query: bytes) -> ClientKind:
+    told = last_event_id({"headers": list(headers.items()), "query_string": query})
+    return family_of(method, headers, has_cursor=parse_event_id(told or "") is not None)
+
+
+@pytest.mark.parametrize(
+    ("method", "headers"),
+    [
+        pytest.param("GET", NATIVE, id="a native EventSource"),
+        pytest.param(
+            "GET", {b"accept": b" Text/Event-Stream ", b"cache-control": b"No-Cache"}, id="any case"
+        ),
+        pytest.param("GET", NAMED, id="our client"),
+        pytest.param("POST", NAMED, id="our client's POST"),
+        pytest.param("GET", {b"accept": b"text/event-stream; events=named"}, id="with a space"),
+        pytest.param("GET", {b"accept": b"Text/Event-Stream;Events=Named"}, id="in upper case"),
+        pytest.param("GET", {b"last-event-id": CURSOR.encode()}, id="a cursor"),
+        pytest.param("POST", {b"last-event-id": ENDED.encode()}, id="the cursor of an end"),
+        pytest.param(
+            "POST",
+            {b"accept": b"*/*", b"last-event-id": CURSOR.encode(), b"mcp-": b"1"},
+            id="a cursor, whatever else",
+        ),
+    ],
+)
+def test_who_shows_that_it_reads_named_events_is_eventsource(
+    method: str, headers: dict[bytes, bytes]
+) -> None:
+    assert family(method, headers, b"") is ClientKind.EVENTSOURCE
+
+
+@pytest.mark.parametrize(
+    ("method", "headers"),
+    [
+        pytest.param("GET", {}, id="no headers"),
+        pytest.param("GET", {b"accept": EXACT}, id="no cache-control"),
+        pytest.param("GET", {b"cache-control": b"no-cache"}, id="no accept"),
+        pytest.param("POST", NATIVE, id="POST"),
+        pytest.param("PUT", NATIVE, id="PUT"),
+        pytest.param("GET", NATIVE | {b"mcp-": b"1"}, id="MCP"),
+        pytest.param("GET", NATIVE | {b"mcp-": b""}, id="MCP, an empty header"),
+        pytest.param("GET", NATIVE | {b"accept": b"*/*"}, id="curl, httpx"),
+        pytest.param("GET", NATIVE | {b"accept": EXACT + b", */*"}, id="one of two types"),
+        pytest.param(
+            "GET", NATIVE | {b"accept": b"application/json, " + EXACT}, id="the second of two types"
+        ),
+        pytest.param("GET", NATIVE | {b"accept": EXACT + b", " + EXACT}, id="two headers joined"),
+        pytest.param("GET", NATIVE | {b"accept": EXACT + b";q=0.9"}, id="a weight"),
+        pytest.param("GET", NATIVE | {b"accept": EXACT + b";"}, id="an empty parameter"),
+        pytest.param("GET", NATIVE | {b"accept": EXACT + b"s"}, id="a longer type"),
+        pytest.param("GET", NATIVE | {b"cache-control": b"no-store"}, id="no-store"),
+        pytest.param("GET", NATIVE | {b"cache-control": b"no-cache, no-store"}, id="no-cache +"),
+        pytest.param("GET", NATIVE | {b"cache-control": b"max-age=0"}, id="a reloaded page"),
+        pytest.param("GET", {b"accept": EXACT + b";events=all"}, id="another value"),
+        pytest.param("GET", {b"accept": EXACT + b";events=named;q=1"}, id="one more parameter"),
+        pytest.param("GET", {b"accept": b"text/html;events=named"}, id="another type"),
+        pytest.param("GET", {b"last-event-id": b"17"}, id="the id of an app"),
+        pytest.param("GET", {b"last-event-id": b""}, id="an empty id"),
+        pytest.param("GET", {b"last-event-id": CURSOR.encode() + b"\n"}, id="nearly a cursor"),
+        pytest.param(
+            "GET",
+            {b"last-event-id": CURSOR.encode() + b", " + CURSOR.encode()},
+            id="two cursors joined",
+        ),
+        pytest.param("GET", {b"last-event-id": b"\xff" * 10_000}, id="10 kB of garbage"),
+        pytest.param("GET", {b"last-event-id": "\u0661".encode()}, id="a unicode digit"),
+    ],
+)
+def test_anybody_else_is_plain(method: str, headers: dict[bytes, bytes]) -> None:
+    assert family(method, headers, b"") is ClientKind.PLAIN
+
+
+@pytest.mark.parametrize("name", sorted(CURSOR_PARAMETERS))
+@pytest.mark.parametrize("cursor", [CURSOR, ENDED], ids=["running", "ended"])
+def test_a_cursor_in_the_query_makes_an_eventsource(name: str, cursor: str) -> None:
+    query = urlencode({"query": "a & b", name: cursor, "x": ""})
+    assert family("POST", {}, query.encode()) is ClientKind.EVENTSOURCE
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        pytest.param(f"last_event_id={CURSOR}", id="alone"),
+        pytest.param(f"last_event_id={quote(CURSOR).replace('-', '%2D')}", id="percent-encoded"),
+        pytest.param(
+            "last_event_id=" + "".join(f"%{ord(char):02x}" for char in CURSOR), id="every character"
+        ),
+        pytest.param(f"last_event_id=7&lastEventId={CURSOR}", id="a foreign one in front"),
+        pytest.param(f"last_event_id=7&last_event_id={CURSOR}", id="repeated"),
+        pytest.param(f"&&=&%zz=%&last_event_id={CURSOR}&%", id="garbage around"),
+        pytest.param(f"q=%ff%fe\u00e9&last_event_id={CURSOR}", id="no UTF-8 in front"),
+        pytest.param(f"{'x' * 1_000_000}&last_event_id={CURSOR}", id="a megabyte in front"),
+        pytest.param("x=1&" * 99 + f"last_event_id={CURSOR}", id="the hundredth field"),
+    ],
+)
+def test_a_cursor_is_found_in_any_query_that_holds_it(query: str) -> None:
+    assert family("GET", {}, query.encode("latin-1")) is ClientKind.EVENTSOURCE
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"last_event_id", id="no value"),
+        pytest.param(b"last_event_id=", id="an empty value"),
+        pytest.param(b"last_event_id=17", id="the id of an app"),
+        pytest.param(f"query={CURSOR}".encode(), id="another parameter"),
+        pytest.param(f"query=last_event_id={CURSOR}".encode(), id="in another's value"),
+        pytest.param(f"query=last_event_id%26lastEventId={CURSOR}".encode(), id="encoded &"),
+        pytest.param(f"LAST_EVENT_ID={CURSOR}".encode(), id="upper case"),
+        pytest.param(f"my_last_event_id={CURSOR}".encode(), id="a longer name"),
+        pytest.param(f"last_event_id={CURSOR}%0A".encode(), id="a line feed behind"),
+        pytest.param(f"last_event_id={CURSOR}%00".encode(), id="NUL behind"),
+        pytest.param(f"last_event_id={CURSOR};x=1".encode(), id="a semicolon separates nothing"),
+        pytest.param(f"last_event_id=+{CURSOR}".encode(), id="a plus is a space"),
+        pytest.param(f"last_event_id={quote(quote('%') + CURSOR)}".encode(), id="encoded twice"),
+        pytest.param(b"last_event_id=%ff%fe\xff", id="no UTF-8"),
+        pytest.param(b"last_event_id=%", id="half an escape"),
+        pytest.param(b"last_event_id=" + b"A" * 1_000_000, id="a megabyte"),
+        pytest.param(b"last_event_id=&" * 100_000, id="100 000 fields"),
+        pytest.param(
+            b"x=1&" * 100 + f"last_event_id={CURSOR}".encode(), id="behind a hundred fields"
+        ),
+    ],
+)
+def test_a_query_without_a_cursor_is_plain_however_hostile(query: bytes) -> None:
+    assert family("GET", {}, query) is ClientKind.PLAIN
+
+
+def test_a_bad_cursor_takes_nothing_from_a_native_eventsource() -> None:
+    headers = NATIVE | {b"last-event-id": b"17"}
+    assert family("GET", headers, b"last_event_id=%00") is ClientKind.EVENTSOURCE
+
+
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        (None, CommentForm.BLOCK),
+        (b"*/*", CommentForm.BLOCK),
+        (b"text/event-stream", CommentForm.LINE),
+        (b" Text/Event-Stream ", CommentForm.LINE),
+        (b"text/event-stream, text/event-stream", CommentForm.LINE),
+        (b"application/json, text/event-stream", CommentForm.BLOCK_UNTIL_ID),
+        (b"text/event-stream, */*", CommentForm.BLOCK_UNTIL_ID),
+        (b"application/json", CommentForm.BLOCK_UNTIL_ID),
+        (b"", CommentForm.BLOCK_UNTIL_ID),
+    ],
+)
+def test_what_a_client_accepts_tells_the_form_of_its_comment(
+    accept: bytes | None, form: CommentForm
+) -> None:
+    headers = {} if accept is None else {b"accept": accept}
+    assert comment_form(headers, "auto") is form
+    assert comment_form(headers, "line") is CommentForm.LINE
+    assert comment_form(headers, "block") is CommentForm.BLOCK
+
+
+def test_the_families_are_written_as_the_design_names_them() -> None:
+    assert [str(family) for family in ClientKind] == ["eventsource", "plain", "openai", "off"]

@@ -1,0 +1,320 @@
+"""Who may read a stream may end it, from anywhere."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from sse_middleware import streaming
+from tests.support.asgi import Exchange, body, handle, stream_start
+from tests.support.resuming import (
+    TTL,
+    UNKNOWN,
+    Counting,
+    counted,
+    id_of,
+    left,
+    memory,
+    opened,
+    read,
+    resumable,
+    resume,
+    returning,
+    texts,
+    value,
+)
+
+pytestmark = pytest.mark.anyio
+
+ANN = (b"authorization", b"Bearer ann")
+BOB = (b"authorization", b"Bearer bob")
+
+Way = dict[str, Any]
+
+
+def delete(event_id: str, *headers: tuple[bytes, bytes]) -> Way:
+    return {"method": "DELETE", "headers": [(b"last-event-id", event_id.encode()), *headers]}
+
+
+def delete_by_query(event_id: str, *headers: tuple[bytes, bytes]) -> Way:
+    query = f"a=1&last_event_id={event_id}".encode()
+    return {"method": "DELETE", "query_string": query, "headers": [*headers]}
+
+
+def post(event_id: str, *headers: tuple[bytes, bytes]) -> Way:
+    query = f"a=1&sse_cancel={event_id}".encode()
+    return {"method": "POST", "query_string": query, "headers": [*headers], "body": b"ignored"}
+
+
+WAYS = [delete, delete_by_query, post]
+each_way = pytest.mark.parametrize("way", WAYS)
+
+
+class Answering:
+    """An app that counts where it is asked for a stream, and refuses all else."""
+
+    def __init__(self, count: int = 100, **options: Any) -> None:
+        self.counting = Counting(count, **options)
+        self.others: list[str] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "GET":
+            await self.counting(scope, receive, send)
+            return
+        self.others.append(scope["method"])
+        await PlainTextResponse("no such thing", 404)(scope, receive, send)
+
+
+def assert_cancelled(exchange: Exchange) -> None:
+    assert (exchange.status, exchange.body, exchange.ended) == (204, b"", True)
+    assert exchange.headers[b"cache-control"] == b"no-store"
+
+
+@each_way
+async def test_a_running_stream_ends_for_all_who_read_it_and_the_app_hears(way: Any) -> None:
+    answering = Answering()
+    registry = CollectorRegistry()
+    app = resumable(answering, registry=registry)
+    async with opened(app) as first:
+        await first.until_count(3, "message")
+        async with returning(app, id_of(first, 1)) as reader:
+            await reader.until_count(2, "message")
+            assert_cancelled(await handle(app, **way(id_of(first, 2))))
+            await asyncio.gather(first.until_end(), reader.until_end())
+        assert first.task is not None
+        await first.task
+    for exchange in (first, reader):
+        complete = exchange.events[-1]
+        assert complete.event == "complete"
+        assert json.loads(complete.data)["reason"] == "cancelled"
+        assert complete.id == f"{id_of(first, 3)}.again"
+    assert texts(first) == counted(1, 3)
+    assert texts(reader) == counted(2, 3)
+    assert answering.counting.ends == ["cancelled"]
+    assert answering.others == []
+    cancelled = {"route": "unmatched", "result": "cancelled"}
+    assert value(registry, "sse_resumes_total", **cancelled) == 1
+    outcome = {"route": "unmatched", "family": "eventsource", "outcome": "cancelled"}
+    assert value(registry, "sse_streams_total", **outcome) == 1
+    assert value(registry, "sse_streams_active") == 0
+
+
+@each_way
+async def test_a_stream_of_a_marked_route_is_over_for_good(way: Any) -> None:
+    app = resumable(Answering(), marks={"/*": streaming()})
+    async with opened(app) as first:
+        await first.until_count(3, "message")
+        await handle(app, **way(id_of(first, 2)))
+        await first.until_end()
+    assert first.last_event_id == f"{id_of(first, 3)}.end"
+    assert (await resume(app, first.last_event_id)).status == 204
+
+
+@each_way
+async def test_a_stream_that_waits_for_a_reader_ends_at_once(way: Any) -> None:
+    answering = Answering()
+    registry = CollectorRegistry()
+    app = resumable(answering, registry=registry)
+    async with left(app, 2) as first:
+        assert value(registry, "sse_lingering_streams") == 1
+        assert_cancelled(await handle(app, **way(id_of(first, 2))))
+        began = asyncio.get_running_loop().time()
+        assert first.task is not None
+        await first.task
+        assert asyncio.get_running_loop().time() - began < 1
+    assert value(registry, "sse_lingering_streams") == 0
+    assert value(registry, "sse_streams_active") == 0
+    again = await resume(app, id_of(first, 1))
+    assert again.names == ["start", "message", "complete"]
+    assert json.loads(again.events[-1].data)["reason"] == "cancelled"
+    assert answering.counting.ends == ["cancelled"]
+
+
+@each_way
+async def test_to_cancel_again_or_what_has_ended_is_as_good(way: Any) -> None:
+    answering = Answering(3)
+    app = resumable(answering)
+    whole = await read(app)
+    for event_id in (id_of(whole, 0), id_of(whole, 3), whole.last_event_id):
+        for _ in range(2):
+            assert_cancelled(await handle(app, **way(event_id)))
+    again = await resume(app, id_of(whole, 2))
+    assert json.loads(again.events[-1].data)["reason"] == "finished"
+    assert answering.others == []
+
+
+@each_way
+async def test_what_is_not_known_is_the_apps(way: Any) -> None:
+    answering = Answering(3)
+    app = resumable(answering)
+    whole = await read(app)
+    await asyncio.sleep(TTL + 1)
+    for event_id in (UNKNOWN, id_of(whole, 2), whole.last_event_id, "7"):
+        exchange = await handle(app, **way(event_id))
+        assert (exchange.status, exchange.body) == (404, b"no such thing")
+    assert len(answering.others) == 4
+
+
+@each_way
+async def test_what_is_somebody_elses_is_the_apps_as_if_it_were_unknown(way: Any) -> None:
+    answering = Answering()
+    app = resumable(answering)
+    async with opened(app, ANN, path="/a") as first:
+        await first.until_count(2, "message")
+        held = first.last_event_id
+        for headers, path in (([], "/a"), ([BOB], "/a"), ([ANN], "/b")):
+            exchange = await handle(app, path=path, **way(held, *headers))
+            unknown = await handle(app, path=path, **way(UNKNOWN, *headers))
+            assert (exchange.status, exchange.body) == (unknown.status, unknown.body)
+            assert exchange.start == unknown.start
+        await first.until_count(4, "message")
+        assert_cancelled(await handle(app, path="/a", **way(held, ANN)))
+        await first.until_end()
+
+
+async def test_an_app_that_deletes_by_itself_keeps_doing_so() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append((scope["method"], scope["query_string"]))
+        await PlainTextResponse("gone", 200)(scope, receive, send)
+
+    asked: list[tuple[str, bytes]] = []
+    kept = resumable(app)
+    for way in (
+        {"method": "DELETE"},
+        {"method": "DELETE", "headers": [(b"last-event-id", b"7")]},
+        {"method": "POST", "query_string": b"sse_cancel=yes"},
+        {"method": "POST", "query_string": b"sse_cancel="},
+        {"method": "PUT", "query_string": f"sse_cancel={UNKNOWN}".encode()},
+        {"method": "GET", "query_string": f"sse_cancel={UNKNOWN}".encode()},
+    ):
+        assert (await handle(kept, **way)).body == b"gone"
+    assert len(asked) == 6
+
+
+async def test_a_get_cancels_nothing() -> None:
+    app = resumable(Answering(5))
+    async with opened(app) as first:
+        await first.until_count(2, "message")
+        await handle(app, query_string=f"sse_cancel={first.last_event_id}".encode())
+        await first.until_end()
+    assert texts(first) == counted(1, 5)
+    assert json.loads(first.events[-1].data)["reason"] == "finished"
+
+
+@each_way
+@pytest.mark.parametrize("allowed", ["https://a.example", "*"])
+async def test_a_page_of_the_same_origin_can_cancel_across_its_methods(
+    way: Any, allowed: str
+) -> None:
+    origin = (b"origin", b"https://a.example")
+    app = resumable(Answering(headers={"access-control-allow-origin": allowed}))
+    async with opened(app, origin) as first:
+        await first.until_count(2, "message")
+        exchange = await handle(app, **way(first.last_event_id, origin))
+        assert_cancelled(exchange)
+        assert exchange.headers[b"access-control-allow-origin"] == allowed.encode()
+        await first.until_end()
+
+
+@each_way
+async def test_a_page_whose_get_says_no_origin_can_cancel_what_anybody_may_read(way: Any) -> None:
+    # "same-origin GET": a browser says its origin with a DELETE or POST, and not with that.
+    app = resumable(Answering(headers={"access-control-allow-origin": "*"}))
+    async with opened(app) as first:
+        await first.until_count(2, "message")
+        origin = (b"origin", b"https://a.example")
+        assert_cancelled(await handle(app, **way(first.last_event_id, origin)))
+        await first.until_end()
+
+
+async def test_a_cancelled_app_that_does_not_listen_is_cancelled_a_second_later() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(stream_start())
+        try:
+            while True:
+                await send(body(b"data: x\n\n"))
+                await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            ends.append(asyncio.get_running_loop().time())
+            raise
+
+    ends: list[float] = []
+    kept = resumable(app)
+    async with opened(kept) as first:
+        await first.until_count(1, "message")
+        await handle(kept, **delete(first.last_event_id))
+        cancelled = asyncio.get_running_loop().time()
+        assert first.task is not None
+        await first.task
+    assert ends == [pytest.approx(cancelled + 1, abs=0.1)]
+    assert first.names == ["start", "message", "complete"]
+
+
+async def test_an_app_may_end_its_stream_itself_while_it_is_cancelled() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(stream_start())
+        await send(body(b"data: 1\n\n"))
+        await receive()
+        await send(body(b"data: late\n\n"))
+        await send(body(b"", more=False))
+
+    kept = resumable(app)
+    async with opened(kept) as first:
+        await first.until_count(1, "message")
+        await handle(kept, **delete(first.last_event_id))
+        assert first.task is not None
+        await first.task
+    assert first.names == ["start", "message", "complete"]
+    assert (await resume(kept, id_of(first, 1))).names == ["start", "complete"]
+
+
+async def test_a_blocked_client_does_not_keep_a_cancelled_stream() -> None:
+    app = resumable(Answering())
+    async with opened(app) as first:
+        await first.until_count(2, "message")
+        first.block()
+        await asyncio.sleep(2)
+        assert_cancelled(await handle(app, **delete(id_of(first, 1))))
+        assert first.task is not None
+        async with asyncio.timeout(5):
+            await asyncio.wait([first.task])
+    again = await resume(app, id_of(first, 1))
+    assert again.names[-1] == "complete"
+    assert json.loads(again.events[-1].data)["reason"] == "cancelled"
+
+
+async def test_a_stream_whose_app_numbers_its_events_is_the_apps_to_cancel() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "DELETE":
+            await PlainTextResponse("mine", 200)(scope, receive, send)
+            return
+        await send(stream_start())
+        await send(body(b"id: 7\ndata: x\n\n"))
+        await asyncio.sleep(4)
+        await send(body(b"", more=False))
+
+    kept = resumable(app)
+    async with opened(kept) as first:
+        await first.until("message")
+        exchange = await handle(kept, **delete(str(first.events[0].id)))
+        assert (exchange.status, exchange.body) == (200, b"mine")
+        await first.until_end()
+    assert first.names == ["start", "message", "complete"]
+    assert json.loads(first.events[-1].data)["reason"] == "finished"
+
+
+async def test_a_cancelled_stream_is_kept_for_its_time() -> None:
+    store = memory()
+    app = resumable(Answering(), store=store)
+    async with opened(app) as first:
+        await first.until_count(2, "message")
+        await handle(app, **delete(first.last_event_id))
+        await first.until_end()
+    assert len(store) == 1
+    await asyncio.sleep(TTL + 1)
+    assert (len(store), store.total_bytes) == (0, 0)

@@ -1,0 +1,366 @@
+"""Whose a stream is: only who was told to be its owner at the opening can come back to it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from sse_middleware import LogInfo
+from tests.support.asgi import body, handle, stream_start
+from tests.support.resuming import (
+    UNKNOWN,
+    Counting,
+    counted,
+    id_of,
+    left,
+    opened,
+    read,
+    resumable,
+    resume,
+    returning,
+    texts,
+)
+
+pytestmark = pytest.mark.anyio
+
+Pair = tuple[bytes, bytes]
+
+
+def user(scope: Scope) -> str | None:
+    """Tell whose a request is."""
+    return dict(scope["headers"]).get(b"x-user", b"").decode() or None
+
+
+def authorization(value: str) -> Pair:
+    return (b"authorization", value.encode())
+
+
+def cookie(value: str) -> Pair:
+    return (b"cookie", value.encode())
+
+
+async def assert_owned(
+    app: Any, owner: list[Pair], same: list[list[Pair]], others: list[list[Pair]]
+) -> None:
+    """See that only `same` can come back to what `owner` has opened."""
+    whole = await read(app, *owner)
+    for headers in same:
+        again = await resume(app, id_of(whole, 2), *headers)
+        assert texts(again) == ["3"], headers
+    for headers in others:
+        again = await resume(app, id_of(whole, 2), *headers)
+        assert again.names[0] == "reset", headers
+        assert texts(again) == counted(1, 3)
+
+
+async def test_without_anything_that_tells_who_asks_the_cursor_alone_opens_a_stream() -> None:
+    same: list[list[Pair]] = [[], [authorization("Bearer b")], [cookie("session=1")]]
+    await assert_owned(resumable(Counting(3)), [], same, [])
+
+
+async def test_a_stream_that_was_opened_with_an_authorization_needs_the_same() -> None:
+    await assert_owned(
+        resumable(Counting(3)),
+        [authorization("Bearer a")],
+        [[authorization("Bearer a")], [authorization("Bearer a"), cookie("session=1")]],
+        [[], [authorization("Bearer b")], [authorization("bearer a")], [cookie("a=Bearer a")]],
+    )
+
+
+async def test_the_cookies_that_are_named_tell_who_asks() -> None:
+    await assert_owned(
+        resumable(Counting(3), identity_cookies=("session", "tenant")),
+        [cookie("theme=dark; session=1; tenant=a")],
+        [
+            [cookie("session=1; tenant=a")],
+            [cookie("tenant=a;session=1")],
+            [cookie("session=1"), cookie("tenant=a")],
+            [cookie("session=1; tenant=a; theme=light; last=x")],
+        ],
+        [
+            [],
+            [cookie("session=2; tenant=a")],
+            [cookie("session=1")],
+            [cookie("session=1; tenant=b")],
+            [cookie("session=1a; tenant=")],
+            [cookie("Session=1; tenant=a")],
+            [cookie("xsession=1; tenant=a")],
+            [authorization("session=1; tenant=a")],
+        ],
+    )
+
+
+async def test_values_of_cookies_that_only_look_the_same_when_joined_are_others() -> None:
+    await assert_owned(
+        resumable(Counting(3), identity_cookies=("a", "b")),
+        [cookie("a=1; b=23")],
+        [],
+        [[cookie("a=12; b=3")], [cookie("a=123; b=")], [cookie("a=123")], [cookie("b=23")]],
+    )
+
+
+async def test_a_stream_that_was_opened_without_a_named_cookie_is_opened_by_its_cursor() -> None:
+    app = resumable(Counting(3), identity_cookies=("session",))
+    await assert_owned(app, [cookie("theme=dark")], [[], [cookie("session=1")]], [])
+
+
+async def test_an_authorization_goes_before_cookies() -> None:
+    await assert_owned(
+        resumable(Counting(3), identity_cookies=("session",)),
+        [cookie("session=1"), authorization("Bearer a")],
+        [[authorization("Bearer a")], [authorization("Bearer a"), cookie("session=2")]],
+        [[cookie("session=1")]],
+    )
+
+
+async def test_what_identify_says_goes_before_all_else() -> None:
+    await assert_owned(
+        resumable(Counting(3), identify=user, identity_cookies=("session",)),
+        [(b"x-user", b"ann"), authorization("Bearer a")],
+        [[(b"x-user", b"ann"), authorization("Bearer refreshed")], [(b"x-user", b"ann")]],
+        [[(b"x-user", b"bob"), authorization("Bearer a")], [authorization("Bearer a")], []],
+    )
+
+
+async def test_where_identify_knows_nobody_the_rest_tells() -> None:
+    await assert_owned(
+        resumable(Counting(3), identify=user),
+        [authorization("Bearer a")],
+        [[authorization("Bearer a")]],
+        [[], [(b"x-user", b"Bearer a")], [authorization("Bearer b")]],
+    )
+
+
+async def test_an_empty_answer_of_identify_is_nobody() -> None:
+    app = resumable(Counting(3), identify=lambda _scope: "")
+    await assert_owned(
+        app, [authorization("Bearer a")], [[authorization("Bearer a")]], [[authorization("b")], []]
+    )
+
+
+async def test_the_same_text_from_another_source_is_somebody_else() -> None:
+    await assert_owned(
+        resumable(Counting(3), identify=user, identity_cookies=("session",)),
+        [(b"x-user", b"1")],
+        [],
+        [[authorization("1")], [cookie("session=1")]],
+    )
+
+
+async def test_where_identify_fails_nothing_is_kept_and_nobody_resumes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def failing(scope: Scope) -> str | None:
+        if (b"x-fail", b"1") in scope["headers"]:
+            raise ValueError("broken")
+        return "ann"
+
+    counting = Counting(3)
+    app = resumable(counting, identify=failing)
+    fail = (b"x-fail", b"1")
+    whole = await read(app, fail)
+    assert whole.names == ["start", *["message"] * 3, "complete"]
+    assert (await resume(app, id_of(whole, 2))).names[0] == "reset"
+    whole = await read(app)
+    assert texts(await resume(app, id_of(whole, 2))) == ["3"]
+    assert (await resume(app, id_of(whole, 2), fail)).names[0] == "reset"
+    assert "identify(scope) has failed" in caplog.text
+
+
+# Who has the last word
+
+
+async def yes_later(scope: Scope, info: LogInfo) -> bool:
+    await asyncio.sleep(0.1)
+    return True
+
+
+async def no_later(scope: Scope, info: LogInfo) -> bool:
+    await asyncio.sleep(0.1)
+    return False
+
+
+async def fails_later(scope: Scope, info: LogInfo) -> bool:
+    await asyncio.sleep(0.1)
+    raise ValueError
+
+
+def fails(scope: Scope, info: LogInfo) -> bool:
+    raise ValueError
+
+
+@pytest.mark.parametrize(
+    ("authorize", "allowed"),
+    [
+        (lambda _scope, _info: True, True),
+        (lambda _scope, _info: False, False),
+        (lambda _scope, _info: None, False),
+        (yes_later, True),
+        (no_later, False),
+        (fails, False),
+        (fails_later, False),
+    ],
+)
+async def test_the_operator_has_the_last_word_on_a_resume(
+    authorize: Callable[[Any, Any], bool | Awaitable[bool]],
+    caplog: pytest.LogCaptureFixture,
+    *,
+    allowed: bool,
+) -> None:
+    counting = Counting(3)
+    app = resumable(counting, authorize_resume=authorize)
+    whole = await read(app)
+    again = await resume(app, id_of(whole, 2))
+    assert texts(again) == (["3"] if allowed else counted(1, 3))
+    assert again.names[0] == ("start" if allowed else "reset")
+    failed = authorize in (fails, fails_later)
+    assert ("authorize_resume has failed" in caplog.text) is failed
+
+
+async def test_the_operator_is_asked_with_the_request_and_what_is_known_of_the_stream() -> None:
+    asked: list[tuple[Any, LogInfo]] = []
+
+    def authorize(scope: Scope, info: LogInfo) -> bool:
+        asked.append((scope, info))
+        return True
+
+    app = resumable(Counting(3), authorize_resume=authorize)
+    whole = await read(app, path="/a")
+    assert asked == []
+    await resume(app, UNKNOWN, path="/a")
+    await resume(app, id_of(whole, 2), path="/b")
+    assert asked == []
+    await resume(app, id_of(whole, 2), (b"x-user", b"ann"), path="/a")
+    ((scope, info),) = asked
+    assert (b"x-user", b"ann") in scope["headers"]
+    assert (info.path, info.method) == ("/a", "GET")
+    assert info.stream_id == whole.headers[b"x-stream-id"].decode()
+
+
+async def test_the_operator_is_not_asked_about_a_post_with_another_body() -> None:
+    asked: list[str] = []
+
+    def authorize(scope: Scope, info: LogInfo) -> bool:
+        asked.append(scope["method"])
+        return True
+
+    app = resumable(Counting(3), authorize_resume=authorize)
+    named = [(b"accept", b"text/event-stream;events=named")]
+    whole = await handle(app, method="POST", headers=named, body=b"1")
+    held = [(b"last-event-id", id_of(whole, 2).encode())]
+    assert (await handle(app, method="POST", headers=held, body=b"2")).names[0] == "reset"
+    assert asked == []
+    assert texts(await handle(app, method="POST", headers=held, body=b"1")) == ["3"]
+    assert asked == ["POST"]
+
+
+# When credentials end
+
+
+def wall_time() -> float:
+    """Tell the time of day by the clock of the loop."""
+    return 1_800_000_000 + asyncio.get_running_loop().time()
+
+
+@pytest.fixture
+def _wall(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", wall_time)
+
+
+def token(scope: Scope) -> float | None:
+    """Tell when the token of a request ends."""
+    value = dict(scope["headers"]).get(b"x-expires")
+    return None if value is None else float(value)
+
+
+def expires_in(seconds: float) -> Pair:
+    return (b"x-expires", b"%.3f" % (wall_time() + seconds))
+
+
+@pytest.mark.usefixtures("_wall")
+async def test_a_stream_ends_with_the_credentials_that_opened_it() -> None:
+    counting = Counting(20)
+    app = resumable(counting, expires_at=token, cap_action="complete")
+    whole = await read(app, expires_in(4.5))
+    assert texts(whole) == counted(1, 5)
+    assert whole.names[-1] == "complete"
+    assert '"reason":"duration_cap"' in whole.events[-1].data
+    assert whole.last_event_id.endswith("-5.cut")
+    assert counting.ends == ["cancelled"]
+
+
+@pytest.mark.usefixtures("_wall")
+async def test_the_cap_still_holds_where_credentials_end_later() -> None:
+    app = resumable(Counting(20), expires_at=token, cap_action="complete", stream_max_seconds=3.5)
+    assert texts(await read(app, expires_in(100))) == counted(1, 4)
+    assert texts(await read(app)) == counted(1, 4)
+
+
+@pytest.mark.usefixtures("_wall")
+@pytest.mark.parametrize("action", ["complete", "rotate"])
+async def test_a_reader_ends_with_its_own_credentials(action: Any) -> None:
+    counting = Counting(10)
+    app = resumable(counting, expires_at=token, cap_action=action)
+    async with left(app, 1) as first:
+        short = await resume(app, first.last_event_id, expires_in(3.5))
+        assert texts(short)[-1] in ("4", "5")
+        assert short.names[-1] == ("complete" if action == "complete" else "heartbeat")
+        assert short.ended
+        async with returning(app, id_of(first, 1), expires_in(100)) as long:
+            await long.until_end()
+    assert texts(long) == counted(2, 10)
+    assert counting.ends == ["finished"]
+
+
+@pytest.mark.usefixtures("_wall")
+@pytest.mark.parametrize("seconds", [0, -5])
+async def test_who_comes_back_with_expired_credentials_resumes_nothing(seconds: float) -> None:
+    counting = Counting(3)
+    app = resumable(counting, expires_at=token, cap_action="complete")
+    whole = await read(app)
+    again = await resume(app, id_of(whole, 2), expires_in(seconds))
+    assert again.names[0] == "reset"
+    assert texts(again) in ([], ["1"])
+    assert again.ended
+
+
+async def test_where_it_cannot_be_told_when_credentials_end_they_have_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def failing(scope: Scope) -> float | None:
+        raise ValueError
+
+    caplog.set_level(logging.ERROR)
+    app = resumable(Counting(3), expires_at=failing, cap_action="complete")
+    whole = await read(app)
+    assert len(texts(whole)) <= 1
+    assert whole.names[-1] == "complete"
+    assert "expires_at(scope) has failed" in caplog.text
+
+
+@pytest.mark.usefixtures("_wall")
+async def test_a_plain_stream_ends_with_its_credentials_too() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(stream_start())
+        for number in range(1, 20):
+            await send(body(b"data: %d\n\n" % number))
+            await asyncio.sleep(1)
+        await send(body(b"", more=False))
+
+    kept = resumable(app, expires_at=token)
+    exchange = await handle(kept, headers=[expires_in(2.5)])
+    assert texts(exchange) == counted(1, 3)
+    assert not exchange.ended
+
+
+@pytest.mark.usefixtures("_wall")
+async def test_credentials_that_last_end_nothing() -> None:
+    app = resumable(Counting(3), expires_at=token)
+    async with opened(app, expires_in(1000)) as first:
+        await first.until_end()
+    assert first.names[-1] == "complete"
+    assert texts(first) == counted(1, 3)

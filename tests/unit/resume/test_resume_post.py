@@ -1,0 +1,171 @@
+"""What a POST began: a GET resumes it, and a POST only with the same body."""
+
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from sse_middleware import SSEMiddleware
+from sse_middleware.http.request import RequestBody
+from tests.support.asgi import Exchange, body, handle, http_scope, running, stream_start
+from tests.support.resuming import (
+    UNKNOWN,
+    Chunked,
+    Counting,
+    back,
+    counted,
+    id_of,
+    living,
+    resumable,
+    resume,
+    texts,
+)
+
+pytestmark = pytest.mark.anyio
+
+NAMED = [(b"accept", b"text/event-stream;events=named")]
+"""What a client of a POST says that wants named events and ids."""
+MEBIBYTE = 1 << 20
+
+
+async def post(app: SSEMiddleware, *parts: bytes) -> Exchange:
+    exchange = Chunked(http_scope(method="POST", headers=NAMED), *parts)
+    await app(exchange.scope, exchange.receive, exchange.send)
+    return exchange
+
+
+async def post_again(app: SSEMiddleware, event_id: str, *parts: bytes, **kind: Any) -> Exchange:
+    exchange = Chunked(http_scope(method="POST", headers=back(event_id)), *parts, **kind)
+    await app(exchange.scope, exchange.receive, exchange.send)
+    return exchange
+
+
+async def test_a_get_resumes_what_a_post_began() -> None:
+    counting = Counting(5)
+    app = resumable(counting)
+    whole = await post(app, b'{"prompt":"x"}')
+    assert texts(await resume(app, id_of(whole, 3))) == counted(4, 5)
+    assert len(counting.scopes) == 1
+
+
+async def test_a_get_without_an_origin_resumes_a_post_with_one_where_anybody_may_read() -> None:
+    # A browser says the origin of a page with each POST, and not with a GET of the same origin.
+    app = resumable(Counting(5, headers={"access-control-allow-origin": "*"}))
+    origin = (b"origin", b"https://a.example")
+    whole = await handle(app, method="POST", headers=[*NAMED, origin], body=b"{}")
+    assert texts(await resume(app, id_of(whole, 3))) == counted(4, 5)
+
+
+@pytest.mark.parametrize("first", [[b"{}"], [b"{", b"", b"}"]], ids=str)
+@pytest.mark.parametrize("again", [[b"{}"], [b"{", b"}"], [b"", b"{}", b""]], ids=str)
+async def test_a_post_resumes_with_the_same_body_however_it_is_cut(
+    first: list[bytes], again: list[bytes]
+) -> None:
+    counting = Counting(5)
+    app = resumable(counting)
+    whole = await post(app, *first)
+    assert texts(await post_again(app, id_of(whole, 3), *again)) == counted(4, 5)
+    assert len(counting.scopes) == 1
+
+
+@pytest.mark.parametrize("parts", [[b'{"n":2}'], [b'{"n"', b":2}"], [b""], [b'{"n":1} ']], ids=str)
+async def test_a_post_with_another_body_is_another_question_and_reaches_the_app_whole(
+    parts: list[bytes],
+) -> None:
+    counting = Counting(5)
+    app = resumable(counting)
+    whole = await post(app, b'{"n":1}')
+    again = await post_again(app, id_of(whole, 3), *parts)
+    assert again.names[0] == "reset"
+    assert texts(again) == counted(1, 5)
+    assert counting.bodies == [b'{"n":1}', b"".join(parts)]
+
+
+async def test_a_post_of_an_unknown_stream_reaches_the_app_whole() -> None:
+    counting = Counting(2)
+    again = await post_again(resumable(counting), UNKNOWN, b"a", b"b")
+    assert again.names[0] == "reset"
+    assert counting.bodies == [b"ab"]
+
+
+async def test_a_post_does_not_resume_what_a_get_began_but_with_the_same_empty_body() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        runs.append(scope["method"])
+        await receive()
+        await send(stream_start())
+        await send(body(b"data: 1\n\ndata: 2\n\n", more=False))
+
+    runs: list[str] = []
+    kept = resumable(app)
+    whole = await handle(kept, headers=[*NAMED])
+    again = await post_again(kept, id_of(whole, 1), b"{}")
+    assert again.names[0] == "reset"
+    assert runs == ["GET", "POST"]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_a_body_of_a_mebibyte_resumes_and_a_longer_one_only_reaches_the_app(
+    more: int,
+) -> None:
+    counting = Counting(2)
+    app = resumable(counting)
+    parts = [b"x" * (MEBIBYTE // 4)] * 4 + [b"x" * more]
+    whole = await post(app, *parts)
+    again = await post_again(app, id_of(whole, 1), *parts)
+    assert again.names[0] == ("reset" if more else "start")
+    assert [len(each) for each in counting.bodies] == [MEBIBYTE + more] * (1 + more)
+    assert texts(await resume(app, id_of(whole, 1))) == ["2"]
+
+
+async def test_a_body_is_not_kept_while_its_stream_goes_on() -> None:
+    before = living(RequestBody)
+    app = resumable(Counting(5))
+    exchange = Chunked(http_scope(method="POST", headers=NAMED), b"x" * 1000, b"y" * 1000)
+    async with running(app, exchange):
+        await exchange.until_count(1, "message")
+        assert len(living(RequestBody)) == len(before)
+
+
+async def test_a_body_that_is_cut_off_resumes_nothing() -> None:
+    heard: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        message = await receive()
+        while message.get("more_body"):
+            message = await receive()
+        heard.append(message["type"])
+        await send(stream_start())
+        await send(body(b"data: 1\n\ndata: 2\n\n", more=False))
+
+    kept = resumable(app)
+    whole = await post(kept, b"{}")
+    again = await post_again(kept, id_of(whole, 1), b"{}", cut=True)
+    assert again.names[:1] in ([], ["reset"])
+    assert heard == ["http.request", "http.disconnect"]
+
+
+async def test_an_app_that_answers_before_it_has_read_the_body_is_resumed_by_a_get_only() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(stream_start())
+        await receive()
+        await send(body(b"data: 1\n\ndata: 2\n\n", more=False))
+
+    kept = resumable(app)
+    whole = await post(kept, b"{}")
+    assert texts(await resume(kept, id_of(whole, 1))) == ["2"]
+    again = await post_again(kept, id_of(whole, 1), b"{}")
+    assert again.names[0] == "reset"
+
+
+async def test_an_unread_body_is_still_there_for_an_app_that_runs_anew() -> None:
+    counting = Counting(5)
+    app = resumable(counting)
+    whole = await post(app, b"1")
+    exchange = Chunked(http_scope(method="POST", headers=back(id_of(whole, 2))), b"2", b"3")
+    async with running(app, exchange):
+        await exchange.until_count(2, "message")
+        exchange.disconnect()  # which the app hears behind the body that we have read before
+        assert exchange.task is not None
+        await exchange.task
+    assert counting.bodies == [b"1", b"23"]
+    assert counting.ends == ["finished", "finished"]

@@ -1,0 +1,146 @@
+"""What becomes of a stream when the master that keeps it dies, and its replica takes over."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio.cluster import RedisCluster as ClusterClient
+from redis.asyncio.sentinel import Sentinel
+
+from sse_middleware.errors import StoreError
+from sse_middleware.stores.base import LogState
+from sse_middleware.stores.redis import RedisStore
+from sse_middleware.testing import FakeStream, Reader
+from sse_middleware.testing.streams import eventually
+from tests.support.redis_cluster import RedisCluster, wait_for_replica_of, wait_until
+from tests.support.redis_server import RedisServer
+
+pytestmark = pytest.mark.anyio
+
+AT_ONCE = ("--repl-diskless-sync-delay", "0")
+"""A replica is in step when it begins, and not five seconds later."""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Watched:
+    """A master and its replica, which a sentinel watches."""
+
+    def __init__(self, master: RedisServer, sentinel: RedisServer) -> None:
+        self._master = master
+        self._sentinel = sentinel
+
+    def new_client(self, stack: AsyncExitStack) -> Any:
+        watch = Sentinel([("127.0.0.1", self._sentinel.port)])  # type: ignore[no-untyped-call]
+        for client in (*watch.sentinels, master := watch.master_for("main")):
+            stack.push_async_callback(client.aclose)
+        return master
+
+    def kill_master_of(self, _: str) -> None:
+        self._master.kill()
+
+
+class Clustered:
+    """Three masters with a replica each, which watch each other."""
+
+    def __init__(self, cluster: RedisCluster) -> None:
+        self._cluster = cluster
+
+    def new_client(self, stack: AsyncExitStack) -> Any:
+        client = ClusterClient(host="127.0.0.1", port=self._cluster.nodes[1].port)
+        stack.push_async_callback(client.aclose)
+        return client
+
+    def kill_master_of(self, stream_id: str) -> None:
+        keys = self._cluster.all_keys()  # a replica has them, too
+        (key,) = {key for key in keys if stream_id in key and key.endswith(":log")}
+        self._cluster.owner(key).kill()
+
+
+@pytest.fixture(params=[Watched, Clustered])
+def deployment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Watched | Clustered]:
+    if request.param is Clustered:
+        with RedisCluster(tmp_path, *AT_ONCE, replicas=True) as cluster:
+            yield Clustered(cluster)
+        return
+    configuration = tmp_path / "sentinel.conf"
+    with (
+        RedisServer(tmp_path, *AT_ONCE) as master,
+        RedisServer(tmp_path, "--replicaof", f"127.0.0.1 {master.port}"),
+    ):
+        wait_for_replica_of(master)
+        configuration.write_text(
+            f"sentinel monitor main 127.0.0.1 {master.port} 1\n"
+            "sentinel down-after-milliseconds main 500\n"
+            "sentinel failover-timeout main 3000\n"
+        )
+        with RedisServer(tmp_path, "--sentinel", file=str(configuration)) as sentinel:
+            wait_until_watched(sentinel)
+            yield Watched(master, sentinel)
+
+
+def wait_until_watched(sentinel: RedisServer) -> None:
+    """Wait until a sentinel knows the replica as one that can take over."""
+
+    def knows_it() -> bool:
+        known = sentinel.client.sentinel_slaves("main")
+        return [one["master-link-status"] for one in known] == ["ok"]
+
+    wait_until(knows_it, "the sentinel has not found the replica")
+
+
+async def test_a_stream_goes_on_by_the_replica_and_its_readers_miss_nothing_unsaid(
+    deployment: Watched | Clustered,
+) -> None:
+    async with AsyncExitStack() as stack:
+        stores = []
+        for _ in range(2):
+            stores.append(RedisStore(client=deployment.new_client(stack)))
+            stack.push_async_callback(stores[-1].close)
+        here, there = stores
+        stream = FakeStream(here)
+        stream.write(3)
+        await eventually(
+            lambda: there.find(stream.id), lambda found: bool(found and found.last == 3), "three"
+        )
+        reading = asyncio.create_task(read_all_the_same(there, stream.id))
+        for number in range(60):
+            if number == 10:
+                deployment.kill_master_of(stream.id)
+            stream.write()
+            await asyncio.sleep(0.04)
+        stream.log.end(LogState.FINISHED)
+        for numbers, holes in (await reading, await read_all_the_same(there, stream.id)):
+            told = list(chain(*(range(first, last + 1) for first, last in holes)))
+            assert sorted([*numbers, *told]) == list(range(1, stream.last + 1))
+            assert len(told) < 10, "the replica had nearly all of it"
+
+
+async def read_all_the_same(
+    store: RedisStore, stream_id: str
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Read a log to its end, and come back to where it was whenever the store is out of reach."""
+    numbers: list[int] = []
+    holes: list[tuple[int, int]] = []
+    last, deadline = 0, time.monotonic() + 20
+    while True:
+        reader = Reader(store, stream_id, last)
+        try:
+            await reader.read_all()
+        except StoreError:
+            assert time.monotonic() < deadline, "the replica has not taken over"
+            await asyncio.sleep(0.1)
+        numbers += reader.numbers
+        holes += reader.holes
+        last = reader.last
+        if reader.end is not None:
+            assert reader.end.state is LogState.FINISHED
+            return numbers, holes

@@ -1,0 +1,278 @@
+"""The contract of stores finds what is wrong with a store, and says what."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import pytest
+
+from sse_middleware.stores.base import Batch, Log, LogInfo, LogListener, LogSnapshot, LogState
+from sse_middleware.stores.memory import MemoryStore
+from sse_middleware.testing import FakeClock, FakeProducer, StoreContract, streams
+
+Batches = AsyncGenerator[Batch, None]
+
+
+class LeavesHolesUntold(MemoryStore):
+    async def follow(self, stream_id: str, after: int) -> Batches:
+        async for batch in super().follow(stream_id, after):
+            if batch.state is not LogState.TRUNCATED:
+                yield batch
+
+
+class GivesEventsTwice(MemoryStore):
+    async def follow(self, stream_id: str, after: int) -> Batches:
+        async for batch in super().follow(stream_id, after):
+            yield batch
+            if batch.state is LogState.RUNNING:
+                yield batch
+
+
+class HasAGapBetweenReplayAndTail(MemoryStore):
+    async def follow(self, stream_id: str, after: int) -> Batches:
+        found = await self.find(stream_id)
+        async for batch in super().follow(stream_id, after):
+            yield batch
+            if found is None or batch.state is not LogState.RUNNING or batch.last >= found.last:
+                break
+        found = await self.find(stream_id)
+        async for batch in super().follow(stream_id, found.last if found else after):
+            yield batch
+
+
+class CutsEventsInTwo(MemoryStore):
+    async def follow(self, stream_id: str, after: int) -> Batches:
+        async for batch in super().follow(stream_id, after):
+            middle = len(batch.frames) // 2
+            yield batch._replace(frames=batch.frames[:middle])
+            if batch.state is LogState.RUNNING:
+                yield batch._replace(frames=batch.frames[middle:])
+
+
+class ChangesLineEnds(MemoryStore):
+    async def follow(self, stream_id: str, after: int) -> Batches:
+        async for batch in super().follow(stream_id, after):
+            yield batch._replace(frames=batch.frames.replace(b"\r\n", b"\n"))
+
+
+class NeverEnds(MemoryStore):
+    async def follow(self, stream_id: str, after: int) -> Batches:
+        async for batch in super().follow(stream_id, after):
+            if batch.state not in (LogState.RUNNING, LogState.TRUNCATED):
+                await asyncio.sleep(60)
+            yield batch
+
+
+class EndsTwice(MemoryStore):
+    async def follow(self, stream_id: str, after: int) -> Batches:
+        async for batch in super().follow(stream_id, after):
+            yield batch
+        yield batch
+
+
+class TakesGoneForFinished(MemoryStore):
+    async def follow(self, stream_id: str, after: int) -> Batches:
+        async for batch in super().follow(stream_id, after):
+            gone = batch.state is LogState.GONE
+            yield batch._replace(state=LogState.FINISHED) if gone else batch
+
+
+class DoesNotWaitForACursorAhead(MemoryStore):
+    async def follow(self, stream_id: str, after: int) -> Batches:
+        found = await self.find(stream_id)
+        async for batch in super().follow(stream_id, min(after, found.last if found else after)):
+            yield batch
+
+
+class LosesTheEndFrame(MemoryStore):
+    async def follow(self, stream_id: str, after: int) -> Batches:
+        async for batch in super().follow(stream_id, after):
+            yield batch if batch.state is LogState.RUNNING else batch._replace(frames=b"")
+
+
+class KeepsLogsForEver(MemoryStore):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"ttl": 1e9})
+
+
+class KeepsAllEvents(MemoryStore):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"max_events": 10**9})
+
+
+class KeepsAllBytes(MemoryStore):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"max_bytes": 10**9})
+
+
+class KeepsHalf(MemoryStore):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options | {"max_events": options["max_events"] // 2})
+
+
+class ForgetsRunningLogs(MemoryStore):
+    def create(self, info: LogInfo, producer: LogListener) -> Log:
+        log = super().create(info, producer)
+        self._ended[info.stream_id] = self._clock() + self._ttl
+        return log
+
+
+class CancelsAnything(MemoryStore):
+    async def cancel(self, stream_id: str) -> bool:
+        await super().cancel(stream_id)
+        return True
+
+
+class CancelsNothing(MemoryStore):
+    async def cancel(self, stream_id: str) -> bool:
+        return await self.find(stream_id) is not None
+
+
+class TellsNobodyOfReaders(MemoryStore):
+    def create(self, info: LogInfo, producer: LogListener) -> Log:
+        del producer
+        return super().create(info, FakeProducer())
+
+
+class TellsOfEachReader(MemoryStore):
+    async def follow(self, stream_id: str, after: int) -> Batches:
+        log: Any = self._logs.get(stream_id)
+        log._producer.on_readers_changed(has_readers=True)
+        async for batch in super().follow(stream_id, after):
+            yield batch
+
+
+class NeverLosesAReader(MemoryStore):
+    async def follow(self, stream_id: str, after: int) -> Batches:
+        log: Any = self._logs.get(stream_id)
+        log.join()
+        async for batch in super().follow(stream_id, after):
+            yield batch
+
+
+class LetsTheFirstOfANameCount(MemoryStore):
+    async def find_named(self, name: str) -> LogSnapshot | None:
+        return next((log.found() for log in self._logs.values() if log.name == name), None)
+
+
+class KnowsLittleOfAStream(MemoryStore):
+    async def find(self, stream_id: str) -> LogSnapshot | None:
+        found = await super().find(stream_id)
+        return found and found._replace(first=1, tells_end=False)
+
+
+class LeavesATask(MemoryStore):
+    def create(self, info: LogInfo, producer: LogListener) -> Log:
+        self.task = asyncio.ensure_future(asyncio.sleep(60))
+        return super().create(info, producer)
+
+
+class EndsAgain(MemoryStore):
+    def create(self, info: LogInfo, producer: LogListener) -> Log:
+        return LogThatEndsAgain(super().create(info, producer))
+
+
+class LogThatEndsAgain:
+    def __init__(self, log: Any) -> None:
+        self.append, self.set_name, self.flush = log.append, log.set_name, log.flush
+        self.log = log
+
+    def end(self, state: LogState, frame: bytes = b"") -> None:
+        self.log._state = LogState.RUNNING
+        self.log.end(state, frame)
+
+    def skip(self, seq: int) -> None:
+        self.log.skip(seq)
+
+    def use_app_ids(self) -> None:
+        self.log.use_app_ids()
+
+
+class TakesManyEventsForOne(MemoryStore):
+    def create(self, info: LogInfo, producer: LogListener) -> Log:
+        log: Any = LogThatEndsAgain(super().create(info, producer))
+        log.append = lambda first, *frames: log.log.append(first, b"".join(frames))
+        log.end = log.log.end
+        return log  # type: ignore[no-any-return]
+
+
+FAULTS: dict[type[MemoryStore], str] = {
+    LeavesHolesUntold: "a_number_left_out_is_told",
+    GivesEventsTwice: "a_reader_gets_what_is_kept_and_then_what_comes",
+    HasAGapBetweenReplayAndTail: "an_event_between_two_batches_is_not_missed",
+    CutsEventsInTwo: "a_reader_may_begin_behind_any_event",
+    ChangesLineEnds: "frames_come_back_byte_for_byte",
+    NeverEnds: "an_end_is_what_every_reader_gets_last",
+    EndsTwice: "nothing_follows_the_end",
+    TakesGoneForFinished: "an_unknown_log_is_gone",
+    DoesNotWaitForACursorAhead: "a_cursor_ahead_of_the_log_waits_for_it",
+    LosesTheEndFrame: "an_end_is_what_every_reader_gets_last",
+    KeepsLogsForEver: "an_ended_log_is_kept_for_its_time",
+    KeepsAllEvents: "so_many_events_are_kept",
+    KeepsAllBytes: "so_many_bytes_are_kept",
+    KeepsHalf: "a_log_within_its_bounds_is_kept_whole",
+    ForgetsRunningLogs: "a_running_log_is_kept_however_old_and_silent",
+    CancelsAnything: "an_unknown_log_is_gone",
+    CancelsNothing: "a_cancel_reaches_the_producer",
+    TellsNobodyOfReaders: "the_first_reader_and_the_leaving_of_the_last_are_heard",
+    TellsOfEachReader: "the_first_reader_and_the_leaving_of_the_last_are_heard",
+    NeverLosesAReader: "a_reader_leaves_however_it_leaves",
+    LetsTheFirstOfANameCount: "the_latest_log_of_a_name_counts",
+    KnowsLittleOfAStream: "a_log_is_found_as_it_is",
+    LeavesATask: "a_log_without_events_has_an_end_as_well",
+    EndsAgain: "a_log_ends_once",
+    TakesManyEventsForOne: "events_kept_together_are_events_like_others",
+}
+
+
+@pytest.mark.parametrize(
+    ("store", "trial"), FAULTS.items(), ids=[fault.__name__ for fault in FAULTS]
+)
+def test_a_fault_is_found(
+    store: Callable[..., MemoryStore], trial: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "PATIENCE_SECONDS", 0.2)
+    clock = FakeClock()
+
+    class Contract(StoreContract):
+        def make_store(self, *, max_events: int, max_bytes: int, ttl: float) -> MemoryStore:
+            return store(max_events=max_events, max_bytes=max_bytes, ttl=ttl, clock=clock)
+
+        async def pass_time(self, seconds: float) -> None:
+            clock.advance(seconds)
+
+    with pytest.raises(AssertionError):
+        getattr(Contract(), f"test_{trial}")()
+
+
+def test_a_failure_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "PATIENCE_SECONDS", 0.1)
+
+    class Contract(StoreContract):
+        def make_store(self, *, max_events: int, max_bytes: int, ttl: float) -> MemoryStore:
+            return LeavesHolesUntold(max_events=max_events, max_bytes=max_bytes, ttl=ttl)
+
+    with pytest.raises(AssertionError, match=r"a reader at 0 is given \[5, 6\]"):
+        Contract().test_a_number_left_out_is_told()
+
+
+def test_time_goes_by_in_a_sleep_unless_it_is_faked() -> None:
+    class Contract(StoreContract):
+        def make_store(self, *, max_events: int, max_bytes: int, ttl: float) -> MemoryStore:
+            return MemoryStore(max_events=max_events, max_bytes=max_bytes, ttl=ttl)
+
+    Contract().test_an_ended_log_is_kept_for_its_time()
+
+
+def test_a_contract_without_a_store_says_so() -> None:
+    with pytest.raises(NotImplementedError):
+        StoreContract().test_a_log_ends_once()
+
+
+def test_the_trials_are_plain_methods_with_a_sentence_each() -> None:
+    trials = [getattr(StoreContract, name) for name in dir(StoreContract) if name[:5] == "test_"]
+    assert len(trials) > 30
+    for trial in trials:
+        assert trial.__doc__
+        assert trial.__code__.co_varnames[: trial.__code__.co_argcount] == ("self",)
+        assert not hasattr(trial, "__wrapped__")

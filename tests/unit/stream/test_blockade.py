@@ -1,0 +1,319 @@
+"""A client that reads nothing holds its app back, but not those who follow what the app writes."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tests.support.asgi import EVENTSOURCE, Exchange, body, http_scope, running, stream_start
+from tests.support.resuming import (
+    Counting,
+    counted,
+    id_of,
+    opened,
+    resumable,
+    resume,
+    returning,
+    texts,
+    value,
+)
+
+pytestmark = pytest.mark.anyio
+
+UNCAPPED: dict[str, Any] = {"stream_max_seconds": None}
+
+
+async def bare(scope: Scope, receive: Receive, send: Send) -> None:
+    await send(stream_start())
+    for number in range(1, 31):
+        await send(body(b"data: %d\n\n" % number))
+        await asyncio.sleep(1)
+    await send(body(b"", more=False))
+
+
+async def timed(scope: Scope, receive: Receive, send: Send) -> None:
+    """Put a time limit around each write, and look at its own cancellations behind it."""
+    task = asyncio.current_task()
+    assert task is not None
+    await send(stream_start())
+    for number in range(1, 31):
+        async with asyncio.timeout(100):
+            await send(body(b"data: %d\n\n" % number))
+        assert not task.cancelling()
+        await asyncio.sleep(1)
+    await send(body(b"", more=False))
+
+
+async def in_bursts(scope: Scope, receive: Receive, send: Send) -> None:
+    """Write more than is held, so that the app waits for the scribe."""
+    await send(stream_start())
+    for number in range(1, 31):
+        await send(body(b"data: %d\n\n: %b\n\n" % (number, b"x" * 9000)))
+        await send(body(b": %b\n\n" % (b"x" * 9000)))
+        await asyncio.sleep(1)
+    await send(body(b"", more=False))
+
+
+class Passing(BaseHTTPMiddleware):
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+
+APPS: dict[str, Any] = {
+    "bare": lambda: bare,
+    "with time limits": lambda: timed,
+    "in bursts": lambda: in_bursts,
+    "starlette": lambda: Counting(30),
+    "behind a middleware": lambda: Passing(Counting(30)),
+}
+
+
+@pytest.mark.parametrize("app", APPS.values(), ids=APPS)
+@pytest.mark.parametrize("heartbeat_interval", [None, 5.0])
+async def test_who_follows_a_stream_gets_it_though_the_first_client_reads_nothing(
+    app: Any, heartbeat_interval: float | None
+) -> None:
+    registry = CollectorRegistry()
+    kept = resumable(app(), registry=registry, heartbeat_interval=heartbeat_interval, **UNCAPPED)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        first.block()
+        await asyncio.sleep(20)
+        again = await resume(kept, id_of(first, 2))
+        assert texts(again) == counted(3, 30)
+        assert again.names[-1] == "complete"
+        assert texts(first) == counted(1, 2)
+        assert first.overlaps == 0
+        assert value(registry, "sse_streams_active") == 0
+
+
+@pytest.mark.parametrize("app", APPS.values(), ids=APPS)
+@pytest.mark.parametrize("heartbeat_interval", [None, 5.0])
+async def test_who_follows_already_gets_on_when_the_first_client_stops_reading(
+    app: Any, heartbeat_interval: float | None
+) -> None:
+    kept = resumable(app(), heartbeat_interval=heartbeat_interval, **UNCAPPED)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        async with returning(kept, id_of(first, 1)) as again:
+            await again.until_count(3, "message")
+            first.block()
+            await again.until_end()
+            assert texts(again) == counted(2, 30)
+
+
+async def test_a_client_that_was_let_go_gets_an_end_when_it_reads_again() -> None:
+    kept = resumable(bare, **UNCAPPED)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        first.block()
+        async with returning(kept, id_of(first, 2)) as again:
+            await again.until_count(10, "message")
+            first.unblock()
+            await first.until_end()
+            assert texts(first) == counted(1, 2)
+            assert first.names[-1] != "complete"
+    assert first.overlaps == 0
+
+
+async def test_a_client_that_reads_slowly_is_not_let_go() -> None:
+    kept = resumable(bare, **UNCAPPED)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        async with returning(kept, id_of(first, 2)) as again:
+            for _ in range(20):
+                first.block()
+                await asyncio.sleep(0.7)
+                first.unblock()
+                await asyncio.sleep(0.01)
+            await first.until_end()
+            assert texts(first) == counted(1, 30)
+            await again.until_end()
+            assert texts(again) == counted(3, 30)
+
+
+async def test_a_blocked_client_holds_its_app_back_where_nobody_else_reads() -> None:
+    kept = resumable(bare, **UNCAPPED)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        first.block()
+        await asyncio.sleep(25)
+        first.unblock()
+        await first.until_end()
+        assert texts(first) == counted(1, 30)
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_cancellation_by_somebody_else_in_those_turns_is_not_taken_for_ours(
+    turns: int,
+) -> None:
+    kept = resumable(bare, heartbeat_interval=None, **UNCAPPED)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        first.block()
+        await asyncio.sleep(5)
+        async with returning(kept, id_of(first, 2)) as again:
+            await again.until("start")
+            await asyncio.sleep(1 - 0.0005)
+            for _ in range(turns):
+                await asyncio.sleep(0.0005)
+            assert first.task is not None
+            first.task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await first.task
+            assert first.task.cancelled()
+
+
+async def test_an_app_that_fails_when_it_was_freed_is_told_of_as_ever() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(stream_start())
+        for number in range(1, 5):
+            await send(body(b"data: %d\n\n" % number))
+            await asyncio.sleep(1)
+        raise ValueError
+
+    kept = resumable(app, **UNCAPPED)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        first.block()
+        again = await resume(kept, id_of(first, 2))
+        assert again.names[-1] == "error"
+        assert texts(again) == counted(3, 4)
+        assert first.task is not None
+        with pytest.raises(ValueError):
+            await first.task
+
+
+async def test_an_app_that_writes_by_a_task_of_its_own_keeps_its_blocked_client() -> None:
+    """Whoever else writes cannot be freed; nobody is cancelled in its stead."""
+
+    async def numbers() -> AsyncIterator[int]:
+        for number in range(1, 6):
+            yield number
+            await asyncio.sleep(1)
+
+    cancelled: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def write() -> None:
+            async for number in numbers():
+                await send(body(b"data: %d\n\n" % number))
+
+        await send(stream_start())
+        writer = asyncio.ensure_future(write())
+        try:
+            await asyncio.shield(writer)
+        except asyncio.CancelledError:
+            cancelled.append("app")
+            raise
+        await send(body(b"", more=False))
+
+    kept: ASGIApp = resumable(app, **UNCAPPED)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        first.block()
+        async with returning(kept, id_of(first, 2)) as again:
+            await again.until("heartbeat")
+            await asyncio.sleep(5)
+            first.unblock()
+            await again.until_end()
+            assert texts(again) == counted(3, 5)
+    assert not cancelled
+
+
+# SSE_SEND_TIMEOUT
+
+
+async def gone_by(exchange: Exchange) -> float:
+    """Return how long behind its next write an app is told that its client is gone."""
+    assert exchange.task is not None
+    began = asyncio.get_running_loop().time()
+    await asyncio.gather(exchange.task, return_exceptions=True)
+    return asyncio.get_running_loop().time() - began
+
+
+@pytest.mark.parametrize("headers", [EVENTSOURCE, []], ids=["eventsource", "plain"])
+@pytest.mark.parametrize("heartbeat_interval", [None, 5.0, 300.0])
+@pytest.mark.parametrize("app", [bare, Counting(30)], ids=["bare", "starlette"])
+async def test_a_client_that_blocks_a_write_for_long_counts_as_gone(
+    app: Any, headers: Any, heartbeat_interval: float | None
+) -> None:
+    registry = CollectorRegistry()
+    kept = resumable(
+        app,
+        registry=registry,
+        heartbeat_interval=heartbeat_interval,
+        linger_seconds=0,
+        send_timeout=7,
+        **UNCAPPED,
+    )
+    async with running(kept, Exchange(http_scope(headers=headers))) as exchange:
+        await exchange.until_count(2, "message")
+        exchange.block()
+        assert 8 <= await gone_by(exchange) <= 9.1  # a second until it writes, and one to leave
+        assert exchange.overlaps == 0
+    assert value(registry, "sse_disconnects_total") == 1
+    assert value(registry, "sse_streams_active") == 0
+
+
+@pytest.mark.parametrize("headers", [EVENTSOURCE, []], ids=["eventsource", "plain"])
+async def test_a_client_that_blocks_a_heartbeat_for_long_counts_as_gone(headers: Any) -> None:
+    left: list[float] = []
+
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(stream_start())
+        await send(body(b"data: 1\n\n"))
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.append(asyncio.get_running_loop().time())
+
+    kept = resumable(silent, linger_seconds=0, send_timeout=7, **UNCAPPED)
+    async with running(kept, Exchange(http_scope(headers=headers))) as exchange:
+        await exchange.until_count(1, "message")
+        exchange.block()
+        assert 11.5 <= await gone_by(exchange) <= 13.5  # the heartbeat comes at 5 s
+    assert len(left) == 1
+
+
+async def test_whoever_blocks_for_long_can_come_back_as_from_any_cut() -> None:
+    kept = resumable(bare, send_timeout=7, linger_seconds=20, **UNCAPPED)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        first.block()
+        await asyncio.sleep(15)
+        again = await resume(kept, id_of(first, 2))
+        assert texts(again) == counted(3, 30)
+        first.unblock()
+        assert texts(first) == counted(1, 2)
+
+
+async def test_without_a_time_out_a_client_may_block_for_ever() -> None:
+    kept = resumable(bare, send_timeout=None, **UNCAPPED)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        first.block()
+        await asyncio.sleep(10_000)
+        first.unblock()
+        await first.until_end()
+        assert texts(first) == counted(1, 30)
+
+
+async def test_a_reader_that_blocks_for_long_is_let_go() -> None:
+    kept = resumable(bare, send_timeout=7, **UNCAPPED)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        async with returning(kept, id_of(first, 1)) as again:
+            await again.until("message")
+            again.block()
+            assert again.task is not None
+            await again.task
+            assert not again.ended
+        await first.until_end()
+        assert texts(first) == counted(1, 30)
