@@ -50,8 +50,8 @@ def run_channels(bench: Bench, _: str) -> list[Table]:
         os.environ[REDIS_VARIABLE] = url
         for _round in range(bench.sizes.rounds):
             for name in names:
-                with _Path(name, bench.core) as path:
-                    for measure, figure in path.figures(bench.sizes, many):
+                with _Setup(name, bench.core) as setup:
+                    for measure, figure in setup.figures(bench.sizes, many):
                         tables[measure].add(name, figure)
             names = names[::-1]
     return list(tables.values())
@@ -68,7 +68,7 @@ def _tables(many: int) -> Iterator[tuple[str, str, str]]:
         yield f"CPU, readers: {readers}", "µs of the server's CPU per delivery", note
 
 
-class _Path:
+class _Setup:
     """A publisher, a server, and clients."""
 
     def __init__(self, contestant: str, core: int | None) -> None:
