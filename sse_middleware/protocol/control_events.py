@@ -8,33 +8,29 @@ import functools
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from sse_middleware.config.options import Options
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.event_ids import EventId
-from sse_middleware.protocol.wire import change_data
 
-_ERROR = {
+SERVER_ERROR = {
     "type": "server_error",
     "code": "internal_error",
     "message": "The stream ended because of an error on the server.",
 }
-_LOST = {
+_PRODUCER_LOST = {
     "type": "server_error",
     "code": "producer_lost",
     "message": "The server that wrote this stream is gone.",
 }
 
-_SHUTDOWN = {
+SHUTDOWN_ERROR = {
     "type": "server_error",
     "code": "shutdown",
     "message": "The server is shutting down.",
 }
 
-_json = json.JSONEncoder(separators=(",", ":")).encode  # ASCII, and so one line
-
-OPENAI_CHUNK = b"chat.completion.chunk"
+encode_json = json.JSONEncoder(separators=(",", ":")).encode  # ASCII, therefore one line
 
 
 def control(
@@ -52,7 +48,7 @@ def control(
         cursor: its id, if it has one; a client's own is one that it could send in a header.
         retry: its reconnection time in milliseconds, if it has one.
     """
-    return _written(name, _json(fields), cursor=cursor, retry=retry)
+    return _written(name, encode_json(fields), cursor=cursor, retry=retry)
 
 
 def _written(
@@ -144,12 +140,12 @@ def complete(  # noqa: PLR0917 - as they stand in the event
 
 def error(name: str, record: StreamRecord, cursor: EventId | None) -> bytes:
     """Return the `error` event; what an exception says may be a secret, so it does not say it."""
-    return control(name, {"error": _ERROR, **_ids(record)}, cursor=cursor)
+    return control(name, {"error": SERVER_ERROR, **_ids(record)}, cursor=cursor)
 
 
 def lost(name: str, record: StreamRecord, retry: int) -> bytes:
     """Return the `error` event of a stream whose producer is gone, to be asked for again."""
-    return control(name, {"error": _LOST, **_ids(record)}, retry=retry)
+    return control(name, {"error": _PRODUCER_LOST, **_ids(record)}, retry=retry)
 
 
 def _ids(record: StreamRecord) -> dict[str, str]:
@@ -159,65 +155,3 @@ def _ids(record: StreamRecord) -> dict[str, str]:
 def comment(line_end: bytes, *, as_block: bool) -> bytes:
     """Return the heartbeat of a client that wants no events but the app's."""
     return b": heartbeat" + line_end + (line_end if as_block else b"")
-
-
-def openai_chunk(data: bytes) -> dict[str, Any] | None:
-    """Return the chunk of a chat completion that the `data` of an event is, if it is one."""
-    if OPENAI_CHUNK not in data:
-        return None
-    try:
-        chunk = json.loads(data)
-    except ValueError:
-        return None
-    if isinstance(chunk, dict) and chunk.get("object") == OPENAI_CHUNK.decode():
-        return chunk
-    return None
-
-
-def openai_error(line_end: bytes, *, shutdown: bool = False) -> bytes:
-    """Return what makes the clients of OpenAI's API raise their `APIError`, and their end."""
-    return _openai({"error": {**(_SHUTDOWN if shutdown else _ERROR), "param": None}}, line_end)
-
-
-def openai_length(first: Mapping[str, Any], line_end: bytes) -> bytes:
-    """Return the end of a completion that was cut short.
-
-    Args:
-        first: the first chunk of the stream, whose `id`, `model` and choices it goes on.
-        line_end: the stream's.
-    """
-    kept = ("id", "object", "created", "model", "system_fingerprint")
-    choices = first.get("choices")
-    indexes = [
-        choice.get("index", 0)
-        for choice in (choices if isinstance(choices, list) else [])
-        if isinstance(choice, dict)
-    ]
-    chunk: dict[str, Any] = {name: first[name] for name in kept if name in first}
-    chunk["choices"] = [
-        {"index": index, "delta": {}, "finish_reason": "length"} for index in indexes or [0]
-    ]
-    return _openai(chunk, line_end)
-
-
-def _openai(payload: Mapping[str, Any], line_end: bytes) -> bytes:
-    blank = line_end * 2
-    data = _json(payload).encode()
-    return b"data: " + data + blank + b"data: [DONE]" + blank
-
-
-def with_trace_id(block: bytes, trace_id: str) -> bytes:
-    """Return `block` with the trace id in its data, where that is a JSON object on one line."""
-
-    def add(data: bytes) -> bytes:
-        try:
-            payload = json.loads(data)
-        except ValueError:
-            return data
-        if not isinstance(payload, dict) or "trace_id" in payload:
-            return data
-        before, _, after = data.partition(b"{")
-        comma = b"," if payload else b""
-        return before + b'{"trace_id":"%b"' % trace_id.encode() + comma + after
-
-    return change_data(block, add)

@@ -82,7 +82,8 @@ class Deadlines:
         self.reason: Reason | None = None
         self._marked = marked
         self.max_seconds = options.stream_max_seconds
-        self.rotates = family is ClientKind.EVENTSOURCE and options.rotates(marked=marked)
+        rotates = options.cap_action == "rotate" if "cap_action" in options.explicit else not marked
+        self.rotates = family is ClientKind.EVENTSOURCE and rotates
         uncapped = not (marked or "stream_max_seconds" in options.explicit)
         if family is ClientKind.OFF or (family is not ClientKind.EVENTSOURCE and uncapped):
             self.max_seconds = None

@@ -9,13 +9,14 @@ from typing import Any, Final, Protocol
 
 from sse_middleware.config.options import Options
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol import control_events as controls
+from sse_middleware.protocol import openai
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
 from sse_middleware.protocol.deadlines import Deadlines
 from sse_middleware.protocol.wire import (
     Kind,
     Splitter,
     add_line,
+    add_trace_id,
     event_data,
     event_name,
     has_data,
@@ -210,7 +211,7 @@ class Intake(Deadlines):
 
     def _change_event(self, block: bytes) -> bytes:
         if self.options.trace_in_data:
-            block = controls.with_trace_id(block, self.record.trace_id)
+            block = add_trace_id(block, self.record.trace_id)
         if self.family is not ClientKind.EVENTSOURCE:
             self._look_for_openai(block)
             return block
@@ -225,15 +226,15 @@ class Intake(Deadlines):
         if (
             self._first_chunk is None
             and (self.family is ClientKind.OPENAI or self.record.chunks == 1)
-            and block.find(controls.OPENAI_CHUNK) >= 0
+            and block.find(openai.CHUNK_TYPE) >= 0
         ):
-            self._first_chunk = controls.openai_chunk(event_data(block))
+            self._first_chunk = openai.parse_chunk(event_data(block))
             if self._first_chunk is not None:
                 self.family = ClientKind.OPENAI
                 self.record.family = ClientKind.OPENAI
         if self.family is ClientKind.PLAIN:
             self._passes_all = not self.options.trace_in_data
-        elif block.find(b"[DONE]") >= 0 and event_data(block) == b"[DONE]":
+        elif block.find(openai.DONE) >= 0 and event_data(block) == openai.DONE:
             self._app_completed = True
 
     def _name(self, event: str) -> str:

@@ -7,7 +7,7 @@ in order. `deadline()` says when `due` is to be asked.
 
 from typing import NamedTuple
 
-from sse_middleware.protocol import control_events as controls
+from sse_middleware.protocol import control_events, openai
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
 from sse_middleware.protocol.deadlines import Reason
 from sse_middleware.protocol.event_ids import Ending, EventId
@@ -84,10 +84,10 @@ class StreamState(Intake):
 
     def lost(self) -> bytes:
         """Tell a reader that the producer is gone."""
-        return controls.lost(self._name("error"), self.record, self.retry_ms)
+        return control_events.lost(self._name("error"), self.record, self.retry_ms)
 
     def _open_words(self, reset: str, cursor: EventId | str | None, *, resumed: bool) -> bytes:
-        return controls.opening(
+        return control_events.opening(
             self._name("reset" if reset else "start"),
             self.record,
             self.options,
@@ -117,8 +117,8 @@ class StreamState(Intake):
         before = fresh + self._splitter.take_owed_lf()
         if self.family is not ClientKind.EVENTSOURCE:
             as_block = self._comment is not CommentForm.LINE
-            return before + controls.comment(self._line_end, as_block=as_block)
-        return before + controls.heartbeat(
+            return before + control_events.comment(self._line_end, as_block=as_block)
+        return before + control_events.heartbeat(
             self._name("heartbeat"),
             self.record,
             unix_time=self._epoch + now,
@@ -202,14 +202,14 @@ class StreamState(Intake):
     def _last_words(self, reason: Reason, now: float, retry: int | None) -> bytes:
         if self.family is ClientKind.OPENAI:
             if reason in (Reason.ERROR, Reason.SHUTDOWN):
-                return controls.openai_error(self._line_end, shutdown=reason is Reason.SHUTDOWN)
-            return controls.openai_length(self._first_chunk or {}, self._line_end)
+                return openai.error_end(self._line_end, shutdown=reason is Reason.SHUTDOWN)
+            return openai.length_end(self._first_chunk or {}, self._line_end)
         cursor = self._cursor_behind(reason)
         if reason is Reason.ERROR:
-            return controls.error(self._name("error"), self.record, cursor)
+            return control_events.error(self._name("error"), self.record, cursor)
         duration = self.duration_seconds(now)
         name = self._name("complete")
-        return controls.complete(name, self.record, reason, duration, cursor, retry)
+        return control_events.complete(name, self.record, reason, duration, cursor, retry)
 
     def _cursor_behind(self, reason: Reason) -> EventId | None:
         """Return what a client holds behind the end, `None` where it keeps the app's id."""

@@ -328,7 +328,7 @@ async def test_an_app_that_goes_on_behind_a_refusal_is_cancelled(app_class: Any)
             assert await answer(second) == FULL
             assert second.task is not None
             await second.task
-        assert second.messages[-1][1]["more_body"] is False
+        assert not second.messages[-1][1].get("more_body", False)
         assert len(second.messages) == 2
         ((_, how),) = deaf.ends
         assert how == ("CancelledError" if app_class is Deaf else "left")

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable
 import pytest
 
 from sse_middleware.errors import EventFormatError, SSEError
-from sse_middleware.protocol.events import Event
-from sse_middleware.protocol.parser import EventParser
+from sse_middleware.protocol.parser import Event, EventParser
 from sse_middleware.protocol.wire import (
     BOM,
     Kind,

@@ -7,8 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sse_middleware.errors import EventFormatError
-from sse_middleware.protocol.events import Event
-from sse_middleware.protocol.parser import EventParser
+from sse_middleware.protocol.parser import Event, EventParser
 from sse_middleware.protocol.wire import (
     BOM,
     Kind,

@@ -397,13 +397,13 @@ def test_a_log_of_one_loop_is_followed_in_another() -> None:
             store = MemoryStore()
             stream = FakeStream(store)
             following = asyncio.ensure_future(elsewhere(reading(store, stream.id)))
-            await stream.producer.hears("followed")
+            await stream.producer.until_notified("followed")
             for _ in range(3000):
                 stream.write(size=200)
                 if stream.last % 7 == 0:
                     await asyncio.sleep(0)
             assert await elsewhere(store.cancel(stream.id))
-            await stream.producer.hears_cancel()
+            await stream.producer.until_cancelled()
             stream.log.end(LogState.CANCELLED)
             reader = await following
             assert (len(reader.numbers), reader.holes) == (3000, [])
@@ -443,7 +443,7 @@ def test_a_trimmed_log_is_read_in_order_in_many_loops() -> None:
             following = [
                 asyncio.ensure_future(run(reading(store, stream.id))) for run in (one, other)
             ]
-            await stream.producer.hears("followed")
+            await stream.producer.until_notified("followed")
             for _ in range(20_000):
                 stream.write(size=100)
                 if stream.last % 100 == 0:
@@ -493,7 +493,7 @@ def test_a_log_outlives_the_loop_that_made_it() -> None:
             await reader.until(4)
             running.log.end(LogState.LOST)
             assert await reader.until_end() is LogState.LOST
-        assert (running.producer.cancels, running.producer.heard) == (0, [])
+        assert (running.producer.cancels, running.producer.notifications) == (0, [])
         assert list(store._timers) == [asyncio.get_running_loop()]
         await store.close()
 

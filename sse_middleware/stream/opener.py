@@ -2,30 +2,29 @@
 
 import time
 
-from starlette.types import Message, Scope, Send
+from starlette.types import Message, Send
 
-from sse_middleware.http.request import RequestBody, identity_of, last_event_id, place_of
-from sse_middleware.http.response_head import packed, request_headers, stream_headers
+from sse_middleware.http.identity import identity_of
+from sse_middleware.http.request import RequestBody
+from sse_middleware.http.response_head import serialize_headers, stream_headers
 from sse_middleware.http.routes import Mark, route_name
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm, comment_form
-from sse_middleware.protocol.event_ids import parse_event_id
 from sse_middleware.protocol.stream_state import StreamState
 from sse_middleware.stores.base import LogInfo
+from sse_middleware.stream.callbacks import StreamCallbacks
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
 from sse_middleware.stream.kept_producer import KeptProducer
-from sse_middleware.stream.owner import Owner
 from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.timers import current_timers
 
 
-class Opening:
+class StreamOpener:
     """Open one stream.
 
     Args:
-        setup: what all requests share.
+        context: the objects that all requests of one middleware share.
         current: the stream as the handler sees it.
-        scope: the request's, behind the app's routing.
         mark: the endpoint's, if it has one.
         body: what has come of the request's body, if it may count.
 
@@ -35,37 +34,33 @@ class Opening:
 
     __slots__ = (
         "_body",
+        "_context",
         "_current",
-        "_headers",
         "_mark",
         "_options",
-        "_scope",
-        "_setup",
+        "_request",
         "_state",
-        "_ticker",
-        "words",
+        "_timers",
+        "preamble",
     )
 
     def __init__(
         self,
-        setup: Context,
+        context: Context,
         current: CurrentStream,
-        scope: Scope,
         mark: Mark | None,
         body: RequestBody | None,
     ) -> None:
-        self._setup = setup
+        self._context = context
         self._current = current
-        self._scope = scope
         self._mark = mark
         self._body = body
-        self._options = setup.options if mark is None else setup.options_of(mark)
-        self._headers = headers = request_headers(scope.get("headers") or ())
-        record = current.begin(headers)
-        has_cursor = current.claim.cursor is not None
-        record.family = family = setup.family_of(scope, headers, mark, has_cursor=has_cursor)
-        record.route = route_name(scope, mark)
-        numbers = family is ClientKind.EVENTSOURCE
+        self._options = context.options if mark is None else context.options_for(mark)
+        self._request = request = current.request
+        record = current.record
+        record.family = family = context.client_kind(request, mark)
+        record.route = route_name(request.scope, mark)
+        numbers, style = family is ClientKind.EVENTSOURCE, self._options.comment_style
         secret = current.take_secret()
         self._state = StreamState(
             self._options,
@@ -73,45 +68,47 @@ class Opening:
             record=record,
             secret=secret if numbers else "",
             marked=mark is not None,
-            comment=(
-                CommentForm.BLOCK if numbers else comment_form(headers, self._options.comment_style)
-            ),
+            comment=CommentForm.BLOCK if numbers else comment_form(request.headers, style),
             app_ids=mark is not None and mark.stream_key is not None,
         )
-        self._ticker = current_timers()
-        self.words = self._state.open(
-            self._ticker.clock(),
-            self._ticker.epoch(),
-            reset=current.claim.reset if numbers else "",
-            event_id=self._held_id() if numbers else None,
-            ends_in=None if family is ClientKind.OFF else setup.seconds_left(scope),
+        self._timers = current_timers()
+        self.preamble = self._state.open(
+            self._timers.clock(),
+            self._timers.epoch(),
+            reset=request.intent.reset if numbers else "",
+            event_id=self._client_event_id() if numbers else None,
+            ends_in=None if family is ClientKind.OFF else context.credential_ttl(request.scope),
         )
 
-    def outbox(self, send: Send, start: Message, *, owner: Owner) -> Producer:
+    def create_producer(
+        self, send: Send, start: Message, *, callbacks: StreamCallbacks
+    ) -> Producer:
         """Return what writes the stream to `send`, and keeps it where it is to be kept."""
-        setup, state = self._setup, self._state
+        context, state = self._context, self._state
         info = self._log_info(start) if state.family is ClientKind.EVENTSOURCE else None
-        outbox: Producer
+        producer: Producer
         if info is None:
-            outbox = Producer(state, send, self._ticker, observers=setup.observers, owner=owner)
+            producer = Producer(
+                state, send, self._timers, observers=context.observers, callbacks=callbacks
+            )
         else:
-            outbox = KeptProducer(
+            producer = KeptProducer(
                 state,
                 send,
-                self._ticker,
-                observers=setup.observers,
-                owner=owner,
-                store=setup.store,
+                self._timers,
+                observers=context.observers,
+                callbacks=callbacks,
+                store=context.store,
                 info=info,
-                lingering=setup.lingering,
+                linger_queue=context.linger_queue,
             )
             if info.app_ids:
-                outbox.set_name(setup.key_name(self._mark, self._scope) or "")
-        self._current.open(outbox)
-        if state.family is ClientKind.EVENTSOURCE and self._current.claim.reset:
-            for observer in setup.observers:
-                observer.resumed(state.record.route, self._current.claim.reset, 0)
-        return outbox
+                producer.set_name(context.key_name(self._mark, self._request) or "")
+        self._current.open(producer)
+        if state.family is ClientKind.EVENTSOURCE and self._request.intent.reset:
+            for observer in context.observers:
+                observer.resumed(state.record.route, self._request.intent.reset, 0)
+        return producer
 
     def start(self, start: Message) -> Message:
         """Return the response start with our headers, or as it is where we only look on."""
@@ -120,7 +117,7 @@ class Opening:
             return start
         headers = stream_headers(
             start.get("headers") or (),
-            http_version=self._scope.get("http_version", ""),
+            http_version=self._request.http_version,
             trace_id=state.record.trace_id,
             stream_id=state.record.stream_id,
             max_seconds=state.max_seconds,
@@ -130,34 +127,33 @@ class Opening:
         )
         return {**start, "headers": headers}
 
-    def _held_id(self) -> str | None:
+    def _client_event_id(self) -> str | None:
         """Return the id of the app's that the client has come with, and keeps until the next one.
 
         The app has been handed it, and ours in its place would make it begin anew.
         """
-        if self._current.claim.reset:
+        if self._request.intent.reset:
             return None
-        told = last_event_id(self._scope)
-        return told if told is not None and parse_event_id(told) is None else None
+        return None if self._request.event_id is not None else self._request.last_event_id
 
     def _log_info(self, start: Message) -> LogInfo | None:
         """Return what the log begins with, `None` where there is to be none."""
-        state, scope, setup, mark = self._state, self._scope, self._setup, self._mark
+        state, request, context, mark = self._state, self._request, self._context, self._mark
         if not self._options.replay_max_events:
             return None
         cookies = self._options.identity_cookies
-        identity = identity_of(scope, self._headers, setup.identify, cookies)
+        identity = identity_of(request, context.identify, cookies)
         app_ids = mark is not None and mark.stream_key is not None
-        if identity is None or (app_ids and setup.key_name(mark, scope) is None):
+        if identity is None or (app_ids and context.key_name(mark, request) is None):
             return None
         return LogInfo(
             stream_id=state.record.stream_id,
-            path=place_of(scope),
+            path=request.request_path,
             identity=identity,
-            method=scope.get("method", ""),
+            method=request.method,
             body_digest=None if self._body is None else self._body.digest(),
-            origin=self._headers.get(b"origin", b"").decode("latin-1"),
-            headers=packed(start.get("headers") or ()),
+            origin=request.origin,
+            headers=serialize_headers(start.get("headers") or ()),
             route=state.record.route,
             marked=mark is not None,
             app_ids=app_ids,
