@@ -18,7 +18,6 @@ from sse_middleware.http.own_responses import CLIENT, PROCESS
 from sse_middleware.http.request import identity_of
 from sse_middleware.http.response_head import request_headers
 from sse_middleware.limits.slots import Slot, SlotPool
-from sse_middleware.stores.circuit_breaker import CircuitBreaker
 from sse_middleware.stream.context import Context
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from sse_middleware.limits.open_rate import OpenRate
     from sse_middleware.limits.redis_leases import Leases
+    from sse_middleware.stores.circuit_breaker import CircuitBreaker
 
 logger = logging.getLogger("sse_middleware")
 
@@ -197,12 +197,11 @@ class Admission:
 
     def _leases_in_redis(self, most_of_client: int) -> "Callable[[], Leases]":
         from sse_middleware.limits.redis_leases import Leases  # noqa: PLC0415 - an extra
-        from sse_middleware.stores.redis.client import FAILURES  # noqa: PLC0415
 
         options = self._setup.options
-        patience = CircuitBreaker(FAILURES, self._setup.observers)
+        breaker = _breaker(self._setup)
         where = (options.redis_url, options.redis_prefix)
-        return lambda: Leases(*where, self.places, most_of_client, patience)
+        return lambda: Leases(*where, self.places, most_of_client, breaker)
 
     def _warn_of_nobody(self) -> None:
         if not self._warned_of_nobody:
@@ -234,11 +233,17 @@ def _open_rate(setup: Context) -> "OpenRate | None":
         raise ConfigurationError("SSE_OPEN_RATE", options.open_rate, allowed) from exc
     if not options.redis_url:
         return OpenRate(options.open_rate, None, None)
-    from sse_middleware.stores.redis.client import FAILURES  # noqa: PLC0415 - an extra
-
     url, prefix = options.redis_url, options.redis_prefix
-    patience = CircuitBreaker(FAILURES, setup.observers)
-    return OpenRate(options.open_rate, lambda: shared_by_redis(url, prefix), patience)
+    breaker = _breaker(setup)
+    return OpenRate(options.open_rate, lambda: shared_by_redis(url, prefix), breaker)
+
+
+def _breaker(setup: Context) -> "CircuitBreaker":
+    """Return the circuit breaker of the limits that all processes share."""
+    from sse_middleware.stores.redis.commands import circuit_breaker_for  # noqa: PLC0415
+
+    consequence = "Limits are counted in each process alone. Check SSE_REDIS_URL."
+    return circuit_breaker_for(setup.options.redis_url, setup.observers, "limit", consequence)
 
 
 def _evict(place: Slot | None) -> None:
