@@ -7,8 +7,7 @@ from sse_middleware.config.options import Options
 from sse_middleware.errors import ConfigurationError, EventFormatError, SSEError, StoreError
 from sse_middleware.http.routes import Mark, streaming
 from sse_middleware.middleware import SSEMiddleware
-from sse_middleware.protocol.events import Event
-from sse_middleware.protocol.parser import EventParser
+from sse_middleware.protocol.parser import Event, EventParser
 from sse_middleware.protocol.wire import format_sse_event
 from sse_middleware.resume.endpoint import resume_endpoint
 from sse_middleware.stores.base import EventStore, LogInfo

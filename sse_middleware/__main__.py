@@ -33,7 +33,7 @@ def listing(environ: Mapping[str, str]) -> str:
     rows = [
         (
             setting.env,
-            shown(setting.masked(getattr(options, name))),
+            shown(setting.redact(getattr(options, name))),
             _source(name, options, environ),
         )
         for name, setting in SETTINGS.items()
@@ -52,9 +52,9 @@ def markdown() -> str:
     ]
     for name, setting in SETTINGS.items():
         default = shown(getattr(Options(), name))
-        bare = f", `{setting.bare}`" if setting.bare else ""
+        legacy = f", `{setting.legacy_env}`" if setting.legacy_env else ""
         cells = (
-            f"`{setting.env}`{bare}",
+            f"`{setting.env}`{legacy}",
             f"`{name}`",
             f"`{default}`" if default else "empty",
             setting.allowed,
@@ -79,7 +79,7 @@ def _source(name: str, options: Options, environ: Mapping[str, str]) -> str:
     if name not in options.explicit:
         return "default"
     setting = SETTINGS[name]
-    return setting.env if environ.get(setting.env) is not None else setting.bare
+    return setting.env if environ.get(setting.env) is not None else setting.legacy_env
 
 
 if __name__ == "__main__":

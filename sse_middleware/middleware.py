@@ -8,7 +8,6 @@ The object that lives as long as the app holds options only; all state of a requ
 """
 
 import asyncio
-import copy
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -22,21 +21,18 @@ from sse_middleware.client.serve import ClientFiles
 from sse_middleware.config.arguments import OptionArguments
 from sse_middleware.config.options import Options
 from sse_middleware.errors import ConfigurationError
-from sse_middleware.http.request import NO_CLAIM, Identify, claims_something
-from sse_middleware.http.response_head import (
-    request_headers,
-    stream_headers,
-    trace_id,
-    why_untouched,
-)
-from sse_middleware.http.routes import Mark, asks_for, glob_pattern
+from sse_middleware.http.identity import Identify
+from sse_middleware.http.own_responses import MetricsEndpoint, send_readiness
+from sse_middleware.http.request import SSERequest, may_have_event_id
+from sse_middleware.http.response_head import passthrough_reason, stream_headers
+from sse_middleware.http.routes import Mark, glob_pattern
 from sse_middleware.limits.admission import admission_for
-from sse_middleware.limits.admission_check import AdmissionCheck
-from sse_middleware.limits.draining import tell_readiness, turn_away
+from sse_middleware.limits.admission_check import AdmissionCheck, reject_if_draining
 from sse_middleware.observability.logs import StreamLog
-from sse_middleware.observability.metrics import MetricsEndpoint, counting_in, registry_to_serve
+from sse_middleware.observability.metrics import counting_in, exposition
 from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.event_ids import new_secret, stream_id
+from sse_middleware.protocol.stream_terms import NO_TERMS
 from sse_middleware.resume.handler import ResumeHandler
 from sse_middleware.stores.base import EventStore
 from sse_middleware.stores.memory import MemoryStore
@@ -104,12 +100,12 @@ class SSEMiddleware:
                 store = _store(chosen, observers)
         except ConfigurationError as exc:
             self._misconfigured = exc
-        self._setup = Context(
+        self._context = Context(
             app=app,
             options=chosen,
-            options_of=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
+            options_for=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
             store=MemoryStore() if store is None else store,
-            lingering=LingerQueue(chosen.max_lingering, observers),
+            linger_queue=LingerQueue(chosen.max_lingering, observers),
             marks={glob_pattern(glob): mark for glob, mark in (marks or {}).items()},
             observers=observers,
             identify=identify,
@@ -119,10 +115,10 @@ class SSEMiddleware:
         self._admission = None
         if self._misconfigured is None:
             try:
-                self._admission = admission_for(self._setup)
+                self._admission = admission_for(self._context)
             except ConfigurationError as exc:
                 self._misconfigured = exc
-        self._resumption = ResumeHandler(self._setup, one_process=one_process)
+        self._resumption = ResumeHandler(self._context, one_process=one_process)
         self._follow_named = self._resumption.follow_named
         self._include = [glob_pattern(glob) for glob in chosen.include]
         self._exclude = [glob_pattern(glob) for glob in chosen.exclude]
@@ -135,103 +131,112 @@ class SSEMiddleware:
         self._metrics: MetricsEndpoint | None = None
         if chosen.metrics_path:
             self._metrics = MetricsEndpoint(
-                registry_to_serve(registry, os.environ),
+                exposition(registry, os.environ),
                 chosen.metrics_path,
                 first="metrics_path" in chosen.explicit,
             )
         self._warned_of_loop = False
-        self._without_metrics = copy.copy(self)
-        self._without_metrics._metrics = None  # noqa: SLF001 - its own class
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: C901 - few calls
-        """Handle one connection as ASGI 3 says."""
-        # This runs for every request of the app: as few calls and objects as can be.
+        """Handle one connection as ASGI 3 specifies."""
+        # This runs for every request of the app: as few calls and objects as possible.
         if (
             scope["type"] != "http"
             or scope.get("path", "").endswith(self._looked_at)
             or IN_SCOPE in scope
-            or SHUTDOWN.begun
-        ) and await self._passed_by(scope, receive, send):
+            or SHUTDOWN.is_draining
+        ) and (send := await self._intercept(scope, receive, send)) is None:
             return
         try:
             task = asyncio.current_task()
-        except RuntimeError:  # no loop of asyncio's is running
+        except RuntimeError:  # the event loop is not asyncio's
             task = None
         if task is None:
             await self.app(scope, receive, self._with_headers_only(scope, send))
             return
         responder: Responder | None
-        if self._admission is None and not claims_something(scope):
-            current = CurrentStream(scope.get("headers") or (), self._follow_named)
-            responder = Responder(self._setup, current, scope, receive, send, task)
-        elif (responder := await self._let_in(scope, receive, send, task)) is None:
+        if self._admission is None and not may_have_event_id(scope):
+            current = CurrentStream(scope, self._follow_named)
+            responder = Responder(self._context, current, scope, receive, send, task)
+        elif (responder := await self._admit(scope, receive, send, task)) is None:
             return
         scope[IN_SCOPE] = current = responder.current
         token = CURRENT.set(current)
         try:
             await self.app(scope, responder.receive, responder.send)
         except BaseException as exc:
-            if not responder.forgives(exc):
+            if not responder.suppresses(exc):
                 raise
         finally:
             try:
-                if responder.outbox is not None:
-                    await responder.end()
+                if responder.producer is not None:
+                    await responder.aclose()
             finally:
                 try:
                     CURRENT.reset(token)
-                except ValueError:  # whoever drives the app goes on in another context
+                except ValueError:  # the app's caller continues in another context
                     CURRENT.set(None)
                 scope.pop(IN_SCOPE, None)
-                if responder.entry is not None:
-                    responder.entry.leave()
+                if responder.admission is not None:
+                    responder.admission.release()
 
-    async def _let_in(
+    async def _admit(
         self, scope: Scope, receive: Receive, send: Send, task: "asyncio.Task[Any]"
     ) -> Responder | None:
-        """Look at a request's cursor and at what room there is; `None`: it is answered."""
-        claim, entry = NO_CLAIM, None
-        if claims_something(scope):
-            anew = await self._resumption.answer(scope, receive, send)
-            if anew is None:
+        """Resume a stream or check the limits; return `None` after a response."""
+        check, has_event_id = None, may_have_event_id(scope)
+        request = SSERequest(scope, has_event_id=has_event_id)
+        if has_event_id:
+            run_app = await self._resumption.handle(request, receive, send)
+            if run_app is None:
                 return None
-            receive, send, claim = anew
+            receive, send = run_app
         if self._admission is not None:
-            entry = AdmissionCheck(self._admission, self._setup, scope, claim)
-            await entry.ask_ahead()
-            if entry.refusal:
-                await entry.answer(send)
+            check = AdmissionCheck(self._admission, self._context, request)
+            await check.check_before_app()
+            if check.refusal:
+                await check.send_rejection(send)
                 return None
-        current = CurrentStream(scope.get("headers") or (), self._follow_named, claim)
-        return Responder(self._setup, current, scope, receive, send, task, entry)
+        current = CurrentStream(scope, self._follow_named, request)
+        return Responder(self._context, current, scope, receive, send, task, check)
 
-    async def _passed_by(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Do what is to be done without a responder, and tell whether it was that."""
+    async def _intercept(self, scope: Scope, receive: Receive, send: Send) -> Send | None:
+        """Handle a call that needs no responder and return `None`, or return the app's `send`."""
         if self._misconfigured is not None:
-            await self._refuse_start(self._misconfigured, scope, receive, send)
+            await self._fail_start(self._misconfigured, scope, receive, send)
         elif scope["type"] == "lifespan":
             await self.app(scope, receive, self._with_lifespan(send))
-        elif scope["type"] != "http" or IN_SCOPE in scope or not self._setup.options.enabled:
+        elif scope["type"] != "http" or IN_SCOPE in scope or not self._context.options.enabled:
             await self.app(scope, receive, send)
-        elif self._setup.options.ready_path and asks_for(self._setup.options.ready_path, scope):
-            await tell_readiness(send, ready=not _drains())
-        elif self._metrics is not None and self._metrics.serves(scope):
-            await self._metrics(self._without_metrics, scope, receive, send)
-        elif self._client is not None and self._client.serves(scope):
-            await self._client(scope, receive, send)
-        elif self._is_left_out(scope.get("path", "")):
+        elif (app_send := await self._send_own(SSERequest(scope), receive, send)) is not None:
+            if not self._is_left_out(scope.get("path", "")):
+                return app_send
             logger.debug("request left alone: its path is left out")
-            await self.app(scope, receive, send)
-        else:
-            return _drains() and await turn_away(self._setup, scope, send)
-        return True
+            await self.app(scope, receive, app_send)
+        return None
+
+    async def _send_own(self, request: SSERequest, receive: Receive, send: Send) -> Send | None:
+        """Send a page of ours or a rejection and return `None`, or return the app's `send`."""
+        ready_path = self._context.options.ready_path
+        if ready_path and request.is_request_for(ready_path):
+            await send_readiness(send, request, ready=not _drains())
+            return None
+        if self._client is not None and self._client.serves(request):
+            await self._client.handle(request, receive, send)
+            return None
+        if self._metrics is not None and self._metrics.serves(request):
+            return await self._metrics.handle(request.scope, send)
+        if _drains() and not self._is_left_out(request.scope.get("path", "")):
+            is_rejected = await reject_if_draining(self._context, request, send)
+            return None if is_rejected else send
+        return send
 
     def _with_lifespan(self, send: Send) -> Send:
         """Begin to listen for signals, and return a `send` that keeps what was given to a store."""
-        if not self._setup.options.enabled or not _has_loop():
+        if not self._context.options.enabled or not _has_loop():
             return send
-        SHUTDOWN.drain_of(asyncio.get_running_loop())
-        store = self._setup.store
+        SHUTDOWN.drain_for(asyncio.get_running_loop())
+        store = self._context.store
         if not store.is_shared:
             return send
 
@@ -256,16 +261,14 @@ class SSEMiddleware:
             if message["type"] == "http.response.start":
                 headers = message.get("headers") or ()
                 method = scope.get("method", "")
-                if why_untouched(method, message["status"], headers) is None:
+                if passthrough_reason(method, message["status"], headers) is None:
                     self._warn_of_loop()
                     added = stream_headers(
                         headers,
+                        NO_TERMS,
                         http_version=scope.get("http_version", ""),
-                        trace_id=trace_id(request_headers(scope.get("headers") or ())),
+                        trace_id=SSERequest(scope).trace_id,
                         stream_id=stream_id(new_secret()),
-                        max_seconds=None,
-                        heartbeat_interval=None,
-                        silence_threshold=None,
                         keep_cache_control=True,
                     )
                     message = {**message, "headers": added}
@@ -282,7 +285,7 @@ class SSEMiddleware:
             )
 
     @staticmethod
-    async def _refuse_start(
+    async def _fail_start(
         exc: ConfigurationError, scope: Scope, receive: Receive, send: Send
     ) -> None:
         if scope["type"] != "lifespan":
@@ -300,8 +303,10 @@ def _has_loop() -> bool:
 
 
 def _drains() -> bool:
-    """Tell whether the server of the running loop ends."""
-    return SHUTDOWN.begun and _has_loop() and SHUTDOWN.drain_of(asyncio.get_running_loop()).begun
+    """Return whether the server of the running loop drains."""
+    if not (SHUTDOWN.is_draining and _has_loop()):
+        return False
+    return SHUTDOWN.drain_for(asyncio.get_running_loop()).is_draining
 
 
 def _store(options: Options, observers: Sequence[Observer]) -> EventStore:

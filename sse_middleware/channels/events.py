@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple, Self
 
 from sse_middleware.errors import EventFormatError
-from sse_middleware.protocol.events import DEFAULT_EVENT
+from sse_middleware.protocol.wire import DEFAULT_EVENT
 
 ACK: Final = "worker_ack"
 """The event with which a worker takes a job."""

@@ -1,38 +1,40 @@
-"""The browser's half of the library, served to pages.
+"""The browser client, served to pages.
 
-Explicit only: nothing is served unless `SSE_CLIENT_PATH` names where. The client lies there, the
-React hook beside it; an address with `?v=<our version>` never changes, any other is asked again.
+Nothing is served unless `SSE_CLIENT_PATH` is set. The client is at that path, and the React hook in
+the same directory. Caches keep a file with `?v=<our version>` in its address, and revalidate any
+other.
 """
 
 import hashlib
 import re
+from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import parse_qs
 
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Receive, Send
 
-from sse_middleware.http.routes import below_root
+from sse_middleware.http.request import SSERequest
 
 CLIENT = "sse-client.js"
 HOOK = "use-sse-stream.js"
 
 _FILES = Path(__file__).parent
-_FOR_EVER = b"public, max-age=31536000, immutable"  # a year, as caches take it
-_ASK_AGAIN = b"no-cache"
+_IMMUTABLE = "public, max-age=31536000, immutable"  # one year, the longest time that caches keep
+_REVALIDATE = "no-cache"
 
 
 class _Served(NamedTuple):
     body: bytes
-    etag: bytes
+    etag: str
 
 
 class ClientFiles:
     """Serve the client at `path`, below the `root_path`, and the hook in the same directory.
 
     Attributes:
-        paths: where both lie.
-        version: that of the client, and so of the package.
+        paths: the paths of both.
+        version: the version of the client, which is that of the package.
     """
 
     def __init__(self, path: str) -> None:
@@ -45,44 +47,36 @@ class ClientFiles:
         hook = hook.replace(CLIENT.encode(), name.encode())
         self._files = {path: _served(client), self.paths[1]: _served(hook)}
 
-    def serves(self, scope: Scope) -> bool:
-        """Tell whether a request is for us."""
-        return below_root(scope) in self._files and scope.get("method") in ("GET", "HEAD")
+    def serves(self, request: SSERequest) -> bool:
+        """Return whether a request is for one of the files."""
+        return request.is_request_for(*self.paths)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """Answer with a file, or with 304 to who has it (RFC 9110 13.1.2)."""
-        file = self._files[below_root(scope)]
-        versions = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("v", [])
-        headers = [
-            (b"etag", file.etag),
-            (b"cache-control", _FOR_EVER if versions == [self.version] else _ASK_AGAIN),
-            # A module is fetched with CORS, whoever includes it; there is no secret in it.
-            (b"access-control-allow-origin", b"*"),
-            (b"cross-origin-resource-policy", b"cross-origin"),
-            (b"x-content-type-options", b"nosniff"),
-        ]
-        body = b""
-        status = 304
-        if not _has(scope, file.etag):
-            status = 200
-            headers += [
-                (b"content-type", b"text/javascript; charset=utf-8"),
-                (b"content-length", b"%d" % len(file.body)),
-            ]
-            body = b"" if scope["method"] == "HEAD" else file.body
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+    async def handle(self, request: SSERequest, receive: Receive, send: Send) -> None:
+        """Send a file, or 304 if the client has it (RFC 9110 13.1.2)."""
+        file = self._files[request.app_path]
+        versions = [value for name, value in request.query if name == "v"]
+        headers = {
+            "etag": file.etag,
+            "cache-control": _IMMUTABLE if versions == [self.version] else _REVALIDATE,
+            # Browsers fetch a module with CORS, for pages of any origin; it contains no secret.
+            "access-control-allow-origin": "*",
+            "cross-origin-resource-policy": "cross-origin",
+            "x-content-type-options": "nosniff",
+        }
+        if _has(request, file.etag):
+            response = Response(status_code=HTTPStatus.NOT_MODIFIED.value, headers=headers)
+        else:
+            headers["content-length"] = str(len(file.body))
+            body = b"" if request.method == "HEAD" else file.body
+            response = Response(body, headers=headers, media_type="text/javascript")
+        await response(request.scope, receive, send)
 
 
 def _served(body: bytes) -> _Served:
     digest = hashlib.blake2b(body, digest_size=16).hexdigest()
-    return _Served(body, f'"{digest}"'.encode())
+    return _Served(body, f'"{digest}"')
 
 
-def _has(scope: Scope, etag: bytes) -> bool:
-    for name, value in scope.get("headers") or ():
-        if name.lower() == b"if-none-match":
-            tags = [tag.strip().removeprefix(b"W/") for tag in value.split(b",")]
-            if etag in tags or b"*" in tags:
-                return True
-    return False
+def _has(request: SSERequest, etag: str) -> bool:
+    tags = request.headers.get(b"if-none-match", b"").decode("latin-1").split(",")
+    return not {etag, "*"}.isdisjoint(tag.strip().removeprefix("W/") for tag in tags)

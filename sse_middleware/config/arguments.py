@@ -1,12 +1,16 @@
-"""The settings as keyword arguments, for type checkers and editors."""
+"""The settings as keyword arguments, for type checkers and editors.
+
+A type checker cannot read the table in `options.py`, so names and types are repeated here; a test
+compares the two.
+"""
 
 from typing import TypedDict
 
 from sse_middleware.config.options import CapAction, CommentStyle, LimitAction
 
 
-class OptionArguments(TypedDict, total=False):
-    """The fields of `Options` as keyword arguments, for type checkers and editors."""
+class EndpointArguments(TypedDict, total=False):
+    """The options that a mark may override."""
 
     enabled: bool
     stream_max_seconds: float | None
@@ -19,6 +23,15 @@ class OptionArguments(TypedDict, total=False):
     send_timeout: float | None
     drain_seconds: float
     linger_seconds: float
+    max_event_bytes: int
+    event_prefix: str
+    comment_style: CommentStyle
+    trace_in_data: bool
+
+
+class OptionArguments(EndpointArguments, total=False):
+    """All options."""
+
     max_lingering: int
     replay_max_events: int
     replay_max_bytes: int
@@ -35,13 +48,9 @@ class OptionArguments(TypedDict, total=False):
     limit_action: LimitAction
     open_rate: str
     trusted_proxies: tuple[str, ...]
-    max_event_bytes: int
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     only_marked: bool
-    event_prefix: str
-    comment_style: CommentStyle
-    trace_in_data: bool
     ready_path: str
     metrics_path: str
     client_path: str

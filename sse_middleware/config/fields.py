@@ -1,6 +1,6 @@
-"""What a setting is: how its variable is read, what is allowed, and what it means.
+"""Kinds of settings: how a variable is parsed, which values are allowed, what a setting means.
 
-Most functions here make a field of `Options` that carries its `Setting`; `from_variables` reads it.
+Each function makes a field of `Options` that carries a `Setting`; `read_variable` uses it.
 """
 
 import ipaddress
@@ -16,50 +16,42 @@ logger = logging.getLogger("sse_middleware")
 
 OFF = "off"
 UNIX = "unix"
-"""Stands for whoever connects by a unix socket, and so has no address."""
+"""Stands for all clients that connect by a unix socket and therefore have no address."""
 
-_YEAR = 31_536_000.0  # the longest time: far past any stream, near enough to calculate with
-_WORDS = {"1": True, "true": True, "yes": True, "on": True}
-_WORDS |= {"0": False, "false": False, "no": False, "off": False}
+_YEAR = 31_536_000.0  # the longest time: far longer than any stream, and still exact as a float
+_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True}
+_BOOLEANS |= {"0": False, "false": False, "no": False, "off": False}
 
 
-def _as_it_is(value: object) -> object:
+def _unchanged(value: object) -> object:
     return value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How one field of `Options` is read and checked.
+    """How one field of `Options` is parsed and validated.
 
     Attributes:
         env: the variable that sets it.
-        bare: the older variable without the prefix, which works too.
-        parse: reads the variable's text; raises `ValueError` where it is none of its values.
-        check: tells whether a value of any type is allowed.
-        allowed: what is, in words.
-        meaning: what it does, and why the default is what it is.
-        may_be_empty: whether an empty variable is a value, and not as good as unset.
-        masked: returns a value as it may be shown; some hold a password.
+        legacy_env: the older variable without the prefix, which is read if `env` is not set.
+        parse: converts the text of the variable; raises `ValueError` if it cannot.
+        check: returns whether a value of any type is allowed.
+        allowed: the allowed values, for error messages and the docs.
+        meaning: the effect of the setting, and the reason for its default.
+        may_be_empty: whether an empty variable is a value; if not, it counts as unset.
+        per_endpoint: whether a mark may override it.
+        redact: returns a value without its passwords, to be displayed.
     """
 
     env: str
-    bare: str = ""
+    legacy_env: str = ""
     parse: Callable[[str], object]
     check: Callable[[object], bool]
     allowed: str
     meaning: str
     may_be_empty: bool = False
-    masked: Callable[[object], object] = _as_it_is
-
-
-def _is_number(value: object, lowest: float, highest: float) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return lowest <= value <= highest
-
-
-def _setting(default: object, setting: Setting) -> Any:
-    return field(default=default, metadata={"setting": setting})
+    per_endpoint: bool = False
+    redact: Callable[[object], object] = _unchanged
 
 
 def seconds(
@@ -68,10 +60,11 @@ def seconds(
     meaning: str,
     *,
     lowest: float,
-    bare: str = "",
+    legacy_env: str = "",
     may_be_off: bool = True,
+    per_endpoint: bool = False,
 ) -> Any:
-    """Make a field of seconds, `None` for off where it may be."""
+    """Make a field of seconds; `None` means off, if `may_be_off`."""
 
     def parse(text: str) -> float | None:
         return None if may_be_off and text.lower() == OFF else float(text)
@@ -83,16 +76,17 @@ def seconds(
         default,
         Setting(
             env=env,
-            bare=bare,
+            legacy_env=legacy_env,
             parse=parse,
             check=check,
             allowed=f"seconds from {lowest:g} to {_YEAR:.0f}" + ", or off (None)" * may_be_off,
             meaning=meaning,
+            per_endpoint=per_endpoint,
         ),
     )
 
 
-def whole(
+def integer(
     env: str,
     default: int | None,
     meaning: str,
@@ -100,9 +94,10 @@ def whole(
     lowest: int,
     highest: int,
     unit: str,
-    bare: str = "",
+    legacy_env: str = "",
+    per_endpoint: bool = False,
 ) -> Any:
-    """Make a field of a whole number, `None` for off where that is the default."""
+    """Make a field of an integer; `None` means off, if it is the default."""
     may_be_off = default is None
 
     def parse(text: str) -> int | None:
@@ -117,22 +112,23 @@ def whole(
         default,
         Setting(
             env=env,
-            bare=bare,
+            legacy_env=legacy_env,
             parse=parse,
             check=check,
             allowed=f"whole {unit} from {lowest} to {highest}" + ", or off (None)" * may_be_off,
             meaning=meaning,
+            per_endpoint=per_endpoint,
         ),
     )
 
 
-def flag(env: str, meaning: str, *, default: bool) -> Any:
-    """Make a field of yes or no."""
+def boolean(env: str, meaning: str, *, default: bool, per_endpoint: bool = False) -> Any:
+    """Make a field of a boolean."""
 
     def parse(text: str) -> bool:
-        if text.lower() not in _WORDS:
+        if text.lower() not in _BOOLEANS:
             raise ValueError(text)
-        return _WORDS[text.lower()]
+        return _BOOLEANS[text.lower()]
 
     return _setting(
         default,
@@ -142,31 +138,50 @@ def flag(env: str, meaning: str, *, default: bool) -> Any:
             check=lambda value: isinstance(value, bool),
             allowed="1, true, yes, on, 0, false, no or off",
             meaning=meaning,
+            per_endpoint=per_endpoint,
         ),
     )
 
 
-def text(env: str, default: str, meaning: str, *, pattern: str, allowed: str) -> Any:
+def text(
+    env: str, default: str, meaning: str, *, pattern: str, allowed: str, per_endpoint: bool = False
+) -> Any:
     """Make a field of text that `pattern` matches."""
     return _setting(
         default,
         Setting(
             env=env,
             parse=str,
-            check=lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None,
+            check=_matches(pattern),
             allowed=allowed,
             meaning=meaning,
             may_be_empty=re.fullmatch(pattern, "") is not None,
+            per_endpoint=per_endpoint,
         ),
     )
 
 
-def several(env: str, meaning: str, *, is_one: Callable[[str], object], allowed: str) -> Any:
-    """Make a field of several texts for each of which `is_one` is true."""
+def choice(
+    env: str, default: str, meaning: str, *, values: tuple[str, ...], per_endpoint: bool = False
+) -> Any:
+    """Make a field of one of some words."""
+    *others, last = values
+    return text(
+        env,
+        default,
+        meaning,
+        pattern="|".join(map(re.escape, values)),
+        allowed=f"{', '.join(others)} or {last}",
+        per_endpoint=per_endpoint,
+    )
+
+
+def string_list(env: str, meaning: str, *, is_item: Callable[[str], object], allowed: str) -> Any:
+    """Make a field of a tuple of strings; `is_item` is true for each."""
 
     def check(value: object) -> bool:
         return isinstance(value, tuple) and all(
-            isinstance(item, str) and is_one(item) for item in value
+            isinstance(item, str) and is_item(item) for item in value
         )
 
     return _setting(
@@ -183,25 +198,25 @@ def several(env: str, meaning: str, *, is_one: Callable[[str], object], allowed:
 
 def globs(env: str, meaning: str) -> Any:
     """Make a field of path globs."""
-    return several(
+    return string_list(
         env,
         meaning,
-        is_one=lambda text: text.startswith(("/", "*")),
+        is_item=lambda text: text.startswith(("/", "*")),
         allowed="path globs, each with a / or * first",
     )
 
 
-def names(env: str, meaning: str) -> Any:
-    """Make a field of names of cookies."""
-    # RFC 6265 4.1.1: a cookie's name is a token of RFC 9110 5.6.2.
+def cookie_names(env: str, meaning: str) -> Any:
+    """Make a field of cookie names."""
+    # RFC 6265 4.1.1: the name of a cookie is a token of RFC 9110 5.6.2.
     token = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-    return several(env, meaning, is_one=token.fullmatch, allowed="names of cookies")
+    return string_list(env, meaning, is_item=token.fullmatch, allowed="names of cookies")
 
 
 def networks(env: str, meaning: str) -> Any:
     """Make a field of addresses and networks."""
 
-    def is_one(text: str) -> bool:
+    def is_network(text: str) -> bool:
         try:
             ipaddress.ip_network(text, strict=False)
         except ValueError:
@@ -209,45 +224,58 @@ def networks(env: str, meaning: str) -> Any:
         return True
 
     allowed = f"addresses, networks such as 10.0.0.0/8, or {UNIX}"
-    return several(env, meaning, is_one=is_one, allowed=allowed)
+    return string_list(env, meaning, is_item=is_network, allowed=allowed)
 
 
 def url(env: str, meaning: str, *, schemes: tuple[str, ...]) -> Any:
-    """Make a field of a URL of one of `schemes`, or of nothing."""
-    pattern = rf"((?:{'|'.join(map(re.escape, schemes))})://\S+)?"
+    """Make a field of a URL with one of `schemes`, or of an empty string."""
     return _setting(
         "",
         Setting(
             env=env,
             parse=str,
-            check=lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None,
+            check=_matches(rf"((?:{'|'.join(map(re.escape, schemes))})://\S+)?"),
             allowed=f"a URL of {', '.join(schemes)}, or nothing",
             meaning=meaning,
             may_be_empty=True,
-            masked=lambda value: re.sub(r"^(.*?://)?.*@", r"\1***@", str(value)),
+            redact=lambda value: re.sub(r"^(.*?://)?.*@", r"\1***@", str(value)),
         ),
     )
 
 
-def from_variables(setting: Setting, environ: Mapping[str, str]) -> tuple[object, ...]:
-    """Return the one value that a variable sets, or nothing."""
-    told = environ.get(setting.env)
-    if told is not None and (told.strip() or setting.may_be_empty):
-        return (_parsed(setting.env, told.strip(), setting),)
-    told = environ.get(setting.bare, "").strip() if setting.bare else ""
-    if told:
+def read_variable(setting: Setting, environ: Mapping[str, str]) -> tuple[object, ...]:
+    """Return a tuple of the value that a variable sets, or an empty one."""
+    value = environ.get(setting.env)
+    if value is not None and (value.strip() or setting.may_be_empty):
+        return (_parsed(setting.env, value.strip(), setting),)
+    value = environ.get(setting.legacy_env, "").strip() if setting.legacy_env else ""
+    if value:
         try:
-            return (_parsed(setting.bare, told, setting),)
+            return (_parsed(setting.legacy_env, value, setting),)
         except ConfigurationError as exc:
-            logger.warning("%s; passed over, set %s instead", exc, setting.env)
+            logger.warning("%s; the variable is ignored, set %s instead", exc, setting.env)
     return ()
 
 
-def _parsed(variable: str, told: str, setting: Setting) -> object:
+def _parsed(variable: str, text: str, setting: Setting) -> object:
     try:
-        value = setting.parse(told)
+        value = setting.parse(text)
     except ValueError as exc:
-        raise ConfigurationError(variable, setting.masked(told), setting.allowed) from exc
+        raise ConfigurationError(variable, setting.redact(text), setting.allowed) from exc
     if not setting.check(value):
-        raise ConfigurationError(variable, setting.masked(told), setting.allowed)
+        raise ConfigurationError(variable, setting.redact(text), setting.allowed)
     return value
+
+
+def _setting(default: object, setting: Setting) -> Any:
+    return field(default=default, metadata={"setting": setting})
+
+
+def _is_number(value: object, lowest: float, highest: float) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return lowest <= value <= highest
+
+
+def _matches(pattern: str) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, str) and re.fullmatch(pattern, value) is not None

@@ -1,28 +1,17 @@
-"""Settings: each stands once, in the one table, with its variable, bounds, meaning and reason.
+"""Settings: each is defined once, in one table, with its variable, bounds, meaning and reason.
 
-Precedence: mark, constructor argument, `SSE_*`, bare seed name, default. A bad argument or `SSE_*`
-value is an error; a bad value under a bare name, which may belong to someone else, is a warning and
-is passed over.
+Precedence: mark, constructor argument, `SSE_*` variable, legacy variable (no prefix), default. A
+value that is not allowed is an error in an argument or a `SSE_*` variable; in a legacy variable,
+which may belong to another program, it is ignored with a warning.
 """
 
 import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from sse_middleware.config.fields import (
-    Setting,
-    flag,
-    from_variables,
-    globs,
-    names,
-    networks,
-    seconds,
-    text,
-    url,
-    whole,
-)
+from sse_middleware.config import fields
 from sse_middleware.errors import ConfigurationError
 
 logger = logging.getLogger("sse_middleware")
@@ -31,290 +20,303 @@ CommentStyle = Literal["auto", "line", "block"]
 CapAction = Literal["complete", "rotate"]
 LimitAction = Literal["evict_oldest", "reject"]
 
-_SILENCE = 15.0
-_SILENT_HEARTBEATS = 3
-"""How many have to be missing before a client should give a connection up."""
+_SILENCE_SECONDS = 15.0
+_MISSED_HEARTBEATS = 3
+"""The number of missed heartbeats after which a client should reconnect."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What an operator can set. `from_environ` reads, checks and combines all sources."""
+    """All settings. `from_environ` reads, validates and combines all sources."""
 
-    enabled: bool = flag(
-        "SSE_ENABLED", "Whether we act at all; `0`: everything passes through.", default=True
+    enabled: bool = fields.boolean(
+        "SSE_ENABLED",
+        "Whether the middleware is active; `0`: it passes everything through.",
+        default=True,
+        per_endpoint=True,
     )
-    stream_max_seconds: float | None = seconds(
+    stream_max_seconds: float | None = fields.seconds(
         "SSE_STREAM_MAX_SECONDS",
         60.0,
-        "The longest life of a stream, from its response start; `off`: no cap. 60 s is the limit "
-        "of many proxies. Where nobody has set it, unmarked streams of plain clients have none.",
+        "Maximum lifetime of a stream, from its response start; `off`: no cap. 60 s is the limit "
+        "of many proxies. Unless it is set, unmarked streams of plain clients have no cap.",
         lowest=0.05,
-        bare="STREAM_MAX_SECONDS",
+        legacy_env="STREAM_MAX_SECONDS",
+        per_endpoint=True,
     )
-    cap_action: CapAction = text(  # noqa: RUF009 - as the others
+    cap_action: CapAction = fields.choice(  # noqa: RUF009 - returns a field
         "SSE_CAP_ACTION",
         "complete",
-        "What the cap ends: the stream (`complete`), or just the connection, whose `EventSource` "
-        "resumes (`rotate`). Where nobody has set it, unmarked streams rotate: feeds live on.",
-        pattern="complete|rotate",
-        allowed="complete or rotate",
+        "The cap ends the stream (`complete`), or only the connection, and the `EventSource` "
+        "resumes (`rotate`). Unless it is set, unmarked streams rotate, so that feeds continue.",
+        values=get_args(CapAction),
+        per_endpoint=True,
     )
-    heartbeat_interval: float | None = seconds(
+    heartbeat_interval: float | None = fields.seconds(
         "SSE_HEARTBEAT_INTERVAL",
         5.0,
-        "The time between two heartbeats; `off`: none; 0 is refused, it would flood. 5 s is well "
-        "below any proxy's idle limit.",
+        "Time between two heartbeats; `off`: none. 0 is not allowed, because it would flood the "
+        "client. 5 s is well below the idle limit of any proxy.",
         lowest=0.05,
-        bare="HEARTBEAT_INTERVAL",
+        legacy_env="HEARTBEAT_INTERVAL",
+        per_endpoint=True,
     )
-    silence_threshold: float | None = seconds(
+    silence_threshold: float | None = fields.seconds(
         "SSE_SILENCE_THRESHOLD",
-        _SILENCE,
-        "The silence after which a client should reconnect, announced to it; `off`: never. Where "
-        "nobody has set it: three heartbeats and 15 s at least; never, where there are none.",
+        _SILENCE_SECONDS,
+        "Silence after which a client should reconnect, as announced to the client; `off`: never. "
+        "Unless it is set, it is three heartbeats and at least 15 s, or off without heartbeats.",
         lowest=0.05,
-        bare="SILENCE_THRESHOLD",
+        legacy_env="SILENCE_THRESHOLD",
+        per_endpoint=True,
     )
-    chunk_delay_ms: int = whole(
+    chunk_delay_ms: int = fields.integer(
         "SSE_CHUNK_DELAY_MS",
         0,
-        "The least time between two content events, to pace a burst; nothing is dropped. 0: none.",
+        "Minimum time between two events of the app, to pace a burst; none is dropped. 0: none.",
         lowest=0,
         highest=60_000,
         unit="milliseconds",
-        bare="CHUNK_DELAY_MS",
+        legacy_env="CHUNK_DELAY_MS",
+        per_endpoint=True,
     )
-    batch: bool = flag(
+    batch: bool = fields.boolean(
         "SSE_BATCH",
-        "Whether events that come within a few milliseconds leave as one message; `0` for handlers "
-        "that yield several at once and then block the event loop.",
+        "Whether events that arrive within a few milliseconds are sent as one message. Use `0` for "
+        "handlers that yield several events at once and then block the event loop.",
         default=True,
+        per_endpoint=True,
     )
-    retry_ms: int = whole(
+    retry_ms: int = fields.integer(
         "SSE_RETRY_MS",
         2000,
-        "How long an `EventSource` waits before it reconnects; browsers alone wait 3 to 5 s.",
+        "Delay before an `EventSource` reconnects; the default of browsers is 3 to 5 s.",
         lowest=0,
         highest=3_600_000,
         unit="milliseconds",
+        per_endpoint=True,
     )
-    send_timeout: float | None = seconds(
+    send_timeout: float | None = fields.seconds(
         "SSE_SEND_TIMEOUT",
         30.0,
-        "How long a client may block a write before it counts as gone; `off`: for ever. Servers "
-        "and sockets take some megabytes before a write blocks.",
+        "Time for which a client may block a write before it counts as disconnected; `off`: no "
+        "limit. Servers and sockets buffer some megabytes before a write blocks.",
         lowest=0.05,
+        per_endpoint=True,
     )
-    drain_seconds: float = seconds(
+    drain_seconds: float = fields.seconds(
         "SSE_DRAIN_SECONDS",
         5.0,
-        "How long streams may go on when their server ends; 0: not at all. Set it to your longest "
-        "answer, and the grace period of whoever ends the server to a little more.",
+        "Time for which streams may continue after their server begins to shut down; 0: none. Set "
+        "it to your longest answer, and the grace period of your process manager to a little more.",
         lowest=0.0,
         may_be_off=False,
+        per_endpoint=True,
     )
-    linger_seconds: float = seconds(
+    linger_seconds: float = fields.seconds(
         "SSE_LINGER_SECONDS",
         15.0,
-        "How long an app goes on whose `EventSource` has gone away behind at least one event, so "
-        "that it can come back and miss nothing; 0: not at all. 15 s is a change of network.",
+        "Time for which an app continues after its `EventSource` has disconnected with at least "
+        "one event, so that the client can resume; 0: none. 15 s covers a change of network.",
         lowest=0.0,
         may_be_off=False,
+        per_endpoint=True,
     )
-    max_lingering: int = whole(
+    max_lingering: int = fields.integer(
         "SSE_MAX_LINGERING",
         100,
-        "How many apps go on that way at once; the one that has waited longest gives way.",
+        "Maximum number of apps that linger at the same time; the oldest is stopped first.",
         lowest=0,
         highest=1_000_000,
         unit="streams",
     )
-    replay_max_events: int = whole(
+    replay_max_events: int = fields.integer(
         "SSE_REPLAY_MAX_EVENTS",
         10_000,
-        "How many events of a stream are kept for those who come back; 0: none, and no stream is "
-        "resumed.",
+        "Number of events of a stream that are kept for clients that reconnect; 0: none, and "
+        "streams cannot be resumed.",
         lowest=0,
         highest=10_000_000,
         unit="events",
     )
-    replay_max_bytes: int = whole(
+    replay_max_bytes: int = fields.integer(
         "SSE_REPLAY_MAX_BYTES",
         4 << 20,
-        "How many bytes of a stream are kept.",
+        "Number of bytes of a stream that are kept.",
         lowest=1024,
         highest=1 << 30,
         unit="bytes",
     )
-    replay_ttl: float = seconds(
+    replay_ttl: float = fields.seconds(
         "SSE_REPLAY_TTL",
         60.0,
-        "How long the events of a stream are kept behind its end.",
+        "Time for which the events of a stream are kept after its end.",
         lowest=0.0,
         may_be_off=False,
     )
-    memory_max_bytes: int = whole(
+    memory_max_bytes: int = fields.integer(
         "SSE_MEMORY_MAX_BYTES",
         256 << 20,
-        "How much memory the events of all streams may take in a process; the oldest ended stream "
-        "goes first.",
+        "Memory for the events of a process; the stream that ended first is dropped first.",
         lowest=1 << 16,
         highest=1 << 50,
         unit="bytes",
     )
-    redis_url: str = url(
+    redis_url: str = fields.url(
         "SSE_REDIS_URL",
-        "The Redis in which events are kept, for all workers; empty: the memory of each process.",
+        "The Redis that keeps the events of all workers; empty: the memory of each process.",
         schemes=("redis", "rediss", "unix", "redis+cluster", "rediss+cluster"),
     )
-    redis_prefix: str = text(
+    redis_prefix: str = fields.text(
         "SSE_REDIS_PREFIX",
         "sse:",
-        "What stands before the names of our keys.",
+        "Prefix of all Redis keys.",
         pattern=r"[A-Za-z0-9._:-]{0,64}",
         allowed="at most 64 of A-Z, a-z, 0-9 and . _ : -",
     )
-    channel_ttl: float = seconds(
+    channel_ttl: float = fields.seconds(
         "SSE_CHANNEL_TTL",
         3600.0,
-        "How long a channel is kept behind its last event, so that a browser may come after the "
-        "worker.",
+        "Time for which a channel is kept after its last event, so that a browser may connect "
+        "after the worker has finished.",
         lowest=0.05,
         may_be_off=False,
     )
-    channel_max_events: int = whole(
+    channel_max_events: int = fields.integer(
         "SSE_CHANNEL_MAX_EVENTS",
         10_000,
-        "How many events of a channel are kept.",
+        "Number of events of a channel that are kept.",
         lowest=1,
         highest=10_000_000,
         unit="events",
     )
-    channel_max_bytes: int = whole(
+    channel_max_bytes: int = fields.integer(
         "SSE_CHANNEL_MAX_BYTES",
         4 << 20,
-        "How many bytes of a channel are kept.",
+        "Number of bytes of a channel that are kept.",
         lowest=1024,
         highest=1 << 30,
         unit="bytes",
     )
-    identity_cookies: tuple[str, ...] = names(
+    identity_cookies: tuple[str, ...] = fields.cookie_names(
         "SSE_IDENTITY_COOKIES",
-        "The cookies that tell whose a stream is, where a request has no `Authorization`; only "
-        "who sends the same ones can resume it.",
+        "Cookies that identify the client of a request without `Authorization`; a stream can only "
+        "be resumed with the same values.",
     )
-    max_streams: int | None = whole(
+    max_streams: int | None = fields.integer(
         "SSE_MAX_STREAMS",
         None,
-        "How many streams a process may have open; `off`: any number. Readers that resume one, "
-        "and streams that wait for theirs, do not count.",
+        "Maximum number of open streams per process; `off`: no limit. Connections that resume a "
+        "stream and streams that linger do not count.",
         lowest=1,
         highest=1_000_000,
         unit="streams",
     )
-    max_streams_per_client: int | None = whole(
+    max_streams_per_client: int | None = fields.integer(
         "SSE_MAX_STREAMS_PER_CLIENT",
         None,
-        "How many of them one client may have, known by its identity, else by its address; with "
-        "`SSE_REDIS_URL` on all workers together.",
+        "Maximum number of open streams per client, identified by its identity or else its "
+        "address; with `SSE_REDIS_URL`, across all workers.",
         lowest=1,
         highest=100_000,
         unit="streams",
     )
-    limit_action: LimitAction = text(  # noqa: RUF009 - as the others
+    limit_action: LimitAction = fields.choice(  # noqa: RUF009 - returns a field
         "SSE_LIMIT_ACTION",
         "evict_oldest",
-        "What happens over these: an older stream ends (`evict_oldest`), or the new one is "
-        "answered by 429 or 503 (`reject`). Where nobody has set it, an `EventSource`, which any "
-        "such status stops for good, ends an older one, and others are rejected.",
-        pattern="evict_oldest|reject",
-        allowed="evict_oldest or reject",
+        "At these limits, a new stream ends an older one (`evict_oldest`) or is answered with 429 "
+        "or 503 (`reject`). Unless it is set, an `EventSource`, which never reconnects after such "
+        "a status, ends an older stream, and other clients are rejected.",
+        values=get_args(LimitAction),
     )
-    open_rate: str = text(
+    open_rate: str = fields.text(
         "SSE_OPEN_RATE",
         "",
-        "How often a client may open a stream, such as `30/minute` or `5/10 seconds`; empty: any "
-        "number of times. Needs `sse-middleware[limits]`.",
+        "How often a client may open a stream, such as `30/minute` or `5/10 seconds`; empty: no "
+        "limit. Needs `sse-middleware[limits]`.",
         pattern=r"([1-9]\d{0,5} ?(/|per) ?([1-9]\d{0,4} )?(second|minute|hour|day)s?)?",
         allowed="a number per second, minute, hour or day, such as 30/minute, or nothing",
     )
-    trusted_proxies: tuple[str, ...] = networks(
+    trusted_proxies: tuple[str, ...] = fields.networks(
         "SSE_TRUSTED_PROXIES",
-        "Your proxies, who are believed when they tell by `X-Forwarded-For` or `Forwarded` for "
-        "whom they ask; `unix`: whoever connects by a unix socket.",
+        "Proxies that are trusted to name the address of the client in `X-Forwarded-For` or "
+        "`Forwarded`; `unix`: all clients that connect by a unix socket.",
     )
-    max_event_bytes: int = whole(
+    max_event_bytes: int = fields.integer(
         "SSE_MAX_EVENT_BYTES",
         1 << 20,
-        "The longest event that is held until it is whole; a longer one passes in parts. And the "
-        "longest data of an event that may be published on a channel.",
+        "Maximum size of an event that is buffered until it is complete; a longer one is passed on "
+        "in parts. Also the maximum size of the data of an event on a channel.",
         lowest=1024,
         highest=1 << 30,
         unit="bytes",
+        per_endpoint=True,
     )
-    include: tuple[str, ...] = globs(
-        "SSE_INCLUDE", "The paths to act on (`*` matches a `/` too); empty: all."
+    include: tuple[str, ...] = fields.globs(
+        "SSE_INCLUDE", "Paths that the middleware acts on (`*` also matches `/`); empty: all."
     )
-    exclude: tuple[str, ...] = globs("SSE_EXCLUDE", "The paths to leave alone.")
-    only_marked: bool = flag(
-        "SSE_ONLY_MARKED", "Whether to act on marked endpoints only.", default=False
+    exclude: tuple[str, ...] = fields.globs("SSE_EXCLUDE", "Paths that it ignores.")
+    only_marked: bool = fields.boolean(
+        "SSE_ONLY_MARKED", "Whether it acts on marked endpoints only.", default=False
     )
-    event_prefix: str = text(
+    event_prefix: str = fields.text(
         "SSE_EVENT_PREFIX",
         "",
-        "What stands before the names of our events, where an app has such names of its own.",
+        "Prefix of the names of control events, for an app that has events of the same names.",
         pattern=r"[A-Za-z0-9._:-]{0,32}",
         allowed="at most 32 of A-Z, a-z, 0-9 and . _ : -",
+        per_endpoint=True,
     )
-    comment_style: CommentStyle = text(  # noqa: RUF009 - as the others
+    comment_style: CommentStyle = fields.choice(  # noqa: RUF009 - returns a field
         "SSE_COMMENT_STYLE",
         "auto",
-        "Whether a heartbeat comment has a blank line (`block`) or not (`line`); `auto` looks at "
-        "the client.",
-        pattern="auto|line|block",
-        allowed="auto, line or block",
+        "Whether a heartbeat comment has a blank line (`block`) or not (`line`); `auto`: depends "
+        "on the client.",
+        values=get_args(CommentStyle),
+        per_endpoint=True,
     )
-    trace_in_data: bool = flag(
+    trace_in_data: bool = fields.boolean(
         "SSE_TRACE_IN_DATA",
         "Whether to add `trace_id` to each event of the app whose data is a JSON object.",
         default=False,
+        per_endpoint=True,
     )
-    ready_path: str = text(
+    ready_path: str = fields.text(
         "SSE_READY_PATH",
         "",
-        "Where to answer 200, and 503 once the server ends, below the app's `root_path`; empty: "
-        "nowhere.",
+        "Path that answers 200, and 503 after the server begins to shut down, below the app's "
+        "`root_path`; empty: none.",
         pattern=r"(/[^?#\s]+)?",
         allowed="a path with a / first, or nothing",
     )
-    metrics_path: str = text(
+    metrics_path: str = fields.text(
         "SSE_METRICS_PATH",
         "/metrics",
-        "Where the metrics are served, below the app's `root_path`; empty: nowhere. Where nobody "
-        "has set it, an app that answers there itself keeps the path.",
+        "Path of the metrics, below the app's `root_path`; empty: none. Unless it is set, the app "
+        "keeps the path if it answers there itself.",
         pattern=r"(/[^?#\s]+)?",
         allowed="a path with a / first, or nothing",
     )
-    client_path: str = text(
+    client_path: str = fields.text(
         "SSE_CLIENT_PATH",
         "",
-        "Where the browser client is served, such as `/sse-client.js`, below the app's "
-        "`root_path`; the React hook lies beside it. Empty: nowhere.",
+        "Path of the browser client, such as `/sse-client.js`, below the app's `root_path`; the "
+        "React hook is in the same folder. Empty: none.",
         pattern=r"(/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-])?",
         allowed="a path with a / first and of A-Z, a-z, 0-9 and . _ ~ / -, or nothing",
     )
-    rollout_percent: int = whole(
+    rollout_percent: int = fields.integer(
         "SSE_ROLLOUT_PERCENT",
         100,
-        "The share of clients that we act for; the streams of the others are measured and not "
-        "touched (family `off`).",
+        "Share of clients that the middleware acts for; the streams of the others are measured and "
+        "not changed (client kind `off`).",
         lowest=0,
         highest=100,
         unit="percent",
     )
 
     explicit: frozenset[str] = frozenset()
-    """The names of the fields that someone has set, by mark, argument or variable."""
+    """The names of the fields that are set by a mark, an argument or a variable."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], **arguments: object) -> "Options":
@@ -322,60 +324,60 @@ class Options:
 
         Raises:
             ConfigurationError: an argument or a `SSE_*` variable is not allowed.
-            TypeError: an argument has no such field.
+            TypeError: there is no such option.
         """
-        values = checked(arguments)
+        values = validate(arguments)
         for name, setting in SETTINGS.items():
-            if name not in values and (found := from_variables(setting, environ)):
+            if name not in values and (found := fields.read_variable(setting, environ)):
                 values[name] = found[0]
         return _with_silence(cls(**values, explicit=frozenset(values)))
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "Options":
-        """Return these options with those of a mark, which `checked` has seen, before them."""
+        """Return these options with the `overrides` of a mark, which are validated already."""
         explicit = self.explicit | overrides.keys()
         return _with_silence(dataclasses.replace(self, **overrides, explicit=explicit))
 
-    def rotates(self, *, marked: bool) -> bool:
-        """Tell whether the cap ends a connection only, and not the stream."""
-        if "cap_action" in self.explicit:
-            return self.cap_action == "rotate"
-        return not marked
-
     def evicts(self, *, eventsource: bool) -> bool:
-        """Tell whether a stream that is too many ends an older one."""
+        """Return whether a stream over a limit ends an older one."""
         if "limit_action" in self.explicit:
             return self.limit_action == "evict_oldest"
         return eventsource
 
     @property
     def limits_something(self) -> bool:
-        """Whether there is a limit at all."""
+        """Whether any limit is set."""
         return bool(self.max_streams or self.max_streams_per_client or self.open_rate)
 
 
-SETTINGS: Mapping[str, Setting] = {
+SETTINGS: Mapping[str, fields.Setting] = {
     item.name: item.metadata["setting"]
     for item in dataclasses.fields(Options)
     if "setting" in item.metadata
 }
-"""The one table: a field's name and how it is set."""
+"""The table of settings, by field name."""
 
 
-def checked(arguments: Mapping[str, object]) -> dict[str, Any]:
-    """Return `arguments` where each is a field of `Options` and allowed.
+def validate(arguments: Mapping[str, object], *, per_endpoint: bool = False) -> dict[str, Any]:
+    """Return `arguments` if each is a field of `Options` and allowed.
+
+    Args:
+        arguments: the values, by field name.
+        per_endpoint: whether they are those of a mark.
 
     Raises:
-        ConfigurationError: one is not allowed.
-        TypeError: one has no such field.
+        ConfigurationError: a value is not allowed.
+        TypeError: there is no such option, or it is not an option of one endpoint.
     """
-    unknown = arguments.keys() - SETTINGS.keys()
-    if unknown:
+    if unknown := arguments.keys() - SETTINGS.keys():
         raise TypeError(
             f"no such option: {', '.join(sorted(unknown))}; there are: {', '.join(SETTINGS)}"
         )
+    app_wide = [name for name in sorted(arguments) if not SETTINGS[name].per_endpoint]
+    if per_endpoint and app_wide:
+        raise TypeError(f"not an option of one endpoint: {', '.join(app_wide)}")
     for name, value in arguments.items():
         if not SETTINGS[name].check(value):
-            raise ConfigurationError(name, SETTINGS[name].masked(value), SETTINGS[name].allowed)
+            raise ConfigurationError(name, SETTINGS[name].redact(value), SETTINGS[name].allowed)
     return dict(arguments)
 
 
@@ -383,12 +385,12 @@ def _with_silence(options: Options) -> Options:
     """Return `options` with a silence threshold that suits the heartbeats."""
     silence, interval = options.silence_threshold, options.heartbeat_interval
     if "silence_threshold" not in options.explicit:
-        silence = None if interval is None else max(_SILENCE, _SILENT_HEARTBEATS * interval)
+        silence = None if interval is None else max(_SILENCE_SECONDS, _MISSED_HEARTBEATS * interval)
         return dataclasses.replace(options, silence_threshold=silence)
     if silence is not None and interval is not None and silence <= interval:
         logger.warning(
-            "silence_threshold is %g s and heartbeat_interval %g s: between two heartbeats clients "
-            "take a silent stream for dead; allow for more silence",
+            "silence_threshold is %g s and heartbeat_interval %g s, so that clients reconnect "
+            "between two heartbeats; set SSE_SILENCE_THRESHOLD to more than SSE_HEARTBEAT_INTERVAL",
             silence,
             interval,
         )

@@ -1,64 +1,106 @@
-"""Addresses: from where a request comes, which only a trusted proxy may say in another's place.
+"""The identity that a request belongs to, and the address of its client.
 
-Of the addresses that it tells, the one that counts is the last that is not itself a trusted proxy:
-whatever stands before it, anybody may have written.
+The address in a forwarding header counts only if a trusted proxy has sent it. Of the addresses in
+that header, the last one that is not itself a trusted proxy counts: any client can write the ones
+before it.
 """
 
+import hashlib
 import ipaddress
+import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
 
 from sse_middleware.config.fields import UNIX
+from sse_middleware.http.request import SSERequest
+
+logger = logging.getLogger("sse_middleware")
+
+Identify = Callable[[Any], str | None]
+"""Returns the identity that a scope belongs to, `None` or `""` if there is none."""
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_LONGEST = 64
-# An address, perhaps with a port; one of IPv6 then stands in brackets (RFC 7239 6).
-_HOP = re.compile(
+_COOKIE: Final = re.compile(rb"\s*([^=;\s]+)=([^;]*)")
+_LONGEST: Final = 64
+# An address, perhaps with a port; an IPv6 address with a port is in brackets (RFC 7239 6).
+_HOP: Final = re.compile(
     r"\[([0-9A-Fa-f:.]+)\](?::\d{1,5})?|(\d{1,3}(?:\.\d{1,3}){3})(?::\d{1,5})?|([0-9A-Fa-f:.]+)"
 )
-_FOR = re.compile(r'(?:^|;)[ \t]*for=(?:"([^"\\]*)"|([^";, \t]*))[ \t]*(?=;|$)', re.IGNORECASE)
-_PREFIX_BITS = 64
-"""Whoever has one address of IPv6 has all that begin so."""
+_FOR: Final = re.compile(
+    r'(?:^|;)[ \t]*for=(?:"([^"\\]*)"|([^";, \t]*))[ \t]*(?=;|$)', re.IGNORECASE
+)
+_PREFIX_BITS: Final = 64
+"""A client that has one IPv6 address has all addresses with this prefix."""
 
 
-class Addresses:
-    """Tell where requests come from.
+def identity_of(
+    request: SSERequest, identify: Identify | None, cookies: Iterable[str]
+) -> str | None:
+    """Return a digest of the identity that a request belongs to.
 
     Args:
-        trusted: the addresses and networks of proxies, and `unix`.
+        request: the request.
+        identify: the operator's function, which has precedence.
+        cookies: the names of the cookies that identify a client without an `Authorization`.
+
+    Returns:
+        Hexadecimal digits; `""` if the request carries no identity; `None` if `identify` has
+        raised, so that no request can be assigned to an identity.
+    """
+    if identify is not None:
+        try:
+            identity = identify(request.scope)
+        except Exception:
+            logger.exception("identify(scope) has failed; the request can resume nothing")
+            return None
+        if identity:
+            return _digest(b"identity", str(identity).encode("utf-8", "surrogatepass"))
+    headers = request.headers
+    if b"authorization" in headers:
+        return _digest(b"authorization", headers[b"authorization"])
+    if not cookies or b"cookie" not in headers:
+        return ""
+    found = dict(_COOKIE.findall(headers[b"cookie"]))
+    named = [found[name] for name in (name.encode() for name in cookies) if name in found]
+    return _digest(b"cookies", *named) if named else ""
+
+
+class TrustedProxies:
+    """Determine the addresses of clients.
+
+    Args:
+        proxies: the addresses and networks of the proxies, and `unix` for unix sockets.
     """
 
-    def __init__(self, trusted: Iterable[str]) -> None:
-        told = set(trusted)
-        self._trusts_unix = UNIX in told
-        self._networks = [ipaddress.ip_network(text, strict=False) for text in told - {UNIX}]
+    def __init__(self, proxies: Iterable[str]) -> None:
+        trusted = set(proxies)
+        self._trusts_unix = UNIX in trusted
+        self._networks = [ipaddress.ip_network(text, strict=False) for text in trusted - {UNIX}]
 
-    def of(self, scope: Mapping[str, Any]) -> str | None:
-        """Return a client's address, that of its network for IPv6, `None` where it has none."""
-        host = str((scope.get("client") or ("",))[0])
+    def client_address(self, request: SSERequest) -> str | None:
+        """Return the address of a client (its network for IPv6), `None` if it has none."""
+        host = request.peer_host
         peer = _parsed(host)
         trusted = self._trusts_unix if not host else peer is not None and self._trusts(peer)
         if not trusted:
             return _shown(peer) or host[:_LONGEST] or None
-        told = {
-            _shown(self._last_untrusted(peer, hops))
-            for hops in _told_hops(scope.get("headers") or ())
-            if hops
+        forwarded = {
+            _shown(self._last_untrusted(peer, hops)) for hops in _forwarded_hops(request) if hops
         }
-        # A proxy writes one of the headers and may pass the other one on as it came: where they
-        # differ, one was made up.
-        return told.pop() if len(told) == 1 else _shown(peer)
+        # A proxy writes one of the two headers and may pass on the other one unchanged: if they
+        # differ, the client has forged one.
+        return forwarded.pop() if len(forwarded) == 1 else _shown(peer)
 
     def _last_untrusted(self, peer: _Address | None, hops: Sequence[str]) -> _Address | None:
         address = peer
         for hop in reversed(hops):
-            told = _parsed(hop)
-            if told is None:  # "unknown", or something made up
+            parsed = _parsed(hop)
+            if parsed is None:  # "unknown", or forged
                 break
-            address = told
-            if not self._trusts(told):
+            address = parsed
+            if not self._trusts(parsed):
                 break
         return address
 
@@ -66,20 +108,18 @@ class Addresses:
         return any(address in network for network in self._networks)
 
 
-def _told_hops(headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[str], list[str]]:
-    """Return the hops that `X-Forwarded-For` tells, and those of `Forwarded` (RFC 7239)."""
-    plain: list[str] = []
-    forwarded: list[str] = []
-    for name, value in headers:
-        if name == b"x-forwarded-for":
-            plain += value.decode("latin-1").split(",")
-        elif name == b"forwarded":
-            # A comma may stand in quotes, but in no address: what is cut there is not believed.
-            forwarded += map(_forwarded_for, value.decode("latin-1").split(","))
-    return plain, forwarded
+def _forwarded_hops(request: SSERequest) -> tuple[list[str], list[str]]:
+    """Return the hops in `X-Forwarded-For`, and those in `Forwarded` (RFC 7239)."""
+    plain = request.headers.get(b"x-forwarded-for")
+    elements = request.headers.get(b"forwarded")
+    # A quoted string may contain a comma, but no address does: the parts are not addresses.
+    return (
+        [] if plain is None else plain.decode("latin-1").split(","),
+        [] if elements is None else [_for(one) for one in elements.decode("latin-1").split(",")],
+    )
 
 
-def _forwarded_for(element: str) -> str:
+def _for(element: str) -> str:
     found = _FOR.findall(element)
     return found[0][0] or found[0][1] if len(found) == 1 else ""
 
@@ -100,3 +140,10 @@ def _shown(address: _Address | None) -> str | None:
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, _PREFIX_BITS), strict=False))
     return None if address is None else str(address)
+
+
+def _digest(kind: bytes, *values: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=16, person=kind)
+    for value in values:
+        digest.update(b"%d:%b" % (len(value), value))
+    return digest.hexdigest()

@@ -1,38 +1,34 @@
-"""Refusing: what a client gets whose stream is not let in.
-
-A status that says so, and when to come again; an `EventSource`, which any such status would stop
-for good, gets an empty stream that tells it when.
-"""
+"""The complete responses that the middleware sends in place of the app's response."""
 
 import json
 import logging
 import random
-import time
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import Final
 
-from starlette.types import Scope, Send
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Scope, Send
 
 from sse_middleware.config.options import Options
-from sse_middleware.http.response_head import (
-    OWN_HEADERS,
-    RawHeaders,
-    body_message,
-    request_headers,
-    stream_headers,
-    trace_id,
-)
+from sse_middleware.http.request import SSERequest
+from sse_middleware.http.response_head import OWN_HEADERS, RawHeaders, stream_headers
 from sse_middleware.http.routes import UNMATCHED
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
+from sse_middleware.protocol.client_kinds import ClientKind
+from sse_middleware.protocol.control_events import start_or_reset
 from sse_middleware.protocol.event_ids import EventId, new_secret, parse_event_id, stream_id
-from sse_middleware.protocol.stream_state import StreamState
+from sse_middleware.protocol.stream_terms import StreamTerms
 
 logger = logging.getLogger("sse_middleware")
 
-PROCESS, CLIENT, RATE, SHUTDOWN = "process", "client", "rate", "shutdown"
-"""What has no room for a stream, or no time."""
+PROCESS: Final = "process"
+CLIENT: Final = "client"
+RATE: Final = "rate"
+SHUTDOWN: Final = "shutdown"
+"""Reasons for a rejection: no slot in the process or for the client, the rate, or a drain."""
 
-_ANSWERS = {
+_REJECTIONS: Final = {
     PROCESS: (
         HTTPStatus.SERVICE_UNAVAILABLE,
         {
@@ -42,7 +38,7 @@ _ANSWERS = {
         },
     ),
     CLIENT: (
-        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.TOO_MANY_REQUESTS,  # RFC 6585 4
         {
             "type": "rate_limit_error",
             "code": "too_many_streams",
@@ -64,90 +60,179 @@ _ANSWERS = {
 }
 
 
-async def refuse(send: Send, scope: Scope, reason: str, retry_after: int) -> None:
-    """Answer with 503 or 429 (RFC 6585 4).
+async def send_rejection(send: Send, request: SSERequest, reason: str, retry_after: int) -> None:
+    """Send a 503 or 429 with the reason as JSON.
 
     Args:
         send: the server's.
-        scope: the request's.
-        reason: what has no room.
-        retry_after: when there may be, in seconds.
+        request: the request.
+        reason: one of the four reasons.
+        retry_after: the seconds after which the client may try again.
     """
-    status, error = _ANSWERS[reason]
-    trace = trace_id(request_headers(scope.get("headers") or ()))
-    data = json.dumps({"error": error, "trace_id": trace}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(data)),
-        (b"retry-after", b"%d" % retry_after),
-        (b"x-trace-id", trace.encode()),
-        *OWN_HEADERS,
-    ]
-    await send({"type": "http.response.start", "status": status.value, "headers": headers})
-    await send(body_message(data, more_body=False))
+    status, error = _REJECTIONS[reason]
+    response = Response(
+        json.dumps({"error": error, "trace_id": request.trace_id}),
+        status.value,
+        {"retry-after": str(retry_after), "x-trace-id": request.trace_id},
+        media_type="application/json",
+    )
+    response.raw_headers += OWN_HEADERS
+    await response(request.scope, _receive_nothing, send)
 
 
-async def put_off(
-    send: Send, scope: Scope, options: Options, held: str, retry_after: float | None = None
+async def send_retry_later(
+    send: Send,
+    request: SSERequest,
+    options: Options,
+    held: str,
+    retry_after: float | None = None,
 ) -> None:
-    """Let an `EventSource` come again later, with the id that it has.
+    """Send an empty stream after which an `EventSource` reconnects with the id that it has.
 
     Args:
         send: the server's.
-        scope: the request's.
+        request: the request.
         options: the settings.
         held: the id, `""` for none.
-        retry_after: when to come, in seconds, `None` for as the settings say; some come sooner,
-            after half of it, so that not all come at once.
+        retry_after: the longest wait in seconds, `None` for the `retry_ms` of the settings; the
+            waits are spread over the second half of it, so that not all clients come at once.
     """
     told = held or str(EventId(new_secret(), 0))
-    cursor = parse_event_id(told)
-    name = stream_id(cursor.secret if cursor else told)
+    event_id = parse_event_id(told)
+    name = stream_id(event_id.secret if event_id else told)
     longest = options.retry_ms if retry_after is None else 1000 * retry_after
     retry = int(longest * (0.5 + random.random() / 2))  # noqa: S311 - no secret
-    headers, data = ended_stream(scope, options, name, event_id=told, reset="", retry_ms=retry)
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send(body_message(data, more_body=False))
+    response = ended_stream(request, options, name, event_id=told, reset="", retry_ms=retry)
+    await response(request.scope, _receive_nothing, send)
+
+
+async def send_empty(
+    send: Send, request: SSERequest, status: HTTPStatus, headers: RawHeaders | None = None
+) -> None:
+    """Send a status without a body."""
+    response = Response(status_code=status.value)
+    response.raw_headers += [*OWN_HEADERS, *(headers or ())]
+    await response(request.scope, _receive_nothing, send)
+
+
+async def send_readiness(send: Send, request: SSERequest, *, ready: bool) -> None:
+    """Send 200, or 503 if the server drains."""
+    response = PlainTextResponse(
+        "ready\n" if ready else "draining\n",
+        (HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE).value,
+        {"cache-control": "no-store"},
+    )
+    await response(request.scope, _receive_nothing, send)
 
 
 def ended_stream(
-    scope: Scope,
+    request: SSERequest,
     options: Options,
     name: str,
     *,
     event_id: str,
     reset: str,
     retry_ms: int | None = None,
-) -> tuple[RawHeaders, bytes]:
-    """Return the headers and the one event of a stream of ours that ends at once.
+) -> Response:
+    """Return a stream of one event of ours that ends at once.
+
+    Args:
+        request: the request.
+        options: the settings.
+        name: the stream's public id.
+        event_id: the last event id that the client then has.
+        reset: the reason why the client cannot continue its stream, `""` if it can.
+        retry_ms: the wait before the client reconnects, `None` for that of the settings.
+    """
+    terms = StreamTerms.from_options(options, ClientKind.EVENTSOURCE, marked=False)
+    event = start_or_reset(
+        StreamRecord(name, request.trace_id, UNMATCHED, ClientKind.EVENTSOURCE),
+        terms,
+        reset=reset,
+        resumed=False,
+        event_id=event_id,
+        retry_ms=terms.retry_ms if retry_ms is None else retry_ms,
+    )
+    response = Response(event)
+    response.raw_headers = stream_headers(
+        [(b"content-type", b"text/event-stream; charset=utf-8"), *OWN_HEADERS],
+        terms,
+        http_version=request.http_version,
+        trace_id=request.trace_id,
+        stream_id=name,
+        keep_cache_control=False,
+    )
+    return response
+
+
+class ReplacedResponse:
+    """Pass on the response of an app, or send another one in its place.
 
     Args:
         scope: the request's.
-        options: the settings.
-        name: the stream's id.
-        event_id: what the client is to hold.
-        reset: why it cannot go on where it was, `""` where it can.
-        retry_ms: when it is to come again, `None` for as the settings say.
+        send: the server's.
+        replacement: returns, for the status of the app's response, the ASGI app that sends the
+            other response, `None` to pass on the app's.
     """
-    trace = trace_id(request_headers(scope.get("headers") or ()))
-    state = StreamState(
-        options,
-        family=ClientKind.EVENTSOURCE,
-        record=StreamRecord(name, trace, UNMATCHED, ClientKind.EVENTSOURCE),
-        secret="",
-        marked=False,
-        comment=CommentForm.BLOCK,
-    )
-    if retry_ms is not None:
-        state.retry_ms = retry_ms
-    headers = stream_headers(
-        [(b"content-type", b"text/event-stream; charset=utf-8"), *OWN_HEADERS],
-        http_version=scope.get("http_version", ""),
-        trace_id=trace,
-        stream_id=name,
-        max_seconds=state.max_seconds,
-        heartbeat_interval=options.heartbeat_interval,
-        silence_threshold=options.silence_threshold,
-        keep_cache_control=False,
-    )
-    return headers, state.open(0.0, time.time(), reset=reset, event_id=event_id)
+
+    __slots__ = ("_is_replaced", "_replacement", "_scope", "_send")
+
+    def __init__(
+        self, scope: Scope, send: Send, replacement: Callable[[int], ASGIApp | None]
+    ) -> None:
+        self._scope = scope
+        self._send = send
+        self._replacement = replacement
+        self._is_replaced = False
+
+    async def send(self, message: Message) -> None:
+        """Pass on a message of the app, or discard it after the other response."""
+        if message["type"] == "http.response.start":
+            other = self._replacement(message["status"])
+            if other is not None:
+                self._is_replaced = True
+                await other(self._scope, _receive_nothing, self._send)
+        if not self._is_replaced:
+            await self._send(message)
+
+
+class MetricsEndpoint:
+    """Serve the metrics at a path.
+
+    Args:
+        exposition: the ASGI app that sends the metrics.
+        path: the path, below the `root_path`.
+        first: whether the metrics are sent in any case, else in place of a 404 of the app.
+    """
+
+    def __init__(self, exposition: ASGIApp, path: str, *, first: bool) -> None:
+        self._exposition = exposition
+        self._path = path
+        self._first = first
+        self._app_has_path = False
+
+    def serves(self, request: SSERequest) -> bool:
+        """Return whether a request may get the metrics."""
+        return not self._app_has_path and request.is_request_for(self._path)
+
+    async def handle(self, scope: Scope, send: Send) -> Send | None:
+        """Send the metrics and return `None`, or return the `send` for a response of the app."""
+        if self._first:
+            await self._exposition(scope, _receive_nothing, send)
+            return None
+        return ReplacedResponse(scope, send, self._replacement).send
+
+    def _replacement(self, status: int) -> ASGIApp | None:
+        if status == HTTPStatus.NOT_FOUND:
+            return self._exposition
+        if not self._app_has_path:
+            self._app_has_path = True
+            logger.info(
+                "the app itself answers %s; SSE_METRICS_PATH serves our metrics", self._path
+            )
+        return None
+
+
+async def _receive_nothing() -> Message:
+    """Return an empty body, since the app may have received the request's own body."""
+    return {"type": "http.request", "body": b"", "more_body": False}

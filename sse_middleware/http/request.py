@@ -1,154 +1,314 @@
-"""Claims: what a request says of the stream that it comes back to, and of who it is.
+"""A request as the middleware reads it: each part is parsed once, at its first use.
 
-All of it is hostile input: what is no cursor of ours counts as none.
+All of it is hostile input: an event id that the middleware cannot have made counts as the app's.
 """
 
+import copy
 import hashlib
-import logging
+import random
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl
 
+from starlette.types import Scope
+
+from sse_middleware.http.routes import Mark
+from sse_middleware.protocol.client_kinds import EVENT_STREAM
 from sse_middleware.protocol.event_ids import EventId, parse_event_id
 
-logger = logging.getLogger("sse_middleware")
+EVENT_ID_PARAMETERS: Final = frozenset(("last_event_id", "lastEventId", "evs_last_event_id"))
+"""Query parameters that may carry an event id: ours, and those of two polyfills."""
+CANCEL_PARAMETER: Final = "sse_cancel"
+"""Query parameter of a POST: the event id whose stream the request ends."""
 
-CURSOR_PARAMETERS = frozenset(("last_event_id", "lastEventId", "evs_last_event_id"))
-"""Query parameters that may carry a cursor: ours, and those of two polyfills."""
-CANCEL_PARAMETER = "sse_cancel"
-"""The query parameter of a POST that ends the stream of the cursor which it carries."""
-
-Identify = Callable[[Any], str | None]
-"""Tells from the scope of a request whose it is, `None` or `""` where it is nobody's."""
-
-_HEADER = b"last-event-id"
-_FIELDS_LIMIT = 100
-_BODY_BYTES = 1 << 20
-"""The longest body by which a POST can resume; chats with a few images fit."""
-_PARAMETER = re.compile(
-    rb"(?:^|&)(?:%b)=" % "|".join([*CURSOR_PARAMETERS, CANCEL_PARAMETER]).encode()
+_EVENT_ID_HEADER: Final = b"last-event-id"
+_HEADERS: Final = frozenset(
+    (
+        b"accept",
+        b"authorization",
+        b"cache-control",
+        b"cookie",
+        b"forwarded",
+        b"if-none-match",
+        b"last-event-id",
+        b"origin",
+        b"traceparent",
+        b"user-agent",
+        b"x-forwarded-for",
+        b"x-request-id",
+        b"x-trace-id",
+    )
 )
-_COOKIE = re.compile(rb"\s*([^=;\s]+)=([^;]*)")
+# A repeated header is joined as RFC 9110 5.3 specifies, cookies as RFC 9113 8.2.3 does. No event id
+# contains a line feed, so that two ids count as none.
+_SEPARATORS: Final = {b"cookie": b"; ", _EVENT_ID_HEADER: b"\n"}
+# https://www.w3.org/TR/trace-context/#traceparent-header: version 00 ends after the flags, a higher
+# one may be longer, ff is forbidden, and so are a trace or parent id of zeros only.
+_TRACEPARENT: Final = re.compile(
+    rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
+)
+_TRACE_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_FIELDS_LIMIT: Final = 100
+_BODY_BYTES: Final = 1 << 20
+"""The longest body with which a POST can resume; chats with a few images fit."""
+_PARAMETER: Final = re.compile(
+    rb"(?:^|&)(?:%b)=" % "|".join([*EVENT_ID_PARAMETERS, CANCEL_PARAMETER]).encode()
+)
+ANY_STREAM: Final = frozenset((EVENT_STREAM, b"text/*", b"*/*"))
+"""The media types and ranges that an event stream has."""
+_NEVER_STREAM: Final = ("HEAD", "OPTIONS")
+_READS: Final = ("GET", "HEAD")
+RESUMABLE_METHODS: Final = ("GET", "POST")
 
 
-def last_event_id(scope: Mapping[str, Any]) -> str | None:
-    """Return the last event id of a request, `None` where it has none.
+class ResumeIntent(NamedTuple):
+    """The position from which a request continues a stream.
 
-    That of the header goes before one in the query: a page that was cut again and again has the
-    first one in its address, and the browser the newest.
+    Attributes:
+        event_id: the last event that the client has, `None` if the request has no id of ours.
+        reset: the reason why the client cannot continue there, `""` if it can or is new.
     """
-    in_headers = [value for name, value in scope.get("headers") or () if name == _HEADER]
-    if in_headers:
-        return _decoded(in_headers[0]) if len(in_headers) == 1 else None
-    query = scope.get("query_string")
-    if not (query and _PARAMETER.search(query)):
-        return None
-    values = [value for name, value in _pairs(query) if name in CURSOR_PARAMETERS]
-    return next(filter(parse_event_id, values), next(iter(values), None))
+
+    event_id: EventId | None = None
+    reset: str = ""
 
 
-def cancelled_id(scope: Mapping[str, Any]) -> str | None:
-    """Return the event id of the stream that a request asks to end, `None` where it asks not."""
-    method = scope.get("method")
-    if method == "DELETE":
-        return last_event_id(scope)
-    query = scope.get("query_string")
-    if method == "POST" and query and _PARAMETER.search(query):
-        return next((value for name, value in _pairs(query) if name == CANCEL_PARAMETER), None)
-    return None
+NO_INTENT: Final = ResumeIntent()
 
 
-def claims_something(scope: Mapping[str, Any]) -> bool:
-    """Tell whether a request may have a last event id, or ask for an end; most do not."""
+class _EventIds(NamedTuple):
+    """All event ids in one request.
+
+    Attributes:
+        last: as `SSERequest.last_event_id`.
+        ours: as `SSERequest.event_id`.
+        cancels: as `SSERequest.cancel_target`.
+    """
+
+    last: str | None
+    ours: EventId | None
+    cancels: EventId | None
+
+
+_NO_EVENT_IDS: Final = _EventIds(None, None, None)
+
+
+class SSERequest:
+    """One HTTP request.
+
+    Args:
+        scope: as the attribute.
+        has_event_id: whether the request may have an event id, as `may_have_event_id` returns it.
+
+    Attributes:
+        scope: the ASGI scope; the app's routing adds to it while the request is handled.
+        method: the HTTP method.
+    """
+
+    __slots__ = (
+        "_accepted_types",
+        "_event_ids",
+        "_headers",
+        "_intent",
+        "_trace_id",
+        "method",
+        "scope",
+    )
+
+    def __init__(self, scope: Scope, *, has_event_id: bool = True) -> None:
+        self.scope = scope
+        self.method: str = scope.get("method", "")
+        self._headers: dict[bytes, bytes] | None = None
+        self._accepted_types: AbstractSet[bytes] | None = None
+        self._event_ids = None if has_event_id else _NO_EVENT_IDS
+        self._trace_id: str | None = None
+        self._intent: ResumeIntent | None = None
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        """The headers that the middleware uses; any `Mcp-*` header has the name `mcp-` here."""
+        if self._headers is None:
+            picked: dict[bytes, bytes] = {}
+            self._headers = picked
+            for name, value in self.scope.get("headers") or ():
+                if name in _HEADERS:
+                    if name in picked:
+                        picked[name] += _SEPARATORS.get(name, b", ") + value
+                    else:
+                        picked[name] = value
+                elif name.startswith(b"mcp-"):
+                    picked[b"mcp-"] = value
+        return self._headers
+
+    @property
+    def accepted_types(self) -> AbstractSet[bytes]:
+        """The media types and ranges that the client accepts, without parameters."""
+        if self._accepted_types is None:
+            self._accepted_types = types = set()
+            for part in self.headers.get(b"accept", b"*/*").lower().split(b","):
+                types.add(part.partition(b";")[0].strip())
+        return self._accepted_types
+
+    @property
+    def http_version(self) -> str:
+        """The version of HTTP, such as `1.1`."""
+        version: str = self.scope.get("http_version", "")
+        return version
+
+    @property
+    def request_path(self) -> str:
+        """The path as it was on the wire if the server passes it on, without the query.
+
+        Layers of an app may change `path`; they have no reason to change `raw_path`.
+        """
+        raw: bytes = self.scope.get("raw_path") or b""
+        path: str = self.scope.get("path", "")
+        sent = raw.partition(b"?")[0].decode("latin-1")
+        return path if sent in (path, "") else sent  # one object, if it is kept
+
+    @property
+    def app_path(self) -> str:
+        """The path that the app's routes match.
+
+        ASGI has `path` include the `root_path`; older servers remove it.
+        """
+        path: str = self.scope.get("path", "")
+        root: str = self.scope.get("root_path", "")
+        return path.removeprefix(root) if root and path.startswith(root + "/") else path
+
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        """The fields of the query string, without those that contain line ends or NUL."""
+        return _parse_query(self.scope.get("query_string") or b"")
+
+    @property
+    def peer_host(self) -> str:
+        """The host that has connected to the server, `""` for a unix socket."""
+        return str((self.scope.get("client") or ("",))[0])
+
+    @property
+    def origin(self) -> str:
+        """The origin of the page that makes the request, `""` if it is not sent."""
+        return self.headers.get(b"origin", b"").decode("latin-1")
+
+    @property
+    def trace_id(self) -> str:
+        """The trace id: from `traceparent`, else from its own header, else a new one."""
+        if self._trace_id is None:
+            self._trace_id = _parse_trace_id(self.headers)
+        return self._trace_id
+
+    @property
+    def last_event_id(self) -> str | None:
+        """The last event id, ours or the app's.
+
+        The header has precedence over the query: the address of a page that was disconnected
+        several times has the first id, and the browser has the newest.
+        """
+        return (self._event_ids or self._parse_event_ids()).last
+
+    @property
+    def event_id(self) -> EventId | None:
+        """The last event id if it is one of ours."""
+        return (self._event_ids or self._parse_event_ids()).ours
+
+    @property
+    def cancel_target(self) -> EventId | None:
+        """The event id of the stream that the request ends, `None` for all other requests."""
+        return (self._event_ids or self._parse_event_ids()).cancels
+
+    @property
+    def intent(self) -> ResumeIntent:
+        """The position from which the request continues; the resume handler may change it."""
+        if self._intent is None:
+            resumes = self.method in RESUMABLE_METHODS and self.cancel_target is None
+            self._intent = ResumeIntent(self.event_id) if resumes else NO_INTENT
+        return self._intent
+
+    @intent.setter
+    def intent(self, value: ResumeIntent) -> None:
+        self._intent = value
+
+    def wants_stream(self, mark: Mark | None, *, only_marked: bool) -> bool:
+        """Return whether a stream of ours is the only useful response.
+
+        Args:
+            mark: the mark of the endpoint, which decides if there is one.
+            only_marked: whether streams of endpoints without a mark are left alone.
+        """
+        ids = self._event_ids or self._parse_event_ids()
+        if self.method in _NEVER_STREAM or ids.cancels is not None:
+            return False
+        if mark is not None:
+            return mark.overrides.get("enabled") is not False
+        if only_marked:
+            return False
+        if ids.ours is not None:
+            return True
+        return (self._accepted_types or self.accepted_types) == {EVENT_STREAM}
+
+    def is_request_for(self, *paths: str) -> bool:
+        """Return whether the request gets a page of ours at one of `paths`, below `root_path`."""
+        return self.method in _READS and self.app_path in paths
+
+    def with_scope(self, scope: Scope) -> "SSERequest":
+        """Return this request as parsed, with a scope that a layer of the app has copied."""
+        other = copy.copy(self)
+        other.scope = scope
+        return other
+
+    def hide_event_id(self) -> None:
+        """Remove the header with our event id from the scope, since no app knows that id."""
+        headers = self.scope["headers"]
+        self.scope["headers"] = [pair for pair in headers if pair[0] != _EVENT_ID_HEADER]
+
+    def _parse_event_ids(self) -> _EventIds:
+        query = self.scope.get("query_string")
+        fields = _parse_query(query) if query and _PARAMETER.search(query) else []
+        if _EVENT_ID_HEADER in self.headers:
+            last = _decoded(self.headers[_EVENT_ID_HEADER])
+        else:
+            values = [value for name, value in fields if name in EVENT_ID_PARAMETERS]
+            last = next(filter(parse_event_id, values), next(iter(values), None))
+        cancels = None
+        if self.method == "DELETE":
+            cancels = last
+        elif self.method == "POST":
+            cancels = next((value for name, value in fields if name == CANCEL_PARAMETER), None)
+        ids = _EventIds(last, parse_event_id(last or ""), parse_event_id(cancels or ""))
+        self._event_ids = ids
+        return ids
+
+
+def may_have_event_id(scope: Scope) -> bool:
+    """Return whether a request may have a last event id or end a stream; most do not.
+
+    This runs for every request, and so needs no `SSERequest`.
+    """
     for name, _ in scope.get("headers") or ():
-        if name == _HEADER:
+        if name == _EVENT_ID_HEADER:
             return True
     query = scope.get("query_string")
     return bool(query and _PARAMETER.search(query))
 
 
-def without_event_id(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return `headers` without the one that carries a cursor of ours, which no app knows."""
-    return [(name, value) for name, value in headers if name != _HEADER]
-
-
-def identity_of(
-    scope: Mapping[str, Any],
-    headers: Mapping[bytes, bytes],
-    identify: Identify | None,
-    cookies: Iterable[str],
-) -> str | None:
-    """Return a digest of whoever asks.
-
-    Args:
-        scope: the request's.
-        headers: what `request_headers` has picked.
-        identify: what the operator has given for it, and knows best.
-        cookies: the names of those that tell it where there is no `Authorization`.
-
-    Returns:
-        Hexadecimal digits, `""` where the request says nothing of it, and `None` where `identify`
-        has failed, so that nobody can be told from anybody.
-    """
-    if identify is not None:
-        try:
-            who = identify(scope)
-        except Exception:
-            logger.exception("identify(scope) has failed; the request can resume nothing")
-            return None
-        if who:
-            return _digest(b"identity", str(who).encode("utf-8", "surrogatepass"))
-    if b"authorization" in headers:
-        return _digest(b"authorization", headers[b"authorization"])
-    if not cookies or b"cookie" not in headers:
-        return ""
-    found = dict(_COOKIE.findall(headers[b"cookie"]))
-    named = [found[name] for name in (name.encode() for name in cookies) if name in found]
-    return _digest(b"cookies", *named) if named else ""
-
-
-def place_of(scope: Mapping[str, Any]) -> str:
-    """Return the path that a request has asked for, as it stood on the wire where that is known.
-
-    Layers of an app may change `path`; nobody has a reason to change `raw_path`.
-    """
-    raw: bytes = scope.get("raw_path") or b""
-    path: str = scope.get("path", "")
-    told = raw.partition(b"?")[0].decode("latin-1")
-    return path if told in (path, "") else told  # one object, where it is kept
-
-
 def stream_name(name: str) -> str:
-    """Return what the store calls a stream that the app has named."""
+    """Return the store's name of a stream that the app has named."""
     return f"name:{name}"
 
 
-def key_name(key: str, place: str) -> str:
-    """Return what the store calls the stream of a `stream_key`."""
-    return f"key:{place}:{key}"
-
-
-class ResumeIntent(NamedTuple):
-    """What has become of the cursor of a request that the app answers after all.
-
-    Attributes:
-        cursor: the cursor, `None` where the request has none of ours.
-        reset: why the client cannot go on where it was, `""` where it can or never has been.
-    """
-
-    cursor: EventId | None = None
-    reset: str = ""
-
-
-NO_CLAIM = ResumeIntent()
+def stream_key_name(key: str, path: str) -> str:
+    """Return the store's name of the stream with a `stream_key`."""
+    return f"key:{path}:{key}"
 
 
 class RequestBody:
-    """The body of a request, for as long as its digest may be asked for.
+    """The body of a request, kept until it is known whether its digest is needed.
 
     Attributes:
-        complete: whether all of it has come.
+        complete: whether the last part has been added.
     """
 
     __slots__ = ("_parts", "_size", "complete")
@@ -160,11 +320,11 @@ class RequestBody:
 
     @property
     def is_too_long(self) -> bool:
-        """Whether it is longer than what is kept of one."""
+        """Whether the body is longer than the limit."""
         return self._parts is None
 
     def add(self, message: Mapping[str, Any]) -> None:
-        """Take a message of the server's, and forget all of a body that is too long."""
+        """Add the part in an ASGI message; discard all parts of a body that is too long."""
         part: bytes = message.get("body", b"")
         self._size += len(part)
         if self._size > _BODY_BYTES:
@@ -174,7 +334,7 @@ class RequestBody:
         self.complete = not message.get("more_body", False)
 
     def digest(self) -> str | None:
-        """Return a digest of the whole body, `None` where it is not known or too long."""
+        """Return a digest of the whole body, `None` if it is incomplete or too long."""
         if self._parts is None or not self.complete:
             return None
         digest = hashlib.blake2b(digest_size=16)
@@ -183,25 +343,35 @@ class RequestBody:
         return digest.hexdigest()
 
 
-def _digest(kind: bytes, *values: bytes) -> str:
-    digest = hashlib.blake2b(digest_size=16, person=kind)
-    for value in values:
-        digest.update(b"%d:%b" % (len(value), value))
-    return digest.hexdigest()
+def _parse_trace_id(headers: Mapping[bytes, bytes]) -> str:
+    if b"traceparent" in headers:
+        found = _TRACEPARENT.fullmatch(headers[b"traceparent"])
+        if found is not None and (found[1] != b"00" or found[3] is None):
+            return found[2].decode()
+    for name in (b"x-trace-id", b"x-request-id"):
+        if name in headers and _TRACE_ID.fullmatch(headers[name]):
+            return headers[name].decode()
+    return f"{random.getrandbits(128):032x}"
 
 
 def _decoded(value: bytes) -> str | None:
     try:
-        # "encoded as UTF-8" (WHATWG HTML 9.2.3). NUL and line ends are in no id.
+        # "encoded as UTF-8" (WHATWG HTML 9.2.3). An id contains neither NUL nor line ends.
         text = value.decode()
     except UnicodeDecodeError:
         return None
-    return None if any(character in text for character in "\0\r\n") else text or None
+    return None if _has_control_character(text) else text or None
 
 
-def _pairs(query: bytes) -> list[tuple[str, str]]:
+def _parse_query(query: bytes) -> list[tuple[str, str]]:
     try:
-        pairs = parse_qsl(query.decode("latin-1"), max_num_fields=_FIELDS_LIMIT)
+        pairs: Iterable[tuple[str, str]] = parse_qsl(
+            query.decode("latin-1"), max_num_fields=_FIELDS_LIMIT
+        )
     except ValueError:
         return []
-    return [(name, value) for name, value in pairs if not any(c in value for c in "\0\r\n")]
+    return [(name, value) for name, value in pairs if not _has_control_character(value)]
+
+
+def _has_control_character(text: str) -> bool:
+    return any(character in text for character in "\0\r\n")

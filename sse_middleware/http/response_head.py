@@ -5,14 +5,13 @@ an app may have written its own in any case.
 """
 
 import functools
-import random
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from http import HTTPStatus
 
 from starlette.types import Message
 
 from sse_middleware.config.fields import OFF
+from sse_middleware.protocol.stream_terms import StreamTerms
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -20,24 +19,6 @@ BODY = "http.response.body"
 OWN_HEADERS: RawHeaders = [(b"cache-control", b"no-store"), (b"vary", b"Last-Event-ID")]
 """Of responses that the middleware itself generates: they are for one client at one moment."""
 
-_REQUEST_HEADERS = frozenset(
-    (
-        b"accept",
-        b"authorization",
-        b"cache-control",
-        b"cookie",
-        b"origin",
-        b"traceparent",
-        b"user-agent",
-        b"x-trace-id",
-        b"x-request-id",
-    )
-)
-# https://www.w3.org/TR/trace-context/#traceparent-header: version 00 ends behind the flags, a
-# higher one may go on, ff is forbidden, and so are a trace or parent id of zeros only.
-_TRACEPARENT = re.compile(
-    rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
-)
 _OURS = frozenset(
     (
         b"x-trace-id",
@@ -52,37 +33,9 @@ _OURS = frozenset(
 _EVENT_STREAM = b"text/event-stream"
 _JSON = (b"content-type", b"application/json")
 _OF_ONE_RESPONSE = frozenset((b"set-cookie", b"date", b"content-length"))
-_TRACE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
-def request_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Pick the headers that matter to us; a repeated one is joined as RFC 9110 5.3 says.
-
-    Cookies are joined as RFC 9113 8.2.3 says. Any `Mcp-*` header is kept under the one name `mcp-`.
-    """
-    picked: dict[bytes, bytes] = {}
-    for name, value in raw:
-        if name in _REQUEST_HEADERS:
-            separator = b"; " if name == b"cookie" else b", "
-            picked[name] = picked[name] + separator + value if name in picked else value
-        elif name.startswith(b"mcp-"):
-            picked[b"mcp-"] = value
-    return picked
-
-
-def trace_id(headers: Mapping[bytes, bytes]) -> str:
-    """Return the request's trace id: from `traceparent`, else its own header, else a fresh one."""
-    if b"traceparent" in headers:
-        found = _TRACEPARENT.fullmatch(headers[b"traceparent"])
-        if found is not None and (found[1] != b"00" or found[3] is None):
-            return found[2].decode()
-    for name in (b"x-trace-id", b"x-request-id"):
-        if name in headers and _TRACE_ID.fullmatch(headers[name]):
-            return headers[name].decode()
-    return f"{random.getrandbits(128):032x}"
-
-
-def is_something_else(message: Message) -> bool:
+def is_not_event_stream(message: Message) -> bool:
     """Tell of a response start whether it surely begins no event stream; most do not.
 
     This is asked at every response of an app, so it is one look at the usual spellings.
@@ -99,7 +52,9 @@ def is_something_else(message: Message) -> bool:
     return False
 
 
-def why_untouched(method: str, status: int, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+def passthrough_reason(
+    method: str, status: int, headers: Iterable[tuple[bytes, bytes]]
+) -> str | None:
     """Return why a response is none of ours, `None` where it is an event stream to look after."""
     content_type = encoding = b""
     for name, value in headers:
@@ -120,13 +75,11 @@ def why_untouched(method: str, status: int, headers: Iterable[tuple[bytes, bytes
 
 def stream_headers(
     app_headers: Iterable[tuple[bytes, bytes]],
+    terms: StreamTerms,
     *,
     http_version: str,
     trace_id: str,
     stream_id: str,
-    max_seconds: float | None,
-    heartbeat_interval: float | None,
-    silence_threshold: float | None,
     keep_cache_control: bool,
 ) -> RawHeaders:
     """Return the app's headers with ours behind them.
@@ -152,9 +105,9 @@ def stream_headers(
     ours = [
         (b"x-trace-id", trace_id.encode()),
         (b"x-stream-id", stream_id.encode()),
-        (b"x-stream-max-seconds", seconds(max_seconds)),
-        (b"x-heartbeat-interval", seconds(heartbeat_interval)),
-        (b"x-silence-threshold", seconds(silence_threshold)),
+        (b"x-stream-max-seconds", seconds(terms.max_seconds)),
+        (b"x-heartbeat-interval", seconds(terms.heartbeat_interval)),
+        (b"x-silence-threshold", seconds(terms.silence_threshold)),
         (b"x-accel-buffering", b"no"),
     ]
     if http_version == "1.1":
@@ -163,7 +116,7 @@ def stream_headers(
     return result + ([pair for pair in ours if pair[0] not in taken] if taken else ours)
 
 
-def packed(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def serialize_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Write the headers of a response that hold for one that goes on with it, each ended by CRLF.
 
     `set-cookie`, `date` and `content-length` are of one response only.
@@ -175,8 +128,8 @@ def packed(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     )
 
 
-def unpacked(lines: bytes) -> RawHeaders:
-    """Read what `packed` has written."""
+def parse_headers(lines: bytes) -> RawHeaders:
+    """Read what `serialize_headers` has written."""
     pairs = (line.partition(b":") for line in lines.split(b"\r\n") if line)
     return [(name, value) for name, _, value in pairs]
 

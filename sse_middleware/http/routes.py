@@ -13,10 +13,9 @@ from types import FunctionType
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from starlette.routing import Match
-from starlette.types import Scope
 
-from sse_middleware.config.arguments import OptionArguments
-from sse_middleware.config.options import checked
+from sse_middleware.config.arguments import EndpointArguments
+from sse_middleware.config.options import validate
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.protocol.client_kinds import ClientKind
 
@@ -28,48 +27,9 @@ StreamKey = Callable[[Any], str]
 """Tells from the scope of a request which stream it asks for."""
 
 _ATTRIBUTE = "__sse_streaming__"
-_OF_THE_WHOLE_APP = {
-    "client_path",
-    "channel_max_bytes",
-    "channel_max_events",
-    "channel_ttl",
-    "identity_cookies",
-    "include",
-    "exclude",
-    "limit_action",
-    "max_lingering",
-    "max_streams",
-    "max_streams_per_client",
-    "memory_max_bytes",
-    "metrics_path",
-    "only_marked",
-    "open_rate",
-    "redis_prefix",
-    "redis_url",
-    "replay_max_bytes",
-    "replay_max_events",
-    "replay_ttl",
-    "rollout_percent",
-    "trusted_proxies",
-}
 _FAMILIES = (ClientKind.EVENTSOURCE, ClientKind.PLAIN, ClientKind.OPENAI)
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
-
-
-def below_root(scope: Scope) -> str:
-    """Return the path of a request as the app's routes have it, whether the server leaves the root.
-
-    ASGI has `path` include the `root_path`; older servers take it off.
-    """
-    path: str = scope.get("path", "")
-    root: str = scope.get("root_path", "")
-    return path.removeprefix(root) if root and path.startswith(root + "/") else path
-
-
-def asks_for(path: str, scope: Scope) -> bool:
-    """Tell whether a request is for a page of ours at `path`, below the app's `root_path`."""
-    return below_root(scope) == path and scope.get("method") in ("GET", "HEAD")
 
 
 class Mark:
@@ -95,12 +55,9 @@ class Mark:
     ) -> None:
         if family is not None and family not in _FAMILIES:
             raise ConfigurationError("family", family, " or ".join(_FAMILIES))
-        misplaced = overrides.keys() & _OF_THE_WHOLE_APP
-        if misplaced:
-            raise TypeError(f"not an option of one endpoint: {', '.join(sorted(misplaced))}")
         self.name = name
         self.family = None if family is None else ClientKind(family)
-        self.overrides = checked(overrides)
+        self.overrides = validate(overrides, per_endpoint=True)
         self.stream_key = stream_key
 
     def __call__(self, endpoint: Endpoint) -> Endpoint:
@@ -118,7 +75,7 @@ def streaming(
     family: str | None = None,
     ids: Literal["app"] | None = None,
     stream_key: StreamKey | None = None,
-    **overrides: Unpack[OptionArguments],
+    **overrides: Unpack[EndpointArguments],
 ) -> Mark: ...
 def streaming(
     endpoint: Callable[..., Any] | None = None,
@@ -157,7 +114,7 @@ def streaming(
     return mark if endpoint is None else mark(endpoint)
 
 
-def mark_on(endpoint: object, method: str = "") -> Mark | None:
+def get_mark(endpoint: object, method: str = "") -> Mark | None:
     """Return the mark that lies on `endpoint`, or on its method for the HTTP `method`."""
     if type(endpoint) is FunctionType and not endpoint.__dict__:
         return None  # as most are

@@ -9,14 +9,11 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING, Final
 
-from starlette.types import Scope
-
 from sse_middleware._once import OncePerLoop
 from sse_middleware.errors import ConfigurationError, StoreError
-from sse_middleware.http.identity import Addresses
+from sse_middleware.http.identity import TrustedProxies, identity_of
 from sse_middleware.http.own_responses import CLIENT, PROCESS
-from sse_middleware.http.request import identity_of
-from sse_middleware.http.response_head import request_headers
+from sse_middleware.http.request import SSERequest
 from sse_middleware.limits.slots import Slot, SlotPool
 from sse_middleware.stream.context import Context
 
@@ -39,32 +36,30 @@ class Admission:
     """Let streams in, or not; one for each middleware.
 
     Args:
-        setup: what all requests share.
+        context: what all requests share.
 
     Raises:
         ConfigurationError: an extra is missing.
     """
 
-    def __init__(self, setup: Context) -> None:
-        options = setup.options
-        self._setup = setup
-        self._addresses = Addresses(options.trusted_proxies)
+    def __init__(self, context: Context) -> None:
+        options = context.options
+        self._context = context
+        self._proxies = TrustedProxies(options.trusted_proxies)
         self._leases: OncePerLoop[Leases] | None = None
         if options.redis_url and options.max_streams_per_client is not None:
             self._leases = OncePerLoop(self._leases_in_redis(options.max_streams_per_client))
         self.places = SlotPool(options.max_streams, options.max_streams_per_client)
-        self.places.watcher = self
-        self.rate = _open_rate(setup)
+        self.places.listener = self
+        self.rate = _open_rate(context)
         self._warned_of_nobody = False
 
-    def client_of(self, scope: Scope) -> str | None:
+    def client_of(self, request: SSERequest) -> str | None:
         """Return a digest that stands for a client, `None` where none can be told from another."""
-        headers = request_headers(scope.get("headers") or ())
-        cookies = self._setup.options.identity_cookies
-        who = identity_of(scope, headers, self._setup.identify, cookies)
+        who = identity_of(request, self._context.identify, self._context.options.identity_cookies)
         kind = b"identity"
         if not who:
-            kind, who = b"address", self._addresses.of(scope)
+            kind, who = b"address", self._proxies.client_address(request)
         if who is None:
             self._warn_of_nobody()
             return None
@@ -87,7 +82,7 @@ class Admission:
     def is_hopeless(self, client: str | None) -> bool:
         """Tell whether there is no room even for who may have an older stream end."""
         places = self.places
-        return places.is_full and places.victim(client, any_kind=self._any_kind) is None
+        return places.is_full and places.eviction_candidate(client, any_kind=self._any_kind) is None
 
     def hold(self, place: Slot) -> None:
         """Count a place for all workers too."""
@@ -112,7 +107,7 @@ class Admission:
     @property
     def _any_kind(self) -> bool:
         """Whether a stream may end whose client does not understand why."""
-        return "limit_action" in self._setup.options.explicit
+        return "limit_action" in self._context.options.explicit
 
     async def _try(self, client: str | None, *, tells_end: bool, evicts: bool) -> Slot | str:
         """Do as `take` does, at once."""
@@ -133,14 +128,14 @@ class Admission:
                 if not await self._lease(leases, place, evicts=evicts):
                     return CLIENT
             except BaseException:
-                place.give_back()
+                place.release()
                 raise
         if was_full and places.is_overdrawn:  # only now: nobody ends for who is not let in
-            victim = places.victim(client, any_kind=self._any_kind)
-            if victim is None:
-                place.give_back()
+            eviction_candidate = places.eviction_candidate(client, any_kind=self._any_kind)
+            if eviction_candidate is None:
+                place.release()
                 return PROCESS
-            victim.evict()
+            eviction_candidate.evict()
         return place
 
     async def _lease(self, leases: "Leases", place: Slot, *, evicts: bool) -> bool:
@@ -150,14 +145,14 @@ class Admission:
         try:
             count = await leases.take(place, evict)
             if count is None or place.evicted:
-                place.give_back()
+                place.release()
                 return False
             elsewhere = count - places.count(place.client)
         except StoreError:
             if evicts and not places.is_within_share(place):
                 _evict(places.oldest(place.client, any_kind=self._any_kind))
             if not places.is_within_share(place):
-                place.give_back()
+                place.release()
                 return False
         leases.hold(place)
         places.trim(place.client, max(0, elsewhere))
@@ -168,15 +163,15 @@ class Admission:
 
         A page that is loaded anew has left and come back before we have heard that it has left.
         """
-        tenants = self.places.tenants(client)
+        open_slots = self.places.open_slots(client)
         elsewhere = reason == CLIENT and self._leases_for(client) is not None
-        if client is None or not (tenants or elsewhere):
+        if client is None or not (open_slots or elsewhere):
             return evicts
         blocked = {}
-        for place in tenants:
-            assert place.tenant is not None
-            place.tenant.listen()
-            blocked[place] = place.tenant.blocked_at()
+        for place in open_slots:
+            assert place.stream is not None
+            place.stream.watch_for_disconnect()
+            blocked[place] = place.stream.blocked_at()
         if await self._gets_less(client, _DOUBT_SECONDS) or evicts or not _still(blocked):
             return True
         if not await self._gets_less(client, _BLOCKED_SECONDS - _DOUBT_SECONDS):
@@ -198,8 +193,8 @@ class Admission:
     def _leases_in_redis(self, most_of_client: int) -> "Callable[[], Leases]":
         from sse_middleware.limits.redis_leases import Leases  # noqa: PLC0415 - an extra
 
-        options = self._setup.options
-        breaker = _breaker(self._setup)
+        options = self._context.options
+        breaker = _breaker(self._context)
         where = (options.redis_url, options.redis_prefix)
         return lambda: Leases(*where, self.places, most_of_client, breaker)
 
@@ -213,37 +208,44 @@ class Admission:
             )
 
 
-def admission_for(setup: Context) -> Admission | None:
+def admission_for(context: Context) -> Admission | None:
     """Return what lets streams in, `None` where all are.
 
     Raises:
         ConfigurationError: an extra is missing.
     """
-    return Admission(setup) if setup.options.limits_something else None
+    return Admission(context) if context.options.limits_something else None
 
 
-def _open_rate(setup: Context) -> "OpenRate | None":
-    options = setup.options
+def _open_rate(context: Context) -> "OpenRate | None":
+    options = context.options
     if not options.open_rate:
         return None
     try:
-        from sse_middleware.limits.open_rate import OpenRate, shared_by_redis  # noqa: PLC0415
+        from sse_middleware.limits.open_rate import (  # noqa: PLC0415
+            OpenRate,
+            shared_by_redis,
+            supports_installed_redis,
+        )
     except ImportError as exc:
         allowed = "nothing, or with pip install 'sse-middleware[limits]' what is there"
         raise ConfigurationError("SSE_OPEN_RATE", options.open_rate, allowed) from exc
     if not options.redis_url:
         return OpenRate(options.open_rate, None, None)
+    if not supports_installed_redis():
+        allowed = "nothing, or with pip install 'redis>=5.2' what is there"
+        raise ConfigurationError("SSE_OPEN_RATE", options.open_rate, allowed)
     url, prefix = options.redis_url, options.redis_prefix
-    breaker = _breaker(setup)
+    breaker = _breaker(context)
     return OpenRate(options.open_rate, lambda: shared_by_redis(url, prefix), breaker)
 
 
-def _breaker(setup: Context) -> "CircuitBreaker":
+def _breaker(context: Context) -> "CircuitBreaker":
     """Return the circuit breaker of the limits that all processes share."""
     from sse_middleware.stores.redis.commands import circuit_breaker_for  # noqa: PLC0415
 
     consequence = "Limits are counted in each process alone. Check SSE_REDIS_URL."
-    return circuit_breaker_for(setup.options.redis_url, setup.observers, "limit", consequence)
+    return circuit_breaker_for(context.options.redis_url, context.observers, "limit", consequence)
 
 
 def _evict(place: Slot | None) -> None:
@@ -256,5 +258,5 @@ def _still(blocked: dict[Slot, int | None]) -> list[Slot]:
     return [
         place
         for place, at in blocked.items()
-        if at is not None and place.tenant is not None and place.tenant.blocked_at() == at
+        if at is not None and place.stream is not None and place.stream.blocked_at() == at
     ]

@@ -1,147 +1,141 @@
-"""The entry of one request: whether its stream is let in, asked where it costs least.
+"""The admission of one request: the check runs at the point where a rejection costs least.
 
-Before the app runs, where the request shows that it wants a stream, else at the response start.
-What turns out to be no stream gives its place back then.
+That is before the app runs if the request wants a stream, else at the response start. A response
+that is no stream releases its slot. While the server drains, a request that wants a stream is
+rejected by the same rule.
 """
 
 from typing import Final
 
-from starlette.types import Scope, Send
+from starlette.types import Send
 
-from sse_middleware.http.own_responses import PROCESS, RATE, put_off, refuse
-from sse_middleware.http.request import ResumeIntent, last_event_id
-from sse_middleware.http.response_head import request_headers
+from sse_middleware.http.own_responses import (
+    PROCESS,
+    RATE,
+    SHUTDOWN,
+    send_rejection,
+    send_retry_later,
+)
+from sse_middleware.http.request import ANY_STREAM, SSERequest
 from sse_middleware.http.routes import Mark
 from sse_middleware.limits.admission import Admission
 from sse_middleware.limits.slots import Evictable, Slot
-from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind, accepted_types
+from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.stream.context import Context
 
 RETRY_SECONDS: Final = 5
-"""When to come again where there is no room; nobody knows when there will be."""
-_ANY: Final = frozenset((EVENT_STREAM, b"text/*", b"*/*"))
-_NO_STREAMS: Final = ("HEAD", "OPTIONS")
+"""The announced wait if there is no slot; it is not known when there will be one."""
+_DRAIN_RETRY_SECONDS: Final = 1
 
 
 class AdmissionCheck:
-    """One request on its way in.
+    """The check of one request.
 
     Args:
-        admission: knows what room there is.
-        setup: what all requests share.
-        scope: the request's.
-        claim: what has become of its cursor.
+        admission: the limits and slots.
+        context: the objects that all requests share.
+        request: the request.
 
     Attributes:
-        refusal: what has no room for it, `""` while nothing is known to have none.
+        refusal: the limit that is reached, `""` if the request may continue.
     """
 
     __slots__ = (
         "_admission",
-        "_claim",
         "_client",
-        "_counted",
-        "_family",
-        "_place",
+        "_context",
+        "_kind",
+        "_request",
         "_retry_after",
-        "_scope",
-        "_setup",
+        "_slot",
         "refusal",
     )
 
-    def __init__(
-        self, admission: Admission, setup: Context, scope: Scope, claim: ResumeIntent
-    ) -> None:
+    def __init__(self, admission: Admission, context: Context, request: SSERequest) -> None:
         self._admission = admission
-        self._setup = setup
-        self._scope = scope
-        self._claim = claim
-        self._family = ClientKind.PLAIN
+        self._context = context
+        self._request = request
+        self._kind = ClientKind.PLAIN
         self._client: str | None = None
-        self._place: Slot | None = None
+        self._slot: Slot | None = None
         self._retry_after = RETRY_SECONDS
         self.refusal = ""
 
-    async def ask_ahead(self) -> None:
-        """Ask before the app runs, where the request shows that it wants a stream."""
-        accepted = accepted_types(request_headers(self._scope.get("headers") or ()))
-        only_stream = accepted == {EVENT_STREAM} or self._claim.cursor is not None
-        if self._scope.get("method") in _NO_STREAMS or not (only_stream or accepted & _ANY):
-            return
-        mark, route = self._setup.ahead(self._scope)
-        if mark is None and (self._setup.options.only_marked or not only_stream):
-            return
-        if (mark is not None and mark.overrides.get("enabled") is False) or self._is_off(mark):
+    async def check_before_app(self) -> None:
+        """Check before the app runs, if the request wants a stream."""
+        request, options = self._request, self._context.options
+        if ANY_STREAM.isdisjoint(request.accepted_types) and request.event_id is None:
+            return  # a stream that it gets all the same is checked at its response start
+        mark, route = self._context.match_route(request.scope)
+        if not request.wants_stream(mark, only_marked=options.only_marked) or self._is_off(mark):
             return
         rate, client = self._admission.rate, self._client
         if rate is not None and client is not None:
             self._refuse_for(await rate.seconds_left(client))
         if not self.refusal and self._evicts():
-            # What it may turn out not to be is no reason to end a stream that is.
+            # No stream ends here for a response that may turn out to be none.
             if self._admission.is_hopeless(client):
                 self.refusal = PROCESS
         elif not self.refusal:
             await self._take()
-        self._tell(route)
+        self._report(route)
 
-    async def ask(self, mark: Mark | None, route: str) -> bool:
-        """Ask at the start of a stream; tell whether it may begin."""
+    async def check_at_start(self, mark: Mark | None, route: str) -> bool:
+        """Check at the response start; return whether the stream may open."""
         if self._is_off(mark):
-            self.leave()
+            self.release()
             return True
         rate, client = self._admission.rate, self._client
         if rate is not None and client is not None:
             self._refuse_for(await rate.count(client))
-        if not self.refusal and self._place is None:
+        if not self.refusal and self._slot is None:
             await self._take()
         if self.refusal:
-            self.leave()
-        self._tell(route)
+            self.release()
+        self._report(route)
         return not self.refusal
 
-    def let_in(self, tenant: Evictable) -> Slot | None:
-        """Give the stream its place."""
-        if self._place is not None:
-            self._place.let_in(tenant)
-        return self._place
+    def attach(self, stream: Evictable) -> Slot | None:
+        """Give the slot to the stream that has opened, and return it."""
+        if self._slot is not None:
+            self._slot.attach(stream)
+        return self._slot
 
-    def leave(self) -> None:
-        """Give the place back, if there is one."""
-        if self._place is not None:
-            self._place.give_back()
-            self._place = None
+    def release(self) -> None:
+        """Release the slot, if there is one."""
+        if self._slot is not None:
+            self._slot.release()
+            self._slot = None
 
-    async def answer(self, send: Send) -> None:
-        """Answer in place of the app."""
-        if self._family is ClientKind.EVENTSOURCE and self._evicts():
-            cursor = self._claim.cursor
-            held = last_event_id(self._scope) or ("" if cursor is None else str(cursor))
-            await put_off(send, self._scope, self._setup.options, held, 2 * self._retry_after)
+    async def send_rejection(self, send: Send) -> None:
+        """Send the rejection in place of the app's response."""
+        if self._kind is ClientKind.EVENTSOURCE and self._evicts():
+            held = self._request.last_event_id or ""
+            seconds = 2 * self._retry_after
+            await send_retry_later(send, self._request, self._context.options, held, seconds)
         else:
-            await refuse(send, self._scope, self.refusal, self._retry_after)
+            await send_rejection(send, self._request, self.refusal, self._retry_after)
 
     def _is_off(self, mark: Mark | None) -> bool:
-        """Find out who asks, and tell whether the rollout leaves it out."""
-        has_cursor = self._claim.cursor is not None
-        headers = request_headers(self._scope.get("headers") or ())
-        self._family = self._setup.family_of(self._scope, headers, mark, has_cursor=has_cursor)
-        if self._family is ClientKind.OFF:
+        """Identify the client; return whether the rollout leaves it out."""
+        self._kind = self._context.client_kind(self._request, mark)
+        if self._kind is ClientKind.OFF:
             return True
         if self._client is None:
-            self._client = self._admission.client_of(self._scope)
+            self._client = self._admission.client_of(self._request)
         return False
 
     def _evicts(self) -> bool:
-        return self._setup.options.evicts(eventsource=self._family is ClientKind.EVENTSOURCE)
+        return self._context.options.evicts(eventsource=self._kind is ClientKind.EVENTSOURCE)
 
     async def _take(self) -> None:
         got = await self._admission.take(
             self._client,
-            tells_end=self._family is ClientKind.EVENTSOURCE,
+            tells_end=self._kind is ClientKind.EVENTSOURCE,
             evicts=self._evicts(),
         )
         if isinstance(got, Slot):
-            self._place = got
+            self._slot = got
         else:
             self.refusal = got
 
@@ -149,7 +143,30 @@ class AdmissionCheck:
         if seconds:
             self.refusal, self._retry_after = RATE, seconds
 
-    def _tell(self, route: str) -> None:
+    def _report(self, route: str) -> None:
         if self.refusal:
-            for observer in self._setup.observers:
+            for observer in self._context.observers:
                 observer.rejected(route, self.refusal)
+
+
+async def reject_if_draining(context: Context, request: SSERequest, send: Send) -> bool:
+    """Reject a request that wants a stream while the server drains; return whether it does.
+
+    An `EventSource` gets an empty stream: it reconnects soon, to another worker, with the id that
+    it has; any status but 200 would stop it for good. Other clients get 503. A request that does
+    not show that it wants a stream is handled as usual, and its stream ends with the others.
+    """
+    mark, route = context.match_route(request.scope)
+    if not request.wants_stream(mark, only_marked=context.options.only_marked):
+        return False
+    kind = context.client_kind(request, mark)
+    if kind is ClientKind.OFF:
+        return False
+    for observer in context.observers:
+        observer.rejected(route, SHUTDOWN)
+    if kind is ClientKind.EVENTSOURCE:
+        held = request.last_event_id or ""
+        await send_retry_later(send, request, context.options, held)
+    else:
+        await send_rejection(send, request, SHUTDOWN, _DRAIN_RETRY_SECONDS)
+    return True

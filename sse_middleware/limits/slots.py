@@ -15,7 +15,7 @@ class Evictable(Protocol):
     def evict(self) -> None:
         """End it, because its place is needed."""
 
-    def listen(self) -> None:
+    def watch_for_disconnect(self) -> None:
         """See whether its client is still there."""
 
     def blocked_at(self) -> int | None:
@@ -39,11 +39,11 @@ class Slot:
         client: whose it is, `None` where that cannot be told.
         number: which of the places of this process it is, in the order in which they were taken.
         tells_end: whether the client understands how its stream ends.
-        tenant: the stream, once it is open.
+        stream: the stream, once it is open.
         evicted: whether the place has gone to another one.
     """
 
-    __slots__ = ("_places", "client", "evicted", "number", "tells_end", "tenant")
+    __slots__ = ("_places", "client", "evicted", "number", "stream", "tells_end")
 
     def __init__(
         self, places: "SlotPool", client: str | None, number: int, *, tells_end: bool
@@ -53,26 +53,26 @@ class Slot:
         self.client = client
         self.number = number
         self.tells_end = tells_end
-        self.tenant: Evictable | None = None
+        self.stream: Evictable | None = None
 
-    def let_in(self, tenant: Evictable) -> None:
+    def attach(self, stream: Evictable) -> None:
         """Give the place to its stream, unless it has gone to another meanwhile."""
-        self.tenant = tenant
+        self.stream = stream
         if self.evicted:
-            tenant.evict()
+            stream.evict()
 
     def evict(self) -> None:
         """Take the place away from its stream."""
         self.evicted = True
-        self.give_back()
-        if self.tenant is not None:
-            self.tenant.evict()
+        self.release()
+        if self.stream is not None:
+            self.stream.evict()
 
     def wait(self, *, waits: bool) -> None:
         """Give the place back while its stream waits for a reader, or take it again."""
         self._places.set_waiting(self, waits=waits)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Give the place back for good; to do so twice does no harm."""
         self._places.remove(self)
 
@@ -98,7 +98,7 @@ class SlotPool:
         most_of_client: how many of them one client may have, `None` for any number.
 
     Attributes:
-        watcher: who is told of what changes.
+        listener: who is told of what changes.
     """
 
     def __init__(self, most: int | None, most_of_client: int | None) -> None:
@@ -107,7 +107,7 @@ class SlotPool:
         self._taken: dict[Slot, None] = {}
         self._shares: dict[str, _Share] = {}
         self._last = 0
-        self.watcher: SlotListener | None = None
+        self.listener: SlotListener | None = None
 
     def __len__(self) -> int:
         return len(self._taken)
@@ -163,8 +163,8 @@ class SlotPool:
         elif not waits and place in self._share(place.client).waiting:
             self._share(place.client).waiting.pop(place)
             self._add(place)
-            if self.watcher is not None:
-                self.watcher.hold(place)
+            if self.listener is not None:
+                self.listener.hold(place)
 
     def remove(self, place: Slot) -> None:
         """Forget a place."""
@@ -174,9 +174,9 @@ class SlotPool:
             self._share(place.client).waiting.pop(place)
             self._forget_empty(place.client)
 
-    def tenants(self, client: str | None) -> Sequence[Slot]:
+    def open_slots(self, client: str | None) -> Sequence[Slot]:
         """Return the places of a client that have a stream already, oldest first."""
-        return [place for place in self._share(client).held if place.tenant is not None]
+        return [place for place in self._share(client).held if place.stream is not None]
 
     def clients_waiting(self) -> Sequence[str]:
         """Return the clients that have streams which wait for readers."""
@@ -193,10 +193,10 @@ class SlotPool:
             client: whose.
             any_kind: whether also one may whose client does not understand how it ends.
         """
-        able = (place for place in self.tenants(client) if any_kind or place.tells_end)
+        able = (place for place in self.open_slots(client) if any_kind or place.tells_end)
         return next(able, None)
 
-    def victim(self, client: str | None, *, any_kind: bool) -> Slot | None:
+    def eviction_candidate(self, client: str | None, *, any_kind: bool) -> Slot | None:
         """Return the stream that gives way for one of `client` where the process is full.
 
         That is its own oldest; else the oldest of whoever has most, which are two at least: so
@@ -221,8 +221,8 @@ class SlotPool:
         if place.client is not None:
             del self._share(place.client).held[place]
             self._forget_empty(place.client)
-        if self.watcher is not None:
-            self.watcher.drop(place)
+        if self.listener is not None:
+            self.listener.drop(place)
 
     def _forget_empty(self, client: str | None) -> None:
         share = self._share(client)

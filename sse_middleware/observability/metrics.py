@@ -7,17 +7,16 @@ at its end. Labels are bounded: a route is a template or a mark's name, never a 
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, make_asgi_app
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.samples import Exemplar
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from sse_middleware._once import OncePerKey
-from sse_middleware.http.routes import asks_for
 from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.stream_record import GAP_BOUNDS, StreamRecord
 
@@ -270,56 +269,17 @@ def counting_in(registry: CollectorRegistry) -> tuple[Observer, ...]:
         return ()
 
 
-class MetricsEndpoint:
-    """Serve a registry, before the app or in place of its 404.
+def exposition(registry: CollectorRegistry | None, environ: Mapping[str, str]) -> ASGIApp:
+    """Return the ASGI app that sends the metrics in a registry.
 
-    Args:
-        registry: what is served; in Prometheus' multi-process mode, all processes' values are.
-        path: where, below the `root_path`.
-        first: whether the path is ours, whatever the app would answer.
+    Without a registry, it sends those of the default one, or of all processes in Prometheus'
+    multi-process mode.
     """
-
-    def __init__(self, registry: CollectorRegistry, path: str, *, first: bool) -> None:
-        self._path = path
-        self._first = first
-        self._app_keeps_it = False
-        self._exposition: ASGIApp = make_asgi_app(registry)
-
-    def serves(self, scope: Scope) -> bool:
-        """Tell whether a request is for us."""
-        return not self._app_keeps_it and asks_for(self._path, scope)
-
-    async def __call__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with the metrics, unless `app` has something of its own there."""
-        if not self._first and await self._let_answer(app, scope, receive, send):
-            return
-        await self._exposition(scope, receive, send)
-
-    async def _let_answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> bool:
-        answered: bool | None = None
-
-        async def unless_404(message: Message) -> None:
-            nonlocal answered
-            if answered is None and message["type"] == "http.response.start":
-                answered = message["status"] != 404  # noqa: PLR2004 - as its name says
-            if answered is not False:
-                await send(message)
-
-        await app(scope, receive, unless_404)
-        if answered:
-            self._app_keeps_it = True
-            logger.info(
-                "the app itself answers %s; SSE_METRICS_PATH serves our metrics", self._path
-            )
-        return answered is not False
-
-
-def registry_to_serve(registry: CollectorRegistry | None, environ: Any) -> CollectorRegistry:
-    """Return what a scrape of one process must show."""
-    if registry is not None or not (
-        environ.get("PROMETHEUS_MULTIPROC_DIR") or environ.get("prometheus_multiproc_dir")
-    ):
-        return registry or REGISTRY
-    gathering = CollectorRegistry()
-    MultiProcessCollector(gathering)  # type: ignore[no-untyped-call]  # the library has no types here
-    return gathering
+    if registry is None:
+        registry = REGISTRY
+        if environ.get("PROMETHEUS_MULTIPROC_DIR") or environ.get("prometheus_multiproc_dir"):
+            registry = CollectorRegistry()
+            # The library has no types here.
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    app: ASGIApp = make_asgi_app(registry)
+    return app

@@ -55,12 +55,6 @@ def family_of(method: str, headers: dict[bytes, bytes], *, has_cursor: bool) -> 
     return ClientKind.EVENTSOURCE if native else ClientKind.PLAIN
 
 
-def accepted_types(headers: dict[bytes, bytes]) -> set[bytes]:
-    """Return the media types that a client accepts, without their parameters."""
-    accept = headers.get(b"accept", b"*/*").lower()
-    return {part.partition(b";")[0].strip() for part in accept.split(b",")}
-
-
 class CommentForm(enum.StrEnum):
     """How the heartbeat comment of a plain client is written.
 

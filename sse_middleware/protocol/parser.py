@@ -1,14 +1,34 @@
-"""The parser: bytes in, and out what a client would dispatch for them, whatever the chunking.
+"""The parser: reads bytes in any chunking and returns the events that a client would dispatch.
 
-WHATWG HTML 9.2.5 and 9.2.6 (https://html.spec.whatwg.org/#parsing-an-event-stream) to the letter.
+It follows WHATWG HTML 9.2.5 and 9.2.6 exactly
+(https://html.spec.whatwg.org/#parsing-an-event-stream).
 """
 
-from sse_middleware.protocol.events import DEFAULT_EVENT, Event
-from sse_middleware.protocol.wire import BOM, EOL, RETRY_DIGITS
+from dataclasses import dataclass
+
+from sse_middleware.protocol.wire import BOM, DEFAULT_EVENT, EOL, RETRY_DIGITS
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One dispatched event.
+
+    Attributes:
+        data: the joined `data` lines, without the last line feed.
+        event: the event's type, `message` if the block names none.
+        id: the id that the block itself sets: `None` if it has no valid `id` line, `""` if it
+            resets the client's last event id.
+        retry: the reconnection time in milliseconds that the block sets, if any.
+    """
+
+    data: str
+    event: str = DEFAULT_EVENT
+    id: str | None = None
+    retry: int | None = None
 
 
 class EventParser:
-    """Read a byte stream as a client does, and return what it would dispatch.
+    """Read a byte stream as a client does, and return the events that the client would dispatch.
 
     WHATWG HTML 9.2.6. One deviation: a `retry` of more than 18 digits is ignored.
 

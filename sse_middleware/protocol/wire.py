@@ -9,13 +9,15 @@ block; the others look into a whole block, or change it.
 
 import codecs
 import enum
+import json
 import re
 from collections.abc import Callable
 
 from sse_middleware.errors import EventFormatError
-from sse_middleware.protocol.events import DEFAULT_EVENT
 
 BOM = codecs.BOM_UTF8
+DEFAULT_EVENT = "message"
+"""The type of an event whose block names none (WHATWG HTML 9.2.6)."""
 
 _CR = 13
 _NOTHING = bytearray()  # of all streams that keep nothing, which are most; nobody writes into it
@@ -134,7 +136,7 @@ class Splitter:
         self._searched = 0
         return tail
 
-    def take_owed_lf(self) -> bytes:
+    def complete_line_end(self) -> bytes:
         """Return the LF that completes a cut CRLF, or nothing; who writes in between writes it.
 
         The stream's own LF is then dropped when it comes. Where none comes a CR has become a
@@ -281,7 +283,7 @@ def event_data(block: bytes) -> bytes:
     return b"\n".join(_DATA_VALUES.findall(block))
 
 
-def change_data(block: bytes, change: Callable[[bytes], bytes]) -> bytes:
+def _change_data(block: bytes, change: Callable[[bytes], bytes]) -> bytes:
     """Return the whole `block` with its data changed, where it has just one line of it."""
     lines = list(_DATA_VALUES.finditer(block))
     if len(lines) != 1:
@@ -290,6 +292,23 @@ def change_data(block: bytes, change: Callable[[bytes], bytes]) -> bytes:
     data = block[start:end]
     changed = change(data)
     return block if changed is data else block[:start] + changed + block[end:]
+
+
+def add_trace_id(block: bytes, trace_id: str) -> bytes:
+    """Return the whole `block` with a `trace_id` in its data, if that is a one-line JSON object."""
+
+    def add(data: bytes) -> bytes:
+        try:
+            payload = json.loads(data)
+        except ValueError:
+            return data
+        if not isinstance(payload, dict) or "trace_id" in payload:
+            return data
+        before, _, after = data.partition(b"{")
+        comma = b"," if payload else b""
+        return before + b'{"trace_id":"%b"' % trace_id.encode() + comma + after
+
+    return _change_data(block, add)
 
 
 def add_line(block: bytes, line: bytes) -> bytes:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
+from starlette.responses import Response
+
 from sse_middleware.http.routes import streaming
 from sse_middleware.stream.current import IN_SCOPE, CurrentStream
 
@@ -20,10 +22,10 @@ class ResumeEndpoint:
         if scope["type"] != "http":
             raise RuntimeError(f"a resume_endpoint is for http, got {scope['type']}")
         if scope["method"] != "GET":
-            status = HTTPStatus.METHOD_NOT_ALLOWED.value
-            headers = [(b"allow", b"GET"), (b"content-length", b"0")]
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": b""})
+            response = Response(
+                status_code=HTTPStatus.METHOD_NOT_ALLOWED.value, headers={"allow": "GET"}
+            )
+            await response(scope, receive, send)
             return
         if isinstance(self._name, str):
             name = self._name.format_map(scope.get("path_params", {}))

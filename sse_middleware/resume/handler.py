@@ -1,32 +1,35 @@
-"""Resuming: what a request with a cursor gets, decided before the app runs.
+"""Resume: the response to a request with an event id, decided before the app runs.
 
-The rest of its stream, where there is one that it may read; 204 behind an end that was all; else
-the app's own answer, told to be a new one by a `reset`. Who may not read a stream cannot tell it
-from one that never was.
+If the client may read the stream, it gets the rest of it, or 204 if it has all of a stream that has
+ended. Otherwise the app responds, and a `reset` announces that its response is a new one. To a
+client that may not read a stream, the response is the same as if the stream did not exist.
 """
 
 import logging
-from collections.abc import Callable
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Send
 
 from sse_middleware.errors import StoreError
-from sse_middleware.http.own_responses import ended_stream, put_off
+from sse_middleware.http.own_responses import (
+    ReplacedResponse,
+    ended_stream,
+    send_empty,
+    send_retry_later,
+)
 from sse_middleware.http.request import (
-    NO_CLAIM,
+    NO_INTENT,
+    RESUMABLE_METHODS,
     RequestBody,
     ResumeIntent,
-    cancelled_id,
-    last_event_id,
+    SSERequest,
     stream_name,
-    without_event_id,
 )
-from sse_middleware.http.response_head import OWN_HEADERS, RawHeaders, body_message, unpacked
+from sse_middleware.http.response_head import parse_headers
 from sse_middleware.http.routes import UNMATCHED
-from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, parse_event_id, stream_id
+from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, stream_id
 from sse_middleware.protocol.wire import Kind, Splitter, event_id
 from sse_middleware.resume.authorization import CORS, Authorization
 from sse_middleware.stores.base import LogSnapshot, LogState
@@ -35,174 +38,168 @@ from sse_middleware.stream.context import Context
 
 logger = logging.getLogger("sse_middleware")
 
-_REFUSED = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+_UNSTARTED: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+"""Statuses of an app that cannot start the stream again."""
 
 
 class RunApp(NamedTuple):
-    """A request that the app is to answer after all."""
+    """The app handles the request, with these in place of the server's `receive` and `send`."""
 
     receive: Receive
     send: Send
-    claim: ResumeIntent = NO_CLAIM
 
 
 class ResumeHandler:
-    """Answer the requests that come back to a stream.
+    """Handle the requests of clients that reconnect to a stream.
 
     Args:
-        setup: what all requests share.
+        context: the objects that all requests share.
         one_process: whether streams are kept in this process alone.
     """
 
-    def __init__(self, setup: Context, *, one_process: bool) -> None:
-        self._setup = setup
-        self._access = Authorization(setup)
+    def __init__(self, context: Context, *, one_process: bool) -> None:
+        self._context = context
+        self._access = Authorization(context)
         self._warns = one_process
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send) -> RunApp | None:
-        """Answer a request that claims something; return it where the app has to."""
-        cancelled = parse_event_id(cancelled_id(scope) or "")
-        held = last_event_id(scope)
-        cursor = parse_event_id(held or "")
-        if cursor is not None:
-            scope["headers"] = without_event_id(scope["headers"])
-        anew = RunApp(receive, send)
+    async def handle(self, request: SSERequest, receive: Receive, send: Send) -> RunApp | None:
+        """Send the response to a request with an event id, or return how the app sends it."""
+        cancelled, event_id, held = request.cancel_target, request.event_id, request.last_event_id
+        if event_id is not None:
+            request.hide_event_id()
+        run_app = RunApp(receive, send)
         try:
             if cancelled is not None:
-                return None if await self._cancel(cancelled, scope, send) else anew
-            if held is None or scope.get("method") not in ("GET", "POST"):
-                return anew
-            if cursor is None:
-                return await self._resume_by_app_id(held, scope, anew)
-            return await self._resume(cursor, scope, anew)
+                return None if await self._cancel(cancelled, request, send) else run_app
+            if held is None or request.method not in RESUMABLE_METHODS:
+                return run_app
+            if event_id is None:
+                return await self._resume_by_app_id(held, request, run_app)
+            return await self._resume(event_id, request, run_app)
         except StoreError as exc:
             logger.warning("the store is out of reach: %s", exc)
             if cancelled is None:
-                await self._send_away(held, scope, send)
-            else:  # by a page's `fetch`, which can be told that it has not worked
-                self._tell(UNMATCHED, "unavailable")
-                await _empty(send, HTTPStatus.SERVICE_UNAVAILABLE)
+                await self._send_retry_later(held, request, send)
+            else:  # the `fetch` of a page, which can handle an error status
+                self._report(UNMATCHED, "unavailable")
+                await send_empty(send, request, HTTPStatus.SERVICE_UNAVAILABLE)
             return None
 
-    async def _resume(self, cursor: EventId, scope: Scope, anew: RunApp) -> RunApp | None:
-        if cursor.ending is Ending.FINAL:
-            await self._stop(anew.send, UNMATCHED)
-            return None
-        anew = anew._replace(claim=ResumeIntent(cursor))
-        if cursor.ending is Ending.AGAIN:
-            return anew
-        found = None
-        if cursor.ending is None:
-            found = await self._setup.store.find(stream_id(cursor.secret))
-        if self._access.is_its_own(found, scope):
-            body = None
-            if scope["method"] == "POST":
-                body = RequestBody()
-                anew = anew._replace(receive=await _read_body(anew.receive, body))
-            if await self._access.may_go_on(found.info, scope, body):
-                return await self._go_on(found, cursor, scope, anew)
-        elif found is not None:
-            await self._look_for_none()
-        elif cursor.ending is None:
-            self._warn_of_processes()
-        return self._tell_reset(anew, scope)
-
-    async def _go_on(
-        self, found: LogSnapshot, cursor: EventId, scope: Scope, anew: RunApp
+    async def _resume(
+        self, event_id: EventId, request: SSERequest, run_app: RunApp
     ) -> RunApp | None:
-        """Give a client the rest of a log that it may read."""
+        if event_id.ending is Ending.FINAL:
+            await self._send_end(request, run_app.send, UNMATCHED)
+            return None
+        if event_id.ending is Ending.AGAIN:
+            return run_app
+        found = None
+        if event_id.ending is None:
+            found = await self._context.store.find(stream_id(event_id.secret))
+        if self._access.is_opened_by(found, request):
+            body, run_app = await _read_post_body(request, run_app)
+            if await self._access.may_resume(found.info, request, body):
+                return await self._continue(found, event_id, request, run_app)
+        elif found is not None:
+            await self._find_nothing()
+        elif event_id.ending is None:
+            self._warn_of_processes()
+        return self._run_with_reset(request, run_app)
+
+    async def _continue(
+        self, found: LogSnapshot, event_id: EventId, request: SSERequest, run_app: RunApp
+    ) -> RunApp | None:
+        """Send the rest of a log that the client may read."""
         info, ended = found.info, found.state is not LogState.RUNNING
         if found.state is LogState.APP_OWNS_IDS:
-            return anew._replace(claim=NO_CLAIM)
-        if ended and cursor.seq > found.last:
-            return self._tell_reset(anew, scope)
-        if found.state is LogState.FINISHED and cursor.seq == found.last and not found.tells_end:
+            request.intent = NO_INTENT
+            return run_app
+        if ended and event_id.seq > found.last:
+            return self._run_with_reset(request, run_app)
+        if found.state is LogState.FINISHED and event_id.seq == found.last and not found.tells_end:
             if not info.marked:
-                return anew
-            await self._stop(anew.send, info.route)
+                return run_app
+            await self._send_end(request, run_app.send, info.route)
             return None
-        await self._read(found, scope, anew, after=cursor.seq, secret=cursor.secret)
+        await self._read(found, request, run_app, after=event_id.seq, secret=event_id.secret)
         return None
 
     async def follow_named(
-        self, name: str, cursor: EventId | None, scope: Scope, receive: Receive, send: Send
+        self, name: str, request: SSERequest, receive: Receive, send: Send
     ) -> None:
-        """Answer with the stream of a name, from its beginning or where a cursor stands.
+        """Send the stream with a name, from its first event or from the position of the client.
 
         Raises:
-            RuntimeError: nobody can be told from anybody.
+            RuntimeError: there is no `identify`, so that nothing shows who may read the stream.
         """
-        if self._setup.identify is None:
+        if self._context.identify is None:
             raise RuntimeError("a resume_endpoint needs SSEMiddleware(identify=...): whose is it?")
-        anew = RunApp(receive, send)
+        event_id, run_app = request.intent.event_id, RunApp(receive, send)
         try:
-            found = await self._setup.store.find_named(stream_name(name))
-            allowed = await self._access.may_read_named(found, scope)
+            found = await self._context.store.find_named(stream_name(name))
+            allowed = await self._access.may_read_named(found, request)
             if found is None or not allowed:
-                await _empty(send, HTTPStatus.NO_CONTENT)
-            elif cursor is not None and self._is_place_in(found, cursor):
-                if await self._go_on(found, cursor, scope, anew) is not None:
-                    await _empty(send, HTTPStatus.NO_CONTENT)
+                await send_empty(send, request, HTTPStatus.NO_CONTENT)
+            elif event_id is not None and self._is_in(found, event_id):
+                if await self._continue(found, event_id, request, run_app) is not None:
+                    await send_empty(send, request, HTTPStatus.NO_CONTENT)
             elif found.state is LogState.RUNNING:
-                had_another = cursor is not None and cursor.seq and cursor.ending is None
+                had_another = event_id is not None and event_id.seq and event_id.ending is None
                 reset = "gone" if had_another else ""
-                await self._read(found, scope, anew, after=0, reset=reset)
+                await self._read(found, request, run_app, after=0, reset=reset)
             else:
-                await _empty(send, HTTPStatus.NO_CONTENT)
+                await send_empty(send, request, HTTPStatus.NO_CONTENT)
         except StoreError as exc:
             logger.warning("the store is out of reach: %s", exc)
-            await self._send_away(None if cursor is None else str(cursor), scope, send)
+            held = None if event_id is None else str(event_id)
+            await self._send_retry_later(held, request, send)
 
     @staticmethod
-    def _is_place_in(found: LogSnapshot, cursor: EventId) -> bool:
-        return cursor.ending is None and stream_id(cursor.secret) == found.info.stream_id
+    def _is_in(found: LogSnapshot, event_id: EventId) -> bool:
+        return event_id.ending is None and stream_id(event_id.secret) == found.info.stream_id
 
-    async def _resume_by_app_id(self, told: str, scope: Scope, anew: RunApp) -> RunApp | None:
-        """Resume a stream whose app numbers its events and does not keep them."""
-        name = self._setup.key_name(self._setup.mark_ahead(scope), scope)
+    async def _resume_by_app_id(
+        self, held: str, request: SSERequest, run_app: RunApp
+    ) -> RunApp | None:
+        """Resume a stream whose app numbers its events but does not keep them."""
+        name = self._context.key_name(self._context.match_mark(request.scope), request)
         if name is None:
-            return anew
-        found = await self._setup.store.find_named(name)
-        reset = anew._replace(claim=ResumeIntent(EventId("", 0), reset="gone"))
-        if not self._access.is_its_own(found, scope):
-            return reset
-        body = None
-        if scope["method"] == "POST":
-            body = RequestBody()
-            anew = anew._replace(receive=await _read_body(anew.receive, body))
-            reset = reset._replace(receive=anew.receive)
-        if not await self._access.may_go_on(found.info, scope, body):
-            return reset
-        after = await self._place_of_app_id(found, told)
-        if after is None:
-            return reset
-        await self._read(found, scope, anew, after=after, event_id=told)
-        return None
+            return run_app
+        found = await self._context.store.find_named(name)
+        if self._access.is_opened_by(found, request):
+            body, run_app = await _read_post_body(request, run_app)
+            if await self._access.may_resume(found.info, request, body):
+                after = await self._find_app_id(found, held)
+                if after is not None:
+                    await self._read(found, request, run_app, after=after, event_id=held)
+                    return None
+        request.intent = ResumeIntent(EventId("", 0), reset="gone")
+        return run_app
 
     async def _read(
         self,
         found: LogSnapshot,
-        scope: Scope,
-        anew: RunApp,
+        request: SSERequest,
+        run_app: RunApp,
         *,
         after: int,
         secret: str = "",
         event_id: str | None = None,
         reset: str = "",
     ) -> None:
-        """Send the rest of a log, from its oldest event on where what is missed is not kept."""
+        """Send the rest of a log, from its oldest event if the missed ones are no longer kept."""
         truncated = after < found.first - 1
         after = max(after, found.first - 1)
         if secret:
             event_id = str(EventId(secret, after))
-        for observer in self._setup.observers:
+        for observer in self._context.observers:
             result = "truncated" if truncated else "resumed"
             observer.resumed(found.info.route, result, max(0, found.last - after))
         await Connection(
-            self._setup,
-            scope,
-            anew.receive,
-            anew.send,
+            self._context,
+            request,
+            run_app.receive,
+            run_app.send,
             info=found.info,
             after=after,
             event_id=event_id,
@@ -210,13 +207,13 @@ class ResumeHandler:
             reset=reset or ("truncated" if truncated else ""),
         ).run()
 
-    async def _place_of_app_id(self, found: LogSnapshot, told: str) -> int | None:
-        """Return the number of the event that carries the id `told`, `None` where none does."""
-        wanted, place = told.encode(), None
+    async def _find_app_id(self, found: LogSnapshot, held: str) -> int | None:
+        """Return the number of the event that has the app's id `held`, `None` if none has."""
+        wanted, place = held.encode(), None
         number = found.first - 1
         if found.last <= number:
-            return None  # there is nothing to read, and nothing to wait for
-        async with aclosing(self._setup.store.follow(found.info.stream_id, number)) as log:
+            return None  # the log is empty
+        async with aclosing(self._context.store.follow(found.info.stream_id, number)) as log:
             async for batch in log:
                 if batch.state is not LogState.RUNNING:
                     return place
@@ -230,58 +227,64 @@ class ResumeHandler:
                 number = batch.last
         return place
 
-    async def _cancel(self, cursor: EventId, scope: Scope, send: Send) -> bool:
-        """End a stream for whoever may read it; tell whether there is such a one."""
-        found = await self._setup.store.find(stream_id(cursor.secret))
-        if not self._access.is_its_own(found, scope):
+    async def _cancel(self, target: EventId, request: SSERequest, send: Send) -> bool:
+        """End a stream for a client that may read it; return whether there is such a stream."""
+        found = await self._context.store.find(stream_id(target.secret))
+        if not self._access.is_opened_by(found, request):
             if found is not None:
-                await self._look_for_none()
+                await self._find_nothing()
             return False
         if found.state is LogState.APP_OWNS_IDS:
             return False
-        await self._setup.store.cancel(found.info.stream_id)
-        self._tell(found.info.route, "cancelled")
-        cors = [pair for pair in unpacked(found.info.headers) if pair[0].lower().startswith(CORS)]
-        await _empty(send, HTTPStatus.NO_CONTENT, cors)
+        await self._context.store.cancel(found.info.stream_id)
+        self._report(found.info.route, "cancelled")
+        headers = parse_headers(found.info.headers)
+        cors = [pair for pair in headers if pair[0].lower().startswith(CORS)]
+        await send_empty(send, request, HTTPStatus.NO_CONTENT, cors)
         return True
 
-    async def _look_for_none(self) -> None:
-        """Take as long as for a stream that is not there, which may be longer."""
-        await self._setup.store.find(stream_id(new_secret()))
+    async def _find_nothing(self) -> None:
+        """Take as long as for a stream that does not exist, which may be longer."""
+        await self._context.store.find(stream_id(new_secret()))
 
-    def _tell_reset(self, anew: RunApp, scope: Scope) -> RunApp:
-        """Let the app answer, and the client know that it is a new answer.
+    def _run_with_reset(self, request: SSERequest, run_app: RunApp) -> RunApp:
+        """Let the app respond, and announce a new stream to a client that has part of the old."""
+        event_id = request.intent.event_id
+        has_nothing = event_id is not None and not event_id.seq and event_id.ending is None
+        request.intent = ResumeIntent(event_id, reset="" if has_nothing else "gone")
+        replaced = ReplacedResponse(
+            request.scope,
+            run_app.send,
+            lambda status: self._gone(request) if status in _UNSTARTED else None,
+        )
+        return RunApp(run_app.receive, replaced.send)
 
-        Who has had nothing of the old one has nothing to throw away.
+    def _gone(self, request: SSERequest) -> ASGIApp:
+        """Return the response to a client whose stream is gone and cannot be started anew.
+
+        Without it, the status of the app's response would stop an `EventSource` without a reason.
         """
-        cursor = anew.claim.cursor
-        has_nothing = cursor is not None and not cursor.seq and cursor.ending is None
-        send = _Refusal(anew.send, lambda: self._reset_and_end(scope)).send
-        return RunApp(anew.receive, send, ResumeIntent(cursor, reset="" if has_nothing else "gone"))
-
-    def _reset_and_end(self, scope: Scope) -> tuple[RawHeaders, bytes]:
-        """Return the answer to a client whose stream is gone, and whose app refuses to begin it."""
-        self._tell(UNMATCHED, "gone")
+        self._report(UNMATCHED, "gone")
         secret = new_secret()
         end = str(EventId(secret, 0, Ending.FINAL))
-        options, name = self._setup.options, stream_id(secret)
-        return ended_stream(scope, options, name, event_id=end, reset="gone")
+        options, name = self._context.options, stream_id(secret)
+        return ended_stream(request, options, name, event_id=end, reset="gone")
 
-    async def _send_away(self, held: str | None, scope: Scope, send: Send) -> None:
-        """Let a client ask again soon, with the id that it has held."""
-        self._tell(UNMATCHED, "unavailable")
-        await put_off(send, scope, self._setup.options, held or "")
+    async def _send_retry_later(self, held: str | None, request: SSERequest, send: Send) -> None:
+        """Have a client reconnect soon, with the id that it has."""
+        self._report(UNMATCHED, "unavailable")
+        await send_retry_later(send, request, self._context.options, held or "")
 
-    async def _stop(self, send: Send, route: str) -> None:
-        """Let an `EventSource` come back no more.
+    async def _send_end(self, request: SSERequest, send: Send, route: str) -> None:
+        """Stop the reconnects of an `EventSource`.
 
         "HTTP 204 No Content ... tells the browser to stop reconnecting" (WHATWG HTML 9.2.1).
         """
-        self._tell(route, "ended")
-        await _empty(send, HTTPStatus.NO_CONTENT)
+        self._report(route, "ended")
+        await send_empty(send, request, HTTPStatus.NO_CONTENT)
 
-    def _tell(self, route: str, result: str) -> None:
-        for observer in self._setup.observers:
+    def _report(self, route: str, result: str) -> None:
+        for observer in self._context.observers:
             observer.resumed(route, result, 0)
 
     def _warn_of_processes(self) -> None:
@@ -293,46 +296,23 @@ class ResumeHandler:
             )
 
 
-class _Refusal:
-    """Answer in place of an app that has no such method or path, which would stop the client."""
-
-    def __init__(self, send: Send, answer: Callable[[], tuple[RawHeaders, bytes]]) -> None:
-        self._send = send
-        self._answer = answer
-        self._answered = False
-
-    async def send(self, message: Message) -> None:
-        """Pass a message of the app's on, or drop it behind our own answer."""
-        if message["type"] == "http.response.start" and message["status"] in _REFUSED:
-            self._answered = True
-            headers, data = self._answer()
-            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-            await self._send(body_message(data, more_body=False))
-        elif not self._answered:
-            await self._send(message)
-
-
-async def _empty(send: Send, status: HTTPStatus, headers: RawHeaders | None = None) -> None:
-    """Answer with a status and no body."""
-    own = [*OWN_HEADERS, *(headers or ())]
-    if status is not HTTPStatus.NO_CONTENT:  # which has none (RFC 9110 8.6)
-        own.append((b"content-length", b"0"))
-    await send({"type": "http.response.start", "status": status.value, "headers": own})
-    await send(body_message(b"", more_body=False))
-
-
-async def _read_body(receive: Receive, body: RequestBody) -> Receive:
-    """Read the body of a request, and return what gives it to the app nevertheless."""
+async def _read_post_body(
+    request: SSERequest, run_app: RunApp
+) -> tuple[RequestBody | None, RunApp]:
+    """Read the body of a POST, which the app then receives all the same."""
+    if request.method != "POST":
+        return None, run_app
+    body = RequestBody()
     messages: list[Message] = []
     while not (body.complete or body.is_too_long):
-        message = await receive()
+        message = await run_app.receive()
         messages.append(message)
         if message["type"] != "http.request":
             break
         body.add(message)
     messages.reverse()
 
-    async def again() -> Message:
-        return messages.pop() if messages else await receive()
+    async def receive() -> Message:
+        return messages.pop() if messages else await run_app.receive()
 
-    return again
+    return body, RunApp(receive, run_app.send)

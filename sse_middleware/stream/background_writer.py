@@ -13,84 +13,84 @@ from contextvars import Context
 from functools import partial
 from typing import Any, Protocol
 
-_AT_ONCE = 64
+_MAX_WRITES_PER_TURN = 64
 """How many writes come in one turn of the loop, so that a thousand heartbeats delay nobody."""
 
 
 class Flushable(Protocol):
     """Whoever has something to be written."""
 
-    context: Context
-    waits_in: asyncio.Task[Any] | None
+    app_context: Context
+    write_task: asyncio.Task[Any] | None
 
-    def write_held(self) -> Coroutine[Any, Any, None]:
+    def flush_pending(self) -> Coroutine[Any, Any, None]:
         """Write it; only a cancellation may come out of here."""
 
 
 class BackgroundWriter:
     """Write for the streams of `loop` as long as there are any."""
 
-    __slots__ = ("_asleep", "_authors", "_due", "_loop", "_on_duty", "_tasks")
+    __slots__ = ("_active", "_due", "_loop", "_stream_count", "_tasks", "_wakeup")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._authors = 0
+        self._stream_count = 0
         self._due: deque[Flushable] = deque()
-        self._on_duty: object | None = None  # one for each term of duty
-        self._asleep: asyncio.Future[None] | None = None
+        self._active: object | None = None  # one for each term of duty
+        self._wakeup: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def join(self) -> None:
+    def attach(self) -> None:
         """Take note of a stream that may have something to be written."""
-        self._authors += 1
+        self._stream_count += 1
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Take note that a stream has nothing more; the last one sends the scribe home."""
-        self._authors -= 1
-        if not self._authors:
+        self._stream_count -= 1
+        if not self._stream_count:
             self._wake()
 
-    def write_soon(self, author: Flushable) -> None:
+    def write_soon(self, stream: Flushable) -> None:
         """Write for `author` in the next turn of the loop."""
-        self._due.append(author)
-        if self._on_duty is None:
-            self._begin_duty()
+        self._due.append(stream)
+        if self._active is None:
+            self._start_task()
         else:
             self._wake()
 
-    def hand_over(self) -> None:
+    def yield_task(self) -> None:
         """Let another task go on, because this one has to wait."""
-        self._on_duty = None
+        self._active = None
         if self._due:
-            self._begin_duty()
+            self._start_task()
 
-    def _begin_duty(self) -> None:
-        self._on_duty = duty = object()
+    def _start_task(self) -> None:
+        self._active = token = object()
         # Not by the loop's factory: an eager one would begin in the middle of who asks.
-        task = asyncio.Task(self._serve(duty), loop=self._loop, context=Context())
+        task = asyncio.Task(self._run(token), loop=self._loop, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _wake(self) -> None:
-        if self._asleep is None:
+        if self._wakeup is None:
             return
-        if self._asleep.cancelled():  # by somebody who cancels all tasks
-            self._begin_duty()
-        elif not self._asleep.done():
-            self._asleep.set_result(None)
+        if self._wakeup.cancelled():  # by somebody who cancels all tasks
+            self._start_task()
+        elif not self._wakeup.done():
+            self._wakeup.set_result(None)
 
-    async def _serve(self, duty: object) -> None:
+    async def _run(self, token: object) -> None:
         try:
-            while self._on_duty is duty and (self._due or self._authors):
+            while self._active is token and (self._due or self._stream_count):
                 if not self._due:
                     await self._sleep()
-                for _ in range(min(len(self._due), _AT_ONCE)):
-                    if self._on_duty is not duty:
+                for _ in range(min(len(self._due), _MAX_WRITES_PER_TURN)):
+                    if self._active is not token:
                         break
                     try:
-                        rest = self._begin_write(self._due.popleft())
-                        if rest is not None:
-                            await rest
+                        suspended = self._start_write(self._due.popleft())
+                        if suspended is not None:
+                            await suspended
                     except asyncio.CancelledError:
                         task = asyncio.current_task()
                         if task is None or task.cancelling():
@@ -99,51 +99,51 @@ class BackgroundWriter:
                 if self._due:
                     await asyncio.sleep(0)
         finally:
-            if self._on_duty is duty:
-                self._on_duty = None
+            if self._active is token:
+                self._active = None
 
-    def _begin_write(self, author: Flushable) -> "_Rest | None":
+    def _start_write(self, stream: Flushable) -> "_SuspendedWrite | None":
         """Write for an author in its context; return what is to be awaited, if it has to wait."""
-        write = author.write_held()
+        write = stream.flush_pending()
         try:
-            waits_for = author.context.run(write.send, None)
+            awaited = stream.app_context.run(write.send, None)
         except StopIteration:
             return None
-        self.hand_over()
-        author.waits_in = asyncio.current_task()
-        return _Rest(write, author.context, waits_for)
+        self.yield_task()
+        stream.write_task = asyncio.current_task()
+        return _SuspendedWrite(write, stream.app_context, awaited)
 
     async def _sleep(self) -> None:
-        self._asleep = asleep = self._loop.create_future()
+        self._wakeup = wakeup = self._loop.create_future()
         try:
-            await asleep
+            await wakeup
         finally:
-            if self._asleep is asleep:
-                self._asleep = None
+            if self._wakeup is wakeup:
+                self._wakeup = None
 
 
-class _Rest:
+class _SuspendedWrite:
     """What is left of a write that has to wait, in the context of its author."""
 
-    __slots__ = ("_context", "_waits_for", "_write")
+    __slots__ = ("_awaited", "_context", "_write")
 
     def __init__(
-        self, write: Coroutine[Any, Any, None], context: Context, waits_for: object
+        self, write: Coroutine[Any, Any, None], app_context: Context, awaited: object
     ) -> None:
         self._write = write
-        self._context = context
-        self._waits_for = waits_for
+        self._context = app_context
+        self._awaited = awaited
 
     def __await__(self) -> Generator[Any, Any, None]:
-        write, run, waits_for = self._write, self._context.run, self._waits_for
+        write, run, awaited = self._write, self._context.run, self._awaited
         while True:
             try:
-                result = yield waits_for
+                result = yield awaited
             except BaseException as exc:  # noqa: BLE001 - whatever it is, it is for the write
                 step = partial(write.throw, exc)
             else:
                 step = partial(write.send, result)
             try:
-                waits_for = run(step)
+                awaited = run(step)
             except StopIteration:
                 return

@@ -18,27 +18,27 @@ class BlockedWrite:
         task: the one that writes, `None` where it is not known.
     """
 
-    __slots__ = ("_cancels", "_task")
+    __slots__ = ("_cancel_count", "_task")
 
     def __init__(self, task: "asyncio.Task[Any] | None") -> None:
         self._task = task
-        self._cancels: int | None = None
+        self._cancel_count: int | None = None
 
     def interrupt(self, codes: tuple[CodeType, ...], writer: object) -> None:
         """End the write in which the app waits, if it is one of `codes` of `writer`."""
-        if self._task is not None and _waits_in(self._task.get_coro(), codes, writer):
-            self._cancels = self._task.cancelling()
+        if self._task is not None and _is_suspended_in(self._task.get_coro(), codes, writer):
+            self._cancel_count = self._task.cancelling()
             self._task.cancel()
 
-    def take_back(self) -> bool:
+    def uncancel(self) -> bool:
         """Undo our cancellation; tell whether there was one, and no other."""
-        if self._cancels is None or self._task is None:
+        if self._cancel_count is None or self._task is None:
             return False
-        cancels, self._cancels = self._cancels, None
-        return self._task.uncancel() <= cancels
+        cancel_count, self._cancel_count = self._cancel_count, None
+        return self._task.uncancel() <= cancel_count
 
 
-def _waits_in(awaited: Any, codes: tuple[CodeType, ...], writer: object) -> bool:
+def _is_suspended_in(awaited: Any, codes: tuple[CodeType, ...], writer: object) -> bool:
     """Follow what a task awaits down to the write of `writer`, as far as it can be followed."""
     while awaited is not None:
         if getattr(awaited, "cr_code", None) in codes:

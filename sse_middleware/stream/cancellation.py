@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 GRACE_SECONDS = 1.0
 """How long an app may take to leave, and a last write to get through."""
-HURRIED_SECONDS = 0.5
+SHUTDOWN_GRACE_SECONDS = 0.5
 """The same where the server ends."""
 
 
@@ -31,60 +31,62 @@ class AppCancellation:
 
     __slots__ = (
         "_app_waits",
+        "_cancel_count",
         "_cancelled",
-        "_cancels",
-        "_grace",
-        "_is_over",
-        "_late_writes",
+        "_discarded_writes",
+        "_grace_timer",
+        "_is_grace_over",
         "_task",
-        "heard",
+        "disconnect_delivered",
     )
 
     def __init__(
         self,
         task: asyncio.Task[object],
         *,
-        cancels: int,
+        cancel_count: int,
         listeners: tuple[asyncio.Task[object], ...],
-        app_waits: Callable[[], bool],
+        is_app_writing: Callable[[], bool],
         grace_seconds: float,
     ) -> None:
         self._task = task
-        self._cancels = cancels
-        self._app_waits = app_waits
+        self._cancel_count = cancel_count
+        self._app_waits = is_app_writing
         self._cancelled = False
-        self._is_over = False
-        self._late_writes = 0
-        self.heard = False
+        self._is_grace_over = False
+        self._discarded_writes = 0
+        self.disconnect_delivered = False
         for listener in listeners:
             listener.cancel()
-        self._grace = asyncio.get_running_loop().call_later(grace_seconds, self._on_grace_over)
+        self._grace_timer = asyncio.get_running_loop().call_later(
+            grace_seconds, self._on_grace_over
+        )
 
-    async def late_write(self) -> None:
+    async def discard_write(self) -> None:
         """Drop what the app writes behind its end.
 
         The first time at once, so that an app which is told of its end meanwhile meets it where it
         waits itself, and not in here: a generator that is cancelled at its `yield` cleans up only
         when it is collected. Further ones let the loop turn.
         """
-        self._late_writes += 1
-        if self._late_writes > 1:
-            if self._is_over:
+        self._discarded_writes += 1
+        if self._discarded_writes > 1:
+            if self._is_grace_over:
                 self._cancel()
             await asyncio.sleep(0)
 
-    def take_back(self) -> bool:
+    def uncancel(self) -> bool:
         """Undo our cancellation of the app; tell whether there was no other one."""
         if not self._cancelled:
             return False
         self._cancelled = False
-        return self._task.uncancel() <= self._cancels
+        return self._task.uncancel() <= self._cancel_count
 
-    async def end(self) -> None:
+    async def aclose(self) -> None:
         """Cancel no more, and undo a cancellation that came when the app had left already."""
-        self._grace.cancel()
+        self._grace_timer.cancel()
         if self._cancelled:
-            only_ours = self.take_back()
+            only_ours = self.uncancel()
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError:
@@ -92,8 +94,8 @@ class AppCancellation:
                     raise
 
     def _on_grace_over(self) -> None:
-        self._is_over = True
-        if not self.heard or self._app_waits():
+        self._is_grace_over = True
+        if not self.disconnect_delivered or self._app_waits():
             self._cancel()
 
     def _cancel(self) -> None:

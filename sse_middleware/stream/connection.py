@@ -11,23 +11,22 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Send
 
 from sse_middleware.errors import StoreError
+from sse_middleware.http.request import SSERequest
 from sse_middleware.http.response_head import (
     OWN_HEADERS,
     body_message,
-    request_headers,
+    parse_headers,
     stream_headers,
-    trace_id,
-    unpacked,
 )
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
 from sse_middleware.protocol.deadlines import Reason
 from sse_middleware.protocol.stream_state import StreamState
 from sse_middleware.stores.base import Batch, LogInfo, LogState
-from sse_middleware.stream.cancellation import GRACE_SECONDS, HURRIED_SECONDS
+from sse_middleware.stream.cancellation import GRACE_SECONDS, SHUTDOWN_GRACE_SECONDS
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.sender import joined
@@ -35,7 +34,7 @@ from sse_middleware.stream.timers import current_timers
 
 logger = logging.getLogger("sse_middleware")
 
-_END_OF_LOG_SECONDS = 0.1
+_LOG_END_SECONDS = 0.1
 
 
 class ConnectionSender(Producer):
@@ -45,37 +44,37 @@ class ConnectionSender(Producer):
         is_elsewhere: whether its client may as well read on at another worker.
     """
 
-    __slots__ = ("is_elsewhere",)
+    __slots__ = ("is_resumable_elsewhere",)
 
-    is_elsewhere: bool
+    is_resumable_elsewhere: bool
 
     @property
     def drain_seconds(self) -> float:
         """How long the stream may go on, and a little more: the log has an end to tell first."""
-        return super().drain_seconds + _END_OF_LOG_SECONDS
+        return super().drain_seconds + _LOG_END_SECONDS
 
     def on_drain(self) -> None:
         """Let the client go where it can follow elsewhere."""
-        if self.is_elsewhere:
+        if self.is_resumable_elsewhere:
             self.on_drain_over()
 
     def on_drain_over(self) -> None:
         """Let the client go, for the server waits for nothing else."""
         if not self._is_ended():
             self._state.prepare_to_drain()
-            self._let_client_go(self._clock(), Reason.SHUTDOWN)
+            self._end_connection(self._clock(), Reason.SHUTDOWN)
 
-    async def relay(self, frames: bytes, last: int, *, reason: Reason | None = None) -> None:
+    async def write_frames(self, frames: bytes, last: int, *, reason: Reason | None = None) -> None:
         """Send frames up to the event `last`, and the end with them where there is a `reason`."""
         await self._wait_for_turn()
         if self._closed:
             return
         self._raise_failure()
-        data = joined([*self._take_held(), frames])
-        self._state.relay(last, self._clock())
+        data = joined([*self._take_pending(), frames])
+        self._state.advance_to(last, self._clock())
         if reason is not None:
-            self._stop()
-            self._state.end_as_told(reason)
+            self._stop_timer()
+            self._state.end_from_log(reason)
         if data or reason is not None:
             await self._send_as_app(body_message(data, more_body=reason is None), len(data))
 
@@ -84,8 +83,8 @@ class Connection:
     """Send one client the rest of a stream.
 
     Args:
-        setup: what all requests share.
-        scope: the request's.
+        context: the objects that all requests of one middleware share.
+        request: the request.
         receive: the server's.
         send: the server's.
         info: the log's.
@@ -97,8 +96,8 @@ class Connection:
 
     def __init__(
         self,
-        setup: Context,
-        scope: Scope,
+        context: Context,
+        request: SSERequest,
         receive: Receive,
         send: Send,
         *,
@@ -108,8 +107,8 @@ class Connection:
         secret: str = "",
         reset: str = "",
     ) -> None:
-        self._setup = setup
-        self._scope = scope
+        self._context = context
+        self._request = request
         self._receive = receive
         self._info = info
         self._secret = secret
@@ -117,63 +116,53 @@ class Connection:
         self._tasks: list[asyncio.Task[None]] = []
         self._record = StreamRecord(
             info.stream_id,
-            trace_id(request_headers(scope.get("headers") or ())),
+            request.trace_id,
             info.route,
             ClientKind.EVENTSOURCE,
             resumed_after=after,
             chunks=after,
         )
-        self._options = dataclasses.replace(
-            setup.options,
-            stream_max_seconds=info.max_seconds,
-            cap_action="rotate" if info.rotates else "complete",
-            heartbeat_interval=info.heartbeat_interval,
-            silence_threshold=info.silence_threshold,
-            event_prefix=info.event_prefix,
-            retry_ms=info.retry_ms,
-            batch=False,
-            chunk_delay_ms=0,
-            explicit=setup.options.explicit | {"cap_action"},
-        )
+        self._options = dataclasses.replace(context.options, batch=False, chunk_delay_ms=0)
         self._state = StreamState(
             self._options,
-            family=ClientKind.EVENTSOURCE,
+            info.terms,
+            client_kind=ClientKind.EVENTSOURCE,
             record=self._record,
             secret=secret,
             marked=info.marked,
             comment=CommentForm.BLOCK,
             app_ids=info.app_ids,
         )
-        ticker = current_timers()
-        self._opening = self._state.open(
-            ticker.clock(),
-            ticker.epoch(),
+        timers = current_timers()
+        self._preamble = self._state.open(
+            timers.clock(),
+            timers.epoch(),
             reset=reset,
             resumed=True,
             event_id=event_id,
             age=max(0.0, time.time() - info.opened_on),
-            ends_in=setup.seconds_left(scope),
+            ends_in=context.credential_ttl(request.scope),
         )
-        self._relay = ConnectionSender(
-            self._state, send, ticker, observers=setup.observers, owner=self
+        self._sender = ConnectionSender(
+            self._state, send, timers, observers=context.observers, callbacks=self
         )
-        self._relay.is_elsewhere = setup.store.is_shared
+        self._sender.is_resumable_elsewhere = context.store.is_shared
 
     async def run(self) -> None:
         """Send it, until the stream ends, or its time is over, or the client leaves."""
-        patience = GRACE_SECONDS
+        grace_seconds = GRACE_SECONDS
         try:
-            await self._relay.open(self._start(), self._opening)
-            follows = asyncio.ensure_future(self._follow())
-            listens = asyncio.ensure_future(self._until_left())
-            self._tasks = [follows, listens]
+            await self._sender.open(self._start(), self._preamble)
+            follow_task = asyncio.ensure_future(self._follow())
+            disconnect_task = asyncio.ensure_future(self._wait_for_disconnect())
+            self._tasks = [follow_task, disconnect_task]
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            self._relay.on_drain_over()
-            patience = HURRIED_SECONDS
+            self._sender.on_drain_over()
+            grace_seconds = SHUTDOWN_GRACE_SECONDS
             raise
         finally:
-            await self._end(patience)
+            await self._aclose(grace_seconds)
 
     def on_cap(self) -> None:
         """Hear that the time of the connection is over; the end follows."""
@@ -183,65 +172,65 @@ class Connection:
         for task in self._tasks:
             task.cancel()
 
-    def on_silence(self) -> None:
+    def watch_for_disconnect(self) -> None:
         """Listen on: a reader always does."""
 
-    async def on_late_write(self) -> None:
+    async def on_write_after_end(self) -> None:
         """Hear of nothing: no app writes here."""
 
     def _start(self) -> Message:
         info = self._info
-        kept = [pair for pair in unpacked(info.headers) if pair[0].lower() != b"cache-control"]
+        kept = [pair for pair in parse_headers(info.headers) if pair[0].lower() != b"cache-control"]
         headers = stream_headers(
             [*kept, *OWN_HEADERS],
-            http_version=self._scope.get("http_version", ""),
+            info.terms,
+            http_version=self._request.http_version,
             trace_id=self._record.trace_id,
             stream_id=info.stream_id,
-            max_seconds=info.max_seconds,
-            heartbeat_interval=info.heartbeat_interval,
-            silence_threshold=info.silence_threshold,
             keep_cache_control=False,
         )
         return {"type": "http.response.start", "status": 200, "headers": headers}
 
     async def _follow(self) -> None:
         try:
-            async with aclosing(self._setup.store.follow(self._info.stream_id, self._after)) as log:
-                await self._pass_on(log)
+            async with aclosing(
+                self._context.store.follow(self._info.stream_id, self._after)
+            ) as log:
+                await self._forward_log(log)
         except StoreError:
             # The client keeps its place and asks again.
-            await self._relay.relay(b"", self._record.chunks, reason=Reason.UNAVAILABLE)
+            await self._sender.write_frames(b"", self._record.chunks, reason=Reason.UNAVAILABLE)
 
-    async def _pass_on(self, log: AsyncGenerator[Batch, None]) -> None:
-        relay = self._relay.relay
+    async def _forward_log(self, log: AsyncGenerator[Batch, None]) -> None:
+        write = self._sender.write_frames
         async for state, last, frames in log:
             if state is LogState.RUNNING:
-                await relay(frames, last)
+                await write(frames, last)
             elif state is LogState.TRUNCATED:
-                await relay(self._state.truncate(last), last)
+                await write(self._state.reset_truncated(last), last)
             elif state is LogState.LOST:
-                await relay(self._state.lost(), last, reason=Reason.LOST)
+                await write(self._state.producer_lost(), last, reason=Reason.LOST)
             else:
-                await relay(frames, last, reason=_REASONS.get(state, Reason.GONE))
+                await write(frames, last, reason=_REASONS.get(state, Reason.GONE))
 
-    async def _until_left(self) -> None:
+    async def _wait_for_disconnect(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def _end(self, patience: float) -> None:
+    async def _aclose(self, grace_seconds: float) -> None:
         for task in self._tasks:
             task.cancel()
         try:
             results = await asyncio.gather(*self._tasks, return_exceptions=True)
         except asyncio.CancelledError:  # once more, as anyio does in each turn
-            patience = 0.0
+            grace_seconds = 0.0
             raise
         finally:
-            if self._state.reason is None and not self._relay.broken:
-                self._relay.client_left()
-            await self._relay.settle(patience, "disconnected")
+            if self._state.reason is None and not self._sender.broken:
+                self._sender.on_disconnect()
+            await self._sender.aclose(grace_seconds, "disconnected")
         for result in results:
-            if isinstance(result, Exception) and not self._relay.broken:
+            if isinstance(result, Exception) and not self._sender.broken:
                 raise result
 
 

@@ -10,8 +10,9 @@ from starlette.types import ASGIApp, Scope
 
 from sse_middleware._once import OncePerKey
 from sse_middleware.config.options import Options
-from sse_middleware.http.request import Identify, key_name, place_of
-from sse_middleware.http.routes import UNMATCHED, Mark, mark_on, route_ahead
+from sse_middleware.http.identity import Identify
+from sse_middleware.http.request import SSERequest, stream_key_name
+from sse_middleware.http.routes import UNMATCHED, Mark, get_mark, route_ahead
 from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.client_kinds import ALL, ClientKind, family_of, in_rollout
 from sse_middleware.stores.base import EventStore, LogInfo
@@ -45,9 +46,9 @@ class Context:
 
     app: ASGIApp
     options: Options
-    options_of: OncePerKey[Mark, Options]
+    options_for: OncePerKey[Mark, Options]
     store: EventStore
-    lingering: LingerQueue
+    linger_queue: LingerQueue
     marks: Mapping[Pattern[str], Mark] = field(default_factory=dict)
     observers: Sequence[Observer] = ()
     identify: Identify | None = None
@@ -55,58 +56,53 @@ class Context:
     expires_at: ExpiresAt | None = None
     capped_routes: set[str] = field(default_factory=set)
 
-    def mark_of(self, scope: Scope) -> Mark | None:
+    def get_mark(self, scope: Scope) -> Mark | None:
         """Return the mark that lies on the endpoint of `scope`, else on its path."""
         return self._mark(scope.get("endpoint"), scope)
 
-    def mark_ahead(self, scope: Scope) -> Mark | None:
+    def match_mark(self, scope: Scope) -> Mark | None:
         """Return that mark before the app has found the endpoint."""
-        return self.ahead(scope)[0]
+        return self.match_route(scope)[0]
 
-    def ahead(self, scope: Scope) -> tuple[Mark | None, str]:
+    def match_route(self, scope: Scope) -> tuple[Mark | None, str]:
         """Return that mark, and what the route is called, before the app has found the endpoint."""
         endpoint, template = route_ahead(dict(scope), self.app)
         mark = self._mark(endpoint, scope)
         return mark, template or (mark.name if mark else None) or UNMATCHED
 
-    def family_of(
-        self, scope: Scope, headers: dict[bytes, bytes], mark: Mark | None, *, has_cursor: bool
-    ) -> ClientKind:
-        """Tell the family of a client, `OFF` for one that the rollout leaves out.
+    def client_kind(self, request: SSERequest, mark: Mark | None) -> ClientKind:
+        """Return the kind of a client, `OFF` for one that the rollout leaves out.
 
         Args:
-            scope: the request's.
-            headers: what `request_headers` has picked.
-            mark: the endpoint's, if it has one.
-            has_cursor: whether it came with a cursor of ours.
+            request: the request.
+            mark: the mark of its endpoint, if there is one.
         """
         percent = self.options.rollout_percent
-        if percent < ALL:
-            address = str((scope.get("client") or ("",))[0])
-            if not in_rollout(percent, headers, address):
-                return ClientKind.OFF
+        if percent < ALL and not in_rollout(percent, request.headers, request.peer_host):
+            return ClientKind.OFF
         if mark is not None and mark.family is not None:
             return mark.family
-        return family_of(scope.get("method", ""), headers, has_cursor=has_cursor)
+        has_event_id = request.intent.event_id is not None
+        return family_of(request.method, request.headers, has_cursor=has_event_id)
 
     def _mark(self, endpoint: object, scope: Scope) -> Mark | None:
-        mark = mark_on(endpoint, scope.get("method", ""))
-        if mark is None:
+        mark = get_mark(endpoint, scope.get("method", ""))
+        if mark is None and self.marks:
             path = scope.get("path", "")
             mark = next((mark for glob, mark in self.marks.items() if glob.match(path)), None)
         return mark
 
-    def key_name(self, mark: Mark | None, scope: Scope) -> str | None:
+    def key_name(self, mark: Mark | None, request: SSERequest) -> str | None:
         """Return what the store calls the stream that a request asks for by its `stream_key`."""
         if mark is None or mark.stream_key is None:
             return None
         try:
-            return key_name(mark.stream_key(scope), place_of(scope))
+            return stream_key_name(mark.stream_key(request.scope), request.request_path)
         except Exception:
             logger.exception("stream_key(scope) has failed; the stream is not kept")
             return None
 
-    def seconds_left(self, scope: Scope) -> float | None:
+    def credential_ttl(self, scope: Scope) -> float | None:
         """Return how long the credentials of a request are good for, `None` for as long as any.
 
         Where that cannot be told they are not.

@@ -1,31 +1,30 @@
 """The stream that a handler is writing, as the handler may see it and speak of it."""
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from sse_middleware.http.request import NO_CLAIM, ResumeIntent, stream_name
-from sse_middleware.http.response_head import request_headers, trace_id
+from starlette.types import Receive, Scope, Send
+
+from sse_middleware.http.request import SSERequest, stream_name
 from sse_middleware.http.routes import UNMATCHED
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.event_ids import EventId, new_secret, stream_id
+from sse_middleware.protocol.event_ids import new_secret, stream_id
 
 IN_SCOPE = "sse_middleware"
 """The scope's key of the current stream while a request is ours; a second layer stands back."""
 
 _LONGEST_NAME = 200
 
-Follow = Callable[[str, EventId | None, Any, Any, Any], Awaitable[None]]
-"""Answers a request, given as an ASGI call, with the stream of a name."""
-
-_Headers = Iterable[tuple[bytes, bytes]]
+Follow = Callable[[str, SSERequest, Receive, Send], Awaitable[None]]
+"""Answers a request with the stream of a name."""
 
 
 class OpenStream(Protocol):
     """What is asked of a stream that is open."""
 
     @property
-    def drains(self) -> bool:
+    def is_draining(self) -> bool:
         """Whether the server ends."""
 
     def remaining_seconds(self) -> float | None:
@@ -45,27 +44,25 @@ class CurrentStream:
     # All is made when somebody asks for it: most requests are no streams.
     __slots__ = (
         "_follow",
-        "_headers",
         "_name",
         "_record",
+        "_request",
+        "_scope",
         "_secret",
         "_stream",
-        "_trace_id",
-        "claim",
         "is_answered",
     )
 
     def __init__(
         self,
-        headers: _Headers | None = None,
+        scope: Scope | None = None,
         follow: Follow | None = None,
-        claim: ResumeIntent = NO_CLAIM,
+        request: SSERequest | None = None,
     ) -> None:
-        self._headers = headers
+        self._scope = scope
         self._follow = follow
-        self.claim = claim
+        self._request = request
         self.is_answered = False
-        self._trace_id: str | None = None
         self._secret: str | None = None
         self._record: StreamRecord | None = None
         self._name = ""
@@ -74,10 +71,9 @@ class CurrentStream:
     @property
     def trace_id(self) -> str:
         """The trace id of the request, `""` outside of one."""
-        if self._trace_id is None:
-            headers = self._headers
-            self._trace_id = "" if headers is None else trace_id(request_headers(headers))
-        return self._trace_id
+        if self._record is not None:
+            return self._record.trace_id
+        return "" if self._scope is None else self.request.trace_id
 
     @property
     def stream_id(self) -> str:
@@ -95,7 +91,7 @@ class CurrentStream:
     @property
     def draining(self) -> bool:
         """Whether the server ends, so that the stream will, within `SSE_DRAIN_SECONDS`."""
-        return self._stream is not None and self._stream.drains
+        return self._stream is not None and self._stream.is_draining
 
     def add_tokens(self, count: int) -> None:
         """Add to the tokens of the stream, which heartbeats, `complete` and the log tell.
@@ -132,6 +128,14 @@ class CurrentStream:
     # What follows is the middleware's, not the handler's.
 
     @property
+    def request(self) -> SSERequest:
+        """The request, parsed at its first use; there is none after `open`."""
+        if self._request is None:
+            assert self._scope is not None
+            self._request = SSERequest(self._scope)
+        return self._request
+
+    @property
     def secret(self) -> str:
         """What opens the stream."""
         if self._secret is None:
@@ -145,12 +149,6 @@ class CurrentStream:
             self._record = StreamRecord(stream_id(self.secret), self.trace_id, UNMATCHED, "")
         return self._record
 
-    def begin(self, picked: Mapping[bytes, bytes]) -> StreamRecord:
-        """Return the record of the stream that begins; `picked` is what `request_headers` has."""
-        if self._trace_id is None:
-            self._trace_id = trace_id(picked)
-        return self.record
-
     def take_secret(self) -> str:
         """Return what opens the stream, and forget it."""
         secret, self._secret = self.secret, None
@@ -159,11 +157,18 @@ class CurrentStream:
     def open(self, stream: OpenStream) -> None:
         """Begin to tell the time that is left, and give the stream the name that it has."""
         self._stream = stream
+        self._scope = self._request = None  # not needed any more, and alive for as long as this
         if self._name:
             stream.set_name(stream_name(self._name))
 
     async def follow(self, name: str, scope: Any, receive: Any, send: Any) -> None:
         """Answer the request with the stream of a name; it is no new one of the app's.
+
+        Args:
+            name: the name of the stream.
+            scope: the scope that the endpoint has, which may be a copy of the request's.
+            receive: the endpoint's.
+            send: the endpoint's.
 
         Raises:
             RuntimeError: the request did not come through the middleware.
@@ -171,7 +176,7 @@ class CurrentStream:
         if self._follow is None:
             raise RuntimeError("a resume_endpoint needs SSEMiddleware in front of it")
         self.is_answered = True
-        await self._follow(name, self.claim.cursor, scope, receive, send)
+        await self._follow(name, self.request.with_scope(scope), receive, send)
 
     def close(self) -> None:
         """Tell it no more; tasks that the app has left behind may keep this object for long."""

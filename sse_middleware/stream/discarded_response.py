@@ -2,7 +2,7 @@
 
 from starlette.types import Message
 
-from sse_middleware.stream.owner import Owner
+from sse_middleware.stream.callbacks import NO_CALLBACKS, StreamCallbacks
 
 
 class DiscardedResponse:
@@ -12,37 +12,38 @@ class DiscardedResponse:
         owner: runs the app.
     """
 
-    __slots__ = ("_owner",)
+    __slots__ = ("_callbacks",)
 
-    def __init__(self, owner: Owner) -> None:
-        self._owner = owner
+    def __init__(self, callbacks: StreamCallbacks) -> None:
+        self._callbacks = callbacks
 
     async def write(self, _: Message) -> None:
         """Drop a message of the app."""
-        await self._owner.on_late_write()
+        await self._callbacks.on_write_after_end()
 
     def fail(self) -> bool:
         """Say that there is nothing that could fail."""
         return False
 
-    def client_left(self) -> bool:
+    def on_disconnect(self) -> bool:
         """Say that the app may know."""
         return False
 
     @property
-    def drains(self) -> bool:
+    def is_draining(self) -> bool:
         """Say that there is nothing to hurry for."""
         return False
 
     def abort(self) -> None:
         """End nothing."""
 
-    def app_waits(self) -> bool:
+    def is_app_writing(self) -> bool:
         """Say that no write is under way."""
         return False
 
-    async def until_over(self) -> None:
+    async def wait_until_ended(self) -> None:
         """Return at once."""
 
-    async def settle(self, patience: float, outcome: str) -> None:
-        """Leave nothing behind: there is nothing."""
+    async def aclose(self, grace_seconds: float, outcome: str) -> None:  # noqa: ARG002
+        """Release the app's runner, which has a reference to this object."""
+        self._callbacks = NO_CALLBACKS

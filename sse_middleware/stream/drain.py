@@ -29,43 +29,43 @@ class Drain:
         begun: whether the server ends.
     """
 
-    __slots__ = ("__weakref__", "_streams", "begun")
+    __slots__ = ("__weakref__", "_streams", "is_draining")
 
     def __init__(self) -> None:
-        self.begun = False
+        self.is_draining = False
         self._streams: dict[Drainable, None] = {}  # smaller than a set
 
     def __len__(self) -> int:
         return len(self._streams)
 
-    def join(self, stream: Drainable) -> None:
+    def add(self, stream: Drainable) -> None:
         """Take note of a stream; one that comes late has as much time as all."""
         self._streams[stream] = None
-        if self.begun:
-            asyncio.get_running_loop().call_soon(self._tell, stream)
+        if self.is_draining:
+            asyncio.get_running_loop().call_soon(self._notify, stream)
 
-    def leave(self, stream: Drainable) -> None:
+    def remove(self, stream: Drainable) -> None:
         """Take note that a stream has ended."""
         self._streams.pop(stream, None)
 
     def begin(self) -> None:
         """Tell all streams that the server ends; once."""
-        if not self.begun:
-            self.begun = True
+        if not self.is_draining:
+            self.is_draining = True
             for stream in tuple(self._streams):
-                self._tell(stream)
+                self._notify(stream)
 
-    def hurry(self) -> None:
+    def force(self) -> None:
         """End all streams now."""
         self.begin()
         for stream in tuple(self._streams):
             stream.on_drain_over()
 
-    def _tell(self, stream: Drainable) -> None:
+    def _notify(self, stream: Drainable) -> None:
         if stream in self._streams:
-            asyncio.get_running_loop().call_later(stream.drain_seconds, self._end, stream)
+            asyncio.get_running_loop().call_later(stream.drain_seconds, self._on_time_over, stream)
             stream.on_drain()
 
-    def _end(self, stream: Drainable) -> None:
+    def _on_time_over(self, stream: Drainable) -> None:
         if stream in self._streams:
             stream.on_drain_over()

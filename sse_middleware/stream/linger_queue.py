@@ -6,10 +6,10 @@ from typing import Protocol
 from sse_middleware.observability.observer import Observer
 
 
-class Waiter(Protocol):
+class LingeringStream(Protocol):
     """A stream that goes on without a reader."""
 
-    def give_up(self) -> None:
+    def expire(self) -> None:
         """End it."""
 
 
@@ -21,32 +21,32 @@ class LingerQueue:
         observers: who is told.
     """
 
-    __slots__ = ("_limit", "_observers", "_waiting")
+    __slots__ = ("_limit", "_observers", "_streams")
 
     def __init__(self, limit: int, observers: Sequence[Observer]) -> None:
         self._limit = limit
         self._observers = observers
-        self._waiting: dict[Waiter, None] = {}  # in the order in which they came
+        self._streams: dict[LingeringStream, None] = {}  # in the order in which they came
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._streams)
 
-    def add(self, waiter: Waiter) -> None:
+    def add(self, stream: LingeringStream) -> None:
         """Take note that `waiter` waits, and let the one give up that is too many."""
-        if waiter not in self._waiting:
-            self._waiting[waiter] = None
-            self._tell(1)
-        if len(self._waiting) > self._limit:
-            oldest = next(iter(self._waiting))
+        if stream not in self._streams:
+            self._streams[stream] = None
+            self._notify(1)
+        if len(self._streams) > self._limit:
+            oldest = next(iter(self._streams))
             self.discard(oldest)
-            oldest.give_up()
+            oldest.expire()
 
-    def discard(self, waiter: Waiter) -> None:
+    def discard(self, stream: LingeringStream) -> None:
         """Take note that `waiter` does not wait any more."""
-        if waiter in self._waiting:
-            del self._waiting[waiter]
-            self._tell(-1)
+        if stream in self._streams:
+            del self._streams[stream]
+            self._notify(-1)
 
-    def _tell(self, more: int) -> None:
+    def _notify(self, more: int) -> None:
         for observer in self._observers:
             observer.lingering(more)

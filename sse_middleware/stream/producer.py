@@ -17,15 +17,15 @@ from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.stream_state import End, StreamState
 from sse_middleware.protocol.wire import has_data
-from sse_middleware.stream.owner import Owner
-from sse_middleware.stream.sender import APP, HELD_BYTES, NOBODY, STALL_SECONDS, joined
+from sse_middleware.stream.callbacks import StreamCallbacks
+from sse_middleware.stream.sender import APP, MAX_PENDING_BYTES, NO_WRITER, STALL_SECONDS, joined
 from sse_middleware.stream.timed_sender import TimedSender
 from sse_middleware.stream.timers import LoopTimers
 
 logger = logging.getLogger("sse_middleware.stream")
 
-_FILE = "http.response.pathsend"
-_FILE_CHUNK_BYTES = 1 << 16
+_PATHSEND = "http.response.pathsend"
+_PATHSEND_CHUNK_BYTES = 1 << 16
 
 
 class Producer(TimedSender):
@@ -45,27 +45,29 @@ class Producer(TimedSender):
         self,
         state: StreamState,
         send: Send,
-        ticker: LoopTimers,
+        timers: LoopTimers,
         *,
         observers: Sequence[Observer],
-        owner: Owner,
+        callbacks: StreamCallbacks,
     ) -> None:
-        super().__init__(state, send, ticker, observers=observers, owner=owner)
+        super().__init__(state, send, timers, observers=observers, callbacks=callbacks)
         options = state.options
         self._pacing = _Pacing(options.chunk_delay_ms / 1000) if options.chunk_delay_ms else None
-        self._regular = (
+        self._fast_path = (
             options.batch
             and self._pacing is None
-            and state.family is not ClientKind.OFF
+            and state.client_kind is not ClientKind.OFF
             and not logger.isEnabledFor(logging.DEBUG)  # which tells of each event
         )
 
     async def open(self, start: Message, data: bytes) -> None:
         """Send the response start at once, and the first bytes of ours with the app's, or soon."""
         await self._send_as_app(start, 0)
-        self.context = contextvars.copy_context()  # with what an outer middleware has set meanwhile
+        self.app_context = (
+            contextvars.copy_context()
+        )  # with what an outer middleware has set meanwhile
         if data:
-            self._hold(data)
+            self._enqueue(data)
 
     async def write(self, message: Message) -> None:  # noqa: C901, PLR0912, PLR0915 - few calls
         """Send a message of the app's in its turn; behind the end that the cap made, drop it.
@@ -74,68 +76,68 @@ class Producer(TimedSender):
             Exception: what the server has raised, now or in a background write before.
         """
         now = self._clock()
-        is_held = now < self._hold_until
+        is_coalescing = now < self._coalesce_until
         if (
-            not (is_held or self._regular)
+            not (is_coalescing or self._fast_path)
             or message["type"] != BODY
             or not message.get("more_body")
         ):
-            await self._write_other(message, now)
+            await self._write_slow_path(message, now)
             return
         body = message.get("body", b"")
         if type(body) is not bytes:
             body = bytes(body)
         state = self._state
-        if is_held:
-            if state.fresh:
-                state.fresh.append(body)
+        if is_coalescing:
+            if state.pending:
+                state.pending.append(body)
             else:
-                state.put(body, now)
-                self._ticker.hold(self)
-            self._held_bytes += len(body)
-            if self._held_bytes >= HELD_BYTES:
+                state.enqueue(body, now)
+                self._timers.flush_after_tick(self)
+            self._pending_bytes += len(body)
+            if self._pending_bytes >= MAX_PENDING_BYTES:
                 await self._flush()
             return
         if now >= self._busy_deadline:  # timers do not fire where the loop never turns
-            self._look_at_time(now)
-            if not self._regular:
-                await self._write_other(message, now)
+            self._on_deadline(now)
+            if not self._fast_path:
+                await self._write_slow_path(message, now)
                 return
-        if state.fresh:
-            self._take_in()
+        if state.pending:
+            self._collect_events()
         data = state.feed(body, now)
         if not data:
             return  # nothing is whole yet
-        if self._who_writes or self._waiting:
-            self._hold(data)
-            if self._held_bytes >= HELD_BYTES:
+        if self._active_writer or self._write_queue:
+            self._enqueue(data)
+            if self._pending_bytes >= MAX_PENDING_BYTES:
                 await self._flush()
             return
         # What follows is _send_as_app, without the price of a call.
-        self._began = now
-        hold_until, deadline = now + self._ticker.tick_seconds, self._busy_deadline
-        self._hold_until = hold_until if hold_until < deadline else deadline  # noqa: FURB136 - a call
-        if self._held:
-            data = joined([*self._take_held(), data])
+        self._write_started = now
+        coalesce_until, deadline = now + self._timers.tick_seconds, self._busy_deadline
+        self._coalesce_until = coalesce_until if coalesce_until < deadline else deadline  # noqa: FURB136 - a call
+        if self._pending:
+            data = joined([*self._take_pending(), data])
         if data is not body:
             message = {"type": BODY, "body": data, "more_body": True}
-        self._who_writes = APP
+        self._active_writer = APP
         try:
             await self._send(message)
             self._record.sent_bytes += len(data)
         except Exception:
-            if not self._lose_client():
+            if not self._on_client_lost():
                 raise
         except asyncio.CancelledError:
-            if not self._was_freed():
+            if not self._uncancel_write():
                 raise
         finally:
-            self._who_writes = NOBODY
+            self._active_writer = NO_WRITER
             took_long = self._clock() > now + STALL_SECONDS
-            if took_long or self._held or self._waiting or not self._regular:
-                self._pass_turn_on(now)
+            if took_long or self._pending or self._write_queue or not self._fast_path:
+                self._on_write_done(now)
 
-    async def until_over(self) -> None:
+    async def wait_until_ended(self) -> None:
         """Wait until a stream that goes on without this client has ended."""
 
     def set_name(self, name: str) -> None:
@@ -149,32 +151,32 @@ class Producer(TimedSender):
                 logger.debug("event %d of stream %s", number, self._record.stream_id)
         return parts
 
-    async def _write_other(self, message: Message, now: float) -> None:
+    async def _write_slow_path(self, message: Message, now: float) -> None:
         """Write what cannot be held: the end, what is no body, and all of an irregular stream."""
         if now >= self._busy_deadline:
-            self._look_at_time(now)
+            self._on_deadline(now)
         if self._closed:
-            await self._owner.on_late_write()
-        elif self._unread and (
-            message["type"] not in (BODY, _FILE) or self._state.reason is not None
+            await self._callbacks.on_write_after_end()
+        elif self._is_detached and (
+            message["type"] not in (BODY, _PATHSEND) or self._state.reason is not None
         ):
             return
         elif self._state.reason is not None:
             await self._send_as_app(message, 0)
-        elif self._state.family is ClientKind.OFF:
-            await self._measure(message, now)
+        elif self._state.client_kind is ClientKind.OFF:
+            await self._pass_through(message, now)
         elif message["type"] == BODY:
             await self._write_body(message, now)
-        elif message["type"] == _FILE:
+        elif message["type"] == _PATHSEND:
             await self._write_file(message["path"])
         else:
             await self._flush()
             await self._wait_for_turn()
-            if not (self._closed or self._unread):
+            if not (self._closed or self._is_detached):
                 await self._send_as_app(message, 0)
         if self._state.reason is not None and not self._closed:
-            self._stop()
-            self._tell_end(self._state.reason)
+            self._stop_timer()
+            self._report_end(self._state.reason)
 
     async def _write_body(self, message: Message, now: float) -> None:
         body, more_body = message.get("body", b""), message.get("more_body", False)
@@ -184,21 +186,21 @@ class Producer(TimedSender):
                 await self._write_paced(self._pacing, body, now)
             body = b""
         for part in self._feed(body, now):  # in the order in which they are numbered
-            self._keep(part)
-        if not more_body and self._state.tells_end:
+            self._append(part)
+        if not more_body and self._state.reports_end:
             # FastAPI's event streams end the response before the exception of their generator
             # comes through, by cancelling us in the next turn of the loop.
             await asyncio.sleep(0)
-        if not self._unread:
+        if not self._is_detached:
             await self._wait_for_turn()
         if self._closed:
             return
         self._raise_failure()
-        data = joined(self._take_held())
+        data = joined(self._take_pending())
         if not more_body:
             data += self._finish(now).data
-        if self._unread:
-            await self._go_easy(len(data))
+        if self._is_detached:
+            await self._throttle(len(data))
         elif data or not more_body:
             if data is not message.get("body"):
                 message = body_message(data, more_body=more_body)
@@ -207,7 +209,7 @@ class Producer(TimedSender):
     def _finish(self, now: float) -> End:
         return self._state.finish(now)
 
-    async def _go_easy(self, size: int) -> None:
+    async def _throttle(self, size: int) -> None:
         """Hold an app back that writes `size` bytes more while its client reads none."""
 
     async def _write_paced(self, pacing: "_Pacing", body: Any, now: float) -> None:
@@ -217,19 +219,19 @@ class Producer(TimedSender):
                 pacing.next_at = self._clock() + pacing.seconds
             if self._closed:
                 return
-            if not self._unread:
-                self._hold(part)
+            if not self._is_detached:
+                self._enqueue(part)
                 await self._flush()
 
     async def _write_file(self, path: str) -> None:
         """Write the file that the server was to send by itself: ours stands around its events."""
         # Opened here and not in a thread, from which a cancellation could not take it over.
         with open(path, "rb") as file:  # noqa: ASYNC230, PTH123
-            while chunk := await asyncio.to_thread(file.read, _FILE_CHUNK_BYTES):
+            while chunk := await asyncio.to_thread(file.read, _PATHSEND_CHUNK_BYTES):
                 await self._write_body(body_message(chunk), self._clock())
         await self._write_body(body_message(b"", more_body=False), self._clock())
 
-    async def _measure(self, message: Message, now: float) -> None:
+    async def _pass_through(self, message: Message, now: float) -> None:
         """Count what passes untouched."""
         body = message.get("body", b"")
         if message["type"] == BODY:

@@ -13,34 +13,38 @@ from typing import Protocol
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware.http.request import RequestBody
-from sse_middleware.http.response_head import is_something_else, why_untouched
+from sse_middleware.http.response_head import is_not_event_stream, passthrough_reason
 from sse_middleware.http.routes import Mark, route_name
-from sse_middleware.stream.cancellation import GRACE_SECONDS, HURRIED_SECONDS, AppCancellation
+from sse_middleware.stream.cancellation import (
+    GRACE_SECONDS,
+    SHUTDOWN_GRACE_SECONDS,
+    AppCancellation,
+)
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
 from sse_middleware.stream.discarded_response import DiscardedResponse
-from sse_middleware.stream.opening import Opening
+from sse_middleware.stream.opener import StreamOpener
 from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.timed_sender import StreamSlot
 
 logger = logging.getLogger("sse_middleware")
 
-_CAPPED_ROUTES = 1000
+_MAX_CAPPED_ROUTES = 1000
 
 
 class StreamAdmission(Protocol):
     """The check whether the stream of one request is admitted."""
 
-    async def ask(self, mark: Mark | None, route: str) -> bool:
+    async def check_at_start(self, mark: Mark | None, route: str) -> bool:
         """Return whether the stream may open; called at the response start."""
 
-    def let_in(self, stream: Producer, /) -> StreamSlot | None:
+    def attach(self, stream: Producer, /) -> StreamSlot | None:
         """Give the stream its slot, and return it."""
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """Release the slot, because the response is no stream."""
 
-    async def answer(self, send: Send) -> None:
+    async def send_rejection(self, send: Send) -> None:
         """Send the rejection in place of the app's response."""
 
 
@@ -48,7 +52,7 @@ class Responder:
     """Look after one request; `send` and `receive` are those that the app gets.
 
     Args:
-        setup: what all requests share.
+        context: the objects that all requests of one middleware share.
         current: as its attribute.
         scope: the request's, as the server gave it.
         receive: the server's.
@@ -63,37 +67,37 @@ class Responder:
     """
 
     __slots__ = (
-        "_ahead",
         "_body",
-        "_cancels",
+        "_cancel_count",
+        "_cancellation",
+        "_context",
         "_decided",
-        "_farewell",
-        "_is_gone",
+        "_is_disconnected",
         "_listeners",
         "_outcome",
+        "_prefetch",
+        "_prefetched",
         "_receive",
         "_scope",
         "_send",
-        "_setup",
         "_task",
-        "_unread",
+        "admission",
         "current",
-        "entry",
-        "outbox",
+        "producer",
     )
 
     def __init__(  # noqa: PLR0917 - in the order of an ASGI call, around which they stand
         self,
-        setup: Context,
+        context: Context,
         current: CurrentStream,
         scope: Scope,
         receive: Receive,
         send: Send,
         task: asyncio.Task[object],
-        entry: StreamAdmission | None = None,
+        admission: StreamAdmission | None = None,
     ) -> None:
-        self._setup = setup
-        self.entry = entry
+        self._context = context
+        self.admission = admission
         self.current = current
         self._scope = scope
         self._receive = receive
@@ -101,22 +105,22 @@ class Responder:
         self._task = task
         self._decided = False
         self._body: RequestBody | None = None
-        self._ahead: asyncio.Future[Message] | None = None
-        self._unread: Message | None = None
-        self._is_gone = False
-        self.outbox: Producer | DiscardedResponse | None = None
+        self._prefetch: asyncio.Future[Message] | None = None
+        self._prefetched: Message | None = None
+        self._is_disconnected = False
+        self.producer: Producer | DiscardedResponse | None = None
         self._listeners: tuple[asyncio.Task[object], ...] = ()
-        self._farewell: AppCancellation | None = None
+        self._cancellation: AppCancellation | None = None
 
-    def forgives(self, exc: BaseException) -> bool:
+    def suppresses(self, exc: BaseException) -> bool:
         """Take note of the exception by which the app has left; tell whether it was our doing."""
-        if self.outbox is None:
+        if self.producer is None:
             return False
         if isinstance(exc, asyncio.CancelledError):
-            if self._farewell is not None and self._farewell.take_back():
+            if self._cancellation is not None and self._cancellation.uncancel():
                 return True
             self._outcome = "aborted"
-        elif isinstance(exc, Exception) and self.outbox.fail():
+        elif isinstance(exc, Exception) and self.producer.fail():
             logger.error(
                 "stream ended by %s of the app, trace id %s",
                 type(exc).__name__,
@@ -124,206 +128,208 @@ class Responder:
             )
         return False
 
-    async def end(self) -> None:
+    async def aclose(self) -> None:
         """Leave nothing of an opened stream behind."""
-        assert self.outbox is not None
-        hurried = self._outcome == "aborted" or self.outbox.drains
-        if hurried:  # an app may look for its server's end by itself
-            self.outbox.abort()
-        patience = HURRIED_SECONDS if hurried else GRACE_SECONDS
+        assert self.producer is not None
+        is_urgent = self._outcome == "aborted" or self.producer.is_draining
+        if is_urgent:  # an app may look for its server's end by itself
+            self.producer.abort()
+        grace_seconds = SHUTDOWN_GRACE_SECONDS if is_urgent else GRACE_SECONDS
         try:
-            if self._farewell is not None:
-                await self._farewell.end()
+            if self._cancellation is not None:
+                await self._cancellation.aclose()
         finally:
             self.current.close()
-            self._is_gone = True  # for whoever asks still
+            self._is_disconnected = True  # for whoever asks still
             try:
-                await self.outbox.settle(patience, self._outcome)
+                await self.producer.aclose(grace_seconds, self._outcome)
             finally:
-                if self._ahead is not None:
-                    self._ahead.cancel()
-                    await asyncio.wait((self._ahead,))
+                if self._prefetch is not None:
+                    self._prefetch.cancel()
+                    await asyncio.wait((self._prefetch,))
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message of the app's on, through the outbox once the response is a stream."""
         if self._decided:
-            return (self._send if self.outbox is None else self.outbox.write)(message)
+            return (self._send if self.producer is None else self.producer.write)(message)
         if message["type"] != "http.response.start":
             return self._send(message)
         self._decided = True
-        if not is_something_else(message):
+        if not is_not_event_stream(message):
             return self._decide(message)
-        if self.entry is not None:
-            self.entry.leave()
+        if self.admission is not None:
+            self.admission.release()
+            self.admission = None
         self._body = None
         return self._send(message)
 
     def _decide(self, start: Message) -> Awaitable[None]:
         """Open a stream, or pass on what is none after all."""
         method = self._scope.get("method", "")
-        why = why_untouched(method, start["status"], start.get("headers") or ())
-        if why is None and self.current.is_answered:
-            why = "it is of ours already"
-        mark = self._setup.mark_of(self._scope) if why is None else None
-        if mark is None and why is None and self._setup.options.only_marked:
-            why = "its endpoint is not marked"
+        reason = passthrough_reason(method, start["status"], start.get("headers") or ())
+        if reason is None and self.current.is_answered:
+            reason = "it is of ours already"
+        mark = self._context.get_mark(self._scope) if reason is None else None
+        if mark is None and reason is None and self._context.options.only_marked:
+            reason = "its endpoint is not marked"
         elif mark is not None and mark.overrides.get("enabled") is False:
-            why = "its endpoint is marked so"
-        if why is None:
-            if self.entry is not None:
-                return self._open_if_let_in(self.entry, start, mark)
+            reason = "its endpoint is marked so"
+        if reason is None:
+            if self.admission is not None:
+                return self._open_if_admitted(self.admission, start, mark)
             return self._open(start, mark)
-        if self.entry is not None:
-            self.entry.leave()
+        if self.admission is not None:
+            self.admission.release()
+            self.admission = None
         self._body = None
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("response left alone: %s, trace id %s", why, self.current.trace_id)
+            logger.debug("response left alone: %s, trace id %s", reason, self.current.trace_id)
         return self._send(start)
 
     def receive(self) -> Awaitable[Message]:
         """Pass the server's next message on; behind the cap, the client is gone for the app."""
-        if self._decided and self.outbox is None:
+        if self._decided and self.producer is None:
             return self._receive()
-        return self._listen()
+        return self._receive_or_disconnect()
 
-    async def _listen(self) -> Message:
+    async def _receive_or_disconnect(self) -> Message:
         """Wait for the server's next message, in a way that a farewell can interrupt."""
-        if self._farewell is None:
+        if self._cancellation is None:
             task = asyncio.current_task()
             assert task is not None
-            cancels = task.cancelling()
+            cancel_count = task.cancelling()
             self._listeners += (task,)
             try:
                 message = None
-                if self._ahead or self._unread or self._is_gone:
-                    message = await self._came_ahead()
+                if self._prefetch or self._prefetched or self._is_disconnected:
+                    message = await self._get_prefetched()
                 if message is None:
                     message = await self._receive()
                     # Some servers tell it once, and the app may not have heard yet.
-                    self._is_gone = message["type"] == "http.disconnect"
+                    self._is_disconnected = message["type"] == "http.disconnect"
                 if message["type"] == "http.request":
-                    self._keep(message)
-                elif self.outbox is not None and self.outbox.client_left():
-                    await self.outbox.until_over()
+                    self._buffer_body(message)
+                elif self.producer is not None and self.producer.on_disconnect():
+                    await self.producer.wait_until_ended()
             except asyncio.CancelledError:
-                if self._farewell is None or task.uncancel() > cancels:
+                if self._cancellation is None or task.uncancel() > cancel_count:
                     raise
             else:
-                if self._farewell is not None:
+                if self._cancellation is not None:
                     task.uncancel()
                 return message
             finally:
-                self._forget_listener(task)
-        self._farewell.heard = True
+                self._remove_listener(task)
+        self._cancellation.disconnect_delivered = True
         return {"type": "http.disconnect"}
 
-    async def _came_ahead(self) -> Message | None:
+    async def _get_prefetched(self) -> Message | None:
         """Return the message that has come ahead of the app's asking, if there is one."""
-        while (ahead := self._ahead) is not None and self._unread is None:
-            await asyncio.shield(ahead)
-            self._on_ahead(ahead)
-        if self._unread is not None:
-            message, self._unread = self._unread, None
+        while (prefetch := self._prefetch) is not None and self._prefetched is None:
+            await asyncio.shield(prefetch)
+            self._on_prefetched(prefetch)
+        if self._prefetched is not None:
+            message, self._prefetched = self._prefetched, None
             return message
-        return {"type": "http.disconnect"} if self._is_gone else None
+        return {"type": "http.disconnect"} if self._is_disconnected else None
 
-    def _forget_listener(self, task: asyncio.Task[object]) -> None:
+    def _remove_listener(self, task: asyncio.Task[object]) -> None:
         # A task listens once at a time, so that one of its entries is as good as another.
         if len(self._listeners) == 1:
             self._listeners = ()
         else:
             self._listeners = tuple(other for other in self._listeners if other is not task)
 
-    def on_silence(self) -> None:
+    def watch_for_disconnect(self) -> None:
         """Listen where the app does not, so that somebody hears when the client leaves."""
-        if not (self._listeners or self._ahead or self._unread or self._is_gone):
-            self._listen_ahead()
+        if not (self._listeners or self._prefetch or self._prefetched or self._is_disconnected):
+            self._start_prefetch()
 
-    def _listen_ahead(self) -> None:
-        self._ahead = asyncio.ensure_future(self._receive_ahead())
-        self._ahead.add_done_callback(self._on_ahead)
+    def _start_prefetch(self) -> None:
+        self._prefetch = asyncio.ensure_future(self._run_receive())
+        self._prefetch.add_done_callback(self._on_prefetched)
 
-    async def _receive_ahead(self) -> Message:
+    async def _run_receive(self) -> Message:
         return await self._receive()
 
-    def _on_ahead(self, ahead: asyncio.Future[Message]) -> None:
-        if ahead is not self._ahead:
+    def _on_prefetched(self, prefetch: asyncio.Future[Message]) -> None:
+        if prefetch is not self._prefetch:
             return  # taken already
-        self._ahead = None
-        if ahead.cancelled() or ahead.exception() is not None or self._is_gone:
+        self._prefetch = None
+        if prefetch.cancelled() or prefetch.exception() is not None or self._is_disconnected:
             return
-        assert self.outbox is not None
-        message = ahead.result()
+        assert self.producer is not None
+        message = prefetch.result()
         if message["type"] == "http.disconnect":
-            self._is_gone = True
-            self.outbox.client_left()
+            self._is_disconnected = True
+            self.producer.on_disconnect()
             return
         # For the app, should it ask; behind the last part of a body only a disconnect can come.
-        self._unread = message
+        self._prefetched = message
         if not message.get("more_body", False):
-            self._listen_ahead()
+            self._start_prefetch()
 
     def _open(self, start: Message, mark: Mark | None) -> Awaitable[None]:
         """Turn the response into a stream of ours and send its start at once."""
-        opening = Opening(self._setup, self.current, self._scope, mark, self._body)
-        self._cancels = self._task.cancelling()
+        opener = StreamOpener(self._context, self.current, mark, self._body)
+        self._cancel_count = self._task.cancelling()
         self._outcome = "incomplete"  # unless something ends it
-        self.outbox = outbox = opening.outbox(self._send, start, owner=self)
+        self.producer = producer = opener.create_producer(self._send, start, callbacks=self)
         self._body = None
-        if self.entry is not None:
-            outbox.place = self.entry.let_in(outbox)
-        return outbox.open(opening.start(start), opening.words)
+        if self.admission is not None:
+            producer.slot = self.admission.attach(producer)
+        return producer.open(opener.start(start), opener.preamble)
 
-    async def _open_if_let_in(
-        self, entry: StreamAdmission, start: Message, mark: Mark | None
+    async def _open_if_admitted(
+        self, admission: StreamAdmission, start: Message, mark: Mark | None
     ) -> None:
         """Open the stream where there is room for it, else answer in its place."""
         self._decided = False  # what comes meanwhile is listened to as before
         try:
-            let_in = await entry.ask(mark, route_name(self._scope, mark))
+            admitted = await admission.check_at_start(mark, route_name(self._scope, mark))
         finally:
             self._decided = True
-        if let_in:
+        if admitted:
             await self._open(start, mark)
             return
-        self._cancels = self._task.cancelling()
+        self._cancel_count = self._task.cancelling()
         self._outcome = "rejected"
-        self.outbox = DiscardedResponse(self)
-        await entry.answer(self._send)
+        self.producer = DiscardedResponse(self)
+        await admission.send_rejection(self._send)
         self.on_end()
 
-    def _keep(self, message: Message) -> None:
+    def _buffer_body(self, message: Message) -> None:
         """Keep the body of a POST until it is known whether a stream comes of it."""
-        if self._scope.get("method") == "POST" and self.outbox is None:
+        if self._scope.get("method") == "POST" and self.producer is None:
             if self._body is None:
                 self._body = RequestBody()
             self._body.add(message)
 
     def on_cap(self) -> None:
         """Tell the operator, once a route."""
-        self._warn_of_cap()
+        self._warn_about_cap()
 
     def on_end(self) -> None:
         """Let the app hear that its client is gone, and give it some time to leave."""
-        assert self.outbox is not None
-        self._farewell = AppCancellation(
+        assert self.producer is not None
+        self._cancellation = AppCancellation(
             self._task,
-            cancels=self._cancels,
+            cancel_count=self._cancel_count,
             listeners=self._listeners,
-            app_waits=self.outbox.app_waits,
-            grace_seconds=HURRIED_SECONDS if self.outbox.drains else GRACE_SECONDS,
+            is_app_writing=self.producer.is_app_writing,
+            grace_seconds=SHUTDOWN_GRACE_SECONDS if self.producer.is_draining else GRACE_SECONDS,
         )
 
-    async def on_late_write(self) -> None:
+    async def on_write_after_end(self) -> None:
         """Drop what the app writes behind its end."""
-        if self._farewell is not None:
-            await self._farewell.late_write()
+        if self._cancellation is not None:
+            await self._cancellation.discard_write()
 
-    def _warn_of_cap(self) -> None:
-        route, told = self.current.record.route, self._setup.capped_routes
-        if route in told or len(told) >= _CAPPED_ROUTES:
+    def _warn_about_cap(self) -> None:
+        route, warned = self.current.record.route, self._context.capped_routes
+        if route in warned or len(warned) >= _MAX_CAPPED_ROUTES:
             return
-        told.add(route)
+        warned.add(route)
         logger.warning(
             "a stream of route %s was ended at its cap, trace id %s; this is told once a route; "
             "SSE_STREAM_MAX_SECONDS sets the cap",

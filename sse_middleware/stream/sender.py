@@ -21,8 +21,8 @@ from sse_middleware.stream.timers import LoopTimers
 logger = logging.getLogger("sse_middleware.stream")
 
 
-NOBODY, APP, SCRIBE = range(3)  # who is in the server's `send`
-HELD_BYTES = 1 << 14
+NO_WRITER, APP, BACKGROUND = range(3)  # who is in the server's `send`
+MAX_PENDING_BYTES = 1 << 14
 """What is held before the app has to wait. (A record of TLS.)"""
 _NOTHING: Final[list[bytes]] = []  # held by all streams that hold nothing; nobody adds to it
 STALL_SECONDS = 0.1
@@ -47,118 +47,118 @@ class Sender:
     """
 
     __slots__ = (
-        "_began",
+        "_active_writer",
         "_clock",
+        "_coalesce_until",
+        "_dequeued_bytes",
         "_failure",
         "_flushes",
-        "_held",
-        "_held_bytes",
-        "_hold_until",
         "_observers",
+        "_pending",
+        "_pending_bytes",
         "_record",
         "_send",
-        "_taken_bytes",
-        "_ticker",
-        "_waiting",
-        "_who_writes",
-        "_write_ends",
+        "_timers",
+        "_write_done",
+        "_write_queue",
+        "_write_started",
+        "app_context",
         "broken",
-        "context",
-        "waits_in",
+        "write_task",
     )
 
     def __init__(
         self,
         send: Send,
-        ticker: LoopTimers,
+        timers: LoopTimers,
         record: StreamRecord,
         observers: Sequence[Observer],
     ) -> None:
         self._send = send
-        self._ticker = ticker
-        self._clock = ticker.clock
+        self._timers = timers
+        self._clock = timers.clock
         self._record = record
         self._observers = observers
-        self._held: list[bytes] = _NOTHING
-        self._held_bytes = 0
-        self._taken_bytes = 0  # of all that was ever held
-        self._hold_until = 0.0  # what comes before is held: it follows a write at once
-        self._began = 0.0  # the last write, or the one that is under way
-        self._who_writes = NOBODY
+        self._pending: list[bytes] = _NOTHING
+        self._pending_bytes = 0
+        self._dequeued_bytes = 0  # of all that was ever held
+        self._coalesce_until = 0.0  # what comes before is held: it follows a write at once
+        self._write_started = 0.0  # the last write, or the one that is under way
+        self._active_writer = NO_WRITER
         self._flushes = 0  # of the app, under way
-        self._waiting: tuple[object, ...] = ()  # writes of the app that wait for another one
-        self._write_ends: asyncio.Event | None = None
-        self.waits_in: asyncio.Task[Any] | None = None
+        self._write_queue: tuple[object, ...] = ()  # writes of the app that wait for another one
+        self._write_done: asyncio.Event | None = None
+        self.write_task: asyncio.Task[Any] | None = None
         self._failure: Exception | None = None
         self.broken = False
-        self.context = contextvars.copy_context()
-        ticker.scribe.join()
+        self.app_context = contextvars.copy_context()
+        timers.background_writer.attach()
 
-    def app_waits(self) -> bool:
+    def is_app_writing(self) -> bool:
         """Whether a write of the app is under way."""
-        return bool(self._flushes or self._waiting) or self._who_writes == APP
+        return bool(self._flushes or self._write_queue) or self._active_writer == APP
 
     def blocked_at(self) -> int | None:
         """Return how much was sent before the write that is under way, `None` where none is."""
-        return self._record.sent_bytes if self._who_writes else None
+        return self._record.sent_bytes if self._active_writer else None
 
-    async def write_held(self) -> None:
+    async def flush_pending(self) -> None:
         """Write what is held, and what is to be the last, until none is left or somebody waits."""
-        while not (self._who_writes or self._waiting) and self._is_owing():
-            began = self._began = self._clock()
-            data, more_body = self._take_all()
-            self._who_writes = SCRIBE
+        while not (self._active_writer or self._write_queue) and self._has_pending():
+            started = self._write_started = self._clock()
+            data, more_body = self._take_output()
+            self._active_writer = BACKGROUND
             try:
                 if data or not more_body:
                     await self._send(body_message(data, more_body=more_body))
                     self._record.sent_bytes += len(data)
             except Exception as exc:  # noqa: BLE001 - the app is told at its next write
-                if not self._lose_client():
+                if not self._on_client_lost():
                     self._failure = exc
             except asyncio.CancelledError:
-                if not self._lose_client():
+                if not self._on_client_lost():
                     self._failure = ConnectionAbortedError(
                         "a write was cancelled, the stream has a gap"
                     )
                 raise
             finally:
-                self._who_writes = NOBODY
-                self.waits_in = None
-                self._pass_turn_on(began)
+                self._active_writer = NO_WRITER
+                self.write_task = None
+                self._on_write_done(started)
 
     def on_tick(self) -> None:
         """Look at what waits, so that it is kept even where a write is blocked, and let it out."""
-        self._take_in()
+        self._collect_events()
         self._write_in_background()
 
-    def _is_owing(self) -> bool:
+    def _has_pending(self) -> bool:
         """Whether there is anything to be written in the background."""
-        return bool(self._held)
+        return bool(self._pending)
 
-    def _take_all(self) -> tuple[bytes, bool]:
+    def _take_output(self) -> tuple[bytes, bool]:
         """Return what is to be written in the background, and whether more may follow it."""
-        return joined(self._take_held()), True
+        return joined(self._take_pending()), True
 
-    def _hold(self, data: bytes) -> None:
-        if not self._held:
-            self._ticker.hold(self)
-        self._keep(data)
+    def _enqueue(self, data: bytes) -> None:
+        if not self._pending:
+            self._timers.flush_after_tick(self)
+        self._append(data)
 
-    def _keep(self, data: bytes) -> None:
-        if self._held:
-            self._held.append(data)
+    def _append(self, data: bytes) -> None:
+        if self._pending:
+            self._pending.append(data)
         else:
-            self._held = [data]
-        self._held_bytes += len(data)
+            self._pending = [data]
+        self._pending_bytes += len(data)
 
-    def _take_in(self) -> None:
+    def _collect_events(self) -> None:
         """Hold what is to be held."""
 
-    def _take_held(self) -> list[bytes]:
-        self._take_in()
-        held, self._held = self._held, _NOTHING
-        self._taken_bytes += self._held_bytes
-        self._held_bytes = 0
+    def _take_pending(self) -> list[bytes]:
+        self._collect_events()
+        held, self._pending = self._pending, _NOTHING
+        self._dequeued_bytes += self._pending_bytes
+        self._pending_bytes = 0
         return held
 
     async def _flush(self) -> None:
@@ -170,106 +170,108 @@ class Sender:
         Raises:
             Exception: what the server has raised in a write of the scribe's.
         """
-        self._take_in()
-        behind = self._taken_bytes + self._held_bytes
+        self._collect_events()
+        target_bytes = self._dequeued_bytes + self._pending_bytes
         self._flushes += 1
         try:
-            while self._taken_bytes < behind:
+            while self._dequeued_bytes < target_bytes:
                 self._write_in_background()
-                await self._end_of_write()
+                await self._wait_for_write_done()
         finally:
             self._flushes -= 1
         self._raise_failure()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
-            self._take_held()  # nothing may follow the gap
+            self._take_pending()  # nothing may follow the gap
             raise self._failure
 
     async def _send_as_app(self, message: Message, size: int) -> None:
-        began = self._began = self._clock()
-        self._who_writes = APP
+        started = self._write_started = self._clock()
+        self._active_writer = APP
         try:
             await self._send(message)
             self._record.sent_bytes += size
         except Exception:
-            if not self._lose_client():
+            if not self._on_client_lost():
                 raise
         except asyncio.CancelledError:
-            if not self._was_freed():
+            if not self._uncancel_write():
                 raise
         finally:
-            self._who_writes = NOBODY
-            self._pass_turn_on(began)
+            self._active_writer = NO_WRITER
+            self._on_write_done(started)
 
-    def _was_freed(self) -> bool:
+    def _uncancel_write(self) -> bool:
         """Tell whether the app is to go on though its write was cancelled."""
         return False
 
     async def _wait_for_turn(self) -> None:
         """Wait until nobody writes, behind whoever waits already, or until there is no need."""
-        if not (self._who_writes or self._waiting):
+        if not (self._active_writer or self._write_queue):
             return
-        me = object()
-        self._waiting += (me,)
+        ticket = object()
+        self._write_queue += (ticket,)
         try:
-            while me in self._waiting and (self._who_writes or self._waiting[0] is not me):
-                await self._end_of_write()
+            while ticket in self._write_queue and (
+                self._active_writer or self._write_queue[0] is not ticket
+            ):
+                await self._wait_for_write_done()
         finally:
-            self._waiting = tuple(other for other in self._waiting if other is not me)
-            self._wake_waiting()
+            self._write_queue = tuple(other for other in self._write_queue if other is not ticket)
+            self._notify_write_done()
             self._write_in_background()  # in case that this one does not write after all
 
-    async def _end_of_write(self) -> None:
-        if self._write_ends is None:
-            self._write_ends = asyncio.Event()
-        await self._write_ends.wait()
+    async def _wait_for_write_done(self) -> None:
+        if self._write_done is None:
+            self._write_done = asyncio.Event()
+        await self._write_done.wait()
 
-    def _wake_waiting(self) -> None:
-        if self._write_ends is not None:
-            self._write_ends.set()
-            self._write_ends = None
+    def _notify_write_done(self) -> None:
+        if self._write_done is not None:
+            self._write_done.set()
+            self._write_done = None
 
-    def _lose_client(self) -> bool:
+    def _on_client_lost(self) -> bool:
         """Give up what was to be written; tell whether the app goes on and need not know."""
-        self._break()
+        self._abandon_writes()
         return False
 
-    def _break(self) -> None:
+    def _abandon_writes(self) -> None:
         """Give up what was to be written, for it cannot be."""
         self.broken = True
-        self._take_held()
-        self._wake_waiting()
+        self._take_pending()
+        self._notify_write_done()
 
-    def _pass_turn_on(self, began: float) -> None:
+    def _on_write_done(self, started: float) -> None:
         """Look at how long a write has taken, and let the next one begin."""
-        self._wake_waiting()
+        self._notify_write_done()
         self._write_in_background()
-        took = self._clock() - began
+        took = self._clock() - started
         if took > STALL_SECONDS:
             for observer in self._observers:
                 observer.stalled(self._record, took)
 
     def _write_in_background(self) -> None:
-        if not self._who_writes and self._is_owing():
-            self._ticker.scribe.write_soon(self)
+        if not self._active_writer and self._has_pending():
+            self._timers.background_writer.write_soon(self)
 
-    async def _settle(self, patience: float) -> None:
+    async def _finish_writes(self, grace_seconds: float) -> None:
         """Wait `patience` seconds for what is to be written yet, and give the rest up."""
-        self._ticker.scribe.leave()
+        self._timers.background_writer.detach()
         try:
-            if self._who_writes or self._is_owing():
-                async with asyncio.timeout(patience):
-                    while self._who_writes or self._is_owing():
+            if self._active_writer or self._has_pending():
+                async with asyncio.timeout(grace_seconds):
+                    while self._active_writer or self._has_pending():
                         await self._wait_for_turn()
-                        await self.write_held()
+                        await self.flush_pending()
         except TimeoutError:
             logger.debug("stream %s ended with bytes unsent", self._record.stream_id)
         finally:
-            if self._who_writes or self._is_owing():
-                self._break()
-            if self.waits_in is not None:
-                self.waits_in.cancel()
+            if self._active_writer or self._has_pending():
+                self._abandon_writes()
+            if self.write_task is not None:
+                self.write_task.cancel()
 
 
 def joined(parts: list[bytes]) -> bytes:

@@ -17,11 +17,11 @@ from sse_middleware._once import OncePerKey
 from sse_middleware.stream.drain import Drain
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_ONE_SHUTDOWN_SECONDS = 1.0
+_DUPLICATE_SIGNAL_SECONDS = 1.0
 """Ctrl-C reaches a worker twice: from the terminal, and from its parent, which has got it too."""
 _POLL_SECONDS = 0.02
-_LOOK_SECONDS = 0.5
-_SERVES = "worker_serve"
+_HYPERCORN_POLL_SECONDS = 0.5
+_HYPERCORN_MAIN = "worker_serve"
 """What hypercorn's main task runs."""
 
 
@@ -33,8 +33,8 @@ class Shutdown:
     """
 
     def __init__(self) -> None:
-        self.begun = False
-        self.drain_of = OncePerKey[asyncio.AbstractEventLoop, Drain](self._join)
+        self.is_draining = False
+        self.drain_for = OncePerKey[asyncio.AbstractEventLoop, Drain](self._register_loop)
         self._signalled_at: float | None = None
 
     def on_signal(self) -> None:
@@ -43,8 +43,8 @@ class Shutdown:
         first = self._signalled_at is None
         if self._signalled_at is None:
             self._signalled_at = now
-        if first or now - self._signalled_at > _ONE_SHUTDOWN_SECONDS:
-            self._tell(Drain.begin if first else Drain.hurry)
+        if first or now - self._signalled_at > _DUPLICATE_SIGNAL_SECONDS:
+            self._broadcast(Drain.begin if first else Drain.force)
 
     async def drain(self) -> None:
         """Let go or end all streams of the process, in `SSE_DRAIN_SECONDS`, and wait for that.
@@ -52,33 +52,33 @@ class Shutdown:
         For servers whose signals we do not see, such as one that runs in a thread. It may be called
         in any event loop, before the server is told to end; new streams are refused from then on.
         """
-        self.drain_of(asyncio.get_running_loop())
-        self._tell(Drain.begin)
+        self.drain_for(asyncio.get_running_loop())
+        self._broadcast(Drain.begin)
         # Events are of one loop each, so it is asked.
         while any(  # noqa: ASYNC110
-            len(drain) or not drain.begun
-            for loop, drain in self.drain_of.items()
+            len(drain) or not drain.is_draining
+            for loop, drain in self.drain_for.items()
             if loop.is_running()
         ):
             await asyncio.sleep(_POLL_SECONDS)
 
-    def _tell(self, what: Callable[[Drain], None]) -> None:
-        self.begun = True
-        for loop, drain in self.drain_of.items():
+    def _broadcast(self, action: Callable[[Drain], None]) -> None:
+        self.is_draining = True
+        for loop, drain in self.drain_for.items():
             if not loop.is_closed():
-                loop.call_soon_threadsafe(what, drain)
+                loop.call_soon_threadsafe(action, drain)
 
-    def _join(self, loop: asyncio.AbstractEventLoop) -> Drain:
+    def _register_loop(self, loop: asyncio.AbstractEventLoop) -> Drain:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                _listen(number, self)
+                _chain_handler(number, self)
         drain = Drain()
         for task in asyncio.all_tasks(loop):
-            if _is_hypercorns(task):
-                loop.call_later(_LOOK_SECONDS, self._look_at, loop, task, drain)
+            if _is_hypercorn_main(task):
+                loop.call_later(_HYPERCORN_POLL_SECONDS, self._poll_hypercorn, loop, task, drain)
         return drain
 
-    def _look_at(
+    def _poll_hypercorn(
         self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], drain: Drain
     ) -> None:
         """Begin to drain where hypercorn, which tells nobody, waits for its connections.
@@ -86,11 +86,11 @@ class Shutdown:
         From Python 3.12.1 on it does so for ever: "wait until ... all active connections have
         finished" (https://docs.python.org/3/library/asyncio-eventloop.html#asyncio.Server).
         """
-        if any(code.co_name == "wait_closed" for code in _awaited_by(task)):
-            self.begun = True
+        if any(code.co_name == "wait_closed" for code in _awaited_code(task)):
+            self.is_draining = True
             drain.begin()
         elif not task.done():
-            loop.call_later(_LOOK_SECONDS, self._look_at, loop, task, drain)
+            loop.call_later(_HYPERCORN_POLL_SECONDS, self._poll_hypercorn, loop, task, drain)
 
 
 class ChainedSignalHandler:
@@ -111,7 +111,7 @@ class ChainedSignalHandler:
         self._handler(number, frame)
 
 
-def _listen(number: int, shutdown: Shutdown) -> None:
+def _chain_handler(number: int, shutdown: Shutdown) -> None:
     """Hear of a signal, where a server handles it: else it ends the process, or its main task."""
     handler = signal.getsignal(number)
     if not callable(handler) or handler is signal.default_int_handler:
@@ -122,17 +122,23 @@ def _listen(number: int, shutdown: Shutdown) -> None:
         signal.signal(number, ChainedSignalHandler(shutdown, handler))
 
 
-def _is_hypercorns(task: asyncio.Task[Any]) -> bool:
+def _is_hypercorn_main(task: asyncio.Task[Any]) -> bool:
     return any(
-        code.co_name == _SERVES and "hypercorn" in code.co_filename for code in _awaited_by(task)
+        code.co_name == _HYPERCORN_MAIN and "hypercorn" in code.co_filename
+        for code in _awaited_code(task)
     )
 
 
-def _awaited_by(task: asyncio.Task[Any]) -> Iterator[CodeType]:
-    """Return the coroutines in which a task waits, from the outside in."""
-    awaited: Any = task.get_coro()
+def _awaited_code(task: asyncio.Task[Any]) -> Iterator[CodeType]:
+    """Return the code of the coroutines in which a task is suspended, outermost first.
+
+    An object without one of the attributes ends the search.
+    """
+    get_coro = getattr(task, "get_coro", None)
+    awaited: Any = None if get_coro is None else get_coro()
     while awaited is not None:
-        if (code := getattr(awaited, "cr_code", None)) is not None:
+        code = getattr(awaited, "cr_code", None)
+        if isinstance(code, CodeType):
             yield code
         awaited = getattr(awaited, "cr_await", None)
 

@@ -21,27 +21,27 @@ from sse_middleware.stream.shutdown import SHUTDOWN
 TICK_SECONDS = 0.002
 """How long a stream holds events back that come right behind one that it has sent."""
 LONGEST_TICK_SECONDS = 0.01
-_TURNS = 4
+_TURNS_PER_TICK = 4
 """How many turns of the loop a tick has at least, up to the longest one.
 
 Where a hundred streams write, a turn takes longer than a millisecond: who held back for less than
 a few of them would write each event by itself, just where that costs most.
 """
 
-_SLOT_SECONDS = 0.005
+_BUCKET_SECONDS = 0.005
 """How coarse the timers are; a heartbeat that is 5 ms late is on time for everybody."""
 
-_EPOCH_SECONDS = 0.001
+_EPOCH_TOLERANCE_SECONDS = 0.001
 """How far the time of day may drift off before it is looked at anew."""
 
-_AT_ONCE = 64
+_MAX_CALLBACKS_PER_TURN = 64
 """How many sleepers wake in one turn of the loop, so that a thousand heartbeats delay nobody."""
 
 
 class TimerTarget(Protocol):
     """What can be woken."""
 
-    def on_time(self, now: float) -> None:
+    def on_timer(self, now: float) -> None:
         """Do what time has made due, without waiting; it may be called once behind `forget`."""
 
 
@@ -65,37 +65,37 @@ class LoopTimers:
 
     __slots__ = (
         "__weakref__",
+        "_bucket_heap",
+        "_buckets",
         "_due",
         "_epoch",
-        "_holding",
-        "_latest",
+        "_latest_bucket",
         "_loop",
-        "_slot_numbers",
-        "_slots",
+        "_tick_targets",
         "_timer",
-        "_timer_slot",
+        "_timer_bucket",
+        "background_writer",
         "clock",
-        "context",
         "drain",
-        "scribe",
+        "empty_context",
         "tick_seconds",
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.clock = _clock_of(loop)
-        self.drain = SHUTDOWN.drain_of(loop)
-        self.scribe = BackgroundWriter(loop)
+        self.clock = _select_clock(loop)
+        self.drain = SHUTDOWN.drain_for(loop)
+        self.background_writer = BackgroundWriter(loop)
         self._loop = loop
-        self.context = Context()
+        self.empty_context = Context()
         self.tick_seconds = TICK_SECONDS
-        self._holding: list[TickTarget] = []
+        self._tick_targets: list[TickTarget] = []
         self._epoch = 0.0
-        self._latest = 0  # of the slots, by who was to be woken last
-        self._slots: dict[int, set[TimerTarget]] = {}
-        self._slot_numbers: list[int] = []  # a heap; some of them may be gone
+        self._latest_bucket = 0  # of the slots, by who was to be woken last
+        self._buckets: dict[int, set[TimerTarget]] = {}
+        self._bucket_heap: list[int] = []  # a heap; some of them may be gone
         self._due: deque[TimerTarget] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_slot = math.inf
+        self._timer_bucket = math.inf
 
     def epoch(self) -> float:
         """Return the seconds since 1970 at which `clock` stood at 0: one object for many streams.
@@ -103,99 +103,99 @@ class LoopTimers:
         It follows a clock that is set, for those who ask behind that.
         """
         epoch = time.time() - self.clock()
-        if abs(epoch - self._epoch) > _EPOCH_SECONDS:
+        if abs(epoch - self._epoch) > _EPOCH_TOLERANCE_SECONDS:
             self._epoch = epoch
         return self._epoch
 
-    def hold(self, holder: TickTarget) -> None:
+    def flush_after_tick(self, target: TickTarget) -> None:
         """Tell `holder` when the tick is over."""
-        if not self._holding:
-            self._loop.call_later(self.tick_seconds, self._end_tick, context=self.context)
-        self._holding.append(holder)
+        if not self._tick_targets:
+            self._loop.call_later(self.tick_seconds, self._on_tick, context=self.empty_context)
+        self._tick_targets.append(target)
 
-    def wake(self, sleeper: TimerTarget, at: float) -> int:
+    def call_at(self, target: TimerTarget, at: float) -> int:
         """Wake `sleeper` once, at the time `at` or a few milliseconds later.
 
         Returns:
             The number that `forget` asks for.
         """
-        slot = math.ceil(at / _SLOT_SECONDS)
-        if slot * _SLOT_SECONDS < at:  # by the last bit
-            slot += 1
-        if slot == self._latest:
-            slot = self._latest  # one object for all who keep it
-        self._latest = slot
-        sleepers = self._slots.get(slot)
-        if sleepers is not None:
-            sleepers.add(sleeper)
-            return slot
-        self._slots[slot] = {sleeper}
-        if len(self._slot_numbers) > 2 * len(self._slots) + _AT_ONCE:
-            self._slot_numbers[:] = self._slots
-            heapify(self._slot_numbers)
+        bucket = math.ceil(at / _BUCKET_SECONDS)
+        if bucket * _BUCKET_SECONDS < at:  # by the last bit
+            bucket += 1
+        if bucket == self._latest_bucket:
+            bucket = self._latest_bucket  # one object for all who keep it
+        self._latest_bucket = bucket
+        targets = self._buckets.get(bucket)
+        if targets is not None:
+            targets.add(target)
+            return bucket
+        self._buckets[bucket] = {target}
+        if len(self._bucket_heap) > 2 * len(self._buckets) + _MAX_CALLBACKS_PER_TURN:
+            self._bucket_heap[:] = self._buckets
+            heapify(self._bucket_heap)
         else:
-            heappush(self._slot_numbers, slot)
-        if slot < self._timer_slot:
-            self._arm(slot)
-        return slot
+            heappush(self._bucket_heap, bucket)
+        if bucket < self._timer_bucket:
+            self._arm(bucket)
+        return bucket
 
-    def forget(self, sleeper: TimerTarget, slot: int) -> None:
+    def cancel(self, target: TimerTarget, bucket: int) -> None:
         """Let `sleeper` sleep; harmless where it was woken already."""
-        sleepers = self._slots.get(slot)
-        if sleepers is not None:
-            sleepers.discard(sleeper)
-            if not sleepers:
-                del self._slots[slot]  # its number goes with the timer, which need not be moved
+        targets = self._buckets.get(bucket)
+        if targets is not None:
+            targets.discard(target)
+            if not targets:
+                del self._buckets[bucket]  # its number goes with the timer, which need not be moved
 
-    def _end_tick(self) -> None:
-        holding, self._holding = self._holding, []
-        self._loop.call_soon(self._measure_turn, self.clock(), context=self.context)
-        for holder in holding:
-            self._tell(holder.on_tick)
+    def _on_tick(self) -> None:
+        targets, self._tick_targets = self._tick_targets, []
+        self._loop.call_soon(self._measure_turn, self.clock(), context=self.empty_context)
+        for target in targets:
+            self._notify(target.on_tick)
 
-    def _measure_turn(self, began: float) -> None:
-        turn = self.clock() - began
-        self.tick_seconds = min(max(TICK_SECONDS, _TURNS * turn), LONGEST_TICK_SECONDS)
+    def _measure_turn(self, started: float) -> None:
+        turn = self.clock() - started
+        self.tick_seconds = min(max(TICK_SECONDS, _TURNS_PER_TICK * turn), LONGEST_TICK_SECONDS)
 
-    def _arm(self, slot: int) -> None:
+    def _arm(self, bucket: int) -> None:
         self._disarm()
-        self._timer_slot = slot
-        when = slot * _SLOT_SECONDS
-        self._timer = self._loop.call_at(when, self._on_timer, context=self.context)
+        self._timer_bucket = bucket
+        when = bucket * _BUCKET_SECONDS
+        self._timer = self._loop.call_at(when, self._on_timer, context=self.empty_context)
 
     def _disarm(self) -> None:
-        self._timer_slot = math.inf
+        self._timer_bucket = math.inf
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _on_timer(self) -> None:
         self._disarm()
-        self._timer_slot = -math.inf  # who wants to be woken again meanwhile arms none
-        now, numbers, due = self.clock(), self._slot_numbers, self._due
-        while numbers and numbers[0] * _SLOT_SECONDS <= now:
-            due.extend(self._slots.pop(heappop(numbers), ()))
-        for _ in range(min(len(due), _AT_ONCE)):
-            self._tell(due.popleft().on_time, now)
-        self._timer_slot = math.inf
+        self._timer_bucket = -math.inf  # who wants to be woken again meanwhile arms none
+        now, numbers, due = self.clock(), self._bucket_heap, self._due
+        while numbers and numbers[0] * _BUCKET_SECONDS <= now:
+            due.extend(self._buckets.pop(heappop(numbers), ()))
+        for _ in range(min(len(due), _MAX_CALLBACKS_PER_TURN)):
+            self._notify(due.popleft().on_timer, now)
+        self._timer_bucket = math.inf
         if due:
             self._arm(0)
             return
-        while numbers and numbers[0] not in self._slots:
+        while numbers and numbers[0] not in self._buckets:
             heappop(numbers)
         if numbers:
             self._arm(numbers[0])
 
-    def _tell(self, hear: Callable[..., None], *args: float) -> None:
+    def _notify(self, callback: Callable[..., None], *args: float) -> None:
         try:
-            hear(*args)
+            callback(*args)
         except Exception as exc:  # noqa: BLE001 - a fault of one stream must not stop the others
             self._loop.call_exception_handler(
                 {"message": "an event stream failed when its time came", "exception": exc}
             )
 
 
-def _clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+def _select_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
     # asyncio's loop reads this very clock; uvloop's stands still while code runs, so that a
     # handler that holds the loop would never see time go by. A test's is its own.
     same = abs(loop.time() - time.monotonic()) < 1

@@ -13,8 +13,6 @@ import pytest
 
 from sse_middleware.__main__ import markdown
 from sse_middleware.channels import subscribe
-from sse_middleware.config.arguments import OptionArguments
-from sse_middleware.config.options import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 SNIPPETS = [
@@ -132,10 +130,6 @@ def test_ci_calls_the_test_command_of_the_readme() -> None:
 
 def test_the_settings_page_has_the_table_that_the_code_makes() -> None:
     assert markdown() in (ROOT / "docs" / "settings.md").read_text()
-
-
-def test_every_setting_is_an_argument_that_type_checkers_know() -> None:
-    assert OptionArguments.__annotations__.keys() == SETTINGS.keys()
 
 
 def test_every_link_of_the_documents_leads_somewhere() -> None:

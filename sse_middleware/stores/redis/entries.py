@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Final, NamedTuple
 
+from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import Batch, LogInfo, LogState
 
 _ENTRY_BYTES: Final = 1 << 15
@@ -309,6 +310,7 @@ def pack_metadata(metadata: LogMetadata) -> bytes:
     """Serialize the metadata of a log."""
     info = metadata.info
     fields = {**asdict(info), "headers": info.headers.decode("latin-1")}
+    fields |= fields.pop("terms")  # the terms are stored as fields of their own
     return json.dumps([fields, metadata.process, metadata.name]).encode()
 
 
@@ -320,7 +322,9 @@ def unpack_metadata(data: bytes) -> LogMetadata:
     """
     try:
         fields, process, name = json.loads(data)
-        info = LogInfo(**{**fields, "headers": fields["headers"].encode("latin-1")})
+        terms = StreamTerms(**{name: fields.pop(name) for name in StreamTerms.__slots__})
+        headers = fields.pop("headers").encode("latin-1")
+        info = LogInfo(**fields, headers=headers, terms=terms)
     except (TypeError, KeyError, AttributeError, ValueError) as exc:
         raise ValueError("the metadata of a stream was written by another version") from exc
     return LogMetadata(info, process, name)

@@ -2,10 +2,12 @@
 
 import dataclasses
 import logging
+from typing import get_type_hints
 
 import pytest
 
-from sse_middleware.config.options import SETTINGS, Options
+from sse_middleware.config.arguments import EndpointArguments, OptionArguments
+from sse_middleware.config.options import SETTINGS, Options, validate
 from sse_middleware.errors import ConfigurationError, SSEError
 
 SECONDS = {
@@ -56,6 +58,26 @@ def test_every_default_is_allowed_as_an_argument() -> None:
     assert Options.from_environ({}, **arguments) == dataclasses.replace(
         options, explicit=frozenset(SETTINGS)
     )
+
+
+def test_a_type_checker_knows_each_option_and_its_type() -> None:
+    declared = get_type_hints(OptionArguments)
+    assert declared == {name: get_type_hints(Options)[name] for name in SETTINGS}
+
+
+def test_a_type_checker_knows_the_options_of_an_endpoint() -> None:
+    per_endpoint = {name for name, setting in SETTINGS.items() if setting.per_endpoint}
+    assert EndpointArguments.__annotations__.keys() == per_endpoint
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_mark_overrides_an_option_only_if_it_is_per_endpoint(name: str) -> None:
+    value = getattr(Options(), name)
+    if SETTINGS[name].per_endpoint:
+        assert validate({name: value}, per_endpoint=True) == {name: value}
+    else:
+        with pytest.raises(TypeError, match=f"not an option of one endpoint: {name}"):
+            validate({name: value}, per_endpoint=True)
 
 
 def test_options_cannot_be_changed() -> None:
@@ -233,7 +255,9 @@ def test_a_bad_bare_value_is_a_warning_on_one_line_and_passed_over(
     assert (record.name, record.levelno) == ("sse_middleware", logging.WARNING)
     message = record.getMessage()
     assert message.startswith(f"{bare} is '")
-    assert message.endswith(f", allowed is {SECONDS_ALLOWED}; passed over, set {prefixed} instead")
+    assert message.endswith(
+        f", allowed is {SECONDS_ALLOWED}; the variable is ignored, set {prefixed} instead"
+    )
     assert message.isprintable()
     assert len(message) < 300
 

@@ -3,7 +3,8 @@
 import pytest
 
 from sse_middleware.config.options import Options
-from sse_middleware.http.identity import Addresses
+from sse_middleware.http.identity import TrustedProxies
+from sse_middleware.http.request import SSERequest
 from tests.support.asgi import http_scope
 
 PROXY = "10.0.0.1"
@@ -17,7 +18,7 @@ def address(
     trusted: tuple[str, ...] = TRUSTED,
 ) -> str | None:
     scope = http_scope(headers=list(headers), client=peer)
-    return Addresses(trusted).of(scope)
+    return TrustedProxies(trusted).client_address(SSERequest(scope))
 
 
 def xff(*values: str) -> list[tuple[bytes, bytes]]:
@@ -134,7 +135,7 @@ def test_a_whole_network_of_ipv6_is_one_client_and_a_zone_does_not_matter() -> N
 )
 def test_proxies_are_addresses_and_networks(text: str, value: tuple[str, ...]) -> None:
     assert Options.from_environ({"SSE_TRUSTED_PROXIES": text}).trusted_proxies == value
-    Addresses(value)
+    TrustedProxies(value)
 
 
 @pytest.mark.parametrize("text", ["*", "10.0.0.0/33", "proxy", "10.0.0", "::1/129", "1.2.3.4:80"])

@@ -206,7 +206,7 @@ def test_a_mark_refuses_what_is_not_allowed() -> None:
     with pytest.raises(ConfigurationError, match="family is 'browser', allowed is eventsource"):
         streaming(family="browser")
     with pytest.raises(TypeError, match="not an option of one endpoint: metrics_path"):
-        streaming(metrics_path="/m")
+        streaming(metrics_path="/m")  # type: ignore[call-overload]  # the mistake that is tested
     with pytest.raises(TypeError, match="no such option: speed"):
         streaming(speed=1)  # type: ignore[call-overload]  # the mistake that is tested
 

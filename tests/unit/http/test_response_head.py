@@ -1,167 +1,16 @@
-"""Headers: what is read from a hostile request, whose responses are ours, what we add."""
+"""The head of a response: which responses are event streams, and the headers that are added."""
 
-import re
+import dataclasses
 
 import pytest
 
 from sse_middleware.http.response_head import (
     RawHeaders,
-    request_headers,
+    passthrough_reason,
     seconds,
     stream_headers,
-    trace_id,
-    why_untouched,
 )
-
-TRACE = b"0af7651916cd43dd8448eb211c80319c"
-PARENT = b"b7ad6b7169203331"
-VALID = b"00-" + TRACE + b"-" + PARENT + b"-01"
-
-
-def is_fresh(value: str) -> bool:
-    return re.fullmatch(r"[0-9a-f]{32}", value) is not None and value != TRACE.decode()
-
-
-# --- requests ---------------------------------------------------------------------------------
-
-
-def test_only_the_headers_that_matter_are_picked() -> None:
-    picked = {
-        b"accept": b"text/event-stream",
-        b"cache-control": b"no-cache",
-        b"cookie": b"a=1",
-        b"origin": b"https://app.example",
-        b"traceparent": VALID,
-        b"x-trace-id": b"t",
-        b"x-request-id": b"r",
-    }
-    others = [
-        (b"host", b"example.org"),
-        (b"last-event-id", b"7"),
-        (b"x-mcp-", b"1"),
-        (b"mcp", b"1"),
-    ]
-    assert request_headers([*others, *picked.items()]) == picked
-
-
-def test_a_repeated_header_is_joined_in_order() -> None:
-    raw = [(b"accept", b"text/html"), (b"origin", b"x"), (b"accept", b"text/event-stream")]
-    assert request_headers(raw) == {b"accept": b"text/html, text/event-stream", b"origin": b"x"}
-
-
-def test_cookies_are_joined_as_one_header_has_them() -> None:
-    assert request_headers([(b"cookie", b"a=1"), (b"cookie", b"b=2")]) == {b"cookie": b"a=1; b=2"}
-
-
-@pytest.mark.parametrize("name", [b"mcp-session-id", b"mcp-protocol-version", b"mcp-"], ids=ascii)
-def test_any_mcp_header_is_kept_under_one_name(name: bytes) -> None:
-    assert request_headers([(name, b"x"), (b"mcp-other", b"y")]).keys() == {b"mcp-"}
-
-
-def test_no_headers_are_no_headers() -> None:
-    assert request_headers([]) == {}
-
-
-# --- trace ids --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        pytest.param(VALID, id="sampled"),
-        pytest.param(VALID[:-2] + b"00", id="not sampled"),
-        pytest.param(VALID[:-2] + b"ff", id="unknown flags"),
-        pytest.param(b"01" + VALID[2:], id="a future version"),
-        pytest.param(b"cc" + VALID[2:] + b"-what-the-future-brings", id="a future version goes on"),
-        pytest.param(b"cc" + VALID[2:] + b"-", id="a future version ends in a dash"),
-        pytest.param(b"fe" + VALID[2:], id="the last version"),
-        pytest.param(b"cc" + VALID[2:] + b"-" + b"x" * 10_000, id="a future version of 10 kB"),
-    ],
-)
-def test_a_valid_traceparent_gives_its_trace_id(value: bytes) -> None:
-    assert trace_id({b"traceparent": value, b"x-trace-id": b"other"}) == TRACE.decode()
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        pytest.param(b"", id="empty"),
-        pytest.param(b"ff" + VALID[2:], id="version ff"),
-        pytest.param(b"0" + VALID[2:], id="a version of one digit"),
-        pytest.param(b"0x" + VALID[2:], id="a version of no digits"),
-        pytest.param(b"00-" + b"0" * 32 + b"-" + PARENT + b"-01", id="a trace id of zeros"),
-        pytest.param(b"00-" + TRACE + b"-" + b"0" * 16 + b"-01", id="a parent id of zeros"),
-        pytest.param(VALID.upper(), id="upper case"),
-        pytest.param(b"00-" + TRACE[:-1] + b"-" + PARENT + b"-01", id="a short trace id"),
-        pytest.param(b"00-" + TRACE + b"0-" + PARENT + b"-01", id="a long trace id"),
-        pytest.param(b"00-" + TRACE + b"-" + PARENT[:-1] + b"-01", id="a short parent id"),
-        pytest.param(b"00-" + TRACE + b"-" + PARENT, id="no flags"),
-        pytest.param(VALID[:-1], id="short flags"),
-        pytest.param(VALID + b"-more", id="version 00 goes on"),
-        pytest.param(VALID + b"-", id="version 00 ends in a dash"),
-        pytest.param(VALID + b"0", id="long flags"),
-        pytest.param(b"cc" + VALID[2:] + b"more", id="a future version goes on without a dash"),
-        pytest.param(VALID + b"\n", id="a line feed behind"),
-        pytest.param(b" " + VALID, id="a space in front"),
-        pytest.param(VALID.replace(b"-", b"_"), id="other separators"),
-        pytest.param(VALID + b", " + VALID, id="two headers joined"),
-        pytest.param(b"0" * 10_000, id="10 kB"),
-        pytest.param("00-\u0660".encode() * 10, id="unicode digits"),
-    ],
-)
-def test_an_invalid_traceparent_is_passed_over(value: bytes) -> None:
-    assert trace_id({b"traceparent": value, b"x-trace-id": b"other"}) == "other"
-    assert is_fresh(trace_id({b"traceparent": value}))
-
-
-@pytest.mark.parametrize("name", [b"x-trace-id", b"x-request-id"], ids=ascii)
-@pytest.mark.parametrize(
-    "value",
-    [
-        pytest.param(b"a", id="1 character"),
-        pytest.param(b"a" * 128, id="128 characters"),
-        pytest.param(b"Az09._-", id="all kinds"),
-        pytest.param(b"...", id="dots"),
-    ],
-)
-def test_a_plain_trace_id_is_taken_as_it_is(name: bytes, value: bytes) -> None:
-    assert trace_id({name: value}) == value.decode()
-
-
-@pytest.mark.parametrize("name", [b"x-trace-id", b"x-request-id"], ids=ascii)
-@pytest.mark.parametrize(
-    "value",
-    [
-        pytest.param(b"", id="empty"),
-        pytest.param(b"a" * 129, id="129 characters"),
-        pytest.param(b"a" * 10_000, id="10 kB"),
-        pytest.param(b"a\n", id="a line feed behind"),
-        pytest.param(b"a\r\nx-evil: 1", id="a header injected"),
-        pytest.param(b"a\n\ndata: evil", id="an event injected"),
-        pytest.param(b"a b", id="a space"),
-        pytest.param(b"a, b", id="two headers joined"),
-        pytest.param(b"a\0", id="NUL"),
-        pytest.param(b'"a"', id="quotes"),
-        pytest.param(b"a/b", id="a slash"),
-        pytest.param("\u00e9".encode(), id="UTF-8"),
-        pytest.param("\u00e9".encode("latin-1"), id="Latin-1"),
-        pytest.param("\u0661".encode(), id="a unicode digit"),
-    ],
-)
-def test_a_hostile_trace_id_is_replaced_by_a_fresh_one(name: bytes, value: bytes) -> None:
-    assert is_fresh(trace_id({name: value}))
-
-
-def test_x_trace_id_wins_over_x_request_id_unless_it_is_bad() -> None:
-    assert trace_id({b"x-request-id": b"r", b"x-trace-id": b"t"}) == "t"
-    assert trace_id({b"x-request-id": b"r", b"x-trace-id": b"t t"}) == "r"
-
-
-def test_a_fresh_trace_id_is_never_the_same() -> None:
-    made = {trace_id({}) for _ in range(100)}
-    assert len(made) == 100
-    assert all(is_fresh(value) for value in made)
-
+from sse_middleware.protocol.stream_terms import NO_TERMS
 
 # --- responses --------------------------------------------------------------------------------
 
@@ -181,7 +30,7 @@ EVENT_STREAM = (b"content-type", b"text/event-stream")
     ],
 )
 def test_an_event_stream_is_ours(method: str, headers: RawHeaders) -> None:
-    assert why_untouched(method, 200, headers) is None
+    assert passthrough_reason(method, 200, headers) is None
 
 
 @pytest.mark.parametrize(
@@ -249,7 +98,7 @@ def test_an_event_stream_is_ours(method: str, headers: RawHeaders) -> None:
 def test_why_a_response_is_left_alone(
     method: str, status: int, headers: RawHeaders, reason: str
 ) -> None:
-    assert why_untouched(method, status, headers) == reason
+    assert passthrough_reason(method, status, headers) == reason
 
 
 def answered(
@@ -257,12 +106,10 @@ def answered(
 ) -> RawHeaders:
     return stream_headers(
         app_headers,
+        dataclasses.replace(NO_TERMS, max_seconds=60.0, silence_threshold=0.05),
         http_version=http_version,
         trace_id="t",
         stream_id="s",
-        max_seconds=60.0,
-        heartbeat_interval=None,
-        silence_threshold=0.05,
         keep_cache_control=keep_cache_control,
     )
 

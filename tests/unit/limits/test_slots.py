@@ -14,7 +14,7 @@ class Stream:
     def evict(self) -> None:
         self.evicted += 1
 
-    def listen(self) -> None: ...
+    def watch_for_disconnect(self) -> None: ...
 
     def blocked_at(self) -> int | None:
         return None
@@ -36,20 +36,20 @@ class Watching:
 
 def taken(places: SlotPool, client: str | None, *, tells_end: bool = True) -> tuple[Slot, Stream]:
     place, stream = places.take(client, tells_end=tells_end), Stream()
-    place.let_in(stream)
+    place.attach(stream)
     return place, stream
 
 
 def test_a_place_is_given_back_once() -> None:
     places = SlotPool(2, 1)
     watching = Watching()
-    places.watcher = watching
+    places.listener = watching
     place, _ = taken(places, "a")
     taken(places, "b")
     assert places.is_full
     assert places.is_used_up("a")
     for _ in range(2):
-        place.give_back()
+        place.release()
         place.wait(waits=True)
         place.wait(waits=False)
     assert len(places) == 1
@@ -62,7 +62,7 @@ def test_of_a_share_that_is_overdrawn_the_first_places_are_within() -> None:
     places = SlotPool(None, 2)
     several = [taken(places, "a")[0] for _ in range(4)]
     assert [places.is_within_share(place) for place in several] == [True, True, False, False]
-    several[0].give_back()
+    several[0].release()
     assert [places.is_within_share(place) for place in several[1:]] == [True, True, False]
     assert all(places.is_within_share(taken(places, None)[0]) for _ in range(4))
 
@@ -70,7 +70,7 @@ def test_of_a_share_that_is_overdrawn_the_first_places_are_within() -> None:
 def test_a_stream_that_waits_holds_no_place_and_takes_it_again_without_asking() -> None:
     places = SlotPool(1, 1)
     watching = Watching()
-    places.watcher = watching
+    places.listener = watching
     place, stream = taken(places, "a")
     place.wait(waits=True)
     place.wait(waits=True)
@@ -104,13 +104,13 @@ def test_who_has_most_gives_way_and_who_has_one_does_not() -> None:
     places = SlotPool(5, None)
     several = [taken(places, "a")[0] for _ in range(2)]
     many = [taken(places, "b")[0] for _ in range(3)]
-    assert places.victim("c", any_kind=False) is many[0]
-    assert places.victim("a", any_kind=False) is several[0]
+    assert places.eviction_candidate("c", any_kind=False) is many[0]
+    assert places.eviction_candidate("a", any_kind=False) is several[0]
     for place in (*many[:2], several[0]):
-        place.give_back()
-    assert places.victim("c", any_kind=False) is None
-    assert places.victim(None, any_kind=False) is None
-    assert SlotPool(1, None).victim("c", any_kind=True) is None
+        place.release()
+    assert places.eviction_candidate("c", any_kind=False) is None
+    assert places.eviction_candidate(None, any_kind=False) is None
+    assert SlotPool(1, None).eviction_candidate("c", any_kind=True) is None
 
 
 def test_who_does_not_understand_an_end_gives_way_only_where_any_may() -> None:
@@ -129,7 +129,7 @@ def test_a_place_that_was_taken_away_before_its_stream_opened_ends_it_then() -> 
     place, stream = places.take("a", tells_end=True), Stream()
     place.evict()
     assert len(places) == 0
-    place.let_in(stream)
+    place.attach(stream)
     assert stream.evicted == 1
 
 
@@ -138,6 +138,6 @@ def test_nothing_is_left_of_clients_that_have_nothing() -> None:
     for number in range(100):
         place, _ = taken(places, f"client {number}")
         place.wait(waits=bool(number % 2))
-        place.give_back()
+        place.release()
     assert len(places) == 0
     assert places._shares == {}

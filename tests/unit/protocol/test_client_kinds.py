@@ -4,14 +4,14 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from sse_middleware.http.request import CURSOR_PARAMETERS, last_event_id
+from sse_middleware.http.request import EVENT_ID_PARAMETERS, SSERequest
 from sse_middleware.protocol.client_kinds import (
     ClientKind,
     CommentForm,
     comment_form,
     family_of,
 )
-from sse_middleware.protocol.event_ids import EventId, parse_event_id
+from sse_middleware.protocol.event_ids import EventId
 
 CURSOR = str(EventId("-" + "A" * 20 + "_", 17))
 ENDED = f"{CURSOR}.end"
@@ -21,8 +21,10 @@ NAMED = {b"accept": b"text/event-stream;events=named"}
 
 
 def family(method: str, headers: dict[bytes, bytes], query: bytes) -> ClientKind:
-    told = last_event_id({"headers": list(headers.items()), "query_string": query})
-    return family_of(method, headers, has_cursor=parse_event_id(told or "") is not None)
+    request = SSERequest(
+        {"method": method, "headers": list(headers.items()), "query_string": query}
+    )
+    return family_of(method, headers, has_cursor=request.event_id is not None)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_anybody_else_is_plain(method: str, headers: dict[bytes, bytes]) -> None
     assert family(method, headers, b"") is ClientKind.PLAIN
 
 
-@pytest.mark.parametrize("name", sorted(CURSOR_PARAMETERS))
+@pytest.mark.parametrize("name", sorted(EVENT_ID_PARAMETERS))
 @pytest.mark.parametrize("cursor", [CURSOR, ENDED], ids=["running", "ended"])
 def test_a_cursor_in_the_query_makes_an_eventsource(name: str, cursor: str) -> None:
     query = urlencode({"query": "a & b", name: cursor, "x": ""})

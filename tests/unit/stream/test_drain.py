@@ -196,7 +196,7 @@ async def test_a_thousand_streams_end_together_and_come_back_one_by_one() -> Non
     for exchange in exchanges:
         assert_shut_down(exchange)
     assert len({exchange.retry for exchange in exchanges}) > 300
-    assert len(SHUTDOWN.drain_of(asyncio.get_running_loop())) == 0
+    assert len(SHUTDOWN.drain_for(asyncio.get_running_loop())) == 0
 
 
 async def test_all_apps_of_a_process_are_told() -> None:
@@ -247,7 +247,7 @@ async def test_with_a_shared_store_clients_are_let_go_at_once_and_the_log_is_fil
                     assert 1000 <= exchange.retry <= 2000
                 found = await store.find(str(json.loads(first.events[0].data)["stream_id"]))
                 assert found is not None
-    SHUTDOWN.drain_of(asyncio.get_running_loop()).begun = False  # another worker
+    SHUTDOWN.drain_for(asyncio.get_running_loop()).is_draining = False  # another worker
     again = await resume(elsewhere, id_of(first, 2))
     assert texts(again) == counted(3, 5)
     assert json.loads(again.events[-1].data)["reason"] == "finished"
@@ -261,11 +261,11 @@ async def test_what_still_runs_in_a_shared_store_tells_its_end_to_whoever_follow
         await first.until_count(2, "message")
         async with draining() as over:
             await first.until_end()
-            loop = SHUTDOWN.drain_of(asyncio.get_running_loop())
-            loop.begun = False  # another worker
+            loop = SHUTDOWN.drain_for(asyncio.get_running_loop())
+            loop.is_draining = False  # another worker
             async with returning(resumable(deaf, store=store), id_of(first, 2)) as again:
                 await again.until_end()
-            loop.begun = True
+            loop.is_draining = True
             assert_shut_down(again)
             assert texts(again) == counted(3, len(texts(again)) + 2)
             await over

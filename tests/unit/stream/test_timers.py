@@ -1,4 +1,4 @@
-"""The ticker alone: who sleeps wakes once and in time, and who holds back does so for a tick."""
+"""The timers alone: who sleeps wakes once and in time, and who holds back does so for a tick."""
 
 import asyncio
 import gc
@@ -33,18 +33,18 @@ class Sleeper:
         self.woken: list[float] = []
         self.on_wake = on_wake
 
-    def on_time(self, now: float) -> None:
+    def on_timer(self, now: float) -> None:
         self.woken.append(now)
         self.on_wake()
 
 
-def new_ticker() -> tuple[LoopTimers, float]:
-    """Return a ticker of the running loop, and the time."""
-    ticker = LoopTimers(asyncio.get_running_loop())
-    return ticker, ticker.clock()
+def new_timers() -> tuple[LoopTimers, float]:
+    """Return a timers of the running loop, and the time."""
+    timers = LoopTimers(asyncio.get_running_loop())
+    return timers, timers.clock()
 
 
-def timers() -> list[asyncio.TimerHandle]:
+def pending_timers() -> list[asyncio.TimerHandle]:
     """Return the timers of the running loop that will fire."""
     loop: Any = asyncio.get_running_loop()
     return [handle for handle in loop._scheduled if not handle.cancelled()]
@@ -55,21 +55,21 @@ def timers() -> list[asyncio.TimerHandle]:
 
 @pytest.mark.parametrize("after", [-1.0, 0.0, 0.0001, 0.005, 0.0074, 1.0, 5.0, 3600.001])
 async def test_a_sleeper_wakes_once_and_neither_early_nor_late(after: float) -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
     sleeper = Sleeper()
-    ticker.wake(sleeper, began + after)
+    timers.call_at(sleeper, began + after)
     await asyncio.sleep(max(0.0, after) + 10)
     (woken,) = sleeper.woken
     assert began + after <= woken <= max(began, began + after) + LATEST
-    assert timers() == []
+    assert pending_timers() == []
 
 
 @pytest.mark.parametrize("number", [200005, 200006, 200011])
 async def test_a_sleeper_wakes_not_even_the_smallest_bit_before_its_time(number: int) -> None:
-    ticker, _ = new_ticker()
+    timers, _ = new_timers()
     sleeper = Sleeper()
     at = math.nextafter(number * 0.005, math.inf)
-    ticker.wake(sleeper, at)
+    timers.call_at(sleeper, at)
     await asyncio.sleep(1)
     (woken,) = sleeper.woken
     assert woken >= at  # else it would ask again and again, as long as the clock stands still
@@ -79,10 +79,10 @@ async def test_a_sleeper_wakes_not_even_the_smallest_bit_before_its_time(number:
 @given(waits=st.lists(st.floats(0, 20) | st.integers(0, 400).map(lambda n: n / 20), max_size=30))
 def test_all_of_many_sleepers_wake_once_and_in_time(waits: list[float]) -> None:
     async def sleep_all() -> None:
-        ticker, began = new_ticker()
+        timers, began = new_timers()
         sleepers = [(began + wait, Sleeper()) for wait in waits]
         for at, sleeper in sleepers:
-            ticker.wake(sleeper, at)
+            timers.call_at(sleeper, at)
         await asyncio.sleep(25)
         for at, sleeper in sleepers:
             (woken,) = sleeper.woken
@@ -93,61 +93,61 @@ def test_all_of_many_sleepers_wake_once_and_in_time(waits: list[float]) -> None:
 
 
 async def test_an_earlier_wake_moves_the_timer_and_the_later_one_still_comes() -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
     late, early, earliest = Sleeper(), Sleeper(), Sleeper()
-    ticker.wake(late, began + 60)
+    timers.call_at(late, began + 60)
     await asyncio.sleep(1)
-    ticker.wake(early, began + 5)
-    ticker.wake(earliest, began + 2)
-    assert len(timers()) == 1
+    timers.call_at(early, began + 5)
+    timers.call_at(earliest, began + 2)
+    assert len(pending_timers()) == 1
     await asyncio.sleep(100)
     woken = [sleeper.woken[0] - began for sleeper in (earliest, early, late)]
     assert woken == pytest.approx([2, 5, 60], abs=LATEST)
 
 
 async def test_a_later_wake_leaves_the_timer_where_it_is() -> None:
-    ticker, began = new_ticker()
-    ticker.wake(Sleeper(), began + 5)
-    (timer,) = timers()
+    timers, began = new_timers()
+    timers.call_at(Sleeper(), began + 5)
+    (timer,) = pending_timers()
     for after in (5, 6, 60):
-        ticker.wake(Sleeper(), began + after)
-    assert timers() == [timer]
+        timers.call_at(Sleeper(), began + after)
+    assert pending_timers() == [timer]
 
 
 async def test_a_sleeper_may_sleep_again_as_soon_as_it_wakes() -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
 
     def again() -> None:
         if len(sleeper.woken) < 20:
-            ticker.wake(sleeper, began + len(sleeper.woken) + 1)
+            timers.call_at(sleeper, began + len(sleeper.woken) + 1)
 
     sleeper = Sleeper(again)
-    ticker.wake(sleeper, began + 1)
+    timers.call_at(sleeper, began + 1)
     await asyncio.sleep(100)
     assert [at - began for at in sleeper.woken] == pytest.approx(range(1, 21), abs=LATEST)
-    assert timers() == []
+    assert pending_timers() == []
 
 
 async def test_a_sleeper_that_asks_for_a_time_gone_by_wakes_in_the_next_turns() -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
 
     def again() -> None:
         if len(sleeper.woken) < 5:
-            ticker.wake(sleeper, began - 10)
+            timers.call_at(sleeper, began - 10)
 
     sleeper = Sleeper(again)
-    ticker.wake(sleeper, began)
+    timers.call_at(sleeper, began)
     await asyncio.sleep(0.01)
     assert len(sleeper.woken) == 5
 
 
 async def test_sleepers_wake_late_but_once_behind_a_loop_that_was_blocked() -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualClockLoop)
     sleepers = [Sleeper() for _ in range(10)]
     for number, sleeper in enumerate(sleepers):
-        ticker.wake(sleeper, began + number)
+        timers.call_at(sleeper, began + number)
     loop.pass_time(20)
     await asyncio.sleep(1)
     assert [sleeper.woken for sleeper in sleepers] == [[began + 20]] * 10
@@ -157,87 +157,87 @@ async def test_sleepers_wake_late_but_once_behind_a_loop_that_was_blocked() -> N
 
 
 async def test_a_forgotten_sleeper_sleeps_on_and_its_neighbours_wake() -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
     forgotten, neighbour, later = Sleeper(), Sleeper(), Sleeper()
-    slot = ticker.wake(forgotten, began + 5)
-    ticker.wake(neighbour, began + 5)
-    ticker.wake(later, began + 6)
-    ticker.forget(forgotten, slot)
+    bucket = timers.call_at(forgotten, began + 5)
+    timers.call_at(neighbour, began + 5)
+    timers.call_at(later, began + 6)
+    timers.cancel(forgotten, bucket)
     await asyncio.sleep(20)
     assert [len(sleeper.woken) for sleeper in (forgotten, neighbour, later)] == [0, 1, 1]
 
 
 async def test_to_forget_twice_or_behind_the_waking_is_harmless() -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
     one, other = Sleeper(), Sleeper()
-    slot = ticker.wake(one, began + 1)
-    ticker.forget(one, slot)
-    ticker.forget(one, slot)
-    slot = ticker.wake(one, began + 2)
+    bucket = timers.call_at(one, began + 1)
+    timers.cancel(one, bucket)
+    timers.cancel(one, bucket)
+    bucket = timers.call_at(one, began + 2)
     await asyncio.sleep(3)
-    ticker.forget(one, slot)
-    ticker.wake(other, began + 4)
-    ticker.forget(one, slot)
+    timers.cancel(one, bucket)
+    timers.call_at(other, began + 4)
+    timers.cancel(one, bucket)
     await asyncio.sleep(3)
     assert [len(sleeper.woken) for sleeper in (one, other)] == [1, 1]
 
 
 async def test_who_was_forgotten_may_sleep_till_the_same_moment_again() -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
     sleeper = Sleeper()
     for _ in range(3):
-        ticker.forget(sleeper, ticker.wake(sleeper, began + 5))
-    ticker.wake(sleeper, began + 5)
+        timers.cancel(sleeper, timers.call_at(sleeper, began + 5))
+    timers.call_at(sleeper, began + 5)
     await asyncio.sleep(20)
     assert len(sleeper.woken) == 1
 
 
 async def test_a_sleeper_may_forget_its_neighbour_while_it_wakes() -> None:
-    ticker, began = new_ticker()
-    slots: dict[Sleeper, int] = {}
+    timers, began = new_timers()
+    buckets: dict[Sleeper, int] = {}
 
     def forget_all() -> None:
-        for sleeper, slot in slots.items():
-            ticker.forget(sleeper, slot)
+        for sleeper, bucket in buckets.items():
+            timers.cancel(sleeper, bucket)
 
     sleepers = [Sleeper(forget_all) for _ in range(3)]
-    slots.update((sleeper, ticker.wake(sleeper, began + 1)) for sleeper in sleepers)
+    buckets.update((sleeper, timers.call_at(sleeper, began + 1)) for sleeper in sleepers)
     other = Sleeper()
-    ticker.wake(other, began + 2)
+    timers.call_at(other, began + 2)
     await asyncio.sleep(3)
     assert all(len(sleeper.woken) <= 1 for sleeper in sleepers)  # "may be called once behind it"
     assert len(other.woken) == 1
 
 
 async def test_when_all_were_forgotten_one_timer_is_left_and_runs_out_in_its_time() -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
     sleepers = [Sleeper() for _ in range(100)]
-    slots = [ticker.wake(sleeper, began + 5 + i / 10) for i, sleeper in enumerate(sleepers)]
-    for sleeper, slot in zip(sleepers, slots, strict=True):
-        ticker.forget(sleeper, slot)
-    (timer,) = timers()
+    buckets = [timers.call_at(sleeper, began + 5 + i / 10) for i, sleeper in enumerate(sleepers)]
+    for sleeper, bucket in zip(sleepers, buckets, strict=True):
+        timers.cancel(sleeper, bucket)
+    (timer,) = pending_timers()
     assert timer.when() <= began + 5 + LATEST
     await asyncio.sleep(5.01)
-    assert timers() == []
+    assert pending_timers() == []
 
 
 async def test_short_streams_with_a_cap_far_away_leave_nothing_behind_until_then() -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
     sleeper = Sleeper()
     for _ in range(10_000):  # one after another, each of them forgotten before its time
-        ticker.forget(sleeper, ticker.wake(sleeper, began + 3600))
-    assert len(ticker._slot_numbers) + len(ticker._slots) < 100
+        timers.cancel(sleeper, timers.call_at(sleeper, began + 3600))
+    assert len(timers._bucket_heap) + len(timers._buckets) < 100
 
 
 async def test_who_sleeps_among_many_that_were_forgotten_wakes_in_time() -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
     sleepers: list[tuple[float, Sleeper]] = []
     for number in range(2000):
         at = began + 1 + number * 7919 % 1999 / 10
         sleeper = Sleeper()
-        slot = ticker.wake(sleeper, at)
+        bucket = timers.call_at(sleeper, at)
         if number % 40:
-            ticker.forget(sleeper, slot)
+            timers.cancel(sleeper, bucket)
         else:
             sleepers.append((at, sleeper))
     await asyncio.sleep(300)
@@ -247,11 +247,11 @@ async def test_who_sleeps_among_many_that_were_forgotten_wakes_in_time() -> None
 
 
 async def test_a_ticker_is_kept_by_its_timer_alone_and_only_until_it_has_fired() -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
     sleeper = Sleeper()
-    ticker.forget(sleeper, ticker.wake(sleeper, began + 5))
-    gone = weakref.ref(ticker)
-    del ticker
+    timers.cancel(sleeper, timers.call_at(sleeper, began + 5))
+    gone = weakref.ref(timers)
+    del timers
     await asyncio.sleep(1)
     gc.collect()
     assert gone() is not None
@@ -264,7 +264,7 @@ async def test_a_ticker_is_kept_by_its_timer_alone_and_only_until_it_has_fired()
 
 
 async def test_a_sleeper_that_raises_is_told_of_and_stops_no_other() -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
     told: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: told.append(context))
@@ -275,19 +275,19 @@ async def test_a_sleeper_that_raises_is_told_of_and_stops_no_other() -> None:
 
     sleepers = [Sleeper(fail if number in {0, 2} else lambda: None) for number in range(4)]
     for sleeper in sleepers:
-        ticker.wake(sleeper, began + 1)
+        timers.call_at(sleeper, began + 1)
     later = Sleeper()
-    ticker.wake(later, began + 2)
+    timers.call_at(later, began + 2)
     await asyncio.sleep(3)
     assert [len(sleeper.woken) for sleeper in [*sleepers, later]] == [1] * 5
     assert [context["exception"] for context in told] == [fault] * 2
 
 
 async def test_a_thousand_sleepers_of_one_moment_let_the_loop_turn_in_between() -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
     order: list[str] = []
     for _ in range(1000):
-        ticker.wake(Sleeper(lambda: order.append("sleeper")), began + 1)
+        timers.call_at(Sleeper(lambda: order.append("sleeper")), began + 1)
     await asyncio.sleep(1)
     for _ in range(30):
         order.append("other")
@@ -298,15 +298,15 @@ async def test_a_thousand_sleepers_of_one_moment_let_the_loop_turn_in_between() 
 
 
 async def test_who_comes_due_while_a_thousand_wake_wakes_too() -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualClockLoop)
     crowd = [Sleeper(lambda: loop.pass_time(0.001)) for _ in range(1000)]
     for sleeper in crowd:
-        ticker.wake(sleeper, began + 1)
+        timers.call_at(sleeper, began + 1)
     others = [Sleeper() for _ in range(10)]
     for number, sleeper in enumerate(others):
-        ticker.wake(sleeper, began + 1.05 + number / 10)
+        timers.call_at(sleeper, began + 1.05 + number / 10)
     await asyncio.sleep(5)
     assert {len(sleeper.woken) for sleeper in [*crowd, *others]} == {1}
     for number, sleeper in enumerate(others):
@@ -327,17 +327,17 @@ class Holder:
 
 
 async def test_all_are_told_once_when_the_tick_is_over() -> None:
-    ticker, began = new_ticker()
+    timers, began = new_timers()
     holders = [Holder() for _ in range(200)]
     for holder in holders:
-        ticker.hold(holder)
+        timers.flush_after_tick(holder)
     await asyncio.sleep(1)
     assert {len(holder.told) for holder in holders} == {1}
     assert all(began + TICK_SECONDS <= holder.told[0] < began + 0.01 for holder in holders)
 
 
 async def test_one_that_fails_when_the_tick_is_over_keeps_it_from_no_other() -> None:
-    ticker, _ = new_ticker()
+    timers, _ = new_timers()
     failed: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
 
@@ -346,8 +346,8 @@ async def test_one_that_fails_when_the_tick_is_over_keeps_it_from_no_other() -> 
             raise ValueError("broken")
 
     holder = Holder()
-    ticker.hold(Broken())
-    ticker.hold(holder)
+    timers.flush_after_tick(Broken())
+    timers.flush_after_tick(holder)
     await asyncio.sleep(1)
     assert len(holder.told) == 1
     assert [str(context["exception"]) for context in failed] == ["broken"]
@@ -368,20 +368,20 @@ class Busy(Holder):
 
 
 async def test_a_tick_has_some_turns_of_a_busy_loop_and_that_of_an_idle_one_is_short() -> None:
-    ticker, _ = new_ticker()
+    timers, _ = new_timers()
     longest = LONGEST_TICK_SECONDS
     for turn, tick in ((0.001, 0.004), (0.002, 0.008), (0.5, longest), (0, TICK_SECONDS)):
-        ticker.hold(Busy(turn))
+        timers.flush_after_tick(Busy(turn))
         await asyncio.sleep(1)
-        assert ticker.tick_seconds == pytest.approx(tick)
+        assert timers.tick_seconds == pytest.approx(tick)
 
 
 async def test_one_timer_serves_all_who_hold_back_within_a_tick() -> None:
-    ticker, _ = new_ticker()
-    before = len(timers())
+    timers, _ = new_timers()
+    before = len(pending_timers())
     for _ in range(10):
-        ticker.hold(Holder())
-    assert len(timers()) == before + 1
+        timers.flush_after_tick(Holder())
+    assert len(pending_timers()) == before + 1
 
 
 # The time of day
@@ -390,16 +390,16 @@ async def test_one_timer_serves_all_who_hold_back_within_a_tick() -> None:
 async def test_the_time_of_day_is_one_object_until_a_clock_is_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ticker, _ = new_ticker()
+    timers, _ = new_timers()
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualClockLoop)
-    monkeypatch.setattr(time, "time", lambda: 5000.0 + ticker.clock())
-    first = ticker.epoch()
+    monkeypatch.setattr(time, "time", lambda: 5000.0 + timers.clock())
+    first = timers.epoch()
     loop.pass_time(100)
-    assert ticker.epoch() is first
+    assert timers.epoch() is first
     assert first == pytest.approx(5000.0)
-    monkeypatch.setattr(time, "time", lambda: 4000.0 + ticker.clock())
-    assert ticker.epoch() == pytest.approx(4000.0)
+    monkeypatch.setattr(time, "time", lambda: 4000.0 + timers.clock())
+    assert timers.epoch() == pytest.approx(4000.0)
 
 
 # One for each loop
@@ -413,10 +413,10 @@ def test_loops_one_after_another_have_tickers_of_their_own_and_leave_but_the_las
     seen: list[weakref.ref[LoopTimers]] = []
 
     async def look() -> None:
-        ticker = current_timers()
-        ticker.wake(Sleeper(), ticker.clock() + 3600)  # nobody forgets it: the loop just ends
-        assert all(one() is not ticker for one in seen)
-        seen.append(weakref.ref(ticker))
+        timers = current_timers()
+        timers.call_at(Sleeper(), timers.clock() + 3600)  # nobody forgets it: the loop just ends
+        assert all(one() is not timers for one in seen)
+        seen.append(weakref.ref(timers))
 
     for _ in range(3):
         asyncio.run(look())
@@ -429,12 +429,12 @@ def test_loops_in_two_threads_have_tickers_that_wake_apart() -> None:
     seen: list[tuple[LoopTimers, int]] = []
 
     async def look() -> None:
-        ticker = current_timers()
+        timers = current_timers()
         sleeper = Sleeper()
-        ticker.wake(sleeper, ticker.clock() + 0.01)
+        timers.call_at(sleeper, timers.clock() + 0.01)
         await asyncio.to_thread(both.wait)
         await asyncio.sleep(0.05)
-        seen.append((ticker, len(sleeper.woken)))
+        seen.append((timers, len(sleeper.woken)))
 
     threads = [threading.Thread(target=asyncio.run, args=(look(),)) for _ in range(2)]
     for thread in threads:
@@ -449,8 +449,8 @@ def test_loops_in_two_threads_have_tickers_that_wake_apart() -> None:
 def test_a_clock_of_real_time_sees_a_handler_that_holds_the_loop() -> None:
     async def look() -> tuple[float, float]:
         loop = asyncio.get_running_loop()
-        ticker = current_timers()
-        return ticker.clock(), loop.time()
+        timers = current_timers()
+        return timers.clock(), loop.time()
 
     clock, time = asyncio.run(look())
     assert clock == pytest.approx(time, abs=0.5)

@@ -4,7 +4,7 @@ import asyncio
 from typing import Final, Protocol
 
 
-class Owner(Protocol):
+class StreamCallbacks(Protocol):
     """Whoever runs the app of an outbox."""
 
     def on_cap(self) -> None:
@@ -13,14 +13,14 @@ class Owner(Protocol):
     def on_end(self) -> None:
         """Hear that the stream has ended while the app was still at it."""
 
-    def on_silence(self) -> None:
+    def watch_for_disconnect(self) -> None:
         """Hear that somebody should listen for the client's leaving."""
 
-    async def on_late_write(self) -> None:
+    async def on_write_after_end(self) -> None:
         """Hear that the app writes behind the end."""
 
 
-class _Nobody:
+class _NoCallbacks:
     """Who owns an outbox when its app has left."""
 
     def on_cap(self) -> None:
@@ -29,12 +29,12 @@ class _Nobody:
     def on_end(self) -> None:
         """Tell nobody."""
 
-    def on_silence(self) -> None:
+    def watch_for_disconnect(self) -> None:
         """Listen no more."""
 
-    async def on_late_write(self) -> None:
+    async def on_write_after_end(self) -> None:
         """Let the loop turn: whoever still writes may never wait for anything else."""
         await asyncio.sleep(0)
 
 
-NOBODY_OWNS: Final[Owner] = _Nobody()
+NO_CALLBACKS: Final[StreamCallbacks] = _NoCallbacks()

@@ -1,0 +1,163 @@
+"""Opening: how a response becomes a stream of ours, and what its log begins with."""
+
+import time
+
+from starlette.types import Message, Send
+
+from sse_middleware.http.identity import identity_of
+from sse_middleware.http.request import RequestBody
+from sse_middleware.http.response_head import serialize_headers, stream_headers
+from sse_middleware.http.routes import Mark, route_name
+from sse_middleware.protocol.client_kinds import ClientKind, CommentForm, comment_form
+from sse_middleware.protocol.stream_state import StreamState
+from sse_middleware.protocol.stream_terms import StreamTerms
+from sse_middleware.stores.base import LogInfo
+from sse_middleware.stream.callbacks import StreamCallbacks
+from sse_middleware.stream.context import Context
+from sse_middleware.stream.current import CurrentStream
+from sse_middleware.stream.kept_producer import KeptProducer
+from sse_middleware.stream.producer import Producer
+from sse_middleware.stream.timers import current_timers
+
+
+class StreamOpener:
+    """Open one stream.
+
+    Args:
+        context: the objects that all requests of one middleware share.
+        current: the stream as the handler sees it.
+        mark: the endpoint's, if it has one.
+        body: what has come of the request's body, if it may count.
+
+    Attributes:
+        words: the first bytes of ours.
+    """
+
+    __slots__ = (
+        "_body",
+        "_context",
+        "_current",
+        "_mark",
+        "_options",
+        "_request",
+        "_state",
+        "_timers",
+        "preamble",
+    )
+
+    def __init__(
+        self,
+        context: Context,
+        current: CurrentStream,
+        mark: Mark | None,
+        body: RequestBody | None,
+    ) -> None:
+        self._context = context
+        self._current = current
+        self._mark = mark
+        self._body = body
+        self._options = context.options if mark is None else context.options_for(mark)
+        self._request = request = current.request
+        record = current.record
+        record.family = client_kind = context.client_kind(request, mark)
+        record.route = route_name(request.scope, mark)
+        numbers, style = client_kind is ClientKind.EVENTSOURCE, self._options.comment_style
+        is_off = client_kind is ClientKind.OFF
+        secret = current.take_secret()
+        self._state = StreamState(
+            self._options,
+            StreamTerms.from_options(self._options, client_kind, marked=mark is not None),
+            client_kind=client_kind,
+            record=record,
+            secret=secret if numbers else "",
+            marked=mark is not None,
+            comment=CommentForm.BLOCK if numbers else comment_form(request.headers, style),
+            app_ids=mark is not None and mark.stream_key is not None,
+        )
+        self._timers = current_timers()
+        self.preamble = self._state.open(
+            self._timers.clock(),
+            self._timers.epoch(),
+            reset=request.intent.reset if numbers else "",
+            event_id=self._client_event_id() if numbers else None,
+            ends_in=None if is_off else context.credential_ttl(request.scope),
+        )
+
+    def create_producer(
+        self, send: Send, start: Message, *, callbacks: StreamCallbacks
+    ) -> Producer:
+        """Return what writes the stream to `send`, and keeps it where it is to be kept."""
+        context, state = self._context, self._state
+        info = self._log_info(start) if state.client_kind is ClientKind.EVENTSOURCE else None
+        producer: Producer
+        if info is None:
+            producer = Producer(
+                state, send, self._timers, observers=context.observers, callbacks=callbacks
+            )
+        else:
+            producer = KeptProducer(
+                state,
+                send,
+                self._timers,
+                observers=context.observers,
+                callbacks=callbacks,
+                store=context.store,
+                info=info,
+                linger_queue=context.linger_queue,
+            )
+            if info.app_ids:
+                producer.set_name(context.key_name(self._mark, self._request) or "")
+        self._current.open(producer)
+        if state.client_kind is ClientKind.EVENTSOURCE and self._request.intent.reset:
+            for observer in context.observers:
+                observer.resumed(state.record.route, self._request.intent.reset, 0)
+        return producer
+
+    def start(self, start: Message) -> Message:
+        """Return the response start with our headers, or as it is where we only look on."""
+        state = self._state
+        if state.client_kind is ClientKind.OFF:
+            return start
+        headers = stream_headers(
+            start.get("headers") or (),
+            state.terms,
+            http_version=self._request.http_version,
+            trace_id=state.record.trace_id,
+            stream_id=state.record.stream_id,
+            keep_cache_control=state.client_kind is not ClientKind.EVENTSOURCE,
+        )
+        return {**start, "headers": headers}
+
+    def _client_event_id(self) -> str | None:
+        """Return the id of the app's that the client has come with, and keeps until the next one.
+
+        The app has been handed it, and ours in its place would make it begin anew.
+        """
+        if self._request.intent.reset:
+            return None
+        return None if self._request.event_id is not None else self._request.last_event_id
+
+    def _log_info(self, start: Message) -> LogInfo | None:
+        """Return what the log begins with, `None` where there is to be none."""
+        state, request, context, mark = self._state, self._request, self._context, self._mark
+        if not self._options.replay_max_events:
+            return None
+        cookies = self._options.identity_cookies
+        identity = identity_of(request, context.identify, cookies)
+        app_ids = mark is not None and mark.stream_key is not None
+        if identity is None or (app_ids and context.key_name(mark, request) is None):
+            return None
+        return LogInfo(
+            stream_id=state.record.stream_id,
+            path=request.request_path,
+            identity=identity,
+            method=request.method,
+            body_digest=None if self._body is None else self._body.digest(),
+            origin=request.origin,
+            headers=serialize_headers(start.get("headers") or ()),
+            route=state.record.route,
+            marked=mark is not None,
+            app_ids=app_ids,
+            opened_on=time.time(),
+            terms=state.terms,
+        )

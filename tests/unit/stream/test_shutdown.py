@@ -1,0 +1,159 @@
+"""The drain that begins because hypercorn waits for its connections, and what depends on its names.
+
+hypercorn reports no signal to its apps. The drain begins when its main coroutine waits in
+`asyncio.Server.wait_closed`; both are found by their names, which may change.
+"""
+
+import asyncio
+import signal
+from collections.abc import Coroutine, Generator, Iterator
+from typing import Any
+
+import pytest
+
+from sse_middleware.stream.drain import Drain
+from sse_middleware.stream.shutdown import Shutdown
+
+pytestmark = pytest.mark.anyio
+
+LONG_SECONDS = 5.0  # of the tests' clock; hypercorn is looked at twice a second
+
+
+def hypercorn(serve: str, wait: str, *, file: str = "hypercorn/asyncio/run.py") -> Any:
+    """Return the main coroutine function of a hypercorn with names as given."""
+    source = f"""
+async def {wait}(closed):
+    await closed.wait()
+
+async def {serve}(closing, closed):
+    await closing.wait()
+    await {wait}(closed)
+"""
+    names: dict[str, Any] = {}
+    exec(compile(source, f"/site-packages/{file}", "exec"), names)
+    return names[serve]
+
+
+class Server:
+    """A server whose main coroutine runs in a task."""
+
+    def __init__(self, main: Any) -> None:
+        self.closing = asyncio.Event()
+        self.closed = asyncio.Event()
+        self.task = asyncio.ensure_future(main(self.closing, self.closed))
+
+    async def close(self) -> None:
+        self.closing.set()
+        self.closed.set()
+        await self.task
+
+
+class Opaque(Coroutine[Any, Any, None]):
+    """A coroutine without the attributes of Python's own, as compiled code may have them."""
+
+    def __init__(self, inner: Coroutine[Any, Any, None]) -> None:
+        self._inner = inner
+
+    def send(self, value: Any) -> Any:
+        return self._inner.send(value)
+
+    def throw(self, *args: Any) -> Any:
+        return self._inner.throw(*args)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._inner.__await__()
+
+
+class OddCode(Opaque):
+    """A coroutine whose `cr_code` is no code object."""
+
+    cr_code = "worker_serve"
+
+
+@pytest.fixture
+def handled() -> Iterator[list[int]]:
+    """Install a server's handler of SIGTERM, and return the signals that it gets."""
+    numbers: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: numbers.append(number))
+    try:
+        yield numbers
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+async def assert_signal_begins(drain: Drain, handled: list[int]) -> None:
+    signal.raise_signal(signal.SIGTERM)
+    await asyncio.sleep(0)
+    assert drain.is_draining
+    assert handled == [signal.SIGTERM]
+
+
+async def test_the_drain_begins_when_hypercorn_waits_for_its_connections() -> None:
+    server = Server(hypercorn("worker_serve", "wait_closed"))
+    await asyncio.sleep(0)
+    shutdown = Shutdown()
+    drain = shutdown.drain_for(asyncio.get_running_loop())
+    await asyncio.sleep(LONG_SECONDS)
+    assert not drain.is_draining
+    server.closing.set()
+    await asyncio.sleep(LONG_SECONDS)
+    assert drain.is_draining
+    assert shutdown.is_draining
+    await server.close()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"serve": "serve_worker", "wait": "wait_closed"},
+        {"serve": "worker_serve", "wait": "wait_until_closed"},
+        {"serve": "worker_serve", "wait": "wait_closed", "file": "another/run.py"},
+    ],
+    ids=lambda names: "-".join(names.values()),
+)
+async def test_other_names_begin_no_drain_and_signals_still_do(
+    names: dict[str, str], handled: list[int]
+) -> None:
+    server = Server(hypercorn(**names))
+    await asyncio.sleep(0)
+    drain = Shutdown().drain_for(asyncio.get_running_loop())
+    server.closing.set()
+    await asyncio.sleep(LONG_SECONDS)
+    assert not drain.is_draining
+    await assert_signal_begins(drain, handled)
+    await server.close()
+
+
+@pytest.mark.parametrize("kind", [Opaque, OddCode])
+async def test_coroutines_without_code_begin_no_drain_and_signals_still_do(
+    kind: type[Opaque], handled: list[int]
+) -> None:
+    main = hypercorn("worker_serve", "wait_closed")
+    server = Server(lambda *events: kind(main(*events)))
+    await asyncio.sleep(0)
+    drain = Shutdown().drain_for(asyncio.get_running_loop())
+    server.closing.set()
+    await asyncio.sleep(LONG_SECONDS)
+    assert not drain.is_draining
+    await assert_signal_begins(drain, handled)
+    await server.close()
+
+
+async def test_tasks_that_do_not_give_their_coroutine_begin_no_drain(handled: list[int]) -> None:
+    class Task(asyncio.tasks._PyTask):  # type: ignore[name-defined,misc]
+        get_coro = None
+
+    loop = asyncio.get_running_loop()
+    closing, closed = asyncio.Event(), asyncio.Event()
+    task = Task(hypercorn("worker_serve", "wait_closed")(closing, closed), loop=loop)
+    await asyncio.sleep(0)
+    drain = Shutdown().drain_for(loop)
+    closing.set()
+    await asyncio.sleep(LONG_SECONDS)
+    assert not drain.is_draining
+    await assert_signal_begins(drain, handled)
+    closed.set()
+    await task
