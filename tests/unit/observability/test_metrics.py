@@ -208,6 +208,22 @@ async def test_metrics_stand_where_the_app_has_nothing() -> None:
     assert (await scrape(app, method="POST")).start["status"] == 404
 
 
+async def test_metrics_are_sent_after_an_app_has_received_the_request_body() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await plain_app(scope, receive, send)
+
+    exchange = await scrape(SSEMiddleware(app, registry=CollectorRegistry()))
+    assert exchange.start["status"] == 200
+    assert b"sse_streams_active" in exchange.body
+
+
+async def test_metrics_replace_the_404_of_a_path_that_is_left_out() -> None:
+    app = SSEMiddleware(plain_app, registry=CollectorRegistry(), exclude=("/*",))
+    assert b"sse_streams_active" in (await scrape(app)).body
+    assert (await scrape(app, "/other")).body == b"no"
+
+
 async def test_an_app_that_answers_the_path_itself_keeps_it_and_one_line_says_so(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
