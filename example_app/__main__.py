@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import uvicorn
 
-# What `pip install 'sse-middleware[example]'` brings, by the names under which it is imported.
+# Import names of the packages that `pip install 'sse-middleware[example]'` installs.
 _EXAMPLE_MODULES: Final = frozenset(
     {"bm25s", "fastapi", "numpy", "pydantic", "sse_starlette", "starlette", "uvicorn"},
 )
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line; None reads the process's own.
 
     Returns:
-        The exit status: 0 after Ctrl-C, 1 where the example could not start.
+        The exit status: 0 after Ctrl-C, 1 if the example could not start.
 
     """
     options = _parse(arguments)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             server.run(sockets=[listener])
         except KeyboardInterrupt:
-            # uvicorn has shut down in order, and raises the signal again for whoever else listens.
+            # uvicorn has shut down in order, and raises the signal again for other handlers.
             return 0
     return 0 if server.started else 1
 
@@ -65,28 +65,28 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Bind before anything else starts, so that a port in use is told in one line."""
+    """Bind before anything else starts, so that a port in use causes a one-line message."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     return socket.create_server((host, port), family=family, backlog=2048)
 
 
 def _reason(problem: OSError | OverflowError) -> str:
-    """Say why in the words of the system, without the call that failed."""
+    """Return the reason in the words of the system, without the call that failed."""
     if isinstance(problem, OSError) and problem.errno is not None and problem.errno > 0:
         return os.strerror(problem.errno)
-    # A name that does not resolve has a number of its own kind, a port too great has none.
+    # A name that does not resolve has another kind of number, a port that is too large has none.
     return str(getattr(problem, "strerror", None) or problem)
 
 
 def _url(host: str, listener: socket.socket) -> str:
-    """Write the address as a browser takes it, with the port that was really given."""
+    """Return the address for a browser, with the port that is really used."""
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # shown, not bound
     port: int = listener.getsockname()[1]
     return f"http://[{name}]:{port}/" if ":" in name else f"http://{name}:{port}/"
 
 
 def _make_server(url: str) -> uvicorn.Server:
-    """Build a server that says where it listens once it does."""
+    """Build a server that prints its address as soon as it listens."""
     import uvicorn  # noqa: PLC0415  # a missing package must end in a sentence, not in a traceback
 
     from example_app.app import app  # noqa: PLC0415  # as above
@@ -95,7 +95,7 @@ def _make_server(url: str) -> uvicorn.Server:
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets=sockets)
             if self.started:
-                print(f"The example listens on {url} (leave it with Ctrl-C)", flush=True)
+                print(f"The example listens on {url} (stop it with Ctrl-C)", flush=True)
 
     return AnnouncingServer(uvicorn.Config(app, log_level="warning"))
 

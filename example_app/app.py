@@ -1,11 +1,11 @@
 """The web application: questions in, event streams out, one line for everything a stream needs.
 
-Two event streams of two makers, to show that the middleware does not care who wrote them:
-`GET /stream/search` by FastAPI, for a page's `EventSource`, and `POST /search` by sse-starlette,
-for clients that ask with `fetch` or from a server. Neither knows about heartbeats, ids, resuming,
-time limits or trace ids: the line `app.add_middleware(SSEMiddleware)` adds them. Its `client_path`
-serves the client that the page uses. A third one, `POST /v1/react/sessions`, is written by a worker
-in another process.
+Two event streams by two libraries, to show that the middleware works with any of them: `GET
+/stream/search` by FastAPI, for a page's `EventSource`, and `POST /search` by sse-starlette, for
+clients that use `fetch` or run on a server. Neither implements heartbeats, ids, resuming, limits or
+trace ids: the line `app.add_middleware(SSEMiddleware)` adds them. Its `client_path` serves the
+client that the page uses. A third stream, `POST /v1/react/sessions`, is produced by a worker in
+another process.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MAX_QUERY_CHARACTERS: Final = 1000
 CLIENT_PATH: Final = "/sse-client.js"
 
 _STATIC: Final = Path(__file__).parent / "static"
-# Types are named, since a system's own table may call a script text/plain.
+# With explicit types, because the system's table may map a script to text/plain.
 _PAGE_FILES: Final = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
@@ -72,7 +72,7 @@ class SearchRequest(BaseModel):
 
 
 class Searcher:
-    """What a request needs to answer: the index, and the pause between two pieces of an answer."""
+    """The index, and the pause between two pieces of an answer."""
 
     def __init__(
         self,
@@ -82,17 +82,17 @@ class Searcher:
             Query(ge=0, le=MAX_DELAY_MS, description="Pause between two pieces, milliseconds."),
         ] = None,
     ) -> None:
-        """Take the index of the app, and the pause of the request or else of the app."""
+        """Use the index of the app, and the pause of the request or else of the app."""
         self._index: SearchIndex = request.app.state.index
         default: float = request.app.state.token_delay_seconds
         self._delay_seconds = default if delay_ms is None else delay_ms / 1000
 
     async def answer(self, query: str) -> Answer:
-        """Answer in a thread: a query takes a millisecond or two, which is long for a loop."""
+        """Answer in a thread: a query would block the event loop for a millisecond or two."""
         return await to_thread.run_sync(self._index.answer, query)
 
     async def pieces(self, answer: Answer) -> AsyncIterator[str]:
-        """Hand out the answer word by word, at the pace asked for."""
+        """Yield the answer word by word, at the requested pace."""
         for piece in split_tokens(answer.text):
             yield piece
             await asyncio.sleep(self._delay_seconds)
@@ -105,8 +105,8 @@ def create_app(*, token_delay_seconds: float = TOKEN_DELAY_SECONDS) -> FastAPI:
     """Build the application.
 
     Args:
-        token_delay_seconds: the pause between two pieces of an answer where the request does not
-            ask for another by `delay_ms`; 0 streams as fast as the client takes it.
+        token_delay_seconds: the pause between two pieces of an answer, unless the request sets
+            another one by `delay_ms`; 0 streams as fast as the client reads.
 
     Returns:
         The application; it indexes its corpus when it starts.
@@ -115,7 +115,7 @@ def create_app(*, token_delay_seconds: float = TOKEN_DELAY_SECONDS) -> FastAPI:
     app = FastAPI(title="Ask the Python documentation", lifespan=_lifespan)
     app.state.token_delay_seconds = token_delay_seconds
     app.add_middleware(SSEMiddleware, client_path=CLIENT_PATH)
-    app.add_middleware(Cutter)  # outside, where it sees the stream ids
+    app.add_middleware(Cutter)  # outermost, so that it sees the stream ids
     app.get("/stream/search", response_class=EventSourceResponse)(stream_search)
     app.post("/search", response_model=None)(search)
     app.post("/v1/react/sessions", response_model=None)(react_session)
@@ -130,7 +130,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Index the corpus in a thread, so that the loop stays free while it starts."""
     app.state.index = index = await to_thread.run_sync(lambda: SearchIndex(load_passages()))
     works: list[asyncio.Task[None]] = []
-    if not os.environ.get("SSE_REDIS_URL"):  # no other process can hear of a job
+    if not os.environ.get("SSE_REDIS_URL"):  # jobs do not reach other processes
         worker = Worker(index, Publisher(), app.state.token_delay_seconds)
         works.append(asyncio.create_task(worker.run()))
     yield
@@ -141,13 +141,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _refuse(_request: Request, problem: RequestValidationError) -> JSONResponse:
-    r"""Say what was wrong with a request, without sending it back.
+    r"""Return the errors of a request, without its input.
 
-    FastAPI's own answer repeats the input, and fails where that cannot be encoded ("\ud800").
+    FastAPI's own answer repeats the input, and fails if it cannot be encoded ("\ud800").
     """
-    said = ("type", "loc", "msg")
+    shown = ("type", "loc", "msg")
     return JSONResponse(
-        {"detail": [{field: error[field] for field in said} for error in problem.errors()]},
+        {"detail": [{field: error[field] for field in shown} for error in problem.errors()]},
         status_code=422,
     )
 
@@ -174,7 +174,7 @@ async def search(
     body: SearchRequest,
     searcher: SearcherOfRequest,
 ) -> Response | dict[str, Any]:
-    """Answer as events where the client accepts them, else as one JSON body."""
+    """Answer as events if the client accepts them, else as one JSON body."""
     answer = await searcher.answer(body.query)
     accepted = ",".join(request.headers.getlist("accept")).lower()
     if "text/event-stream" in accepted:
@@ -188,7 +188,7 @@ async def search(
 
 
 async def _answer_events(answer: Answer, searcher: Searcher) -> AsyncIterator[dict[str, str]]:
-    """Say an answer as events: `token` per word, `citation` per source, then `done`."""
+    """Return an answer as events: `token` per word, `citation` per source, then `done`."""
     async for piece in searcher.pieces(answer):
         yield _event("token", {"text": piece})
     for citation in answer.citations:
@@ -197,7 +197,7 @@ async def _answer_events(answer: Answer, searcher: Searcher) -> AsyncIterator[di
 
 
 def _event(name: str, data: dict[str, Any]) -> dict[str, str]:
-    """Write an event as every release of sse-starlette takes it."""
+    """Return an event in the form that every release of sse-starlette accepts."""
     return {"event": name, "data": json.dumps(data)}
 
 

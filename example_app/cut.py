@@ -1,7 +1,7 @@
 """Cut connections on purpose, so that a visitor sees what a tunnel or a proxy does to a stream.
 
-`POST /cut/<stream id>` drops the socket on which that stream is being sent, without a goodbye. ASGI
-has no word for that, so that it takes the transport from the server; uvicorn's is known.
+`POST /cut/<stream id>` aborts the connection on which that stream is being sent. ASGI has no
+message for that, so the transport is taken from the server; this works with uvicorn.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ CUT_PATH: Final = "/cut/"
 
 
 class Cutter:
-    """Stand outside `app`, and know on which connection each stream is sent.
+    """Wrap `app`, and record the connection of each stream.
 
     Args:
-        app: what is served, with the middleware that gives each stream its id.
+        app: the app, with the middleware that gives each stream its id.
 
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        """Know of no connection yet."""
+        """Start without connections."""
         self.app = app
         self._transports: defaultdict[str, set[asyncio.Transport]] = defaultdict(set)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Cut, or let the app answer and remember its stream until it has."""
+        """Cut a stream, or run the app and record its stream while it runs."""
         path: str = scope.get("path", "")
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -46,7 +46,7 @@ class Cutter:
         transport = _transport_of(receive)
         stream_id = ""
 
-        async def noting(message: Message) -> None:
+        async def recording_send(message: Message) -> None:
             nonlocal stream_id
             if transport is not None and message["type"] == "http.response.start":
                 stream_id = dict(message["headers"]).get(b"x-stream-id", b"").decode()
@@ -55,12 +55,12 @@ class Cutter:
             await send(message)
 
         try:
-            await self.app(scope, receive, noting)
+            await self.app(scope, receive, recording_send)
         finally:
             if stream_id and transport is not None:
-                self._forget(stream_id, transport)
+                self._remove(stream_id, transport)
 
-    def _forget(self, stream_id: str, transport: asyncio.Transport) -> None:
+    def _remove(self, stream_id: str, transport: asyncio.Transport) -> None:
         self._transports[stream_id].discard(transport)
         if not self._transports[stream_id]:
             del self._transports[stream_id]
@@ -75,6 +75,6 @@ class Cutter:
 
 
 def _transport_of(receive: Receive) -> asyncio.Transport | None:
-    """Return the connection behind a request, `None` where the server does not show it."""
+    """Return the connection of a request, `None` if the server does not expose it."""
     cycle: Any = getattr(receive, "__self__", None)  # uvicorn's RequestResponseCycle
     return getattr(cycle, "transport", None)

@@ -1,7 +1,7 @@
-"""`POST /v1/react/sessions`: an agent in a process of its own thinks, searches and answers.
+"""`POST /v1/react/sessions`: an agent in a separate process thinks, searches and answers.
 
-The web process puts a job on one channel and reads the session's own, on which the worker says what
-it does. The two need not know of one another: whoever comes first waits.
+The web process publishes a job on one channel and reads the session's channel, on which the worker
+publishes its steps. The two may start in any order.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from sse_middleware.channels import publish_event, sse_event_streamer
 
 JOBS: Final = "example-app.react.jobs"
 END: Final = "FinalAnswerStreamEnd"
-# How long a browser waits for a worker to take its job, and then for its next word.
+# How long a browser waits for a worker to take its job, and then for its next event.
 ACK_SECONDS: Final = float(os.environ.get("EXAMPLE_ACK_SECONDS", "10"))
 IDLE_SECONDS: Final = float(os.environ.get("EXAMPLE_IDLE_SECONDS", "15"))
-_PATIENCE_SECONDS: Final = 3.0
+_PUBLISH_TIMEOUT_SECONDS: Final = 3.0
 
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 Alias = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 
 
 class ReactRequest(BaseModel):
-    """The body; the one model that there is answers to any alias."""
+    """The body; every alias selects the only model."""
 
     user_query: Words
     model_alias: Alias = "extractive"
 
 
 class Job(BaseModel):
-    """What a worker is to do."""
+    """A question for a worker."""
 
     session_id: str
     user_query: str
@@ -47,8 +47,8 @@ class Job(BaseModel):
 
 
 async def react_session(request: ReactRequest) -> EventSourceResponse:
-    """Have a worker answer, and stream what it says as `{"event_type", "payload"}`."""
-    session_id = secrets.token_urlsafe(16)  # who knows it may read the session
+    """Let a worker answer, and stream its events as `{"event_type", "payload"}`."""
+    session_id = secrets.token_urlsafe(16)  # grants access to the session
     job = Job(
         session_id=session_id,
         user_query=request.user_query,
@@ -56,7 +56,7 @@ async def react_session(request: ReactRequest) -> EventSourceResponse:
         expires_at=time.time() + ACK_SECONDS,
     )
     try:
-        async with asyncio.timeout(_PATIENCE_SECONDS):
+        async with asyncio.timeout(_PUBLISH_TIMEOUT_SECONDS):
             await publish_event(JOBS, "job", job.model_dump(), key=session_id)
     except (StoreError, TimeoutError) as exc:
         raise HTTPException(503, "The agent is out of reach; try again in a moment.") from exc

@@ -31,8 +31,8 @@ NOTHING_FOUND: Final = "I found nothing about that in the Python documentation I
 RESULT_LIMIT: Final = 10
 SOURCE_LIMIT: Final = 5
 SENTENCE_LIMIT: Final = 5
-# A sentence that is worth less than this share of the best one says something else.
-WORTH_SAYING: Final = 0.5
+# A sentence with less than this share of the best score is off the subject.
+SHARE_OF_BEST: Final = 0.5
 # Below this confidence a passage shares a stray word with the question, and does not answer it.
 CONFIDENCE_FLOOR: Final = 0.25
 EXCERPT_CHARACTERS: Final = 200
@@ -86,7 +86,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """The passage behind a mark `[number]` of an answer."""
+    """The passage that a mark `[number]` of an answer stands for."""
 
     number: int
     document_name: str
@@ -195,7 +195,7 @@ class SearchIndex:
         self._passages = tuple(passages)
         documents = [_document_terms(passage) for passage in self._passages]
         self._document_frequency = Counter(term for terms in documents for term in set(terms))
-        # Named, since "auto" would pick numba or scipy where they happen to be installed.
+        # Explicit, because "auto" would use numba or scipy if they are installed.
         self._ranker = bm25s.BM25(method="lucene", backend="numpy", csc_backend="numpy")
         self._ranker.index(documents, show_progress=False)
 
@@ -204,7 +204,7 @@ class SearchIndex:
         return len(self._passages)
 
     def answer(self, question: str) -> Answer:
-        """Answer a question with two to five quoted sentences, or say that nothing was found.
+        """Answer a question with two to five quoted sentences, or with `NOTHING_FOUND`.
 
         `confidence_score` is the BM25 score of the best passage as a share of the score that no
         passage can exceed for this question: in Lucene's variant a term adds at most its inverse
@@ -213,7 +213,7 @@ class SearchIndex:
         `NOTHING_FOUND`, with confidence 0 and without citations.
 
         Args:
-            question: any text; what is not a word is ignored.
+            question: any text; only words count.
 
         Returns:
             The answer. A passage that consists of a single sentence and is alone in matching
@@ -245,7 +245,7 @@ class SearchIndex:
         return [_Ranked(n, self._passages[n], scores[n]) for n in best if scores[n] > 0]
 
     def _weight(self, term: str) -> float:
-        """Tell how much a term says: its inverse document frequency in Lucene's form."""
+        """Return the weight of a term: its inverse document frequency in Lucene's form."""
         frequency = self._document_frequency[term]
         return math.log(1 + (len(self._passages) - frequency + 0.5) / (frequency + 0.5))
 
@@ -254,7 +254,7 @@ class SearchIndex:
         terms: set[str],
         ranked: Sequence[_Ranked],
     ) -> list[tuple[Passage, str]]:
-        """Pick the sentences that say most about the question, in reading order."""
+        """Pick the sentences with the highest score for the question, in reading order."""
         sources = _reading_order(ranked[:SOURCE_LIMIT])
         offers = sorted(
             self._offers(terms, sources, ranked[0].score),
@@ -262,7 +262,7 @@ class SearchIndex:
         )
         taken: set[tuple[int, int]] = set()
         for offer in offers:
-            if len(taken) > 1 and offer.worth < WORTH_SAYING * offers[0].worth:
+            if len(taken) > 1 and offer.worth < SHARE_OF_BEST * offers[0].worth:
                 break
             places = {(offer.source, n) for n in range(offer.first, offer.last + 1)}
             if len(taken | places) <= SENTENCE_LIMIT:
@@ -290,7 +290,7 @@ class SearchIndex:
                     first = last
                 if any(map(_unfit_to_quote, sentences[first : last + 1])):
                     continue
-                # What stands under a heading that asks the question answers it, the opening most.
+                # Text under a heading that matches the question answers it, above all its opening.
                 said = self._overlap(terms, sentence) / total
                 worth = said + heading * (1.0 if opens_section and last == 0 else 0.5)
                 if worth > 0:
@@ -307,7 +307,7 @@ def _reading_order(ranked: Sequence[_Ranked]) -> list[_Ranked]:
 
 
 def _unfit_to_quote(sentence: str) -> bool:
-    """Tell whether a sentence would pass for a mark of ours, or says only where to look."""
+    """Return whether a sentence contains a mark like ours, or only refers to another place."""
     return _MARK.search(sentence) is not None or _POINTS_ELSEWHERE.match(sentence) is not None
 
 
@@ -337,7 +337,7 @@ def _excerpt(text: str) -> str:
 
 
 def _document_terms(passage: Passage) -> list[str]:
-    """List the terms of a passage; its heading counts twice, since it says what it is about."""
+    """List the terms of a passage; its heading counts twice, because it names the subject."""
     text = f"{passage.document_name} {passage.section} {passage.section} {passage.text}"
     return [*_terms(text), _heading_term(passage.section)]
 

@@ -1,7 +1,7 @@
-"""The agent of `/v1/react/sessions`: `python -m example_app.worker`, as many as you like.
+"""The agent of `/v1/react/sessions`: `python -m example_app.worker`, in any number of processes.
 
-All workers see all jobs, and each job is done by the one whose `ack` is the first. Without Redis
-the web process runs one itself.
+All workers receive all jobs, and the worker with the first `ack` does the job. Without Redis, the
+web process runs a worker itself.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _PAUSE_SECONDS: Final = 1.0
 
 
 class Worker:
-    """Do jobs, each in a task of its own."""
+    """Do jobs, each in a separate task."""
 
     def __init__(
         self, index: SearchIndex, publisher: Publisher, word_seconds: float = WORD_SECONDS
     ) -> None:
-        """Take what jobs are done with.
+        """Store the arguments.
 
         Args:
             index: of the corpus.
-            publisher: for what there is to say.
-            word_seconds: the pause behind a word.
+            publisher: publishes the answers.
+            word_seconds: the pause after a word.
 
         """
         self._index = index
@@ -50,11 +50,11 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Take jobs until cancelled; then do the last ones."""
+        """Take jobs until cancelled; then finish the running ones."""
         try:
             while True:
                 await self._take_jobs()
-                await asyncio.sleep(_PAUSE_SECONDS)  # the store was out of reach for long
+                await asyncio.sleep(_PAUSE_SECONDS)  # the store was unavailable for a long time
         finally:
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=_LAST_SECONDS)
@@ -72,9 +72,9 @@ class Worker:
                         await self._room.acquire()
                         task = asyncio.create_task(self._do(job))
                         self._tasks.add(task)
-                        task.add_done_callback(self._forget)
+                        task.add_done_callback(self._on_done)
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._room.release()
 
@@ -82,22 +82,22 @@ class Worker:
         session = job.session_id
         try:
             if not await self._publisher.ack(session):
-                return  # another worker is at it
+                return  # another worker has taken it
             await self._answer(job)
         except StoreError as exc:
             print(f"a session is lost: {exc}", file=sys.stderr)
-        except Exception as exc:  # noqa: BLE001 - whatever it is, a browser waits
+        except Exception as exc:  # noqa: BLE001 - a browser waits for an end, whatever the error is
             print(f"a job has failed: {type(exc).__name__}", file=sys.stderr)
             with suppress(StoreError):
                 await self._publisher.fail(session, "worker_failed", "The agent has failed.")
 
     async def _answer(self, job: Job) -> None:
-        say = self._publisher.publish
+        publish = self._publisher.publish
         await self._stream(job, "AgentThoughtStream", f"I search for: {job.user_query}")
-        await say(job.session_id, "AgentToolCallStart", {"tool_name": TOOL})
+        await publish(job.session_id, "AgentToolCallStart", {"tool_name": TOOL})
         answer = await to_thread.run_sync(self._index.answer, job.user_query)
         await self._stream(job, "FinalAnswerStream", answer.text)
-        await say(job.session_id, END, {})
+        await publish(job.session_id, END, {})
 
     async def _stream(self, job: Job, event: str, text: str) -> None:
         """Publish a text by its characters, those of a word together."""
@@ -114,7 +114,7 @@ async def main() -> None:
         work = asyncio.create_task(Worker(index, publisher).run())
         for sign in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(sign, work.cancel)
-        print("The worker waits for jobs (leave it with Ctrl-C)", flush=True)
+        print("The worker is ready (stop it with Ctrl-C)", flush=True)
         with suppress(asyncio.CancelledError):
             await work
 

@@ -32,6 +32,7 @@ from sse_middleware.observability.logs import StreamLog
 from sse_middleware.observability.metrics import counting_in, exposition
 from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.event_ids import new_secret, stream_id
+from sse_middleware.protocol.stream_terms import NO_TERMS
 from sse_middleware.resume.handler import ResumeHandler
 from sse_middleware.stores.base import EventStore
 from sse_middleware.stores.memory import MemoryStore
@@ -263,12 +264,10 @@ class SSEMiddleware:
                     self._warn_of_loop()
                     added = stream_headers(
                         headers,
+                        NO_TERMS,
                         http_version=scope.get("http_version", ""),
                         trace_id=SSERequest(scope).trace_id,
                         stream_id=stream_id(new_secret()),
-                        max_seconds=None,
-                        heartbeat_interval=None,
-                        silence_threshold=None,
                         keep_cache_control=True,
                     )
                     message = {**message, "headers": added}

@@ -1,13 +1,36 @@
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support.clock import VirtualClockLoop
+from tests.support.imports import missing_packages, packages_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.support.redis_server import RedisServer
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--without-extras",
+        action="store_true",
+        help="leave out the modules that import a missing package, which are errors otherwise",
+    )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    is_test = collection_path.suffix == ".py" and collection_path.stem.startswith("test_")
+    if is_test and config.getoption("--without-extras") and missing_packages(collection_path):
+        return True
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "redis" in packages_of(item.path):
+            item.add_marker(pytest.mark.redis)
 
 
 @pytest.fixture

@@ -78,21 +78,21 @@ async function showFrames(body) {
   log("page", "the connection has ended");
 }
 
-/** Have the server drop the socket, as a tunnel would; the page is not told. */
+/** Make the server abort the connection, as a tunnel would, without notice to the page. */
 async function cut() {
   log("page", "asks the server to cut the connection");
   const response = await fetch(`cut/${client.streamId}`, { method: "POST" });
   if (!response.ok) log("page", "there was nothing to cut");
 }
 
-// ---------------------------------------------------------------- what comes
+// ---------------------------------------------------------------- incoming events
 
 function begin({ resumed, max_duration: seconds, trace_id: trace, stream_id: stream }) {
   showText("trace-id", trace);
   showText("stream-id", stream);
   element("copy").disabled = false;
   setLimit(seconds, element("remaining-bar").dataset.known ? undefined : seconds);
-  if (resumed) showText("state-detail", "resumed where it was; nothing is lost");
+  if (resumed) showText("state-detail", "resumed without a loss");
 }
 
 function takeEvent(event, data) {
@@ -121,7 +121,7 @@ function end({ reason, incomplete }) {
   flushAnswer();
   settle(incomplete ? "cut-short" : "complete");
   if (incomplete) showNotice(EARLY_ENDS[reason] ?? `Cut short: ${reason}.`, "Ask again");
-  else say("The answer is complete.");
+  else announce("The answer is complete.");
 }
 
 function fail({ code, message, traceId }) {
@@ -141,7 +141,7 @@ function settle(state) {
 // ---------------------------------------------------------------- the answer
 
 let unwritten = "";
-let unspoken = "";
+let unannounced = "";
 
 /** Write a piece of the answer; a mark "[2]" becomes a link, even where two pieces share it. */
 function appendAnswer(piece) {
@@ -153,7 +153,7 @@ function appendAnswer(piece) {
   const whole = begun < 0 ? unwritten : unwritten.slice(0, begun);
   unwritten = unwritten.slice(whole.length);
   answer.append(...whole.split(/(\[\d+\])/).map(answerPart));
-  speak(whole);
+  announceSentences(whole);
 }
 
 function answerPart(part) {
@@ -166,26 +166,26 @@ function answerPart(part) {
 
 function flushAnswer() {
   element("answer").append(unwritten);
-  speak(`${unwritten} `, true);
+  announceSentences(`${unwritten} `, true);
   unwritten = "";
 }
 
 /** Hand whole sentences to the live region; words alone would stutter. */
-function speak(text, all = false) {
-  unspoken += text.replace(/\[\d+\]/g, "");
-  const ends = all ? unspoken.length : unspoken.search(/[.!?]["”’)]*\s[^.!?]*$/) + 1;
-  if (ends > 0) say(unspoken.slice(0, ends).trim());
-  unspoken = unspoken.slice(Math.max(0, ends));
+function announceSentences(text, all = false) {
+  unannounced += text.replace(/\[\d+\]/g, "");
+  const ends = all ? unannounced.length : unannounced.search(/[.!?]["”’)]*\s[^.!?]*$/) + 1;
+  if (ends > 0) announce(unannounced.slice(0, ends).trim());
+  unannounced = unannounced.slice(Math.max(0, ends));
 }
 
-function say(text) {
+function announce(text) {
   const region = element("spoken");
   if (text) region.append(make("p", { textContent: text }));
   while (region.childElementCount > 20) region.firstElementChild.remove();
 }
 
 function clearAnswer() {
-  unwritten = unspoken = "";
+  unwritten = unannounced = "";
   element("answer").replaceChildren();
   element("answer").dataset.state = "streaming";
   element("sources").replaceChildren();
@@ -233,8 +233,8 @@ function showState(state, { reason, attempt = 0, delay = 0 } = {}) {
   showText("state-detail", stateDetail(state, reason, attempt, delay));
   if (state === "connected") showText("connections", ++connections);
   strip.state(state);
-  clearTimeout(lasting); // a state that passes in a moment is not worth a word
-  lasting = setTimeout(() => asked && say(`${state}: ${element("state-detail").textContent}`), STATE_LASTS_MS);
+  clearTimeout(lasting); // a short state is not announced
+  lasting = setTimeout(() => asked && announce(`${state}: ${element("state-detail").textContent}`), STATE_LASTS_MS);
   const running = state !== "disconnected";
   enable("stop", running, "start");
   enable("cut", state === "connected", "stop");
@@ -301,7 +301,7 @@ function pulse() {
 async function copyTrace() {
   await navigator.clipboard.writeText(element("trace-id").textContent);
   showText("copy", "Copied");
-  say("Trace id copied");
+  announce("Trace id copied");
   setTimeout(() => showText("copy", "Copy"), 1500);
 }
 
@@ -364,7 +364,7 @@ element("stop").addEventListener("click", () => client.stop());
 element("start").addEventListener("click", () => ask(asked.question));
 element("retry").addEventListener("click", () => {
   showNotice("");
-  if (client.lastEventId) client.start(); // goes on where it was
+  if (client.lastEventId) client.start(); // continues at its position
   else ask(asked.question);
 });
 element("cut").addEventListener("click", cut);
@@ -378,7 +378,7 @@ element("delay").addEventListener("input", (event) => showText("delay-text", `${
 setInterval(showRemaining, TICK_MS);
 strip.draw();
 
-// A page that was loaded again goes on; a link may carry the question: /?query=What+is+a+generator
+// A reloaded page continues its stream; a link may carry the question: /?query=What+is+a+generator
 const before = JSON.parse(sessionStorage.getItem("asked") ?? "null");
 const linked = new URLSearchParams(location.search).get("query")?.trim();
 if (before && (!linked || linked === before.question) && follow(before).lastEventId) {

@@ -1,6 +1,6 @@
 // The strip: the last seconds of a connection as a seismograph would write them.
 //
-// It keeps what it draws and nothing else: when the state has changed, and when what has come.
+// It keeps what it draws and nothing else: when the state has changed, and when each event has arrived.
 
 const PIXELS_A_SECOND = 45;
 const LONGEST_SECONDS = 20;
@@ -9,7 +9,7 @@ const AT_ONCE_MS = 40;
 const STEP_MS = 50;
 const STEP_MS_WITHOUT_MOTION = 1000;
 
-/** Draw on `canvas` until told otherwise. */
+/** Draw on `canvas` until it is stopped. */
 export class Strip {
   #canvas;
   #states = [{ at: -Infinity, state: "disconnected" }];
@@ -74,7 +74,7 @@ export class Strip {
     }
   }
 
-  /** Tell how many words have come at once, as they do behind a gap. */
+  /** Return how many words have arrived at once, as they do after a gap. */
   #writeBursts(pen, x, y, color) {
     const words = this.#marks.filter(({ kind }) => kind === "word");
     pen.fillStyle = color;

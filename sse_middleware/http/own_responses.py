@@ -3,7 +3,6 @@
 import json
 import logging
 import random
-import time
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
@@ -16,9 +15,10 @@ from sse_middleware.http.request import SSERequest
 from sse_middleware.http.response_head import OWN_HEADERS, RawHeaders, stream_headers
 from sse_middleware.http.routes import UNMATCHED
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
+from sse_middleware.protocol.client_kinds import ClientKind
+from sse_middleware.protocol.control_events import start_or_reset
 from sse_middleware.protocol.event_ids import EventId, new_secret, parse_event_id, stream_id
-from sse_middleware.protocol.stream_state import StreamState
+from sse_middleware.protocol.stream_terms import StreamTerms
 
 logger = logging.getLogger("sse_middleware")
 
@@ -144,25 +144,22 @@ def ended_stream(
         reset: the reason why the client cannot continue its stream, `""` if it can.
         retry_ms: the wait before the client reconnects, `None` for that of the settings.
     """
-    state = StreamState(
-        options,
-        family=ClientKind.EVENTSOURCE,
-        record=StreamRecord(name, request.trace_id, UNMATCHED, ClientKind.EVENTSOURCE),
-        secret="",
-        marked=False,
-        comment=CommentForm.BLOCK,
+    terms = StreamTerms.from_options(options, ClientKind.EVENTSOURCE, marked=False)
+    event = start_or_reset(
+        StreamRecord(name, request.trace_id, UNMATCHED, ClientKind.EVENTSOURCE),
+        terms,
+        reset=reset,
+        resumed=False,
+        event_id=event_id,
+        retry_ms=terms.retry_ms if retry_ms is None else retry_ms,
     )
-    if retry_ms is not None:
-        state.retry_ms = retry_ms
-    response = Response(state.open(0.0, time.time(), reset=reset, event_id=event_id))
+    response = Response(event)
     response.raw_headers = stream_headers(
         [(b"content-type", b"text/event-stream; charset=utf-8"), *OWN_HEADERS],
+        terms,
         http_version=request.http_version,
         trace_id=request.trace_id,
         stream_id=name,
-        max_seconds=state.max_seconds,
-        heartbeat_interval=options.heartbeat_interval,
-        silence_threshold=options.silence_threshold,
         keep_cache_control=False,
     )
     return response

@@ -11,6 +11,7 @@ from http import HTTPStatus
 from starlette.types import Message
 
 from sse_middleware.config.fields import OFF
+from sse_middleware.protocol.stream_terms import StreamTerms
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -74,13 +75,11 @@ def passthrough_reason(
 
 def stream_headers(
     app_headers: Iterable[tuple[bytes, bytes]],
+    terms: StreamTerms,
     *,
     http_version: str,
     trace_id: str,
     stream_id: str,
-    max_seconds: float | None,
-    heartbeat_interval: float | None,
-    silence_threshold: float | None,
     keep_cache_control: bool,
 ) -> RawHeaders:
     """Return the app's headers with ours behind them.
@@ -106,9 +105,9 @@ def stream_headers(
     ours = [
         (b"x-trace-id", trace_id.encode()),
         (b"x-stream-id", stream_id.encode()),
-        (b"x-stream-max-seconds", seconds(max_seconds)),
-        (b"x-heartbeat-interval", seconds(heartbeat_interval)),
-        (b"x-silence-threshold", seconds(silence_threshold)),
+        (b"x-stream-max-seconds", seconds(terms.max_seconds)),
+        (b"x-heartbeat-interval", seconds(terms.heartbeat_interval)),
+        (b"x-silence-threshold", seconds(terms.silence_threshold)),
         (b"x-accel-buffering", b"no"),
     ]
     if http_version == "1.1":

@@ -223,12 +223,19 @@ def _open_rate(context: Context) -> "OpenRate | None":
     if not options.open_rate:
         return None
     try:
-        from sse_middleware.limits.open_rate import OpenRate, shared_by_redis  # noqa: PLC0415
+        from sse_middleware.limits.open_rate import (  # noqa: PLC0415
+            OpenRate,
+            shared_by_redis,
+            supports_installed_redis,
+        )
     except ImportError as exc:
         allowed = "nothing, or with pip install 'sse-middleware[limits]' what is there"
         raise ConfigurationError("SSE_OPEN_RATE", options.open_rate, allowed) from exc
     if not options.redis_url:
         return OpenRate(options.open_rate, None, None)
+    if not supports_installed_redis():
+        allowed = "nothing, or with pip install 'redis>=5.2' what is there"
+        raise ConfigurationError("SSE_OPEN_RATE", options.open_rate, allowed)
     from sse_middleware.stores.redis.client import FAILURES  # noqa: PLC0415 - an extra
 
     url, prefix = options.redis_url, options.redis_prefix

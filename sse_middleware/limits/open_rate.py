@@ -6,7 +6,7 @@ In the memory of the process, or in Redis for all workers; in memory too while t
 import math
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from limits import parse
 from limits.aio.storage import MemoryStorage, Storage
@@ -15,6 +15,8 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from sse_middleware._once import OncePerLoop
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.circuit_breaker import CircuitBreaker
+
+_OLDEST_REDIS: Final = (5, 2)
 
 
 class Shared(NamedTuple):
@@ -27,6 +29,13 @@ class Shared(NamedTuple):
 
     storage: Storage
     close: Callable[[], Awaitable[object]]
+
+
+def supports_installed_redis() -> bool:
+    """Return whether `limits` accepts the installed redis-py, instead of raising an error."""
+    import redis  # noqa: PLC0415 - an extra
+
+    return tuple(int(part) for part in redis.__version__.split(".")[:2]) >= _OLDEST_REDIS
 
 
 def shared_by_redis(url: str, prefix: str) -> Shared:

@@ -1,22 +1,23 @@
-"""When something of ours is due on one stream: its heartbeats, and its end at the cap.
+"""Deadlines of one stream: when a heartbeat or the cap is due.
 
-Time is an argument: `now` in seconds of any monotonic clock. `deadline()` says when `due` is to be
-asked.
+Time is an argument: `now` in seconds of any monotonic clock. The caller calls `due` again at
+`deadline()`.
 """
 
 import enum
 import math
 
-from sse_middleware.config.options import Options
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.client_kinds import ClientKind
+from sse_middleware.protocol.stream_terms import StreamTerms
 
-TOGETHER_SECONDS = 1 / 16
-"""How much earlier than asked heartbeats come at most, so that those of many streams come together.
+ALIGNMENT_SECONDS = 1 / 16
+"""Heartbeats are sent up to this much early, so that those of many streams fall on the same time.
 
-To wake up for each on its own is most of what it costs. (Exact in binary, as times have to meet.)
+Most of the cost of a heartbeat is its own wake-up of the event loop. (The value is exact in binary,
+so that times are equal.)
 """
-_LONG_SECONDS = 1.0
+_ALIGNED_FROM_SECONDS = 1.0
 
 
 class Reason(enum.StrEnum):
@@ -27,18 +28,18 @@ class Reason(enum.StrEnum):
     CANCELLED = "cancelled"
     SHUTDOWN = "shutdown"
     EVICTED = "evicted"
-    """Its place was needed for another one."""
+    """Its slot was needed for another stream."""
     ERROR = "error"
     LOST = "lost"
-    """For a reader: the producer is gone."""
+    """On a connection that resumes: the producer is gone."""
     GONE = "gone"
-    """For a reader: the log is."""
+    """On a connection that resumes: the log is gone."""
     UNAVAILABLE = "unavailable"
-    """For a reader: the store is out of reach."""
+    """On a connection that resumes: the store cannot be reached."""
 
 
 class Due(enum.Enum):
-    """What time has made due."""
+    """The action that is due."""
 
     NOTHING = enum.auto()
     HEARTBEAT = enum.auto()
@@ -46,118 +47,109 @@ class Due(enum.Enum):
 
 
 class Deadlines:
-    """Know what is due.
+    """Compute which action is due and when.
 
-    It is the half of a `StreamState` that looks at the clock and at no byte.
+    This is the half of a `StreamState` that handles time and no bytes.
 
     Attributes:
-        family: what kind of client reads; `OPENAI` once the first event of a plain stream says so.
-        max_seconds: the cap of this stream, `None` for none.
-        reason: why it has ended, `None` while it is open.
-        record: where the numbers go.
-        retry_ms: when a client that was cut is to come back.
-        rotates: whether the cap ends the connection, and not the stream.
+        client_kind: the kind of the client; it changes from `PLAIN` to `OPENAI` if the first event
+            is a chat completion chunk.
+        reason: why the stream has ended, `None` while it is open.
+        record: the numbers of the stream.
+        retry_ms: the delay before a client that is disconnected reconnects.
+        terms: the terms of the stream.
     """
 
     __slots__ = (
-        "_beat_at",
         "_cap_at",
         "_ends_at",
+        "_heartbeat_at",
         "_interval",
-        "_marked",
         "_written_at",
-        "family",
-        "max_seconds",
+        "client_kind",
         "reason",
         "record",
         "retry_ms",
-        "rotates",
+        "terms",
     )
 
     def __init__(
-        self, options: Options, *, family: ClientKind, record: StreamRecord, marked: bool
+        self, terms: StreamTerms, *, client_kind: ClientKind, record: StreamRecord
     ) -> None:
-        self.family = family
+        self.terms = terms
+        self.client_kind = client_kind
         self.record = record
         self.reason: Reason | None = None
-        self._marked = marked
-        self.max_seconds = options.stream_max_seconds
-        rotates = options.cap_action == "rotate" if "cap_action" in options.explicit else not marked
-        self.rotates = family is ClientKind.EVENTSOURCE and rotates
-        uncapped = not (marked or "stream_max_seconds" in options.explicit)
-        if family is ClientKind.OFF or (family is not ClientKind.EVENTSOURCE and uncapped):
-            self.max_seconds = None
-        self.retry_ms = options.retry_ms
-        if options.linger_seconds:  # who waits longer finds nothing
-            self.retry_ms = min(self.retry_ms, int(options.linger_seconds * 1000))
+        self.retry_ms = terms.retry_ms
         self._interval = math.inf
-        if options.heartbeat_interval is not None and family is not ClientKind.OFF:
-            self._interval = options.heartbeat_interval
-        self._written_at = 0.0  # what is no single event, such as a comment of the app's
+        if terms.heartbeat_interval is not None and client_kind is not ClientKind.OFF:
+            self._interval = terms.heartbeat_interval
+        self._written_at = 0.0  # when bytes that are not counted as events were sent last
 
-    def begin(self, now: float, *, age: float, ends_in: float | None, is_reader: bool) -> None:
-        """Begin the life of the stream, or of one connection of it.
+    def start(self, now: float, *, age: float, ends_in: float | None, is_reader: bool) -> None:
+        """Start the stream, or a connection that resumes it.
 
         Args:
             now: the time of the response start.
-            age: how old the stream is by then.
-            ends_in: the time after which the client may read no more, whatever the settings say.
-            is_reader: whether somebody else tells the end of the stream.
+            age: the age of the stream at that time.
+            ends_in: the time after which the client may no longer read, whatever the terms are.
+            is_reader: whether the end of the stream comes from a log.
         """
         self.record.opened_at = now - age
-        self._beat_at = self._together(now + self._interval)
+        self._heartbeat_at = self._aligned(now + self._interval)
         self._ends_at = math.inf
-        if self.max_seconds is not None:
-            self._ends_at = self.max_seconds + (now if self.rotates else self.record.opened_at)
-        # To a reader the log tells the end, if need be that its producer is gone.
-        self._cap_at = math.inf if is_reader and not self.rotates else self._ends_at
+        max_seconds, rotates = self.terms.max_seconds, self.terms.rotates
+        if max_seconds is not None:
+            self._ends_at = max_seconds + (now if rotates else self.record.opened_at)
+        # The log ends the stream of a reader, also if its producer is lost.
+        self._cap_at = math.inf if is_reader and not rotates else self._ends_at
         if ends_in is not None and now + ends_in < self._cap_at:
             self._ends_at = self._cap_at = now + ends_in
 
     def deadline(self) -> float:
-        """Return the time at which `due` is to be asked next, infinite for never."""
-        return min(self._cap_at, self._beat_at)
+        """Return the time of the next call of `due`, infinite for never."""
+        return min(self._cap_at, self._heartbeat_at)
 
     def busy_deadline(self) -> float:
-        """Return the time at which `due` is to be asked even while the app keeps sending."""
-        return self.deadline() if self.family is ClientKind.EVENTSOURCE else self._cap_at
+        """Return the time of the next call of `due` while the app keeps sending."""
+        return self.deadline() if self.client_kind is ClientKind.EVENTSOURCE else self._cap_at
 
     def due(self, now: float) -> Due:
-        """Tell what time has made due; a stream that has ended can still reach its cap."""
+        """Return the action that is due; the cap can also be due after the end of the stream."""
         if now >= self._cap_at:
             return Due.CAP
-        if now < self._beat_at:
+        if now < self._heartbeat_at:
             return Due.NOTHING
-        if self.family is not ClientKind.EVENTSOURCE and self.reason is None:
+        if self.client_kind is not ClientKind.EVENTSOURCE and self.reason is None:
             idle_since = max(self.record.last_event_at, self._written_at)
-            self._beat_at = max(self._beat_at, self._together(idle_since + self._interval))
-        return Due.HEARTBEAT if now >= self._beat_at else Due.NOTHING
+            self._heartbeat_at = max(self._heartbeat_at, self._aligned(idle_since + self._interval))
+        return Due.HEARTBEAT if now >= self._heartbeat_at else Due.NOTHING
 
     def plan_heartbeat(self, now: float) -> None:
-        """Set the time of the next heartbeat, one interval behind the one that is due."""
-        planned = self._beat_at + self._interval
-        # A loop that was blocked for long owes one heartbeat, not all that it has missed.
-        self._beat_at = planned if planned > now else self._together(now + self._interval)
+        """Set the time of the next heartbeat, one interval after the one that is due."""
+        planned = self._heartbeat_at + self._interval
+        # After an event loop was blocked, one heartbeat is sent, not all that were missed.
+        self._heartbeat_at = planned if planned > now else self._aligned(now + self._interval)
 
-    def _together(self, at: float) -> float:
+    def _aligned(self, at: float) -> float:
         """Return the time for a heartbeat that is wanted at `at`."""
-        if _LONG_SECONDS <= self._interval < math.inf:
-            return at - at % TOGETHER_SECONDS
+        if _ALIGNED_FROM_SECONDS <= self._interval < math.inf:
+            return at - at % ALIGNMENT_SECONDS
         return at
 
-    def go_on_unread(self) -> None:
-        """Go on without the client: nothing is to be told to it."""
-        self._beat_at = math.inf
-        if self.rotates:
+    def on_disconnect(self) -> None:
+        """Continue without a client: no heartbeats, and no cap of the connection."""
+        self._heartbeat_at = math.inf
+        if self.terms.rotates:
             self._cap_at = math.inf
 
-    def stop(self, reason: Reason) -> None:
-        """End, for a `reason`."""
+    def set_ended(self, reason: Reason) -> None:
+        """End the stream for a `reason`."""
         self.reason = reason
-        self._beat_at = math.inf
+        self._heartbeat_at = math.inf
 
     def remaining_seconds(self, now: float) -> float | None:
-        """Return the time until the cap, `None` where there is none."""
+        """Return the time until the cap, `None` if there is none."""
         return None if self._ends_at == math.inf else round(max(0.0, self._ends_at - now), 3)
 
     def duration_seconds(self, now: float) -> float:

@@ -1,8 +1,8 @@
-"""One stream as a state machine: it decides what is written, and never writes.
+"""The state machine of one stream: it decides which bytes are sent, and performs no I/O.
 
-A stream is open, then ended, once and for one reason; an end behind the end answers nothing. Time
-is an argument: `now` in seconds of any monotonic clock. Bytes come back to be written at once and
-in order. `deadline()` says when `due` is to be asked.
+A stream is open, then ended, once and for one reason; a second end returns no bytes. Time is an
+argument: `now` in seconds of any monotonic clock. Returned bytes are to be sent at once and in
+order. The caller calls `due` again at `deadline()`.
 """
 
 from typing import NamedTuple
@@ -15,13 +15,13 @@ from sse_middleware.protocol.intake import Intake
 
 
 class End(NamedTuple):
-    """How a stream ends on the wire.
+    """The end of a stream on the wire.
 
     Attributes:
         data: its last bytes.
-        clean: whether its response may end as if it were complete.
-        frame: what of the bytes is an event that tells the end, for those who come back.
-        before: what the app has put in and nobody has taken yet.
+        clean: whether the response may end as if it were complete.
+        frame: the part of `data` that is an end event, which the log keeps.
+        before: pending bytes of the app, to be sent before `data`.
     """
 
     data: bytes
@@ -31,9 +31,9 @@ class End(NamedTuple):
 
 
 class StreamState(Intake):
-    """Decide what the client of one stream is sent, and when.
+    """Decide which bytes the client of one stream receives, and when.
 
-    Its arguments and other attributes are those of its two halves, the `Intake` and its `Timing`.
+    The arguments and the other attributes are those of the two halves, `Intake` and `Deadlines`.
     """
 
     __slots__ = ("_epoch",)
@@ -43,9 +43,9 @@ class StreamState(Intake):
         return self._id_prefix[len("\nid: ") : -1].decode()
 
     @property
-    def tells_end(self) -> bool:
-        """Whether the client is told by us how the stream has ended."""
-        return self.family in (ClientKind.EVENTSOURCE, ClientKind.OPENAI)
+    def reports_end(self) -> bool:
+        """Whether the middleware reports to the client how the stream has ended."""
+        return self.client_kind in (ClientKind.EVENTSOURCE, ClientKind.OPENAI)
 
     def open(
         self,
@@ -58,74 +58,73 @@ class StreamState(Intake):
         age: float = 0.0,
         ends_in: float | None = None,
     ) -> bytes:
-        """Begin the life of the stream, or that of a reader, and return its first bytes.
+        """Open the stream, or a connection that resumes it, and return the first bytes.
 
         Args:
             now: the monotonic time of the response start.
-            epoch: the seconds since 1970 at which that clock stood at 0.
-            reset: why the client cannot go on where it was; it tells its `reset` from a `start`.
-            resumed: whether a reader of a stream opens that somebody else has opened.
-            event_id: the id that the client holds already, and keeps.
-            age: how old a resumed stream is.
-            ends_in: the time after which the client may read no more, whatever the settings say.
+            epoch: the Unix time at which the monotonic clock was 0.
+            reset: why the client cannot resume at its event id; it receives `reset`, not `start`.
+            resumed: whether the connection resumes a stream of another request.
+            event_id: the event id that the client holds and keeps.
+            age: the age of a resumed stream.
+            ends_in: the time after which the client may no longer read, whatever the terms are.
         """
         self._epoch = epoch
-        self.begin(now, age=age, ends_in=ends_in, is_reader=resumed)
-        if self.family is not ClientKind.EVENTSOURCE:
+        self.start(now, age=age, ends_in=ends_in, is_reader=resumed)
+        if self.client_kind is not ClientKind.EVENTSOURCE:
             return b""
-        fresh = not resumed and event_id is None
-        cursor = EventId(self._secret, 0) if fresh else event_id
-        return self._open_words(reset, cursor, resumed=resumed)
+        is_new = not resumed and event_id is None
+        first_id = EventId(self._secret, 0) if is_new else event_id
+        return self._start_or_reset(reset, first_id, resumed=resumed)
 
-    def truncate(self, last: int) -> bytes:
-        """Tell a reader that it has missed what stands before the event behind `last`."""
-        cursor = EventId(self._secret, last) if self._secret else None
-        return self._open_words("truncated", cursor, resumed=True)
+    def reset_truncated(self, last: int) -> bytes:
+        """Return the `reset` of a client that has missed events up to the event `last`."""
+        event_id = EventId(self._secret, last) if self._secret else None
+        return self._start_or_reset("truncated", event_id, resumed=True)
 
-    def lost(self) -> bytes:
-        """Tell a reader that the producer is gone."""
-        return control_events.lost(self._name("error"), self.record, self.retry_ms)
+    def producer_lost(self) -> bytes:
+        """Return the `error` of a connection whose producer is gone."""
+        return control_events.producer_lost(self.record, self.terms, self.retry_ms)
 
-    def _open_words(self, reset: str, cursor: EventId | str | None, *, resumed: bool) -> bytes:
-        return control_events.opening(
-            self._name("reset" if reset else "start"),
+    def _start_or_reset(
+        self, reset: str, event_id: EventId | str | None, *, resumed: bool
+    ) -> bytes:
+        return control_events.start_or_reset(
             self.record,
-            self.options,
-            max_seconds=self.max_seconds,
+            self.terms,
             reset=reset,
             resumed=resumed,
-            cursor=cursor,
-            retry=self.retry_ms,
+            event_id=event_id,
+            retry_ms=self.retry_ms,
         )
 
-    def relay(self, last: int, now: float) -> None:
-        """Take note that frames up to the event `last` are passed on to a reader."""
+    def advance_to(self, last: int, now: float) -> None:
+        """Count the recorded frames up to the event `last` as sent to this client."""
         self.record.chunks = last
         self._written_at = now
 
-    def heartbeat(self, now: float, *, retry: int | None = None) -> bytes:
-        """Return a heartbeat, or nothing where the app's bytes have stopped inside a block.
+    def heartbeat(self, now: float, *, retry_ms: int | None = None) -> bytes:
+        """Return a heartbeat, or nothing if the app has stopped inside a block.
 
         Args:
             now: the time.
-            retry: when the client is to come back, in milliseconds, if it has to.
+            retry_ms: when the client is to reconnect, if the connection ends with this heartbeat.
         """
-        fresh = self.take() if self.fresh else b""
+        before = self.take_pending() if self.pending else b""
         if not self._splitter.between_blocks:
-            return fresh
+            return before
         self.record.heartbeats += 1
-        before = fresh + self._splitter.take_owed_lf()
-        if self.family is not ClientKind.EVENTSOURCE:
+        before += self._splitter.complete_line_end()
+        if self.client_kind is not ClientKind.EVENTSOURCE:
             as_block = self._comment is not CommentForm.LINE
-            return before + control_events.comment(self._line_end, as_block=as_block)
+            return before + control_events.heartbeat_comment(self._line_end, as_block=as_block)
         return before + control_events.heartbeat(
-            self._name("heartbeat"),
             self.record,
+            self.terms,
             unix_time=self._epoch + now,
             uptime=self.duration_seconds(now),
             remaining=self.remaining_seconds(now),
-            max_seconds=self.max_seconds,
-            retry=retry,
+            retry_ms=retry_ms,
         )
 
     def finish(self, now: float) -> End:
@@ -133,88 +132,93 @@ class StreamState(Intake):
         return self._end(Reason.FINISHED, now)
 
     def reach_cap(self, now: float) -> End:
-        """End the stream because its time is over."""
+        """End the stream because it has reached its cap."""
         return self._end(Reason.DURATION_CAP, now)
 
     def rotate(self, now: float, jitter: float) -> End:
-        """End the connection because its time is over, and let the client come back for the rest.
+        """End the connection because it has reached its cap; the client resumes.
 
         Args:
             now: the time.
-            jitter: from 0 to 1, so that not all come back at once.
+            jitter: from 0 to 1, to spread the times at which clients reconnect.
         """
-        words = self.heartbeat(now, retry=self.spread_retry(jitter))
-        self.go_on_unread()
-        return End(words, clean=True)
+        data = self.heartbeat(now, retry_ms=self.spread_retry(jitter))
+        self.on_disconnect()
+        return End(data, clean=True)
 
     def shut_down(self, now: float, jitter: float) -> End:
-        """End the stream because the server ends; `jitter` is that of `rotate`."""
+        """End the stream because the server shuts down; `jitter` as for `rotate`."""
         self.prepare_to_drain()
-        return self._end(Reason.SHUTDOWN, now, retry=self.spread_retry(jitter))
+        return self._end(Reason.SHUTDOWN, now, retry_ms=self.spread_retry(jitter))
 
     def prepare_to_drain(self) -> None:
-        """Let the client come back while the stream goes on."""
+        """Shorten the retry, so that the client reconnects while the stream continues."""
         longest = int(self.options.drain_seconds * 1000)
         self.retry_ms = min(self.retry_ms, longest) if longest else self.retry_ms
 
     def spread_retry(self, jitter: float) -> int:
-        """Return half to all of the usual `retry`, as `jitter` from 0 to 1 says."""
+        """Return a part of the usual retry, from half (`jitter` 0) to all of it (`jitter` 1)."""
         return int(self.retry_ms * (0.5 + 0.5 * jitter))
 
     def cancel(self, now: float) -> End:
-        """End the stream because its reader has asked for that."""
+        """End the stream because a client has cancelled it."""
         return self._end(Reason.CANCELLED, now)
 
     def evict(self, now: float) -> End:
-        """End the stream because its place is needed, and let its client come back no more."""
+        """End the stream because its slot is needed; its client must not reconnect."""
         return self._end(Reason.EVICTED, now)
 
-    def end_as_told(self, reason: Reason) -> None:
-        """End because a log has told the end, with a frame of its own or without."""
-        self.stop(reason)
+    def end_from_log(self, reason: Reason) -> None:
+        """End because the log has ended, with or without a frame of its own."""
+        self.set_ended(reason)
 
     def fail(self, now: float) -> End:
         """End the stream because the app has raised an exception."""
         return self._end(Reason.ERROR, now)
 
-    def _end(self, reason: Reason, now: float, *, retry: int | None = None) -> End:
-        before = self.take()
+    def _end(self, reason: Reason, now: float, *, retry_ms: int | None = None) -> End:
+        before = self.take_pending()
         if self.reason is not None:
             return End(b"", clean=False, before=before)
-        self.stop(reason)
-        end = self._last_bytes(reason, now, retry)
+        self.set_ended(reason)
+        end = self._last_bytes(reason, now, retry_ms)
         return end._replace(before=before) if before else end
 
-    def _last_bytes(self, reason: Reason, now: float, retry: int | None) -> End:
+    def _last_bytes(self, reason: Reason, now: float, retry_ms: int | None) -> End:
         finished = reason is Reason.FINISHED
         if not self._splitter.between_blocks or (
-            self.family is not ClientKind.EVENTSOURCE and finished
+            self.client_kind is not ClientKind.EVENTSOURCE and finished
         ):
-            # Nothing of ours follows: in a half-sent block it would make a false event of it.
+            # An end event inside an incomplete block would become part of a false event.
             return End(self._splitter.flush(), clean=finished)
-        if self.family in (ClientKind.PLAIN, ClientKind.OFF):
+        if self.client_kind in (ClientKind.PLAIN, ClientKind.OFF):
             return End(b"", clean=False)
         if self._app_completed:
             return End(self._splitter.flush() if finished else b"", clean=True)
-        frame = self._last_words(reason, now, retry)
-        return End(self._splitter.take_owed_lf() + frame, clean=True, frame=frame)
+        frame = self._end_event(reason, now, retry_ms)
+        return End(self._splitter.complete_line_end() + frame, clean=True, frame=frame)
 
-    def _last_words(self, reason: Reason, now: float, retry: int | None) -> bytes:
-        if self.family is ClientKind.OPENAI:
+    def _end_event(self, reason: Reason, now: float, retry_ms: int | None) -> bytes:
+        if self.client_kind is ClientKind.OPENAI:
             if reason in (Reason.ERROR, Reason.SHUTDOWN):
                 return openai.error_end(self._line_end, shutdown=reason is Reason.SHUTDOWN)
             return openai.length_end(self._first_chunk or {}, self._line_end)
-        cursor = self._cursor_behind(reason)
+        event_id = self._last_event_id(reason)
         if reason is Reason.ERROR:
-            return control_events.error(self._name("error"), self.record, cursor)
-        duration = self.duration_seconds(now)
-        name = self._name("complete")
-        return control_events.complete(name, self.record, reason, duration, cursor, retry)
+            return control_events.error(self.record, self.terms, event_id)
+        return control_events.complete(
+            self.record,
+            self.terms,
+            reason=reason,
+            duration=self.duration_seconds(now),
+            event_id=event_id,
+            retry_ms=retry_ms,
+        )
 
-    def _cursor_behind(self, reason: Reason) -> EventId | None:
-        """Return what a client holds behind the end, `None` where it keeps the app's id."""
+    def _last_event_id(self, reason: Reason) -> EventId | None:
+        """Return the id of the end event, `None` if the client keeps an id of the app."""
         if reason is Reason.EVICTED and self._secret:
-            # Whoever came back would push out the one that has pushed it out.
+            # A client that reconnected would evict the stream that has evicted this one.
             return EventId(self._secret, self.record.chunks, Ending.FINAL)
         if not self._id_prefix or (self.app_owns_ids and not self._app_ids):
             return None

@@ -136,7 +136,7 @@ class Splitter:
         self._searched = 0
         return tail
 
-    def take_owed_lf(self) -> bytes:
+    def complete_line_end(self) -> bytes:
         """Return the LF that completes a cut CRLF, or nothing; who writes in between writes it.
 
         The stream's own LF is then dropped when it comes. Where none comes a CR has become a

@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from sse_middleware.protocol.stream_terms import StreamTerms
+
 
 class LogState(enum.StrEnum):
     """How a log is, or what a batch of it says."""
@@ -46,12 +48,7 @@ class LogInfo:
         marked: whether the endpoint is.
         app_ids: whether the ids of its events are the app's.
         opened_on: when the response started, in seconds since the epoch.
-        max_seconds: the cap, `None` for none.
-        rotates: whether the cap holds for a connection, and not for the stream.
-        heartbeat_interval: in seconds, `None` for none.
-        silence_threshold: in seconds, `None` for none.
-        event_prefix: what stands before the names of our events.
-        retry_ms: when a client is to come back.
+        terms: the parameters of the stream that are announced to clients.
     """
 
     stream_id: str
@@ -65,12 +62,7 @@ class LogInfo:
     marked: bool
     app_ids: bool
     opened_on: float
-    max_seconds: float | None
-    rotates: bool
-    heartbeat_interval: float | None
-    silence_threshold: float | None
-    event_prefix: str
-    retry_ms: int
+    terms: StreamTerms
 
 
 class LogSnapshot(NamedTuple):

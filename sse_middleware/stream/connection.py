@@ -71,10 +71,10 @@ class ConnectionSender(Producer):
             return
         self._raise_failure()
         data = joined([*self._take_pending(), frames])
-        self._state.relay(last, self._clock())
+        self._state.advance_to(last, self._clock())
         if reason is not None:
             self._stop_timer()
-            self._state.end_as_told(reason)
+            self._state.end_from_log(reason)
         if data or reason is not None:
             await self._send_as_app(body_message(data, more_body=reason is None), len(data))
 
@@ -122,21 +122,11 @@ class Connection:
             resumed_after=after,
             chunks=after,
         )
-        self._options = dataclasses.replace(
-            context.options,
-            stream_max_seconds=info.max_seconds,
-            cap_action="rotate" if info.rotates else "complete",
-            heartbeat_interval=info.heartbeat_interval,
-            silence_threshold=info.silence_threshold,
-            event_prefix=info.event_prefix,
-            retry_ms=info.retry_ms,
-            batch=False,
-            chunk_delay_ms=0,
-            explicit=context.options.explicit | {"cap_action"},
-        )
+        self._options = dataclasses.replace(context.options, batch=False, chunk_delay_ms=0)
         self._state = StreamState(
             self._options,
-            family=ClientKind.EVENTSOURCE,
+            info.terms,
+            client_kind=ClientKind.EVENTSOURCE,
             record=self._record,
             secret=secret,
             marked=info.marked,
@@ -193,12 +183,10 @@ class Connection:
         kept = [pair for pair in parse_headers(info.headers) if pair[0].lower() != b"cache-control"]
         headers = stream_headers(
             [*kept, *OWN_HEADERS],
+            info.terms,
             http_version=self._request.http_version,
             trace_id=self._record.trace_id,
             stream_id=info.stream_id,
-            max_seconds=info.max_seconds,
-            heartbeat_interval=info.heartbeat_interval,
-            silence_threshold=info.silence_threshold,
             keep_cache_control=False,
         )
         return {"type": "http.response.start", "status": 200, "headers": headers}
@@ -219,9 +207,9 @@ class Connection:
             if state is LogState.RUNNING:
                 await write(frames, last)
             elif state is LogState.TRUNCATED:
-                await write(self._state.truncate(last), last)
+                await write(self._state.reset_truncated(last), last)
             elif state is LogState.LOST:
-                await write(self._state.lost(), last, reason=Reason.LOST)
+                await write(self._state.producer_lost(), last, reason=Reason.LOST)
             else:
                 await write(frames, last, reason=_REASONS.get(state, Reason.GONE))
 

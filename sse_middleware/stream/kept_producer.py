@@ -168,7 +168,7 @@ class KeptProducer(Producer):
     def _detach_client(self) -> None:
         self._is_detached = True
         self._leave_fast_path()
-        self._state.go_on_unread()
+        self._state.on_disconnect()
         self._update_linger()
 
     def _update_linger(self) -> None:
@@ -226,7 +226,7 @@ class KeptProducer(Producer):
         return self._blocked_write is not None and self._blocked_write.uncancel()
 
     def _reach_cap(self, now: float) -> None:
-        if not (self._state.rotates and self._is_recording()):
+        if not (self._state.terms.rotates and self._is_recording()):
             super()._reach_cap(now)
         elif self._linger_seconds or self._has_readers:
             self._rotate(now)

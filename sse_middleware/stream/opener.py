@@ -10,6 +10,7 @@ from sse_middleware.http.response_head import serialize_headers, stream_headers
 from sse_middleware.http.routes import Mark, route_name
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm, comment_form
 from sse_middleware.protocol.stream_state import StreamState
+from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import LogInfo
 from sse_middleware.stream.callbacks import StreamCallbacks
 from sse_middleware.stream.context import Context
@@ -58,13 +59,15 @@ class StreamOpener:
         self._options = context.options if mark is None else context.options_for(mark)
         self._request = request = current.request
         record = current.record
-        record.family = family = context.client_kind(request, mark)
+        record.family = client_kind = context.client_kind(request, mark)
         record.route = route_name(request.scope, mark)
-        numbers, style = family is ClientKind.EVENTSOURCE, self._options.comment_style
+        numbers, style = client_kind is ClientKind.EVENTSOURCE, self._options.comment_style
+        is_off = client_kind is ClientKind.OFF
         secret = current.take_secret()
         self._state = StreamState(
             self._options,
-            family=family,
+            StreamTerms.from_options(self._options, client_kind, marked=mark is not None),
+            client_kind=client_kind,
             record=record,
             secret=secret if numbers else "",
             marked=mark is not None,
@@ -77,7 +80,7 @@ class StreamOpener:
             self._timers.epoch(),
             reset=request.intent.reset if numbers else "",
             event_id=self._client_event_id() if numbers else None,
-            ends_in=None if family is ClientKind.OFF else context.credential_ttl(request.scope),
+            ends_in=None if is_off else context.credential_ttl(request.scope),
         )
 
     def create_producer(
@@ -85,7 +88,7 @@ class StreamOpener:
     ) -> Producer:
         """Return what writes the stream to `send`, and keeps it where it is to be kept."""
         context, state = self._context, self._state
-        info = self._log_info(start) if state.family is ClientKind.EVENTSOURCE else None
+        info = self._log_info(start) if state.client_kind is ClientKind.EVENTSOURCE else None
         producer: Producer
         if info is None:
             producer = Producer(
@@ -105,25 +108,23 @@ class StreamOpener:
             if info.app_ids:
                 producer.set_name(context.key_name(self._mark, self._request) or "")
         self._current.open(producer)
-        if state.family is ClientKind.EVENTSOURCE and self._request.intent.reset:
+        if state.client_kind is ClientKind.EVENTSOURCE and self._request.intent.reset:
             for observer in context.observers:
                 observer.resumed(state.record.route, self._request.intent.reset, 0)
         return producer
 
     def start(self, start: Message) -> Message:
         """Return the response start with our headers, or as it is where we only look on."""
-        state, options = self._state, self._options
-        if state.family is ClientKind.OFF:
+        state = self._state
+        if state.client_kind is ClientKind.OFF:
             return start
         headers = stream_headers(
             start.get("headers") or (),
+            state.terms,
             http_version=self._request.http_version,
             trace_id=state.record.trace_id,
             stream_id=state.record.stream_id,
-            max_seconds=state.max_seconds,
-            heartbeat_interval=options.heartbeat_interval,
-            silence_threshold=options.silence_threshold,
-            keep_cache_control=state.family is not ClientKind.EVENTSOURCE,
+            keep_cache_control=state.client_kind is not ClientKind.EVENTSOURCE,
         )
         return {**start, "headers": headers}
 
@@ -158,10 +159,5 @@ class StreamOpener:
             marked=mark is not None,
             app_ids=app_ids,
             opened_on=time.time(),
-            max_seconds=state.max_seconds,
-            rotates=state.rotates,
-            heartbeat_interval=self._options.heartbeat_interval,
-            silence_threshold=self._options.silence_threshold,
-            event_prefix=self._options.event_prefix,
-            retry_ms=state.retry_ms,
+            terms=state.terms,
         )

@@ -56,7 +56,7 @@ class Producer(TimedSender):
         self._fast_path = (
             options.batch
             and self._pacing is None
-            and state.family is not ClientKind.OFF
+            and state.client_kind is not ClientKind.OFF
             and not logger.isEnabledFor(logging.DEBUG)  # which tells of each event
         )
 
@@ -89,10 +89,10 @@ class Producer(TimedSender):
             body = bytes(body)
         state = self._state
         if is_coalescing:
-            if state.fresh:
-                state.fresh.append(body)
+            if state.pending:
+                state.pending.append(body)
             else:
-                state.put(body, now)
+                state.enqueue(body, now)
                 self._timers.flush_after_tick(self)
             self._pending_bytes += len(body)
             if self._pending_bytes >= MAX_PENDING_BYTES:
@@ -103,7 +103,7 @@ class Producer(TimedSender):
             if not self._fast_path:
                 await self._write_slow_path(message, now)
                 return
-        if state.fresh:
+        if state.pending:
             self._collect_events()
         data = state.feed(body, now)
         if not data:
@@ -163,7 +163,7 @@ class Producer(TimedSender):
             return
         elif self._state.reason is not None:
             await self._send_as_app(message, 0)
-        elif self._state.family is ClientKind.OFF:
+        elif self._state.client_kind is ClientKind.OFF:
             await self._pass_through(message, now)
         elif message["type"] == BODY:
             await self._write_body(message, now)
@@ -187,7 +187,7 @@ class Producer(TimedSender):
             body = b""
         for part in self._feed(body, now):  # in the order in which they are numbered
             self._append(part)
-        if not more_body and self._state.tells_end:
+        if not more_body and self._state.reports_end:
             # FastAPI's event streams end the response before the exception of their generator
             # comes through, by cancelling us in the next turn of the loop.
             await asyncio.sleep(0)

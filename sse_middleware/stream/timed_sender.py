@@ -90,7 +90,7 @@ class TimedSender(Sender):
 
     def remaining_seconds(self) -> float | None:
         """Return the time until the cap ends the stream, `None` where none does."""
-        return None if self._state.rotates else self._state.remaining_seconds(self._clock())
+        return None if self._state.terms.rotates else self._state.remaining_seconds(self._clock())
 
     @property
     def drain_seconds(self) -> float:
@@ -100,7 +100,7 @@ class TimedSender(Sender):
     def abort(self) -> None:
         """Say that the server ends, where the app has left for that without an end."""
         is_mute = self._is_ended() or self._active_writer or (self.broken and not self._is_detached)
-        if self._state.tells_end and not is_mute:
+        if self._state.reports_end and not is_mute:
             self._close(self._state.shut_down(self._clock(), random.random()))  # noqa: S311
 
     def on_drain(self) -> None:
@@ -108,7 +108,7 @@ class TimedSender(Sender):
 
     def on_drain_over(self) -> None:
         """End, for the server waits for nothing else."""
-        if not (self._is_ended() or self._state.family is ClientKind.OFF):
+        if not (self._is_ended() or self._state.client_kind is ClientKind.OFF):
             self._close(self._state.shut_down(self._clock(), random.random()))  # noqa: S311
             self._callbacks.on_end()
 
@@ -191,7 +191,7 @@ class TimedSender(Sender):
         self._set_timer()
 
     def _reach_cap(self, now: float) -> None:
-        if self._state.rotates:
+        if self._state.terms.rotates:
             self._end_connection(now, Reason.DURATION_CAP)
         else:
             self._close(self._state.reach_cap(now))
@@ -200,7 +200,7 @@ class TimedSender(Sender):
     def _end_connection(self, now: float, reason: Reason) -> None:
         """End the connection of somebody who is to come back, and with it what is done here."""
         end = self._state.rotate(now, random.random())  # noqa: S311 - no secret
-        self._state.end_as_told(reason)
+        self._state.end_from_log(reason)
         self._close(end)
         self._callbacks.on_end()
 
@@ -222,7 +222,7 @@ class TimedSender(Sender):
         if self._is_detached or self.broken:
             return math.inf
         timeout = self._state.options.send_timeout
-        return math.inf if timeout is None or self._state.family is ClientKind.OFF else timeout
+        return math.inf if timeout is None or self._state.client_kind is ClientKind.OFF else timeout
 
     def _on_client_blocked(self) -> None:
         """Take note that nobody reads any more; what a server has of a write stays there."""
@@ -265,13 +265,13 @@ class TimedSender(Sender):
 
     def _has_pending(self) -> bool:
         """Whether there is anything to be written."""
-        return bool(self._pending or self._state.fresh) or self._pending_end is not None
+        return bool(self._pending or self._state.pending) or self._pending_end is not None
 
     def _collect_events(self) -> None:
         """Hold what waits in the state as what it becomes."""
-        if not self._state.fresh:
+        if not self._state.pending:
             return
-        if data := self._state.take():
+        if data := self._state.take_pending():
             self._append(data)
         self._pending_bytes = sum(map(len, self._pending))
 

@@ -1,4 +1,4 @@
-"""For tests of apps and of stores: a clock, an in-process client, a contract for stores."""
+"""Tools for tests of apps and stores: a clock, an in-process client, a contract suite."""
 
 from sse_middleware.testing.client import (
     EVENTSOURCE_HEADERS,

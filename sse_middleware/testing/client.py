@@ -1,7 +1,7 @@
-"""An in-process ASGI server and its client, for one request: reads endless streams, hangs, leaves.
+"""An in-process ASGI server and its client, for one request.
 
-There is no socket and no thread, so that a test sees each message when it is sent, and runs as well
-on a loop whose clock is faked.
+The client reads endless streams, stops reading and disconnects. There is no socket and no thread,
+so a test sees each message when it is sent, and can run on an event loop with a fake clock.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Scope
 from sse_middleware.protocol.parser import Event, EventParser
 
 EVENTSOURCE_HEADERS = [(b"accept", b"text/event-stream"), (b"cache-control", b"no-cache")]
-"""What a native `EventSource` is known by."""
+"""The headers by which a native `EventSource` is recognised."""
 
 
 def http_scope(
@@ -24,7 +24,7 @@ def http_scope(
     headers: list[tuple[bytes, bytes]] | None = None,
     **others: object,
 ) -> Scope:
-    """Return the scope of a request as a server of today makes it (ASGI HTTP 2.3).
+    """Return the scope of a request as servers make it (ASGI HTTP 2.3).
 
     Args:
         method: the HTTP method.
@@ -50,19 +50,19 @@ def http_scope(
 
 
 class Exchange:
-    """One request in the hands of an app; `send` and `receive` are the server's side of it.
+    """One request to an app; `send` and `receive` are the server's side.
 
     Args:
-        scope: the request's, as `http_scope` makes it.
-        body: the request's.
+        scope: the request's scope, as `http_scope` makes it.
+        body: the request's body.
 
     Attributes:
         scope: the request's.
-        messages: what the app has sent, each with the loop's time.
-        refusal: what a write raises, as a server does whose client is gone; `None` for none.
+        messages: the messages of the app, each with the loop's time.
+        refusal: the exception that each write raises, as servers do after a disconnect.
         overlaps: how often a write began while another was under way.
         receives: how often the app has called `receive`.
-        task: the app's, while it is `running`; await it for the exception that the app has raised.
+        task: the app's task, while it is `running`; awaiting it raises the app's exception.
     """
 
     def __init__(self, scope: Scope, *, body: bytes = b"") -> None:
@@ -83,7 +83,7 @@ class Exchange:
         self._events: list[Event] = []
 
     async def send(self, message: Message) -> None:
-        """Take a message of the app; it waits while the client is blocked."""
+        """Store a message of the app; wait while the client is blocked."""
         if self.refusal is not None:
             raise self.refusal
         self.overlaps += self._writing
@@ -96,7 +96,7 @@ class Exchange:
         self._news.set()
 
     async def receive(self) -> Message:
-        """Give the request's body to the app, and then wait for the client to leave."""
+        """Return the request's body, and then wait for the disconnect."""
         self.receives += 1
         if self._body is not None:
             body, self._body = self._body, None
@@ -109,16 +109,16 @@ class Exchange:
         self._readable.clear()
 
     def unblock(self) -> None:
-        """Read on."""
+        """Read again."""
         self._readable.set()
 
     def disconnect(self) -> None:
-        """Leave: `receive` says so. For writes that fail, set `refusal`."""
+        """Disconnect: `receive` returns `http.disconnect`. For failing writes, set `refusal`."""
         self._disconnected.set()
 
     @property
     def start(self) -> MutableMapping[str, Any]:
-        """The response start; an `AssertionError` is raised where there is none yet."""
+        """The response start; raises an `AssertionError` if it has not been sent yet."""
         for _, message in self.messages:
             if message["type"] == "http.response.start":
                 return message
@@ -149,7 +149,7 @@ class Exchange:
 
     @property
     def events(self) -> list[Event]:
-        """What a client has dispatched so far."""
+        """The events that a client has dispatched so far."""
         self._parse()
         return self._events.copy()
 
@@ -160,13 +160,13 @@ class Exchange:
 
     @property
     def last_event_id(self) -> str:
-        """What a client would send as `Last-Event-ID` now; `""` where it would send none."""
+        """The `Last-Event-ID` that a client would send now; `""` for none."""
         self._parse()
         return self._parser.last_event_id
 
     @property
     def retry(self) -> int | None:
-        """How long a client would wait before it reconnects, in milliseconds, if it was told."""
+        """The delay before a client would reconnect, in milliseconds; `None` for its default."""
         self._parse()
         return self._parser.retry
 
@@ -180,11 +180,11 @@ class Exchange:
         return next(event for event in reversed(self.events) if event.event == name)
 
     async def until_count(self, count: int, name: str | None = None) -> list[Event]:
-        """Wait for `count` events and return all that there are.
+        """Wait for `count` events and return all of them.
 
         Args:
-            count: how many.
-            name: of which type; any by default.
+            count: the number of events.
+            name: their type; any by default.
 
         Raises:
             AssertionError: the stream has ended before that.
@@ -228,10 +228,10 @@ class Exchange:
 
 @asynccontextmanager
 async def running(app: ASGIApp, exchange: Exchange) -> AsyncIterator[Exchange]:
-    """Run `app` on `exchange` in a task of its own, and see it end or end it.
+    """Run `app` on `exchange` in a separate task, and end it after the block.
 
-    Behind the block the app has returned, failed, or was cancelled. What it raised is not raised
-    again: `await exchange.task` inside the block does that.
+    After the block the app has returned, failed, or was cancelled. Its exception is not raised
+    again; `await exchange.task` inside the block does that.
     """
     exchange.task = asyncio.ensure_future(_run(app, exchange))
     exchange.task.add_done_callback(exchange._on_return)  # noqa: SLF001
@@ -258,12 +258,12 @@ async def handle(
 
     Args:
         app: the app.
-        headers: those of the request.
-        body: that of the request.
-        **scope: what else `http_scope` takes.
+        headers: the request's headers.
+        body: the request's body.
+        **scope: other arguments of `http_scope`.
 
     Returns:
-        The exchange, with all that the app has sent. What the app raises is raised.
+        The exchange, with all messages of the app. The app's exception is raised.
     """
     exchange = Exchange(http_scope(headers=headers, **scope), body=body)
     await app(exchange.scope, exchange.receive, exchange.send)

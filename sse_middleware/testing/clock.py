@@ -1,11 +1,11 @@
-"""Time that goes by when a test says so."""
+"""A clock that a test advances."""
 
 
 class FakeClock:
-    """A clock that stands still; call it for the time in seconds.
+    """A clock that stands still until it is advanced; call it for the time in seconds.
 
     Args:
-        now: the time it shows first.
+        now: its first time, in seconds.
     """
 
     def __init__(self, now: float = 1000.0) -> None:
@@ -16,13 +16,13 @@ class FakeClock:
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Let time go by.
+        """Advance the clock.
 
         Args:
-            seconds: how much of it, 0 or more.
+            seconds: how far, 0 or more.
 
         Raises:
-            ValueError: it is less than 0, and no clock that is asked for durations goes back.
+            ValueError: `seconds` is less than 0; monotonic clocks never go back.
         """
         if not seconds >= 0:
             raise ValueError(f"seconds is {seconds}, allowed is 0 or more")

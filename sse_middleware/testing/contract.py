@@ -1,4 +1,4 @@
-"""The contract of a store of events, as a suite of tests that any store has to pass."""
+"""The contract of an event store, as a suite of tests that any store has to pass."""
 
 from sse_middleware.testing.contract_bounds import BoundsTrials
 from sse_middleware.testing.contract_ends import EndTrials
@@ -7,15 +7,15 @@ from sse_middleware.testing.contract_reading import ReadingTrials
 
 
 class StoreContract(ReadingTrials, EndTrials, BoundsTrials, ProducerTrials):
-    """Test a store of events: inherit from it, and say how to make one.
+    """Test an event store: inherit from this class, and define how to make a store.
 
-    Each test runs an event loop of its own, with a new store, and closes it. Give your class a name
+    Each test runs in its own event loop, with a new store, and closes it. Give your class a name
     that your test runner collects, and override:
 
     - `make_store(*, max_events, max_bytes, ttl)`: return a new store with these bounds;
-    - `pass_time(seconds)`: let time go by for it. Here it sleeps; where the store's clock can be
-      faked, advance that instead.
+    - `pass_time(seconds)`: advance the store's time. The default sleeps; if the clock of the store
+      can be faked, advance the clock instead.
 
-    A store is asked again and again for what need not happen at once, for it shows an event first
-    and stores it soon after.
+    The tests poll for results that need not be immediate, because a store may deliver an event
+    first and store it soon after.
     """

@@ -1,4 +1,4 @@
-"""The contract of a store, what it keeps: within its bounds, for its time, and told where not."""
+"""The contract of a store, retention: within its bounds, for its time, with holes reported."""
 
 from contextlib import aclosing
 
@@ -9,29 +9,29 @@ from sse_middleware.testing.trials import TTL_SECONDS, StoreTrials, trial
 _EVENTS = 100
 _BYTES = 10_000
 _SIZE = 100
-"""Of an event, in bytes."""
+"""Size of an event, in bytes."""
 
 
 class BoundsTrials(StoreTrials):
-    """The latest events are kept, half of what is allowed at least; the others are told as gone."""
+    """The latest events are kept, at least half of the bound; the others are reported as holes."""
 
     @trial(max_events=_EVENTS)
-    async def test_so_many_events_are_kept(self, store: EventStore) -> None:
-        """The bound of events holds, and what is kept are the latest ones."""
+    async def test_the_bound_of_events_holds(self, store: EventStore) -> None:
+        """The latest events are kept."""
         stream = FakeStream(store)
         stream.write(10 * _EVENTS)
         await self._check_kept(store, stream, _EVENTS)
 
     @trial(max_bytes=_BYTES)
-    async def test_so_many_bytes_are_kept(self, store: EventStore) -> None:
-        """The bound of bytes holds, and what is kept are the latest events."""
+    async def test_the_bound_of_bytes_holds(self, store: EventStore) -> None:
+        """The latest events are kept."""
         stream = FakeStream(store)
         stream.write(10 * _BYTES // _SIZE, size=_SIZE)
         await self._check_kept(store, stream, _BYTES // _SIZE)
 
     @trial(max_events=_EVENTS)
     async def test_a_log_within_its_bounds_is_kept_whole(self, store: EventStore) -> None:
-        """Nothing goes before it has to."""
+        """Nothing is dropped before it has to be."""
         stream = FakeStream(store)
         stream.write(_EVENTS)
         stream.log.end(LogState.FINISHED)
@@ -39,7 +39,7 @@ class BoundsTrials(StoreTrials):
         assert (len(reader.numbers), reader.holes) == (_EVENTS, [])
 
     @trial(max_bytes=_BYTES)
-    async def test_an_event_larger_than_the_bound_is_told_as_gone(self, store: EventStore) -> None:
+    async def test_an_event_larger_than_the_bound_leaves_a_hole(self, store: EventStore) -> None:
         """It leaves a hole, and the next one is kept again."""
         stream = FakeStream(store)
         stream.write(3)
@@ -50,8 +50,8 @@ class BoundsTrials(StoreTrials):
         assert (reader.holes, reader.numbers) == ([(4, 4)], [5, 6])
 
     @trial(max_events=20)
-    async def test_who_keeps_up_is_told_of_no_hole(self, store: EventStore) -> None:
-        """What goes behind a reader's back is none of its business."""
+    async def test_a_reader_that_keeps_up_sees_no_hole(self, store: EventStore) -> None:
+        """Events that are dropped after they were read leave no hole."""
         stream = FakeStream(store)
         async with Reader(store, stream.id) as reader:
             for _ in range(70):
@@ -61,8 +61,8 @@ class BoundsTrials(StoreTrials):
         assert reader.holes == []
 
     @trial(max_events=_EVENTS)
-    async def test_who_is_overtaken_is_told_so(self, store: EventStore) -> None:
-        """A slow reader hears up to where it has missed something."""
+    async def test_a_reader_that_is_too_slow_sees_the_hole(self, store: EventStore) -> None:
+        """The hole ends at the first event that is still kept."""
         stream = FakeStream(store)
         reader = Reader(store, stream.id)
         async with aclosing(store.follow(stream.id, 0)) as batches:
@@ -78,7 +78,7 @@ class BoundsTrials(StoreTrials):
 
     @trial()
     async def test_an_ended_log_is_kept_for_its_time(self, store: EventStore) -> None:
-        """And found, followed, cancelled and named no longer than that."""
+        """After that it cannot be found, followed, cancelled or named."""
         stream, name = FakeStream(store), "kept"
         stream.log.set_name(name + stream.id)
         stream.write(3)
@@ -95,8 +95,8 @@ class BoundsTrials(StoreTrials):
         assert reader.end == Batch(LogState.GONE, 2, b"")
 
     @trial()
-    async def test_a_disowned_log_is_kept_for_its_time(self, store: EventStore) -> None:
-        """Though there is nothing in it."""
+    async def test_a_log_with_app_ids_is_kept_for_its_time(self, store: EventStore) -> None:
+        """Although it contains nothing."""
         stream = FakeStream(store)
         stream.write(3)
         stream.log.use_app_ids()
@@ -120,10 +120,10 @@ class BoundsTrials(StoreTrials):
         assert (await Reader(store, stream.id).read_all()).numbers == [1, 2, 3, 4]
 
     @trial()
-    async def test_a_reader_too_slow_for_the_time_is_not_told_of_an_end(
+    async def test_a_reader_too_slow_for_the_time_receives_no_false_end(
         self, store: EventStore
     ) -> None:
-        """It gets the rest, or hears that the log is gone; an end would say that it has it all."""
+        """It receives the rest, or `GONE`; an end would mean that it has received everything."""
         stream = FakeStream(store)
         stream.write(40, size=100_000)
         stream.log.end(LogState.FINISHED)

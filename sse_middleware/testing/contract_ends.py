@@ -1,4 +1,4 @@
-"""The contract of a store, how a log ends and how it is found: once, and the same for everybody."""
+"""The contract of a store, the end of a log and how it is found: once, the same for all."""
 
 from contextlib import aclosing
 
@@ -11,11 +11,11 @@ _END = b"event: complete\ndata: {}\n\n"
 
 
 class EndTrials(StoreTrials):
-    """A log has one end, of one kind; what comes behind it is ignored."""
+    """A log has one end, of one kind; anything after it is ignored."""
 
     @trial()
-    async def test_an_end_is_what_every_reader_gets_last(self, store: EventStore) -> None:
-        """The last batch says how the stream has ended, with a frame or without one."""
+    async def test_every_reader_gets_the_end_last(self, store: EventStore) -> None:
+        """The last batch has the state in which the stream ended, with a frame or without one."""
         for state in _KEPT:
             for frame in (_END, b""):
                 stream = FakeStream(store)
@@ -25,8 +25,8 @@ class EndTrials(StoreTrials):
                     stream.log.end(state, frame)
                     await waiting.until_end()
                 late = await Reader(store, stream.id).read_all()
-                behind = await Reader(store, stream.id, 3).read_all()
-                for reader in (waiting, late, behind):
+                at_end = await Reader(store, stream.id, 3).read_all()
+                for reader in (waiting, late, at_end):
                     assert reader.end == Batch(state, 3, frame)
                 assert waiting.frames == late.frames
                 await self.found(store, stream.id, state=state, last=3, tells_end=bool(frame))
@@ -51,7 +51,7 @@ class EndTrials(StoreTrials):
 
     @trial()
     async def test_a_log_ends_once(self, store: EventStore) -> None:
-        """The first end counts, and what comes later is ignored."""
+        """The first end counts, and anything later is ignored."""
         stream = FakeStream(store)
         stream.write(2)
         stream.log.end(LogState.FINISHED, _END)
@@ -67,7 +67,7 @@ class EndTrials(StoreTrials):
 
     @trial()
     async def test_an_unknown_log_is_gone(self, store: EventStore) -> None:
-        """There is nothing to find, to follow and to cancel."""
+        """It cannot be found, followed or cancelled."""
         unknown = log_info().stream_id
         assert await store.find(unknown) is None
         assert await store.find_named(unknown) is None
@@ -77,8 +77,8 @@ class EndTrials(StoreTrials):
             assert reader.end == Batch(LogState.GONE, after, b"")
 
     @trial()
-    async def test_a_log_that_goes_is_gone_for_everybody(self, store: EventStore) -> None:
-        """It is dropped, and who waits for it hears so."""
+    async def test_a_dropped_log_is_gone_for_all_readers(self, store: EventStore) -> None:
+        """It is dropped, and waiting readers receive `GONE`."""
         stream = FakeStream(store)
         stream.log.set_name(f"name:{stream.id}")
         stream.write(3)
@@ -95,8 +95,8 @@ class EndTrials(StoreTrials):
         assert reader.end == Batch(LogState.GONE, 0, b"")
 
     @trial()
-    async def test_the_events_of_a_disowned_log_are_dropped(self, store: EventStore) -> None:
-        """It is still found, so that a cursor into it is known for what it is."""
+    async def test_the_events_of_a_log_with_app_ids_are_dropped(self, store: EventStore) -> None:
+        """It is still found, so that event ids of it are recognised."""
         stream = FakeStream(store)
         stream.write(3)
         async with Reader(store, stream.id) as waiting:
@@ -115,7 +115,7 @@ class EndTrials(StoreTrials):
 
     @trial()
     async def test_a_log_is_found_as_it_is(self, store: EventStore) -> None:
-        """All that is known of the stream, and how far it is."""
+        """With all data of the stream, and its last event."""
         stream = FakeStream(store)
         await self.found(
             store,
@@ -148,8 +148,8 @@ class EndTrials(StoreTrials):
         )
 
     @trial()
-    async def test_what_is_known_of_a_stream_comes_back_as_it_was(self, store: EventStore) -> None:
-        """Each field, whatever stands in it."""
+    async def test_the_data_of_a_stream_is_returned_unchanged(self, store: EventStore) -> None:
+        """Each field, with any content."""
         bare = FakeStream(
             store,
             identity="",
@@ -170,7 +170,7 @@ class EndTrials(StoreTrials):
 
     @trial()
     async def test_the_latest_log_of_a_name_counts(self, store: EventStore) -> None:
-        """A name leads to one log; where that is gone, to none."""
+        """A name leads to one log, and to none if that log is gone."""
         first, second = FakeStream(store), FakeStream(store)
         name = f"chat:{first.id}"
         first.log.set_name(name)

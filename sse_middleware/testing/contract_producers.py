@@ -1,4 +1,4 @@
-"""The contract of a store, what a producer hears: that it is to end, and whether anyone reads."""
+"""The contract of a store, notifications of a producer: a cancel, and its readers."""
 
 import asyncio
 from contextlib import AsyncExitStack, aclosing, suppress
@@ -9,18 +9,18 @@ from sse_middleware.testing.trials import StoreTrials, trial
 
 
 class ProducerTrials(StoreTrials):
-    """A producer is called in its own event loop, and not behind its end."""
+    """A producer is called in its own event loop, and not after its end."""
 
     @trial()
     async def test_a_cancel_reaches_the_producer(self, store: EventStore) -> None:
-        """The store tells it; to end the log is up to the producer."""
+        """The store notifies the producer, which then ends the log."""
         stream, other = FakeStream(store), FakeStream(store)
         stream.write(2)
         await self.found(store, stream.id, last=2)
         async with Reader(store, stream.id) as reader:
             await reader.until(2)
             assert await store.cancel(stream.id)
-            await stream.producer.hears_cancel()
+            await stream.producer.until_cancelled()
             assert reader.end is None
             stream.write()
             stream.log.end(LogState.CANCELLED, b"event: complete\n\n")
@@ -31,12 +31,12 @@ class ProducerTrials(StoreTrials):
 
     @trial()
     async def test_a_cancel_may_come_again_and_late(self, store: EventStore) -> None:
-        """Where there is such a log, it is answered alike, and an ended producer is left alone."""
+        """If the log exists, the result is the same; an ended producer is not called again."""
         stream = FakeStream(store)
         await self.found(store, stream.id, last=0)
         assert await store.cancel(stream.id)
         assert await store.cancel(stream.id)
-        await stream.producer.hears_cancel()
+        await stream.producer.until_cancelled()
         stream.log.end(LogState.CANCELLED)
         await self.found(store, stream.id, state=LogState.CANCELLED)
         await asyncio.sleep(0.01)
@@ -47,62 +47,62 @@ class ProducerTrials(StoreTrials):
         assert (await Reader(store, stream.id).read_all()).end is not None
 
     @trial()
-    async def test_the_first_reader_and_the_leaving_of_the_last_are_heard(
+    async def test_the_first_reader_and_the_end_of_the_last_are_notified(
         self, store: EventStore
     ) -> None:
-        """What happens in between is not."""
+        """Readers in between are not."""
         stream = FakeStream(store)
         stream.write(2)
-        assert stream.producer.heard == []
+        assert stream.producer.notifications == []
         async with Reader(store, stream.id) as first:
             await first.until(2)
-            await stream.producer.hears("followed")
+            await stream.producer.until_notified("followed")
             async with Reader(store, stream.id, 1) as second:
                 await second.until(2)
             await asyncio.sleep(0.1)
-            await stream.producer.hears("followed")
-        await stream.producer.hears("followed", "left")
+            await stream.producer.until_notified("followed")
+        await stream.producer.until_notified("followed", "left")
         async with Reader(store, stream.id, 2):
-            await stream.producer.hears("followed", "left", "followed")
-        await stream.producer.hears("followed", "left", "followed", "left")
+            await stream.producer.until_notified("followed", "left", "followed")
+        await stream.producer.until_notified("followed", "left", "followed", "left")
         assert stream.producer.loops == {asyncio.get_running_loop()}
 
     @trial()
-    async def test_a_reader_leaves_however_it_leaves(self, store: EventStore) -> None:
-        """By closing, by an exception of its own, or cancelled."""
+    async def test_every_way_to_stop_reading_counts(self, store: EventStore) -> None:
+        """The reader closes, raises, or is cancelled."""
         stream = FakeStream(store)
         stream.write(1)
         async with aclosing(store.follow(stream.id, 0)) as batches:
             await anext(batches)
-            await stream.producer.hears("followed")
-        await stream.producer.hears("followed", "left")
+            await stream.producer.until_notified("followed")
+        await stream.producer.until_notified("followed", "left")
         with suppress(LookupError):
             async with aclosing(store.follow(stream.id, 0)) as batches:
                 async for batch in batches:
                     raise LookupError(batch)
-        await stream.producer.hears(*["followed", "left"] * 2)
+        await stream.producer.until_notified(*["followed", "left"] * 2)
         async with Reader(store, stream.id, 1) as reader:
-            await stream.producer.hears(*["followed", "left"] * 2, "followed")
+            await stream.producer.until_notified(*["followed", "left"] * 2, "followed")
             assert reader.task is not None
             reader.task.cancel()
             await asyncio.wait([reader.task])
-        await stream.producer.hears(*["followed", "left"] * 3)
+        await stream.producer.until_notified(*["followed", "left"] * 3)
 
     @trial()
     async def test_a_generator_that_was_never_started_is_no_reader(self, store: EventStore) -> None:
-        """Nor does it have to be closed."""
+        """It does not have to be closed either."""
         stream = FakeStream(store)
         stream.write(1)
         await store.follow(stream.id, 0).aclose()
         store.follow(stream.id, 0)
         async with Reader(store, stream.id) as reader:
             await reader.until(1)
-            await stream.producer.hears("followed")
-        await stream.producer.hears("followed", "left")
+            await stream.producer.until_notified("followed")
+        await stream.producer.until_notified("followed", "left")
 
     @trial()
     async def test_many_readers_count_as_one(self, store: EventStore) -> None:
-        """However they come and go, only the first and the last are heard."""
+        """Only the first one and the last one cause a notification."""
         stream = FakeStream(store)
         async with AsyncExitStack() as stack:
             readers = [Reader(store, stream.id) for _ in range(20)]
@@ -111,11 +111,11 @@ class ProducerTrials(StoreTrials):
             stream.write(3)
             for reader in readers:
                 await reader.until(3)
-        await stream.producer.hears("followed", "left")
+        await stream.producer.until_notified("followed", "left")
 
     @trial()
     async def test_writing_does_not_wait(self, store: EventStore) -> None:
-        """Appending, naming and ending are plain calls, also thousands of them in one go."""
+        """Appending, naming and ending are plain calls, also thousands of them at once."""
         streams = [FakeStream(store) for _ in range(100)]
         for stream in streams:
             stream.log.set_name(f"name:{stream.id}")

@@ -1,4 +1,4 @@
-"""The contract of a store, what a reader is given: all of it, in order, none twice."""
+"""The contract of a store, reading: every event, in order, once."""
 
 import asyncio
 import random
@@ -13,11 +13,13 @@ _LARGE = 1 << 20
 
 
 class ReadingTrials(StoreTrials):
-    """Replay and tail are one sequence; a hole in it is told."""
+    """Replay and new events are one sequence; holes in it are reported."""
 
     @trial()
-    async def test_a_reader_gets_what_is_kept_and_then_what_comes(self, store: EventStore) -> None:
-        """What is kept and what comes later are one sequence."""
+    async def test_a_reader_gets_the_kept_events_and_then_the_new_ones(
+        self, store: EventStore
+    ) -> None:
+        """Both are one sequence."""
         stream = FakeStream(store)
         frames = stream.write(3)
         async with Reader(store, stream.id) as reader:
@@ -31,8 +33,8 @@ class ReadingTrials(StoreTrials):
         assert reader.holes == []
 
     @trial()
-    async def test_a_reader_may_begin_behind_any_event(self, store: EventStore) -> None:
-        """It is given what stands behind its cursor, and nothing of what stands before it."""
+    async def test_a_reader_may_begin_after_any_event(self, store: EventStore) -> None:
+        """It receives the events after its event id, and none before it."""
         stream = FakeStream(store)
         stream.write(7)
         stream.log.end(LogState.FINISHED)
@@ -43,7 +45,7 @@ class ReadingTrials(StoreTrials):
 
     @trial()
     async def test_events_kept_together_are_events_like_others(self, store: EventStore) -> None:
-        """A reader may begin behind any of them, and is told of a hole in front of them."""
+        """A reader may begin after any of them, and sees a hole in front of them."""
         stream = FakeStream(store)
         stream.write(2)
         stream.write_together(5)
@@ -64,17 +66,17 @@ class ReadingTrials(StoreTrials):
 
     @trial()
     async def test_a_reader_before_the_first_event_waits_for_it(self, store: EventStore) -> None:
-        """A log without events is one to wait for."""
+        """A log without events can be followed."""
         stream = FakeStream(store)
         async with Reader(store, stream.id) as reader:
-            await stream.producer.hears("followed")
+            await stream.producer.until_notified("followed")
             assert reader.end is None
             stream.write()
             await reader.until(1)
 
     @trial()
     async def test_an_event_between_two_batches_is_not_missed(self, store: EventStore) -> None:
-        """There is no gap between what a reader was given and what it waits for."""
+        """There is no gap between the events read and the events awaited."""
         stream = FakeStream(store)
         stream.write(2)
         reader = Reader(store, stream.id)
@@ -93,7 +95,7 @@ class ReadingTrials(StoreTrials):
     async def test_many_readers_of_a_growing_log_each_get_all_of_it(
         self, store: EventStore
     ) -> None:
-        """Whoever comes, whenever, from wherever: the same events."""
+        """They begin at any time, after any event."""
         stream, count, dice = FakeStream(store), 300, random.Random(1)  # noqa: S311
         readers: dict[Reader, int] = {}
         frames: list[bytes] = []
@@ -114,7 +116,7 @@ class ReadingTrials(StoreTrials):
 
     @trial()
     async def test_frames_come_back_byte_for_byte(self, store: EventStore) -> None:
-        """What stands in a frame is none of the store's business."""
+        """The store does not interpret frames."""
         stream = FakeStream(store)
         frames = [
             b"id: 1\r\ndata: carriage returns\r\n\r\n",
@@ -133,7 +135,7 @@ class ReadingTrials(StoreTrials):
 
     @trial()
     async def test_a_large_log_is_read_back_in_order(self, store: EventStore) -> None:
-        """However many events there are."""
+        """With any number of events."""
         stream = FakeStream(store)
         frames = stream.write(_MANY, size=100)
         stream.log.end(LogState.FINISHED)
@@ -144,7 +146,7 @@ class ReadingTrials(StoreTrials):
 
     @trial()
     async def test_a_large_event_is_read_back_whole(self, store: EventStore) -> None:
-        """A batch has whole frames, however long one is."""
+        """A batch has whole frames of any length."""
         stream = FakeStream(store)
         frames = b"".join(stream.write(size=size) for size in (100, _LARGE, 100, _LARGE))
         stream.log.end(LogState.FINISHED)
@@ -152,7 +154,7 @@ class ReadingTrials(StoreTrials):
 
     @trial()
     async def test_a_slow_reader_gets_all_as_well(self, store: EventStore) -> None:
-        """The log does not wait for its readers, and they miss nothing by taking their time."""
+        """The log does not wait for its readers, and slow readers miss nothing."""
         stream = FakeStream(store)
         reader = Reader(store, stream.id)
         async with aclosing(store.follow(stream.id, 0)) as batches:
@@ -184,11 +186,11 @@ class ReadingTrials(StoreTrials):
 
     @trial()
     async def test_a_cursor_ahead_of_the_log_waits_for_it(self, store: EventStore) -> None:
-        """An event is shown first and stored soon after: its reader may be faster."""
+        """An event is delivered first and stored soon after, so a reader may be ahead."""
         stream = FakeStream(store)
         stream.write(2)
         async with Reader(store, stream.id, 5) as reader:
-            await stream.producer.hears("followed")
+            await stream.producer.until_notified("followed")
             for _ in range(3):
                 stream.write()
                 await asyncio.sleep(0.01)
@@ -202,7 +204,7 @@ class ReadingTrials(StoreTrials):
 
     @trial()
     async def test_a_cursor_ahead_of_an_ended_log_gets_the_end(self, store: EventStore) -> None:
-        """What the log has not got, it will not get any more."""
+        """Events that the log does not have will never arrive."""
         stream = FakeStream(store)
         stream.write(2)
         stream.log.end(LogState.LOST, b"event: error\n\n")
@@ -210,12 +212,12 @@ class ReadingTrials(StoreTrials):
         assert reader.end == Batch(LogState.LOST, 5, b"event: error\n\n")
 
     @trial()
-    async def test_a_number_left_out_is_told(self, store: EventStore) -> None:
-        """Nobody reads over a hole, and what stands behind it is there."""
+    async def test_a_missing_number_is_reported(self, store: EventStore) -> None:
+        """Every reader sees the hole, and then the events after it."""
         stream = FakeStream(store)
         stream.write(2)
         stream.write_number(5)
-        behind = stream.write_number(6)
+        after_hole = stream.write_number(6)
         stream.log.end(LogState.FINISHED)
         for after in range(4):
             reader = await Reader(store, stream.id, after).read_all()
@@ -224,11 +226,11 @@ class ReadingTrials(StoreTrials):
         for after in (4, 5):
             reader = await Reader(store, stream.id, after).read_all()
             assert reader.holes == []
-            assert reader.frames.endswith(behind)
+            assert reader.frames.endswith(after_hole)
 
     @trial()
-    async def test_a_hole_before_the_first_event_is_told(self, store: EventStore) -> None:
-        """A log may begin late."""
+    async def test_a_hole_before_the_first_event_is_reported(self, store: EventStore) -> None:
+        """A log may begin with any number."""
         stream = FakeStream(store)
         stream.write_number(3)
         stream.log.end(LogState.FINISHED)
@@ -238,8 +240,8 @@ class ReadingTrials(StoreTrials):
         assert (reader.holes, reader.numbers) == ([], [3])
 
     @trial()
-    async def test_a_reader_who_waits_is_told_of_a_hole(self, store: EventStore) -> None:
-        """A hole is told to who has read all before it, too."""
+    async def test_a_waiting_reader_sees_a_hole(self, store: EventStore) -> None:
+        """Also a reader that has read everything before the hole."""
         stream = FakeStream(store)
         stream.write(2)
         async with Reader(store, stream.id) as reader:

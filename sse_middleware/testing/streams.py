@@ -1,7 +1,7 @@
-"""A stream that is made up, and a reader who believes nothing: the two ends of a store under test.
+"""An artificial stream and a strict reader: the two ends of a store under test.
 
-The reader checks each batch when it comes: an event that is doubled, out of its order, or missing
-without a word is an `AssertionError` at once.
+The reader checks each batch when it arrives: an event that is duplicated, out of order, or missing
+without a report is an `AssertionError` at once.
 """
 
 import asyncio
@@ -12,24 +12,25 @@ from types import TracebackType
 from typing import Any, Self
 
 from sse_middleware.protocol.parser import EventParser
+from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import Batch, EventStore, LogInfo, LogState
 
 PATIENCE_SECONDS = 10.0
-"""How long a store may take for what it does soon; none is ever waited for in full."""
+"""The time that a store has for a delayed result, in seconds; usually it takes far less."""
 
 
 async def eventually(
     ask: Callable[[], Awaitable[Any]], holds: Callable[[Any], bool], what: str
 ) -> None:
-    """Ask again and again until the answer is as it should be.
+    """Poll until a result is as expected.
 
     Args:
-        ask: asks.
-        holds: tells whether that was the answer.
-        what: says in words what should be.
+        ask: returns the result.
+        holds: returns whether the result is as expected.
+        what: describes the expectation.
 
     Raises:
-        AssertionError: it has not come to be.
+        AssertionError: the expectation was not met in time.
     """
     deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
     while not holds(answer := await ask()):
@@ -38,11 +39,20 @@ async def eventually(
 
 
 def log_info(**fields: Any) -> LogInfo:
-    """Return what is known of a stream from its beginning; what is not given is made up.
+    """Return the data of a stream, with artificial values for the fields that are not given.
 
     Args:
-        **fields: those of `LogInfo`.
+        **fields: fields of `LogInfo` and of its terms.
     """
+    terms: dict[str, Any] = {
+        "max_seconds": 60.0,
+        "rotates": False,
+        "heartbeat_interval": 5.0,
+        "silence_threshold": None,
+        "event_prefix": "",
+        "retry_ms": 2000,
+    }
+    terms |= {name: fields.pop(name) for name in terms.keys() & fields.keys()}
     values: dict[str, Any] = {
         "stream_id": secrets.token_hex(16),
         "path": "/straße/1",
@@ -55,77 +65,72 @@ def log_info(**fields: Any) -> LogInfo:
         "marked": True,
         "app_ids": False,
         "opened_on": 1_800_000_000.125,
-        "max_seconds": 60.0,
-        "rotates": False,
-        "heartbeat_interval": 5.0,
-        "silence_threshold": None,
-        "event_prefix": "",
-        "retry_ms": 2000,
+        "terms": StreamTerms(**terms),
     }
     return LogInfo(**(values | fields))
 
 
 class FakeProducer:
-    """Take note of what a store says to a producer.
+    """Record the notifications of a store.
 
     Attributes:
-        cancels: how often it was asked to end.
-        heard: of its readers: `"followed"` by a first one, `"left"` by the last.
-        loops: the event loops in which it was called.
+        cancels: the number of cancels.
+        notifications: `"followed"` for a first reader, `"left"` for the end of the last one.
+        loops: the event loops of the calls.
     """
 
     def __init__(self) -> None:
         self.cancels = 0
-        self.heard: list[str] = []
+        self.notifications: list[str] = []
         self.loops: set[asyncio.AbstractEventLoop] = set()
 
     def on_cancel(self) -> None:
-        """Hear that a reader wants the stream to end."""
+        """Record that a reader wants the stream to end."""
         self.cancels += 1
         self.loops.add(asyncio.get_running_loop())
 
     def on_readers_changed(self, *, has_readers: bool) -> None:
-        """Hear that the log has got a first reader, or has lost its last one."""
-        self.heard.append("followed" if has_readers else "left")
+        """Record that the log has its first reader, or has lost its last one."""
+        self.notifications.append("followed" if has_readers else "left")
         self.loops.add(asyncio.get_running_loop())
 
-    async def hears(self, *words: str) -> None:
-        """Wait until this is all that it has heard of its readers.
+    async def until_notified(self, *expected: str) -> None:
+        """Wait until exactly these notifications have arrived.
 
         Raises:
-            AssertionError: it has heard something else.
+            AssertionError: the notifications are different.
         """
 
-        async def heard() -> list[str]:
-            return self.heard
+        async def received() -> list[str]:
+            return self.notifications
 
-        want = list(words)
-        await eventually(heard, lambda got: got == want, f"the producer was to hear {want}")
+        want = list(expected)
+        await eventually(received, lambda got: got == want, f"the notifications should be {want}")
 
-    async def hears_cancel(self) -> None:
-        """Wait until it was asked to end.
+    async def until_cancelled(self) -> None:
+        """Wait for a cancel.
 
         Raises:
-            AssertionError: nobody has asked.
+            AssertionError: no cancel has arrived.
         """
 
-        async def heard() -> int:
+        async def received() -> int:
             return self.cancels
 
-        await eventually(heard, lambda cancels: cancels > 0, "the producer was to be cancelled")
+        await eventually(received, lambda cancels: cancels > 0, "a cancel should arrive")
 
 
 class FakeStream:
-    """A stream with a log in a store, whose events are made up.
+    """A stream of artificial events with a log in a store.
 
     Args:
-        store: where the log is.
-        **fields: what its `LogInfo` is to say.
+        store: the store of its log.
+        **fields: fields of its `LogInfo`.
 
     Attributes:
-        info: what is known of it.
-        id: its public name.
-        producer: who hears of its readers.
+        info: its data.
+        id: its stream id.
+        producer: receives the notifications.
         log: the writer's side of its log.
         last: the number of its last event.
     """
@@ -141,20 +146,20 @@ class FakeStream:
         """Write the next `count` events and return their frames.
 
         Args:
-            count: how many.
-            size: how many bytes each has at least.
+            count: the number of events.
+            size: the least size of each, in bytes.
         """
         return b"".join(self.write_number(self.last + 1, size=size) for _ in range(count))
 
     def write_number(self, number: int, *, size: int = 0) -> bytes:
-        """Write the event `number`, with a hole before it where numbers are left out."""
+        """Write the event `number`, with a hole before it if numbers are left out."""
         frame = _frame(number, size)
         self.log.append(number, frame)
         self.last = number
         return frame
 
     def write_together(self, count: int, *, size: int = 0) -> bytes:
-        """Write the next `count` events, kept at once, as `write` does one by one."""
+        """Write the next `count` events in one call; `write` does so one by one."""
         frames = [_frame(self.last + index, size) for index in range(1, count + 1)]
         self.log.append(self.last + 1, *frames)
         self.last += count
@@ -167,21 +172,21 @@ def _frame(number: int, size: int) -> bytes:
 
 
 class Reader:
-    """Follow a log and check what it gives, either by `read_all` or in a task of its own.
+    """Follow a log and check its batches, either by `read_all` or in a separate task.
 
-    As an asynchronous context manager it reads in a task until its block is left.
+    As an asynchronous context manager it reads in a task until the end of the block.
 
     Args:
-        store: where the log is.
-        stream_id: which log.
-        after: the event that the reader has last.
+        store: the store of the log.
+        stream_id: the stream of the log.
+        after: the last event that the reader has.
 
     Attributes:
         last: the number of the last event that the reader has.
-        numbers: of all events that it was given.
+        numbers: the numbers of all received events.
         frames: their bytes.
-        holes: the first and last event of each hole that it was told of.
-        end: the last batch, `None` before it.
+        holes: the first and last event of each reported hole.
+        end: the last batch, `None` before the end.
     """
 
     def __init__(self, store: EventStore, stream_id: str, after: int = 0) -> None:
@@ -203,7 +208,7 @@ class Reader:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None
     ) -> None:
-        """Stop to read, and raise what was wrong with a batch."""
+        """Stop reading, and raise the failure of a batch."""
         assert self.task is not None
         self.task.cancel()
         (failure,) = await asyncio.gather(self.task, return_exceptions=True)
@@ -221,44 +226,44 @@ class Reader:
         return self
 
     async def until(self, number: int) -> None:
-        """Wait until the reader has the event `number`, or was told that it is gone.
+        """Wait for the event `number`, or for a hole that contains it.
 
         Raises:
-            AssertionError: it does not come.
+            AssertionError: it does not arrive.
         """
         await self._until(lambda: self.last >= number, f"the event {number}")
 
     async def until_end(self) -> LogState:
-        """Wait for the end and return how the stream has ended.
+        """Wait for the end and return its state.
 
         Raises:
-            AssertionError: it does not come.
+            AssertionError: it does not arrive.
         """
         await self._until(lambda: self.end is not None, "the end")
         assert self.end is not None
         return self.end.state
 
     def take(self, batch: Batch) -> None:
-        """Check a batch and take it.
+        """Check a batch and store it.
 
         Raises:
             AssertionError: it does not continue what the reader has.
         """
         assert self.end is None, f"{batch} follows the end {self.end}"
         if batch.state is LogState.TRUNCATED:
-            assert not batch.frames, "a batch that tells of a hole has no frames"
-            assert batch.last > self.last, f"{batch} tells a reader at {self.last} of no hole"
+            assert not batch.frames, "a batch that reports a hole has no frames"
+            assert batch.last > self.last, f"{batch} reports no hole to a reader at {self.last}"
             self.holes.append((self.last + 1, batch.last))
         elif batch.state is LogState.RUNNING:
             numbers = [int(event.id or 0) for event in EventParser().feed(batch.frames)]
             expected = list(range(self.last + 1, batch.last + 1))
-            assert numbers, f"{batch} brings nothing"
-            assert numbers == expected, f"a reader at {self.last} is given {_runs(numbers)}"
+            assert numbers, f"{batch} has no event"
+            assert numbers == expected, f"a reader at {self.last} received {_runs(numbers)}"
             self.numbers += numbers
             self.frames += batch.frames
         else:
             assert batch.last == self.last, (
-                f"the end at {batch.last} skips what is behind {self.last}"
+                f"the end at {batch.last} skips the events after {self.last}"
             )
             self.end = batch
         self.last = batch.last
@@ -269,7 +274,7 @@ class Reader:
             async with aclosing(self._store.follow(self._stream_id, self.last)) as batches:
                 async for batch in batches:
                     self.take(batch)
-            assert self.end is not None, "a log that has not ended is followed on"
+            assert self.end is not None, "the batches stopped before the end of the log"
         finally:
             self._news.set()
 
@@ -280,17 +285,17 @@ class Reader:
                     assert self.task is not None
                     if self.task.done():
                         self.task.result()
-                        raise AssertionError(f"{self._place()} has stopped without {what}")
+                        raise AssertionError(f"{self._position()} has stopped without {what}")
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError as exc:
-            raise AssertionError(f"{self._place()} has waited in vain for {what}") from exc
+            raise AssertionError(f"{self._position()} has waited in vain for {what}") from exc
 
-    def _place(self) -> str:
+    def _position(self) -> str:
         return f"a reader at {self.last}"
 
 
 def _runs(numbers: list[int]) -> str:
-    """Say what numbers these are in few words."""
+    """Return the numbers as a short text."""
     few = 20
     return str(numbers) if len(numbers) <= few else f"{numbers[:few]}... ({len(numbers)} events)"

@@ -1,4 +1,4 @@
-"""What each trial of a store stands on: a loop of its own, a store of its own, and nothing left."""
+"""The base of each trial of a store: its own event loop, its own store, and nothing left."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -11,31 +11,31 @@ from sse_middleware.testing.streams import eventually
 _Trial = Callable[[Any, Any], Coroutine[Any, Any, None]]
 
 TTL_SECONDS = 1.0
-"""How long the logs of a trial are kept behind their end; a real store makes a test wait for it."""
+"""How long the logs of a trial are kept after their end; with a real store a test waits for it."""
 
 
 class StoreTrials:
-    """The ground of the contract: override `make_store`, and `pass_time` where time is faked."""
+    """The base of the contract: override `make_store`, and `pass_time` if time is faked."""
 
     def make_store(self, *, max_events: int, max_bytes: int, ttl: float) -> EventStore:
-        """Return a store that is new, and used in one event loop only.
+        """Return a new store, which is used in one event loop only.
 
         Args:
-            max_events: how many events of a stream it keeps.
-            max_bytes: how many bytes of a stream it keeps.
-            ttl: how long it keeps a log behind its end, in seconds.
+            max_events: the number of events of a stream that it keeps.
+            max_bytes: the number of bytes of a stream that it keeps.
+            ttl: how long it keeps a log after its end, in seconds.
         """
         raise NotImplementedError
 
     async def pass_time(self, seconds: float) -> None:
-        """Let time go by for the store, here by a sleep."""
+        """Advance the time of the store; the default sleeps."""
         await asyncio.sleep(seconds)
 
     async def found(self, store: EventStore, stream_id: str, **fields: object) -> None:
         """Wait until a log is found with these values of the fields of `LogSnapshot`.
 
         Raises:
-            AssertionError: it has not come to be.
+            AssertionError: it was not found in time.
         """
 
         async def ask() -> LogSnapshot | None:
@@ -44,19 +44,19 @@ class StoreTrials:
         def holds(found: LogSnapshot | None) -> bool:
             return found is not None and found._asdict().items() >= fields.items()
 
-        await eventually(ask, holds, f"it was to be found with {fields}")
+        await eventually(ask, holds, f"the log should be found with {fields}")
 
     async def lost(self, store: EventStore, stream_id: str) -> None:
-        """Wait until a log is not found any more.
+        """Wait until a log is no longer found.
 
         Raises:
-            AssertionError: it is still there.
+            AssertionError: it is still found.
         """
 
         async def ask() -> LogSnapshot | None:
             return await store.find(stream_id)
 
-        await eventually(ask, lambda found: found is None, "the log was to go")
+        await eventually(ask, lambda found: found is None, "the log should be gone")
 
     async def _run(self, trial: _Trial, bounds: dict[str, Any]) -> None:
         store = self.make_store(**bounds)
@@ -65,14 +65,14 @@ class StoreTrials:
             async with asyncio.timeout(3 * streams.PATIENCE_SECONDS):
                 await trial(self, store)
         except TimeoutError as exc:
-            raise AssertionError("the store has kept its reader waiting") from exc
+            raise AssertionError("a reader of the store waits for too long") from exc
         finally:
             await store.close()
 
         async def left() -> set[asyncio.Task[Any]]:
             return asyncio.all_tasks() - before
 
-        await eventually(left, lambda tasks: not tasks, "a closed store was to leave no task")
+        await eventually(left, lambda tasks: not tasks, "a closed store should leave no task")
 
 
 def trial(
@@ -81,9 +81,9 @@ def trial(
     """Make a plain test method of a coroutine that takes a store.
 
     Args:
-        max_events: how many events of a stream the store keeps.
-        max_bytes: how many bytes of a stream it keeps.
-        ttl: how long it keeps a log behind its end, in seconds.
+        max_events: the number of events of a stream that the store keeps.
+        max_bytes: the number of bytes of a stream that it keeps.
+        ttl: how long it keeps a log after its end, in seconds.
     """
     bounds = {"max_events": max_events, "max_bytes": max_bytes, "ttl": ttl}
 
@@ -91,7 +91,7 @@ def trial(
         def test(self: StoreTrials) -> None:
             asyncio.run(self._run(run, bounds))
 
-        # Not functools.wraps, for a test runner would take `store` for something that it brings.
+        # Not functools.wraps: a test runner would treat `store` as one of its fixtures.
         test.__name__, test.__qualname__, test.__doc__ = run.__name__, run.__qualname__, run.__doc__
         test.__module__ = run.__module__
         return test

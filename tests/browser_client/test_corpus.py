@@ -1,4 +1,4 @@
-"""The wire corpus of the browser client: every stream of `test_wire`, read by our own parser.
+"""The wire corpus of the browser client: every stream of the wire tests, read by our own parser.
 
 `wire.test.mjs` reads `corpus.json`. Write it anew: `python -m tests.browser_client.test_corpus`.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sse_middleware import EventParser
-from tests.unit.protocol import test_wire
+from tests.unit.protocol import test_linear_time, test_parser, test_splitter, test_wire
 
 CORPUS = Path(__file__).parent / "corpus.json"
 SHORT = 200
@@ -20,7 +20,8 @@ SHORT = 200
 def streams() -> Iterator[bytes]:
     """Find the streams in the parameters of the tests."""
     ends = (b"\n", b"\r", b"\r\n")
-    for test in vars(test_wire).values():
+    modules = (test_parser, test_splitter, test_wire, test_linear_time)
+    for test in [test for module in modules for test in vars(module).values()]:
         for mark in getattr(test, "pytestmark", ()):
             for parameters in (mark.args or ((), ()))[-1]:
                 for value in getattr(parameters, "values", (parameters,)):

@@ -12,6 +12,8 @@ import pytest
 from tests.support import needs
 from tests.support.redis_server import need_redis_server
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("asgi_correlation_id", "fastapi", "prometheus_fastapi_instrumentator", "sse_starlette")
 EVERYBODY = (

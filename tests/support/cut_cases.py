@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import httpx
+import httpx2 as httpx
 
 from tests.support import scripted_app
 from tests.support.cut_proxy import Cut, CuttingProxy, How

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Final, NamedTuple
 
+from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import Batch, LogInfo, LogState
 
 _ENTRY_BYTES: Final = 1 << 15
@@ -305,6 +306,7 @@ class Known(NamedTuple):
 def pack_known(known: Known) -> bytes:
     """Write what is known of a log."""
     fields = {**asdict(known.info), "headers": known.info.headers.decode("latin-1")}
+    fields |= fields.pop("terms")  # the terms are stored as fields of their own
     return json.dumps([fields, known.process, known.name]).encode()
 
 
@@ -316,7 +318,9 @@ def unpack_known(data: bytes) -> Known:
     """
     try:
         fields, process, name = json.loads(data)
-        info = LogInfo(**{**fields, "headers": fields["headers"].encode("latin-1")})
+        terms = StreamTerms(**{name: fields.pop(name) for name in StreamTerms.__slots__})
+        headers = fields.pop("headers").encode("latin-1")
+        info = LogInfo(**fields, headers=headers, terms=terms)
     except (TypeError, KeyError, AttributeError, ValueError) as exc:
         raise ValueError("what is known of a stream was written by another version") from exc
     return Known(info, process, name)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
-import httpx
+import httpx2 as httpx
 
 from tests.e2e.browser.eventsource_page import Follower, Heard
 from tests.e2e.browser.thread_proxy import ThreadProxy

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from tests.e2e.clients import client_runs as runs

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from tests.support.redis_server import RedisServer

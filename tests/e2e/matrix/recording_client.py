@@ -5,7 +5,7 @@ import ssl
 import time
 from dataclasses import dataclass, field
 
-import httpx
+import httpx2 as httpx
 
 from sse_middleware import Event, EventParser
 from tests.support.servers import Server

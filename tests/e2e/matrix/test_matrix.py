@@ -20,6 +20,8 @@ from tests.e2e.matrix.recording_client import EVENTSOURCE, Answer, Ask, Recordin
 from tests.support import needs
 from tests.support.servers import Server, serving
 
+pytestmark = pytest.mark.alone
+
 DECODER = {"accept": "text/event-stream"}
 HEARTBEAT_SECONDS = 0.3
 

@@ -17,6 +17,8 @@ from tests.e2e.matrix.recording_client import EVENTSOURCE, Answer, Ask, Recordin
 from tests.support import needs
 from tests.support.servers import Server, serving
 
+pytestmark = pytest.mark.alone
+
 APP = "tests.e2e.matrix.stacks_app:app"
 STACKS = [
     f"{other}-{where}"

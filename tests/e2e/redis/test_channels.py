@@ -10,7 +10,7 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from example_app.search import SearchIndex, load_passages

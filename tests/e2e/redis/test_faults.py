@@ -132,10 +132,10 @@ async def check_that_all_works(here: RedisStore, there: RedisStore) -> None:
     await visible(there, stream.id, 3)
     async with Follower(there, stream.id) as client:
         await client.until(3)
-        await stream.producer.hears("followed")
+        await stream.producer.until_notified("followed")
         assert await there.find_named(stream.id) is not None
         assert await there.cancel(stream.id)
-        await stream.producer.hears_cancel()
+        await stream.producer.until_cancelled()
         stream.write(2)
         stream.log.end(LogState.CANCELLED)
         assert await client.until_end() is LogState.CANCELLED

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Self
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from tests.support import scripted_app

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import httpx
+import httpx2 as httpx
 import pytest
 
 from tests.support.cut_proxy import CuttingProxy

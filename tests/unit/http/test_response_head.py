@@ -1,5 +1,7 @@
 """The head of a response: which responses are event streams, and the headers that are added."""
 
+import dataclasses
+
 import pytest
 
 from sse_middleware.http.response_head import (
@@ -8,6 +10,7 @@ from sse_middleware.http.response_head import (
     seconds,
     stream_headers,
 )
+from sse_middleware.protocol.stream_terms import NO_TERMS
 
 # --- responses --------------------------------------------------------------------------------
 
@@ -103,12 +106,10 @@ def answered(
 ) -> RawHeaders:
     return stream_headers(
         app_headers,
+        dataclasses.replace(NO_TERMS, max_seconds=60.0, silence_threshold=0.05),
         http_version=http_version,
         trace_id="t",
         stream_id="s",
-        max_seconds=60.0,
-        heartbeat_interval=None,
-        silence_threshold=0.05,
         keep_cache_control=keep_cache_control,
     )
 

@@ -78,6 +78,18 @@ async def test_without_the_library_the_start_up_stops_and_says_what_to_install(
     assert "sse-middleware[limits]" in message["message"]
 
 
+def test_redis_py_too_old_for_the_library_stops_the_start_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("limits")
+    redis = pytest.importorskip("redis")
+    monkeypatch.setattr(redis, "__version__", "5.1.1")
+    app = SSEMiddleware(stream_of(), open_rate="9/hour", redis_url="redis://127.0.0.1:1/0")
+    assert isinstance(app._misconfigured, ConfigurationError)
+    assert "SSE_OPEN_RATE is '9/hour'" in str(app._misconfigured)
+    assert "redis>=5.2" in str(app._misconfigured)
+
+
 @pytest.mark.parametrize("headers", [PLAIN, ANY])
 async def test_so_many_openings_are_let_in_and_others_have_theirs(
     headers: list[tuple[bytes, bytes]],

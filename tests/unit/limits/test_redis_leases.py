@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from sse_middleware import MemoryStore, SSEMiddleware
 from sse_middleware.limits import redis_leases as leases
+from sse_middleware.limits.open_rate import supports_installed_redis
 from sse_middleware.limits.redis_leases import Leases
 from sse_middleware.limits.slots import SlotPool
 from sse_middleware.stores import circuit_breaker as patience
@@ -22,6 +23,10 @@ from tests.support.redis_server import RedisServer
 from tests.support.resuming import Counting, value
 
 pytestmark = pytest.mark.anyio
+
+with_rate = pytest.mark.skipif(
+    not supports_installed_redis(), reason="limits supports redis-py from 5.2 on"
+)
 
 LET_IN = (200, "")
 MANY = (429, "too_many_streams")
@@ -258,6 +263,7 @@ async def test_who_leaves_while_redis_is_asked_leaves_nothing(
         assert await opens(app) == LET_IN
 
 
+@with_rate
 async def test_keys_name_no_client_and_run_out(server: RedisServer) -> None:
     async with (
         processes(server, 1, redis_prefix="mine:", open_rate="9/minute") as (app,),
@@ -273,6 +279,7 @@ async def test_keys_name_no_client_and_run_out(server: RedisServer) -> None:
         assert "192.0.2" not in text
 
 
+@with_rate
 async def test_the_rate_counts_for_all_processes_and_alone_while_redis_hangs(
     hanging_server: RedisServer,
 ) -> None:

@@ -11,6 +11,7 @@ from sse_middleware import EventParser, Options, SSEMiddleware
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
 from sse_middleware.protocol.stream_state import End, StreamState
+from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.protocol.wire import Splitter
 from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.testing import Exchange, http_scope
@@ -48,12 +49,14 @@ class Recording:
         self.told.append("disowned")
 
 
-def new_state(family: ClientKind, *, app_ids: bool = False, **options: Any) -> StreamState:
+def new_state(client_kind: ClientKind, *, app_ids: bool = False, **settings: Any) -> StreamState:
+    options = Options.from_environ({}, max_event_bytes=1024, **settings)
     state = StreamState(
-        Options.from_environ({}, max_event_bytes=1024, **options),
-        family=family,
-        record=StreamRecord("s", "t", "/route", family),
-        secret="x" * 22 if family is ClientKind.EVENTSOURCE else "",
+        options,
+        StreamTerms.from_options(options, client_kind, marked=False),
+        client_kind=client_kind,
+        record=StreamRecord("s", "t", "/route", client_kind),
+        secret="x" * 22 if client_kind is ClientKind.EVENTSOURCE else "",
         marked=False,
         comment=CommentForm.BLOCK_UNTIL_ID,
         app_ids=app_ids,
@@ -65,10 +68,10 @@ def new_state(family: ClientKind, *, app_ids: bool = False, **options: Any) -> S
 
 def let_wait(state: StreamState, chunk: bytes, now: float) -> None:
     """Put bytes in as an outbox does."""
-    if state.fresh:
-        state.fresh.append(chunk)
+    if state.pending:
+        state.pending.append(chunk)
     else:
-        state.put(chunk, now)
+        state.enqueue(chunk, now)
 
 
 def seen(state: StreamState, out: bytes, end: End) -> tuple[object, ...]:
@@ -87,13 +90,13 @@ def seen(state: StreamState, out: bytes, end: End) -> tuple[object, ...]:
     st.sampled_from(["finish", "fail", "reach_cap"]),
 )
 def test_bytes_that_wait_become_what_they_become_at_once(
-    family: ClientKind,
+    client_kind: ClientKind,
     steps: list[tuple[bytes, str]],
     options: dict[str, Any],
     how: str,
 ) -> None:
-    at_once = new_state(family, **options)
-    waiting = new_state(family, **options)
+    at_once = new_state(client_kind, **options)
+    waiting = new_state(client_kind, **options)
     one, other = b"", b""
     for chunk, step in steps:
         one += at_once.feed(chunk, 1.0)
@@ -104,13 +107,13 @@ def test_bytes_that_wait_become_what_they_become_at_once(
         else:
             let_wait(waiting, chunk, 1.0)
         if step == "t":
-            other += waiting.take()
+            other += waiting.take_pending()
         elif step == "b":
             one += at_once.heartbeat(2.0)
             other += waiting.heartbeat(2.0)
     ends = getattr(at_once, how)(3.0), getattr(waiting, how)(3.0)
     assert seen(at_once, one, ends[0]) == seen(waiting, other, ends[1])
-    assert waiting.take() == b""
+    assert waiting.take_pending() == b""
 
 
 def is_usual(block: bytes) -> bool:

@@ -9,24 +9,27 @@ import pytest
 from sse_middleware import Event, EventParser, Options
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
-from sse_middleware.protocol.deadlines import TOGETHER_SECONDS, Due, Reason
+from sse_middleware.protocol.deadlines import ALIGNMENT_SECONDS, Due, Reason
 from sse_middleware.protocol.stream_state import End, StreamState
+from sse_middleware.protocol.stream_terms import StreamTerms
 
 EPOCH = datetime(2026, 1, 1, 12, tzinfo=UTC).timestamp() - 100
 
 
 def opened(
-    family: ClientKind = ClientKind.EVENTSOURCE, *, marked: bool = False, **options: Any
+    client_kind: ClientKind = ClientKind.EVENTSOURCE, *, marked: bool = False, **options: Any
 ) -> tuple[StreamState, bytes]:
-    state = new_state(family, marked=marked, **options)
+    state = new_state(client_kind, marked=marked, **options)
     return state, state.open(100.0, EPOCH)
 
 
-def new_state(family: ClientKind, *, marked: bool = False, **options: Any) -> StreamState:
+def new_state(client_kind: ClientKind, *, marked: bool = False, **settings: Any) -> StreamState:
+    options = Options.from_environ({}, **settings)
     return StreamState(
-        Options.from_environ({}, **options),
-        family=family,
-        record=StreamRecord("s", "t", "/route", family),
+        options,
+        StreamTerms.from_options(options, client_kind, marked=marked),
+        client_kind=client_kind,
+        record=StreamRecord("s", "t", "/route", client_kind),
         secret="x" * 22,
         marked=marked,
         comment=CommentForm.BLOCK,
@@ -56,17 +59,17 @@ def test_heartbeats_keep_their_rhythm_and_are_never_made_up_for() -> None:
     assert state.deadline() == 135
 
 
-@pytest.mark.parametrize("family", [ClientKind.EVENTSOURCE, ClientKind.PLAIN])
+@pytest.mark.parametrize("client_kind", [ClientKind.EVENTSOURCE, ClientKind.PLAIN])
 @pytest.mark.parametrize("interval", [1, 5, 7.3, 15])
 def test_heartbeats_of_streams_that_opened_about_together_come_together(
-    family: ClientKind, interval: float
+    client_kind: ClientKind, interval: float
 ) -> None:
     beats = set()
     for opened_at in (100.0, 100.01, 100.024, 100.03):
-        state = new_state(family, heartbeat_interval=interval, stream_max_seconds=None)
+        state = new_state(client_kind, heartbeat_interval=interval, stream_max_seconds=None)
         state.open(opened_at, EPOCH)
         first = state.deadline()
-        assert opened_at + interval - TOGETHER_SECONDS < first <= opened_at + interval
+        assert opened_at + interval - ALIGNMENT_SECONDS < first <= opened_at + interval
         state.plan_heartbeat(first)
         assert state.deadline() == pytest.approx(first + interval, abs=1e-9)
         beats.add(first)
@@ -78,7 +81,7 @@ def test_a_plain_heartbeat_comes_no_later_than_its_interval_behind_an_event() ->
     state.open(100.0, EPOCH)
     state.feed(b"data: 1\n\n", 103.33)
     assert state.due(105.0) is Due.NOTHING
-    assert 108.33 - TOGETHER_SECONDS < state.deadline() <= 108.33
+    assert 108.33 - ALIGNMENT_SECONDS < state.deadline() <= 108.33
 
 
 def test_a_short_interval_is_kept_to_the_point() -> None:
@@ -117,11 +120,13 @@ def test_bytes_that_are_held_back_are_no_activity() -> None:
     assert state.due(104) is Due.HEARTBEAT
 
 
-@pytest.mark.parametrize("family", list(ClientKind))
+@pytest.mark.parametrize("client_kind", list(ClientKind))
 @pytest.mark.parametrize("first", ["finish", "reach_cap", "fail", "cancel"])
 @pytest.mark.parametrize("second", ["finish", "reach_cap", "fail", "cancel"])
-def test_a_stream_ends_once_with_one_reason(family: ClientKind, first: str, second: str) -> None:
-    state, _ = opened(family)
+def test_a_stream_ends_once_with_one_reason(
+    client_kind: ClientKind, first: str, second: str
+) -> None:
+    state, _ = opened(client_kind)
     getattr(state, first)(110.0)
     reason = state.reason
     assert reason is not None
@@ -130,7 +135,7 @@ def test_a_stream_ends_once_with_one_reason(family: ClientKind, first: str, seco
 
 
 @pytest.mark.parametrize(
-    ("family", "way", "name", "clean"),
+    ("client_kind", "way", "name", "clean"),
     [
         (ClientKind.EVENTSOURCE, "finish", "complete", True),
         (ClientKind.EVENTSOURCE, "reach_cap", "complete", True),
@@ -146,9 +151,9 @@ def test_a_stream_ends_once_with_one_reason(family: ClientKind, first: str, seco
     ],
 )
 def test_each_family_is_told_the_end_in_its_way(
-    family: ClientKind, way: str, name: str | None, *, clean: bool
+    client_kind: ClientKind, way: str, name: str | None, *, clean: bool
 ) -> None:
-    state, _ = opened(family)
+    state, _ = opened(client_kind)
     state.feed(b"data: a\n\n", 101)
     end = getattr(state, way)(110.0)
     assert end.clean is clean
@@ -184,6 +189,6 @@ def test_an_ended_stream_makes_no_heartbeat_due_but_can_still_reach_its_cap() ->
 
 
 def test_the_cap_of_a_plain_stream_holds_only_where_someone_has_set_it() -> None:
-    assert opened(ClientKind.PLAIN)[0].max_seconds is None
-    assert opened(ClientKind.PLAIN, stream_max_seconds=60.0)[0].max_seconds == 60
-    assert opened(ClientKind.EVENTSOURCE)[0].max_seconds == 60
+    assert opened(ClientKind.PLAIN)[0].terms.max_seconds is None
+    assert opened(ClientKind.PLAIN, stream_max_seconds=60.0)[0].terms.max_seconds == 60
+    assert opened(ClientKind.EVENTSOURCE)[0].terms.max_seconds == 60

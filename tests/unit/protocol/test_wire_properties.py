@@ -180,7 +180,7 @@ def test_control_comments_between_blocks_never_change_the_dispatches(
     out = b""
     for index, chunk in enumerate(chunks):
         if when[index % len(when)] and splitter.between_blocks:
-            out += splitter.take_owed_lf() + control
+            out += splitter.complete_line_end() + control
         for piece in splitter.feed(chunk):
             if piece[0] is not Kind.BOM or not out:
                 out += piece[1]
@@ -207,7 +207,7 @@ def test_added_ids_never_change_data_or_type_and_number_every_recorded_event(
                 block = add_line(data, f"id: {numbers[-1]}".encode())
             out += block
         if controls and out and splitter.between_blocks:
-            out += splitter.take_owed_lf() + b": control\n\n"
+            out += splitter.complete_line_end() + b": control\n\n"
     out += splitter.flush()
 
     events, _, retry = parse([out])

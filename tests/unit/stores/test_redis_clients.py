@@ -117,11 +117,11 @@ async def check_all(
 
     await eventually(named, bool, "the stream was to be found by its name")
     async with Reader(there, stream.id) as reader:
-        await stream.producer.hears("followed")
+        await stream.producer.until_notified("followed")
         stream.write(2)
         await reader.until(5)
         assert await there.cancel(stream.id)
-        await stream.producer.hears_cancel()
+        await stream.producer.until_cancelled()
 
         async def inboxes() -> int:  # that only the threads of the leases make
             return sum("inbox" in key for key in server.all_keys())

@@ -80,10 +80,10 @@ async def test_streams_of_all_nodes_are_followed_and_cancelled_from_another_proc
             await visible(there, stream, 3)
             readers.append(await stack.enter_async_context(Reader(there, stream.id)))
         for stream, reader in zip(streams, readers, strict=True):
-            await stream.producer.hears("followed")
+            await stream.producer.until_notified("followed")
             assert await there.find_named(stream.id) is not None
             assert await there.cancel(stream.id)
-            await stream.producer.hears_cancel()
+            await stream.producer.until_cancelled()
             stream.write(2)
             stream.log.end(LogState.CANCELLED, b"event: complete\n\n")
             assert await reader.until_end() is LogState.CANCELLED
@@ -216,7 +216,7 @@ async def test_the_client_of_a_user_with_a_password(cluster: RedisCluster) -> No
         await visible(there, stream, 3)
         async with Reader(there, stream.id) as reader:
             await reader.until(3)
-            await stream.producer.hears("followed")
+            await stream.producer.until_notified("followed")
 
             async def inboxes() -> int:
                 return sum("inbox" in key for key in cluster.all_keys())

@@ -322,3 +322,16 @@ def test_what_is_known_of_a_stream_comes_back_as_it_was(
 ) -> None:
     known = Known(log_info(headers=headers, path=path, identity=identity), "process", name)
     assert unpack_known(pack_known(known)) == known
+
+
+def test_the_terms_of_a_stream_are_stored_as_fields_of_the_log() -> None:
+    info = log_info(
+        stream_id="s", identity="i", body_digest=None, path="/", route="/", headers=b"a:\xe9\r\n"
+    )
+    assert pack_known(Known(info, "process", "name")) == (
+        b'[{"stream_id": "s", "path": "/", "identity": "i", "method": "POST", "body_digest": null, '
+        b'"origin": "https://example.org", "headers": "a:\\u00e9\\r\\n", "route": "/", '
+        b'"marked": true, "app_ids": false, "opened_on": 1800000000.125, "max_seconds": 60.0, '
+        b'"rotates": false, "heartbeat_interval": 5.0, "silence_threshold": null, '
+        b'"event_prefix": "", "retry_ms": 2000}, "process", "name"]'
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from redis.asyncio.cluster import RedisCluster as ClusterClient
 from redis.asyncio.sentinel import Sentinel
 
@@ -68,6 +69,8 @@ class Clustered:
 @pytest.fixture(params=[Watched, Clustered])
 def deployment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Watched | Clustered]:
     if request.param is Clustered:
+        if redis.__version__.startswith(("5.1.", "5.2.")):
+            pytest.skip("until 5.3, pipelines of redis-py may fail while a cluster fails over")
         with RedisCluster(tmp_path, *AT_ONCE, replicas=True) as cluster:
             yield Clustered(cluster)
         return

@@ -122,7 +122,7 @@ async def test_a_reader_in_another_process_gets_all_of_it_soon(server: RedisServ
         await visible(there, stream, info=stream.info, state=LogState.RUNNING, last=3, first=1)
         async with Reader(there, stream.id) as reader:
             await reader.until(3)
-            await stream.producer.hears("followed")
+            await stream.producer.until_notified("followed")
             delays = []
             for _ in range(20):
                 began = time.monotonic()
@@ -140,10 +140,10 @@ async def test_a_producer_hears_of_readers_in_other_processes(server: RedisServe
         stream = FakeStream(here)
         await visible(there, stream)
         async with Reader(there, stream.id), Reader(there, stream.id):
-            await stream.producer.hears("followed")
+            await stream.producer.until_notified("followed")
             async with Reader(elsewhere, stream.id), Reader(here, stream.id):
                 await asyncio.sleep(0.1)
-        await stream.producer.hears("followed", "left")
+        await stream.producer.until_notified("followed", "left")
 
 
 async def test_a_stream_is_cancelled_from_another_process(server: RedisServer) -> None:
@@ -151,7 +151,7 @@ async def test_a_stream_is_cancelled_from_another_process(server: RedisServer) -
         stream = FakeStream(here)
         await visible(there, stream)
         assert await there.cancel(stream.id)
-        await stream.producer.hears_cancel()
+        await stream.producer.until_cancelled()
         stream.log.end(LogState.CANCELLED)
         await visible(there, stream, state=LogState.CANCELLED)
         assert await there.cancel(stream.id)
@@ -195,7 +195,7 @@ async def test_who_waits_for_a_log_of_another_process_that_goes_hears_so_at_once
         stream = FakeStream(here)
         await visible(there, stream)
         async with Reader(there, stream.id) as reader, Reader(there, stream.id) as other:
-            await stream.producer.hears("followed")
+            await stream.producer.until_notified("followed")
             began = time.monotonic()
             stream.log.end(LogState.GONE)
             assert [await one.until_end() for one in (reader, other)] == 2 * [LogState.GONE]
@@ -316,7 +316,7 @@ async def test_two_versions_of_the_schema_do_not_disturb_each_other_in_a_rolling
                 stream.write(2)
                 await visible(there, stream, last=2)
                 async with Reader(there, stream.id) as reader:
-                    await stream.producer.hears("followed")
+                    await stream.producer.until_notified("followed")
                     for other in others:  # a worker of the other version knows nothing of it
                         assert await other.find(stream.id) is None
                         assert not await other.cancel(stream.id)
@@ -563,7 +563,7 @@ async def test_a_closed_store_leaves_no_connection_and_no_lease(server: RedisSer
         stream = FakeStream(here)
         await visible(there, stream)
         async with Reader(there, stream.id):
-            await stream.producer.hears("followed")
+            await stream.producer.until_notified("followed")
 
             async def leases() -> int:
                 return sum("lease" in key for key in server.all_keys())

@@ -197,26 +197,26 @@ class TakesManyEventsForOne(MemoryStore):
 
 
 FAULTS: dict[type[MemoryStore], str] = {
-    LeavesHolesUntold: "a_number_left_out_is_told",
-    GivesEventsTwice: "a_reader_gets_what_is_kept_and_then_what_comes",
+    LeavesHolesUntold: "a_missing_number_is_reported",
+    GivesEventsTwice: "a_reader_gets_the_kept_events_and_then_the_new_ones",
     HasAGapBetweenReplayAndTail: "an_event_between_two_batches_is_not_missed",
-    CutsEventsInTwo: "a_reader_may_begin_behind_any_event",
+    CutsEventsInTwo: "a_reader_may_begin_after_any_event",
     ChangesLineEnds: "frames_come_back_byte_for_byte",
-    NeverEnds: "an_end_is_what_every_reader_gets_last",
+    NeverEnds: "every_reader_gets_the_end_last",
     EndsTwice: "nothing_follows_the_end",
     TakesGoneForFinished: "an_unknown_log_is_gone",
     DoesNotWaitForACursorAhead: "a_cursor_ahead_of_the_log_waits_for_it",
-    LosesTheEndFrame: "an_end_is_what_every_reader_gets_last",
+    LosesTheEndFrame: "every_reader_gets_the_end_last",
     KeepsLogsForEver: "an_ended_log_is_kept_for_its_time",
-    KeepsAllEvents: "so_many_events_are_kept",
-    KeepsAllBytes: "so_many_bytes_are_kept",
+    KeepsAllEvents: "the_bound_of_events_holds",
+    KeepsAllBytes: "the_bound_of_bytes_holds",
     KeepsHalf: "a_log_within_its_bounds_is_kept_whole",
     ForgetsRunningLogs: "a_running_log_is_kept_however_old_and_silent",
     CancelsAnything: "an_unknown_log_is_gone",
     CancelsNothing: "a_cancel_reaches_the_producer",
-    TellsNobodyOfReaders: "the_first_reader_and_the_leaving_of_the_last_are_heard",
-    TellsOfEachReader: "the_first_reader_and_the_leaving_of_the_last_are_heard",
-    NeverLosesAReader: "a_reader_leaves_however_it_leaves",
+    TellsNobodyOfReaders: "the_first_reader_and_the_end_of_the_last_are_notified",
+    TellsOfEachReader: "the_first_reader_and_the_end_of_the_last_are_notified",
+    NeverLosesAReader: "every_way_to_stop_reading_counts",
     LetsTheFirstOfANameCount: "the_latest_log_of_a_name_counts",
     KnowsLittleOfAStream: "a_log_is_found_as_it_is",
     LeavesATask: "a_log_without_events_has_an_end_as_well",
@@ -252,8 +252,8 @@ def test_a_failure_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         def make_store(self, *, max_events: int, max_bytes: int, ttl: float) -> MemoryStore:
             return LeavesHolesUntold(max_events=max_events, max_bytes=max_bytes, ttl=ttl)
 
-    with pytest.raises(AssertionError, match=r"a reader at 0 is given \[5, 6\]"):
-        Contract().test_a_number_left_out_is_told()
+    with pytest.raises(AssertionError, match=r"a reader at 0 received \[5, 6\]"):
+        Contract().test_a_missing_number_is_reported()
 
 
 def test_time_goes_by_in_a_sleep_unless_it_is_faked() -> None:

@@ -10,6 +10,7 @@ from sse_middleware.http.response_head import body_message
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
 from sse_middleware.protocol.stream_state import StreamState
+from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stream.callbacks import NO_CALLBACKS
 from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.timers import current_timers
@@ -19,9 +20,11 @@ pytestmark = pytest.mark.anyio
 
 
 def new_producer(sent: list[Message]) -> Producer:
+    options = Options.from_environ({}, heartbeat_interval=1, stream_max_seconds=100)
     state = StreamState(
-        Options.from_environ({}, heartbeat_interval=1, stream_max_seconds=100),
-        family=ClientKind.EVENTSOURCE,
+        options,
+        StreamTerms.from_options(options, ClientKind.EVENTSOURCE, marked=False),
+        client_kind=ClientKind.EVENTSOURCE,
         record=StreamRecord("s", "t", "/route", "eventsource"),
         secret="x" * 22,
         marked=False,

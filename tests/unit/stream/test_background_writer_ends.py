@@ -1,0 +1,328 @@
+"""The background writer by itself: cancelled writes, its own end, and eager tasks."""
+
+import asyncio
+import gc
+import logging
+import sys
+from typing import Any
+
+import pytest
+
+from tests.support.clock import VirtualClockLoop
+from tests.support.flushable import Author, nothing, other_tasks, turns, writer_for
+
+pytestmark = pytest.mark.anyio
+
+
+def cancel_tasks_of(author: Author) -> None:
+    """Cancel the task that has written for `author`, as asyncio.run does with all at its end."""
+    for task in set(author.tasks):
+        assert task is not None
+        task.cancel()
+
+
+def eager() -> None:
+    """Let tasks begin at once, as some apps have it."""
+    if sys.version_info >= (3, 12):
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    else:
+        pytest.skip("tasks begin eagerly from Python 3.12 on")
+
+
+# Cancellations and faults
+
+
+async def test_a_cancelled_write_ends_alone() -> None:
+    log: list[str] = []
+    writer = writer_for(streams=3)
+    gate = asyncio.Event()
+    one, other, later = Author("1", log, gate.wait), Author("2", log, gate.wait), Author("3", log)
+    writer.write_soon(one)
+    writer.write_soon(other)
+    await turns()
+    assert one.tasks[0] is not None
+    one.tasks[0].cancel()
+    await turns()
+    assert log[-1] == "1 ends"
+    writer.write_soon(later)
+    gate.set()
+    await turns()
+    assert (one.written, other.written, later.written) == (0, 1, 1)
+
+
+async def test_a_write_that_survives_its_cancellation_goes_on_to_its_end() -> None:
+    log: list[str] = []
+    writer = writer_for(streams=2)
+
+    async def stubborn() -> None:
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            await asyncio.sleep(1)
+
+    author, other = Author("a", log, stubborn), Author("b", log)
+    writer.write_soon(author)
+    await turns()
+    assert author.tasks[0] is not None
+    author.tasks[0].cancel()
+    await asyncio.sleep(2)
+    assert author.written == 1
+    writer.write_soon(other)
+    await turns()
+    assert other.written == 1
+
+
+async def test_an_author_that_is_cancelled_at_once_stops_no_later_one() -> None:
+    log: list[str] = []
+    writer = writer_for(streams=3)
+
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    authors = [Author("a", log, cancelled), Author("b", log), Author("c", log)]
+    for author in authors:
+        writer.write_soon(author)
+    await turns(10)
+    assert [author.written for author in authors] == [0, 1, 1]
+
+
+async def test_the_one_who_asks_behind_a_cancelled_author_is_written_for() -> None:
+    log: list[str] = []
+    writer = writer_for(streams=2)
+
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    last = Author("b", log)
+    for _ in range(3):
+        writer.write_soon(Author("a", log, cancelled))
+        await turns()
+    writer.write_soon(last)
+    await turns()
+    assert last.written == 1
+
+
+async def test_cancelled_while_asleep_it_comes_back_to_work() -> None:
+    log: list[str] = []
+    writer = writer_for(streams=1)
+    author = Author("a", log)
+    for number in range(1, 4):
+        writer.write_soon(author)
+        await turns()
+        assert author.written == number
+        cancel_tasks_of(author)
+        await turns()
+
+
+async def test_who_asks_at_the_moment_of_such_a_cancellation_is_written_for() -> None:
+    log: list[str] = []
+    writer = writer_for(streams=1)
+    author = Author("a", log)
+    writer.write_soon(author)
+    await turns()
+    cancel_tasks_of(author)
+    writer.write_soon(author)
+    await turns()
+    assert author.written == 2
+
+
+async def test_cancelled_between_two_lots_of_authors_it_comes_back_for_the_second() -> None:
+    log: list[str] = []
+    writer = writer_for(streams=200)
+    authors = [Author(str(number), log) for number in range(200)]
+    for author in authors:
+        writer.write_soon(author)
+    await asyncio.sleep(0)
+    assert 0 < len(log) < 400
+    cancel_tasks_of(authors[0])
+    await turns()
+    last = Author("last", log)
+    writer.write_soon(last)
+    await turns(10)
+    assert last.written == 1
+    assert all(author.written for author in authors)
+
+
+def test_the_end_of_its_loop_takes_it_along_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    async def leave_it_behind() -> None:
+        log: list[str] = []
+        writer = writer_for(streams=3)
+        writer.write_soon(Author("w", log, asyncio.Event().wait))
+        await turns()
+        writer.write_soon(Author("a", log))
+        await turns()
+        writer.write_soon(Author("b", log))
+
+    asyncio.run(leave_it_behind())
+    gc.collect()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+# Coming and going
+
+
+async def test_there_is_no_task_before_anybody_asks() -> None:
+    before = other_tasks()
+    writer = writer_for(streams=2)
+    writer.detach()
+    writer.detach()
+    await turns()
+    assert other_tasks() == before
+
+
+async def test_the_task_ends_with_the_last_who_leaves_and_not_before() -> None:
+    before, log = other_tasks(), list[str]()
+    writer = writer_for(streams=2)
+    author = Author("a", log)
+    writer.write_soon(author)
+    await turns()
+    writer.detach()
+    await turns()
+    assert len(other_tasks() - before) == 1
+    writer.detach()
+    await turns()
+    assert other_tasks() == before
+
+
+async def test_who_joins_behind_the_last_who_left_is_written_for() -> None:
+    before, log = other_tasks(), list[str]()
+    writer = writer_for(streams=0)
+    for number in range(5):
+        writer.attach()
+        author = Author("a", log)
+        writer.write_soon(author)
+        await turns()
+        assert author.written == 1
+        writer.detach()
+        await turns(number)  # also in the turn in which the task is about to end
+    await turns()
+    assert other_tasks() == before
+
+
+async def test_what_was_asked_for_is_written_though_its_author_leaves() -> None:
+    before, log = other_tasks(), list[str]()
+    writer = writer_for(streams=1)
+    author = Author("a", log)
+    writer.write_soon(author)
+    writer.detach()
+    await turns()
+    assert author.written == 1
+    assert other_tasks() == before
+
+
+async def test_a_write_that_still_waits_when_all_have_left_ends_by_itself() -> None:
+    before, log = other_tasks(), list[str]()
+    writer = writer_for(streams=1)
+    gate = asyncio.Event()
+    author = Author("a", log, gate.wait)
+    writer.write_soon(author)
+    await turns()
+    writer.detach()
+    await turns()
+    assert len(other_tasks() - before) == 1
+    gate.set()
+    await turns()
+    assert author.written == 1
+    assert other_tasks() == before
+
+
+async def test_a_scribe_that_nobody_holds_is_no_garbage_while_a_write_waits() -> None:
+    log: list[str] = []
+    writer = writer_for(streams=1)
+    gate = asyncio.Event()
+    author = Author("a", log, gate.wait)
+    writer.write_soon(author)
+    await turns()
+    writer.detach()
+    del writer
+    gc.collect()
+    gate.set()
+    await turns()
+    assert author.written == 1
+
+
+# Tasks that begin at once
+
+
+async def test_eager_tasks_write_in_order_and_keep_their_task_and_context() -> None:
+    eager()
+    before, log = other_tasks(), list[str]()
+    writer = writer_for(streams=6)
+    gate = asyncio.Event()
+    authors = [
+        Author(str(number), log, gate.wait if number % 2 else nothing) for number in range(6)
+    ]
+    for author in authors:
+        writer.write_soon(author)
+    await turns()
+    assert [author.written for author in authors] == [1, 0] * 3
+    gate.set()
+    await turns()
+    for author in authors:
+        writer.detach()
+        assert author.written == 1
+        assert author.tasks[0] is author.tasks[1]
+        assert author.seen == [author.name] * 2
+    await turns()
+    assert other_tasks() == before
+    begins = [line.split()[0] for line in log if line.endswith("begins")]
+    assert begins == [str(number) for number in range(6)]
+
+
+async def test_a_thousand_eager_writes_that_all_wait_are_no_recursion() -> None:
+    eager()
+    log: list[str] = []
+    writer = writer_for(streams=1001)
+    gate, first = asyncio.Event(), asyncio.Event()
+    blocker = Author("first", log, first.wait)
+    writer.write_soon(Author("awake", log))
+    writer.write_soon(blocker)
+    authors = [Author(str(number), log, gate.wait) for number in range(1000)]
+    for author in authors:
+        writer.write_soon(author)
+    await turns(1100)
+    gate.set()
+    first.set()
+    await turns(1100)
+    assert [author.written for author in authors] == [1] * 1000
+
+
+async def test_an_eager_write_that_asks_again_behind_its_waiting_is_not_written_twice_at_once() -> (
+    None
+):
+    eager()
+    log: list[str] = []
+    writer = writer_for(streams=1)
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    gate = asyncio.Event()
+
+    async def write() -> None:
+        await gate.wait()
+        if not author.written:
+            writer.write_soon(author)
+
+    author = Author("a", log, write)
+    writer.write_soon(author)
+    await turns()
+    gate.set()
+    await turns(10)
+    gc.collect()
+    assert author.written == 2
+    assert told == []
+
+
+def test_each_loop_has_its_own() -> None:
+    async def write() -> list[str]:
+        log: list[str] = []
+        writer = writer_for(streams=1)
+        writer.write_soon(Author("a", log))
+        await turns()
+        writer.detach()
+        return log
+
+    for loop_factory in (asyncio.SelectorEventLoop, VirtualClockLoop, asyncio.SelectorEventLoop):
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            assert runner.run(write()) == ["a begins", "a ends"]
