@@ -1,19 +1,20 @@
-"""Every error that the library raises itself, by who is to blame.
+"""All errors of the library, by cause.
 
     SSEError
-    ├── ConfigurationError (also ValueError)   the operator: a setting is out of its bounds
+    ├── ConfigurationError (also ValueError)   configuration: a setting is not allowed
     ├── EventFormatError (also ValueError)     the caller: a field would break the event stream
-    └── StoreError                             the store: it is out of reach, or has refused
+    └── StoreError                             the store: it cannot be reached or returns an error
 
-Those of a value say what, what it got, and what is allowed, in words and in fields.
+An error about a value has its name, the value and the allowed values, in the message and as
+attributes.
 """
 
 
 class SSEError(Exception):
-    """The root: catch it to catch all of ours."""
+    """The base class of all errors of the library."""
 
 
-class _RefusedValueError(SSEError, ValueError):
+class _InvalidValueError(SSEError, ValueError):
     def __init__(self, name: str, got: object, allowed: str) -> None:
         super().__init__(f"{name} is {_shown(got)}, allowed is {allowed}")
         self.name = name
@@ -21,19 +22,19 @@ class _RefusedValueError(SSEError, ValueError):
         self.allowed = allowed
 
 
-class ConfigurationError(_RefusedValueError):
-    """A setting is out of its bounds: `name` (argument or variable), `got`, `allowed`."""
+class ConfigurationError(_InvalidValueError):
+    """A setting is not allowed: `name` (argument or variable), `got`, `allowed`."""
 
 
-class EventFormatError(_RefusedValueError):
+class EventFormatError(_InvalidValueError):
     """A field of an event cannot be encoded: `name` (the field), `got`, `allowed`."""
 
 
 class StoreError(SSEError):
-    """A store of events cannot be reached, or has refused; another attempt may succeed."""
+    """An event store cannot be reached or returns an error; another attempt may succeed."""
 
 
 def _shown(value: object, limit: int = 80) -> str:
-    """Quote `value` on one line and at most `limit` characters long: it may be hostile."""
+    """Quote `value`, which is untrusted, on one line of at most about `limit` characters."""
     text = ascii(value)
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"

@@ -1,46 +1,53 @@
 /**
- * Event streams that come back by themselves: the browser's half of sse_middleware.
+ * The browser client of sse_middleware: event streams that reconnect and resume automatically.
  *
- * Three parts, each of which can be used alone: `EventParser` reads bytes, `StreamMachine` decides
- * (it does no I/O and is told the time), and `SSEClient` does what it says.
+ * It has three parts, and each can be used alone. `EventParser` reads bytes. `StreamMachine` decides
+ * what to do; it does no I/O and receives the time as an argument. `SSEClient` opens the connections
+ * and calls the callbacks.
  */
 
-/** The version of the Python package that this module belongs to. */
+/** The version of the Python package that contains this module. */
 export const VERSION: string;
 
 /**
- * `connecting`: asked for the first time. `connected`: an answer streams. `reconnecting`: the
- * connection is lost, and another will be or is being opened. `disconnected`: there is none.
+ * `connecting`: the first request is in progress. `connected`: a stream is open. `reconnecting`: the
+ * connection is lost, and the next attempt is scheduled or in progress. `disconnected`: no connection
+ * is open, and none is scheduled.
  */
 export type State = "connecting" | "connected" | "reconnecting" | "disconnected";
 
-/** Why a state was entered. */
+/** Details of a state change. */
 export interface StateDetail {
-  /** How many attempts without progress this is; 0 in a first connection. */
+  /** The number of consecutive attempts without progress; 0 for a first connection. */
   attempt: number;
-  /** `cut`, `ended`, `silence`, `refused`, `shutdown`, `producer_lost`, `stopped`, a `complete`'s or an error's. */
+  /**
+   * `cut`, `ended`, `silence`, `refused`, `shutdown`, `producer_lost`, `stopped`, the reason of a
+   * `complete` event, or the code of an error.
+   */
   reason?: string;
   /** Milliseconds until the next attempt. */
   delay?: number;
 }
 
-/** An event of the app's, as it came. */
+/** An event of the app, as received. */
 export interface SSEEvent {
-  /** Its type, `message` where it names none. */
+  /** Its type; `message` if it has none. */
   event: string;
-  /** Its text; `onContent` has it parsed. */
+  /** Its data as text; `onContent` receives the parsed data. */
   data: string;
-  /** The last event id behind it, `""` where there is none. */
+  /** The last event id after this event; `""` if there is none. */
   id: string;
 }
 
-/** What the server says first: that of `start`, or of the `reset` in its place. */
+/** The data of the first event on a connection, which is `start` or `reset`. */
 export interface Start {
   stream_id: string;
   trace_id: string;
-  /** Seconds; null: none. */
+  /** Seconds; null for none. */
   max_duration: number | null;
+  /** Seconds; null for none. */
   heartbeat_interval: number | null;
+  /** Seconds; null for none. */
   silence_threshold: number | null;
   resumed: boolean;
 }
@@ -54,18 +61,19 @@ export interface Heartbeat {
   total_chunks: number;
   total_tokens: number;
   heartbeat_count: number;
-  /** Null: there is no limit. */
+  /** Seconds; null for none. */
   remaining_seconds: number | null;
+  /** Seconds; null for none. */
   max_duration: number | null;
 }
 
-/** How a stream has ended, with what the server says of it. */
+/** How a stream ended. */
 export interface Complete {
-  /** `finished`, `duration_cap`, `cancelled`, or what a newer server says. */
+  /** `finished`, `duration_cap`, `cancelled`, or a reason that a newer server adds. */
   reason: string;
-  /** Whether more was to come: true for all but `finished`. */
+  /** Whether events are missing: true for each reason except `finished`. */
   incomplete: boolean;
-  /** The data of the app's own `complete`, where it has sent one. */
+  /** The data of the app's own `complete` event, if it sent one. */
   data?: any;
   /** Seconds. */
   duration?: number;
@@ -75,35 +83,42 @@ export interface Complete {
   trace_id?: string;
 }
 
-/** Why what came is to be thrown away: `gone` or `truncated` by the server, or `restarted`. */
+/** The previous content must be discarded. `reason` is `gone`, `truncated` or `restarted`. */
 export interface Reset {
   reason: string;
 }
 
-/** Why a stream has failed for good. */
+/** A permanent failure of a stream. */
 export class SSEError extends Error {
   constructor(code: string, message: string, more?: object);
   name: "SSEError";
   /**
-   * `http`: refused, see `status`. `gave_up`: as often as it may be tried, see `cause`.
-   * `internal_error`: the app has failed. What an async iterator throws at an early end: its reason.
+   * `http`: the server refused the request, see `status`. `gave_up`: too many attempts without
+   * progress, see `cause`. `internal_error`: the app failed. An async iterator also throws the reason
+   * of an incomplete end, such as `duration_cap`.
    */
   code: string;
-  /** The HTTP status of a refusal. */
+  /** The HTTP status, if `code` is `http`. */
   status?: number;
-  /** By which operators find the stream in their logs. */
+  /** The trace id of the stream in the server's logs. */
   traceId?: string;
   cause?: unknown;
 }
 
 export interface MachineOptions {
-  /** Milliseconds of silence behind which a connection is lost; else what `start` says, else 15 000. */
+  /**
+   * Milliseconds without a byte after which a connection counts as lost. The default is the value in
+   * `start`, or else 15 000.
+   */
   silenceThreshold?: number;
-  /** Attempts without progress, behind which it gives up; 3, `Infinity`: never. */
+  /**
+   * Consecutive attempts without progress before the client gives up. 3 by default; `Infinity` for
+   * no limit.
+   */
   maxReconnectAttempts?: number;
   /**
-   * Milliseconds before the first attempt, 2000; twice as long before each further one, up to 30 s,
-   * and up to half as long again by chance. The server's `retry:` goes before.
+   * Milliseconds before the first attempt, 2000 by default. The delay doubles for each further
+   * attempt, up to 30 s, plus a random part of up to half. The server's `retry:` takes precedence.
    */
   reconnectDelay?: number;
   /** The server's `SSE_EVENT_PREFIX`. */
@@ -113,49 +128,49 @@ export interface MachineOptions {
 export interface SSEClientOptions extends MachineOptions {
   /** Absolute, or relative to the page. */
   url: string | URL;
-  /** `GET`; a `POST` is resumed by a `POST` with the same body. */
+  /** `GET` by default. A `POST` is resumed by a `POST` with the same body. */
   method?: string;
-  /** Of a kind that can be sent twice: no stream. */
+  /** The body of each request; no stream, because it may be sent more than once. */
   body?: string | Blob | ArrayBuffer | FormData | URLSearchParams;
-  /** Headers, or a function that is asked at each connection, such as for a fresh token. */
+  /** Headers, or a function that returns them for each connection, for example with a new token. */
   headers?: HeadersInit | (() => HeadersInit | Promise<HeadersInit>);
   /** As for `fetch`: `same-origin`, `include` or `omit`. */
   credentials?: RequestCredentials;
-  /** In place of the global one. */
+  /** A replacement for the global `fetch`. */
   fetch?: (url: URL, request: RequestInit) => Promise<Response>;
-  /** Keep the cursor over a reload of the page, in sessionStorage under this name. */
+  /** A key in `sessionStorage` that keeps the last event id when the page is reloaded. */
   keep?: string;
   /**
-   * Whether a page that was loaded again is given the stream from its beginning, which it has not
-   * any more (true), or just what it has missed (false).
+   * Whether a reloaded page receives the stream from the beginning, because it has lost its content
+   * (true, the default), or only the events that it has not received (false).
    */
   replay?: boolean;
-  /** Hear of each event of the app's. `data` is parsed JSON, or the text where it is none. */
+  /** Called for each event of the app. `data` is the parsed JSON, or the text if it is not JSON. */
   onContent?: (data: any, event: SSEEvent) => void;
-  /** Hear that the stream has ended. */
+  /** Called when the stream has ended. */
   onComplete?: (complete: Complete) => void;
-  /** Hear that it has failed, and is not tried again. */
+  /** Called after a permanent failure; the client does not reconnect. */
   onError?: (error: SSEError) => void;
   onHeartbeat?: (heartbeat: Heartbeat) => void;
-  /** Hear of each state, and of each attempt. */
+  /** Called for each change of state, and for each attempt to reconnect. */
   onStateChange?: (state: State, detail: StateDetail) => void;
-  /** Throw away what came: the answer begins anew. */
+  /** Called when the content starts again; discard the previous content. */
   onReset?: (reset: Reset) => void;
-  /** Hear what the server says first on each connection. */
+  /** Called for the first event on each connection. */
   onStart?: (start: Start) => void;
 }
 
-/** What an async iterator gives: an event of the app's with its parsed data, or a reset. */
+/** An item of the async iterator: an event of the app with its parsed data, or a reset. */
 export interface StreamItem {
   event: string;
   data: any;
   id: string;
-  /** Whether what came is to be thrown away; `data` is a `Reset`. */
+  /** Present if the previous content must be discarded; `data` is then a `Reset`. */
   reset?: true;
 }
 
 /**
- * Follow an event stream until it is whole.
+ * Follow an event stream to its end.
  *
  *     const client = new SSEClient({ url: "/answers", onContent: (data) => show(data) });
  *     client.start();
@@ -166,63 +181,64 @@ export class SSEClient implements AsyncIterable<StreamItem> {
   readonly traceId: string;
   readonly streamId: string;
   readonly reconnectAttempts: number;
-  /** What `start` would go on behind, `""` where it would begin. */
+  /** The event id that `start` resumes after; `""` if it starts from the beginning. */
   readonly lastEventId: string;
-  /** When the server has last sent anything, in milliseconds as `Date.now()` tells it. */
+  /** When the client last received bytes, as returned by `Date.now()`. */
   readonly lastMessageTime: number | undefined;
-  /** The last one. */
+  /** The last heartbeat. */
   readonly heartbeat: Heartbeat | undefined;
-  /** Why the last run has failed, or ended early. */
+  /** The reason for which the last run failed or ended early. */
   readonly error: SSEError | undefined;
   /**
-   * Begin, or go on with what was left by `stop({cancel: false})`, an error or a reload.
+   * Start, or resume after `stop({cancel: false})`, an error or a reload.
    *
-   * What a client begins anew behind an answer that it had is told by `onReset`.
+   * If the content starts again, `onReset` is called before its first event.
    */
   start(): void;
   /**
-   * End now. Nothing is heard any more, and no timer or listener is left.
+   * Disconnect at once, without further events, timers or listeners.
    *
-   * The app is ended too, unless `cancel` is false: then `start` goes on with the stream, for as
-   * long as the server keeps it.
+   * The server also cancels the app's handler, unless `cancel` is false; `start` then resumes the
+   * stream while the server keeps it.
    */
   stop(how?: { cancel?: boolean }): void;
   /**
-   * Start, and give each event in order. Whoever takes them slowly is sent them slowly.
+   * Start, and iterate over the events in order. If the loop is slow, the client reads more slowly.
    *
-   * @throws SSEError where the stream fails or ends before its time.
+   * @throws SSEError if the stream fails or ends early.
    */
   [Symbol.asyncIterator](): AsyncGenerator<StreamItem, void, undefined>;
 }
 
-/** An event as the parser reads it. */
+/** An event as the parser returns it. */
 export interface Wire extends SSEEvent {
-  /** Whether its block has an `id` line; else `id` is that of an earlier one. */
+  /** Whether the event has an `id` line; if not, `id` is from an earlier event. */
   hasId: boolean;
 }
 
-/** Read events from bytes that are cut anywhere, as WHATWG HTML 9.2.6 says. */
+/** Parse events from chunks of any size (WHATWG HTML 9.2.6). */
 export class EventParser {
   constructor(lastEventId?: string);
-  /** The last event id string, which a client comes back with. */
+  /** The last event id string, with which a client reconnects. */
   lastEventId: string;
-  /** The reconnection time in milliseconds, where the stream has set one. */
+  /** The reconnection time in milliseconds, if the stream has set one. */
   retry: number | undefined;
   /**
-   * Take the next bytes, and return the events that they complete.
+   * Return the events that the next bytes complete.
    *
-   * @throws RangeError where an event is longer than 16 Mi characters.
+   * @throws RangeError if an event is longer than 16 Mi characters.
    */
   feed(bytes: Uint8Array): Wire[];
 }
 
-/** What is to be done (`open`, `close`, `cancel`) or told (a callback's name), and with what. */
-export type Effect = [what: string, first?: any, second?: any];
+/** An action (`open`, `close` or `cancel`) or the name of a callback, with its arguments. */
+export type Effect = [name: string, first?: any, second?: any];
 
 /**
- * Decide what is to be done, from what has happened and when (`now`, in milliseconds).
+ * The state machine of a client. Each method reports an input and its time (`now`, in milliseconds),
+ * and returns the effects to perform, in order.
  *
- * Each method returns what to do, in order. `tick` is due at `deadline`.
+ * Call `tick` at `deadline`.
  */
 export class StreamMachine {
   constructor(options?: MachineOptions & { random?: () => number });
@@ -232,22 +248,22 @@ export class StreamMachine {
   id: string;
   traceId: string;
   streamId: string;
-  /** Begin, or go on behind the event `id`. */
+  /** Start, or resume after the event `id`. */
   start(now: number, id?: string): Effect[];
-  /** Hear that the answer is a stream. */
+  /** The response is an event stream. */
   opened(now: number): Effect[];
-  /** Hear a sign of life, and the `retry` that is known by now. */
-  heard(now: number, retry?: number): void;
-  /** Hear that the answer is none; `retryAfter` in milliseconds. */
+  /** Bytes have arrived; `retry` is the current reconnection time. */
+  received(now: number, retry?: number): void;
+  /** The response is not an event stream; `retryAfter` is in milliseconds. */
   refused(now: number, status: number, more?: { retryAfter?: number; traceId?: string }): Effect[];
-  /** Take an event. */
+  /** An event has arrived. */
   event(now: number, wire: Wire): Effect[];
-  /** Hear that the connection is over: by the server and in order (`clean`), or by a cut. */
+  /** The connection is closed, in order by the server (`clean`) or by a failure. */
   ended(now: number, how?: { clean?: boolean; offline?: boolean; error?: unknown; reason?: string }): Effect[];
-  /** Hear what the time is. */
+  /** The time is `now`; there is an effect only at `deadline` or later. */
   tick(now: number): Effect[];
-  /** Hear that now is a good moment: the network, or whoever reads, is back. */
+  /** The network is available, or the page is visible, again. */
   wake(now: number): Effect[];
-  /** End; with `cancel` the server is told, and there is nothing left to go on with. */
+  /** Disconnect. With `cancel`, also cancel the stream on the server and discard its event id. */
   stop(cancel?: boolean): Effect[];
 }

@@ -1,15 +1,14 @@
-// The browser's half of sse_middleware; all is told in sse-client.d.ts. The parser reads, the
-// machine decides, and the client does what they say.
-/** @import * as T from "./sse-client.js" */
+// The browser client of sse_middleware, documented in sse-client.d.ts: EventParser reads,
+// StreamMachine decides, SSEClient acts.
 
 export const VERSION = "0.1.0.dev0";
 
-const LONGEST_EVENT = 1 << 24;
-const LONGEST_PAUSE = 30_000;
-const FIRST_ANSWER = 60_000;
-const SILENCE = 15_000;
-const CURSOR = /^([\w-]{22})-(\d+)(\.\w+)?$/;
-const WAKES = ["online", "visibilitychange"];
+const MAX_EVENT_LENGTH = 1 << 24;
+const MAX_DELAY = 30_000;
+const FIRST_BYTE_TIMEOUT = 60_000;
+const DEFAULT_SILENCE = 15_000;
+const EVENT_ID = /^([\w-]{22})-(\d+)(\.\w+)?$/;
+const WAKE_EVENTS = ["online", "visibilitychange"];
 
 export class SSEError extends Error {
   constructor(code, message, more) {
@@ -18,7 +17,6 @@ export class SSEError extends Error {
   }
 }
 
-/** @implements {T.EventParser} */
 export class EventParser {
   retry;
   #decoder = new TextDecoder(); // drops a BOM
@@ -36,16 +34,16 @@ export class EventParser {
     let text = this.#decoder.decode(bytes, { stream: true });
     if (!text) return events;
     if (this.#afterCR && text[0] === "\n") text = text.slice(1);
-    let from = 0;
+    let offset = 0;
     for (const end of text.matchAll(/\r\n?|\n/g)) {
-      this.#line(this.#rest + text.slice(from, end.index), events);
+      this.#line(this.#rest + text.slice(offset, end.index), events);
       this.#rest = "";
-      from = end.index + end[0].length;
+      offset = end.index + end[0].length;
     }
     this.#afterCR = text.endsWith("\r");
     // Only new text is searched: a long line takes linear time.
-    this.#rest += text.slice(from);
-    if (this.#block.size + this.#rest.length > LONGEST_EVENT) throw new RangeError("too long");
+    this.#rest += text.slice(offset);
+    if (this.#block.size + this.#rest.length > MAX_EVENT_LENGTH) throw new RangeError("too long");
     return events;
   }
 
@@ -73,7 +71,6 @@ export class EventParser {
   }
 }
 
-/** @implements {T.StreamMachine} Returns what to do. */
 export class StreamMachine {
   state = "disconnected";
   deadline = Infinity;
@@ -82,17 +79,17 @@ export class StreamMachine {
   traceId = "";
   streamId = "";
   #options = { reconnectDelay: 2000, maxReconnectAttempts: 3, eventPrefix: "", random: Math.random };
-  #waits = false;
+  #isWaiting = false;
   #mayWake = false;
   #hasContent = false;
-  #silence = SILENCE;
-  #lastSign = 0;
+  #silence = DEFAULT_SILENCE;
+  #lastReceived = 0;
   #retry;
-  #ending; // the app's own `complete`, if that was last
-  // Of the connection:
+  #appComplete; // the app's `complete`, if it came last
+  // Of the current connection:
   #sentId = "";
-  #sawStart = false;
-  #progress = false;
+  #hasStart = false;
+  #hasProgress = false;
 
   constructor(options = {}) {
     for (const name in options) this.#options[name] = options[name] ?? this.#options[name];
@@ -104,18 +101,18 @@ export class StreamMachine {
     this.id = id;
     this.attempts = 0;
     this.#retry = undefined;
-    this.#silence = this.#options.silenceThreshold ?? SILENCE;
-    return [...reset, ...this.#to("connecting"), ...this.#open(now)];
+    this.#silence = this.#options.silenceThreshold ?? DEFAULT_SILENCE;
+    return [...reset, ...this.#enter("connecting"), ...this.#open(now)];
   }
 
   opened(now) {
-    this.heard(now);
-    return this.#to("connected");
+    this.received(now);
+    return this.#enter("connected");
   }
 
-  heard(now, retry = this.#retry) {
+  received(now, retry = this.#retry) {
     this.#retry = retry;
-    this.#lastSign = now;
+    this.#lastReceived = now;
     this.deadline = now + this.#silence;
   }
 
@@ -123,93 +120,98 @@ export class StreamMachine {
     if (status === 204) return this.#finish({ reason: "finished" });
     const error = new SSEError("http", `no event stream: ${status}`, { status, traceId });
     if (![408, 425, 429, 502, 503, 504].includes(status)) return this.#fail(error);
-    return this.#lost(now, "refused", { retryAfter, error });
+    return this.#reconnect(now, "refused", { retryAfter, error });
   }
 
   event(now, wire) {
     const { eventPrefix, silenceThreshold } = this.#options;
     const name = wire.event.startsWith(eventPrefix) && wire.event.slice(eventPrefix.length);
-    const data = parsed(wire.data);
-    const ours = data?.stream_id && data.trace_id && name;
-    if (ours === "heartbeat") {
-      this.#hasProgress();
+    const data = parseJSON(wire.data);
+    const control = data?.stream_id && data.trace_id && name;
+    if (control === "heartbeat") {
+      this.#recordProgress();
       return [["onHeartbeat", data]];
     }
     const { reason, error } = data ?? {};
-    if (ours === "start" || ours === "reset") {
+    if (control === "start" || control === "reset") {
       const seconds = data.silence_threshold;
-      this.#silence = silenceThreshold ?? (seconds === null ? Infinity : seconds * 1000 || SILENCE);
-      this.heard(now);
-      this.#sawStart = true;
+      const announced = seconds === null ? Infinity : seconds * 1000 || DEFAULT_SILENCE;
+      this.#silence = silenceThreshold ?? announced;
+      this.received(now);
+      this.#hasStart = true;
       this.streamId = data.stream_id;
       this.traceId = data.trace_id;
       this.id = wire.id;
-      const anew = ours === "reset" ? reason : !data.resumed && this.#beginsAnew();
-      return [...this.#reset(anew), ["onStart", data]];
+      const resetReason = control === "reset" ? reason : !data.resumed && this.#restartReason();
+      return [...this.#reset(resetReason), ["onStart", data]];
     }
-    if (ours === "complete" && reason) {
+    if (control === "complete" && reason) {
       this.id = wire.id;
-      return reason === "shutdown" ? this.#lost(now, reason) : this.#finish(data);
+      return reason === "shutdown" ? this.#reconnect(now, reason) : this.#finish(data);
     }
-    if (ours === "error" && error?.code) {
+    if (control === "error" && error?.code) {
       const { code, message } = error;
       this.id = wire.id;
-      const told = new SSEError(code, message, { traceId: data.trace_id });
-      return code === "producer_lost" ? this.#lost(now, code, { error: told }) : this.#fail(told);
+      const failure = new SSEError(code, message, { traceId: data.trace_id });
+      if (code !== "producer_lost") return this.#fail(failure);
+      return this.#reconnect(now, code, { error: failure });
     }
     return this.#content(wire, name, data);
   }
 
   ended(now, { clean, offline, error, reason = clean ? "ended" : "cut" } = {}) {
-    if (this.#ending || (clean && !this.#sawStart)) {
-      return this.#finish({ reason: "finished", data: this.#ending?.data });
+    if (this.#appComplete || (clean && !this.#hasStart)) {
+      return this.#finish({ reason: "finished", data: this.#appComplete?.data });
     }
-    return this.#lost(now, reason, { offline, error, rotated: clean && this.#progress });
+    return this.#reconnect(now, reason, { offline, error, rotated: clean && this.#hasProgress });
   }
 
   tick(now) {
     if (now < this.deadline) return [];
-    return this.#waits ? this.#open(now) : this.ended(now, { reason: "silence" });
+    return this.#isWaiting ? this.#open(now) : this.ended(now, { reason: "silence" });
   }
 
   wake(now) {
-    if (this.state === "connected" && now - this.#lastSign > this.#silence / 2) this.deadline = now;
+    const isSilent = now - this.#lastReceived > this.#silence / 2;
+    if (this.state === "connected" && isSilent) this.deadline = now;
     const effects = this.tick(now);
-    return this.#waits && this.#mayWake ? [...effects, ...this.#open(now)] : effects;
+    return this.#isWaiting && this.#mayWake ? [...effects, ...this.#open(now)] : effects;
   }
 
   stop(cancel = true) {
     if (this.state === "disconnected") return [];
-    const told = cancel && CURSOR.test(this.id) ? [["cancel", this.id]] : [];
+    const effects = cancel && EVENT_ID.test(this.id) ? [["cancel", this.id]] : [];
     if (cancel) this.id = "";
-    return [...told, ...this.#to("disconnected", { reason: "stopped" })];
+    return [...effects, ...this.#enter("disconnected", { reason: "stopped" })];
   }
 
   #open(now) {
-    this.#waits = this.#sawStart = this.#progress = false;
-    this.#ending = undefined;
+    this.#isWaiting = this.#hasStart = this.#hasProgress = false;
+    this.#appComplete = undefined;
     this.#sentId = this.id;
-    const choose = this.id ? Math.min : Math.max; // what is resumed is answered at once
-    this.deadline = now + choose(FIRST_ANSWER, this.#silence);
+    const choose = this.id ? Math.min : Math.max; // a resumed stream responds at once
+    this.deadline = now + choose(FIRST_BYTE_TIMEOUT, this.#silence);
     return [["open", this.id]];
   }
 
   #content(wire, name, data) {
-    const had = CURSOR.exec(this.id);
-    const got = wire.hasId && CURSOR.exec(wire.id);
-    if (had && got && had[1] === got[1] && Number(got[2]) <= Number(had[2])) return [];
-    const reset = this.#reset(!this.#sawStart && !this.#progress && this.#beginsAnew());
-    this.#hasProgress();
+    const previous = EVENT_ID.exec(this.id);
+    const current = wire.hasId && EVENT_ID.exec(wire.id);
+    if (previous && current && previous[1] === current[1]) {
+      if (Number(current[2]) <= Number(previous[2])) return []; // a duplicate
+    }
+    const reset = this.#reset(!this.#hasStart && !this.#hasProgress && this.#restartReason());
+    this.#recordProgress();
     this.#hasContent = true;
     this.id = wire.id;
-    this.#ending = name === "complete" ? { data } : undefined;
+    this.#appComplete = name === "complete" ? { data } : undefined;
     return [...reset, ["onContent", data, wire]];
   }
 
-  // Where the answer does not say. An app knows its own ids.
-  #beginsAnew() {
-    const knows = this.#sentId && !CURSOR.test(this.#sentId);
-    return this.#hasContent && !knows && "restarted";
+  // Without `resumed` or `reset` in the response. An app resumes from its own ids.
+  #restartReason() {
+    const appResumes = this.#sentId && !EVENT_ID.test(this.#sentId);
+    return this.#hasContent && !appResumes && "restarted";
   }
 
   #reset(reason) {
@@ -218,68 +220,66 @@ export class StreamMachine {
     return [["onReset", { reason }]];
   }
 
-  #hasProgress() {
-    this.#progress = true;
+  #recordProgress() {
+    this.#hasProgress = true;
     this.attempts = 0;
   }
 
-  #lost(now, reason, { offline, rotated, retryAfter = 0, error } = {}) {
-    const { maxReconnectAttempts: most, reconnectDelay, random } = this.#options;
+  #reconnect(now, reason, { offline, rotated, retryAfter = 0, error } = {}) {
+    const { maxReconnectAttempts, reconnectDelay, random } = this.#options;
     const counts = !offline && !rotated;
-    if (counts && this.attempts >= most) {
-      const why = `gave up: ${error?.message ?? reason}`;
-      return this.#fail(new SSEError("gave_up", why, { traceId: this.traceId, cause: error }));
+    if (counts && this.attempts >= maxReconnectAttempts) {
+      const message = `gave up: ${error?.message ?? reason}`;
+      return this.#fail(new SSEError("gave_up", message, { traceId: this.traceId, cause: error }));
     }
     if (counts) this.attempts++;
-    const least = this.#retry ?? reconnectDelay;
-    const grown = offline ? LONGEST_PAUSE : least * 2 ** (this.attempts - 1);
-    const pause = Math.max(least, Math.min(grown, LONGEST_PAUSE));
-    const delay = Math.max(pause * (1 + random() / 2), retryAfter);
-    this.#waits = true;
+    const minimum = this.#retry ?? reconnectDelay;
+    const backoff = offline ? MAX_DELAY : minimum * 2 ** (this.attempts - 1);
+    const base = Math.max(minimum, Math.min(backoff, MAX_DELAY));
+    const delay = Math.max(base * (1 + random() / 2), retryAfter);
+    this.#isWaiting = true;
     this.#mayWake = retryAfter <= 0;
     this.deadline = now + delay;
-    return [["close"], ...this.#to("reconnecting", { reason, delay })];
+    return [["close"], ...this.#enter("reconnecting", { reason, delay })];
   }
 
-  #finish(told) {
-    const { reason } = told;
+  #finish(data) {
+    const { reason } = data;
     this.id = "";
-    const complete = { ...told, incomplete: reason !== "finished" };
-    return [["onComplete", complete], ...this.#to("disconnected", { reason })];
+    const complete = { ...data, incomplete: reason !== "finished" };
+    return [["onComplete", complete], ...this.#enter("disconnected", { reason })];
   }
 
   #fail(error) {
-    return [["onError", error], ...this.#to("disconnected", { reason: error.code })];
+    return [["onError", error], ...this.#enter("disconnected", { reason: error.code })];
   }
 
-  #to(state, detail) {
+  #enter(state, detail) {
     this.state = state;
-    const told = ["onStateChange", state, { attempt: this.attempts, ...detail }];
-    if (state !== "disconnected") return [told];
+    const effect = ["onStateChange", state, { attempt: this.attempts, ...detail }];
+    if (state !== "disconnected") return [effect];
     this.deadline = Infinity;
-    this.#waits = false;
-    return [["close"], told];
+    this.#isWaiting = false;
+    return [["close"], effect];
   }
 }
 
-/** @implements {T.SSEClient} */
 export class SSEClient {
   lastMessageTime;
   heartbeat;
   error;
   #options;
   #machine;
-  #turn = 0;
+  #run = 0;
   #connection = new AbortController();
   #timer;
   #queue;
-  #taken;
-  #given;
-  #waking = () => {
-    if (!globalThis.document?.hidden) this.#run(this.#machine.wake(Date.now()));
+  #onRead;
+  #onQueued;
+  #onWake = () => {
+    if (!globalThis.document?.hidden) this.#apply(this.#machine.wake(Date.now()));
   };
 
-  /** @param {T.SSEClientOptions} options */
   constructor(options) {
     this.#options = options;
     this.#machine = new StreamMachine(options);
@@ -302,22 +302,22 @@ export class SSEClient {
   }
 
   get lastEventId() {
-    return this.#machine.id || this.#kept();
+    return this.#machine.id || this.#loadId();
   }
 
   start() {
     if (this.state !== "disconnected") return;
-    this.#turn++;
+    this.#run++;
     this.#connection.abort();
     this.error = undefined;
-    for (const name of WAKES) globalThis.addEventListener?.(name, this.#waking);
-    this.#run(this.#machine.start(Date.now(), this.lastEventId));
+    for (const name of WAKE_EVENTS) globalThis.addEventListener?.(name, this.#onWake);
+    this.#apply(this.#machine.start(Date.now(), this.lastEventId));
   }
 
   stop({ cancel = true } = {}) {
     const effects = this.#machine.stop(cancel);
-    this.#turn += effects.length;
-    this.#run(effects);
+    this.#run += effects.length;
+    this.#apply(effects);
   }
 
   async *[Symbol.asyncIterator]() {
@@ -326,45 +326,45 @@ export class SSEClient {
       this.start();
       while (queue.length || this.state !== "disconnected") {
         if (queue.length) yield queue.shift();
-        else await new Promise((resolve) => (this.#given = resolve));
-        this.#taken?.();
+        else await new Promise((resolve) => (this.#onQueued = resolve));
+        this.#onRead?.();
       }
       if (this.error) throw this.error;
     } finally {
       this.#queue = undefined;
-      this.#taken?.();
+      this.#onRead?.();
       this.stop();
     }
   }
 
-  #run(effects) {
-    const turn = this.#turn;
-    for (const [what, first, second] of effects) {
-      if (turn !== this.#turn) return; // a callback has stopped or started us
-      if (what === "open") this.#connect(first);
-      else if (what === "close") this.#connection.abort();
-      else if (what === "cancel") this.#cancel(first);
-      else this.#tell(what, first, second);
+  #apply(effects) {
+    const run = this.#run;
+    for (const [name, first, second] of effects) {
+      if (run !== this.#run) return; // a callback stopped or restarted it
+      if (name === "open") this.#connect(first);
+      else if (name === "close") this.#connection.abort();
+      else if (name === "cancel") this.#cancel(first);
+      else this.#dispatch(name, first, second);
     }
     if (this.state === "disconnected") {
-      for (const name of WAKES) globalThis.removeEventListener?.(name, this.#waking);
-      this.#keep();
+      for (const name of WAKE_EVENTS) globalThis.removeEventListener?.(name, this.#onWake);
+      this.#saveId();
     }
-    this.#arm();
-    this.#given?.();
+    this.#setTimer();
+    this.#onQueued?.();
   }
 
-  #tell(what, first, second) {
-    if (what === "onHeartbeat") this.heartbeat = first;
-    if (what === "onError") this.error = first;
-    if (what === "onContent") this.#queue?.push({ ...second, data: first });
-    if (what === "onReset") this.#queue?.push({ event: "reset", data: first, id: "", reset: true });
+  #dispatch(name, first, second) {
+    if (name === "onHeartbeat") this.heartbeat = first;
+    if (name === "onError") this.error = first;
+    if (name === "onContent") this.#queue?.push({ ...second, data: first });
+    if (name === "onReset") this.#queue?.push({ event: "reset", data: first, id: "", reset: true });
     if (first.incomplete) {
-      const told = `ended early: ${first.reason}`;
-      this.error = new SSEError(first.reason, told, { traceId: this.traceId });
+      const message = `ended early: ${first.reason}`;
+      this.error = new SSEError(first.reason, message, { traceId: this.traceId });
     }
     try {
-      this.#options[what]?.(first, second);
+      this.#options[name]?.(first, second);
     } catch (error) {
       queueMicrotask(() => {
         throw error;
@@ -372,27 +372,27 @@ export class SSEClient {
     }
   }
 
-  #arm() {
+  #setTimer() {
     const { deadline } = this.#machine;
     clearTimeout(this.#timer);
     if (deadline === Infinity) return;
-    const delay = Math.min(deadline - Date.now(), 2 ** 31 - 1); // a longer one fires at once
-    this.#timer = setTimeout(() => this.#run(this.#machine.tick(Date.now())), delay);
+    const delay = Math.min(deadline - Date.now(), 2 ** 31 - 1); // a longer delay fires at once
+    this.#timer = setTimeout(() => this.#apply(this.#machine.tick(Date.now())), delay);
   }
 
-  async #ask(name, id, request) {
+  async #fetch(name, id, request) {
     const { url, headers, credentials, fetch = globalThis.fetch } = this.#options;
-    const address = new URL(url, globalThis.document?.baseURI);
-    const own = new Headers(typeof headers === "function" ? await headers() : headers);
-    if (request.signal) own.set("accept", "text/event-stream;events=named"); // no preflight
-    else own.delete("content-type");
-    if (CURSOR.test(id)) address.search = `?${name}=${id}${address.search.replace("?", "&")}`;
-    else if (id) own.set("last-event-id", id);
-    return fetch(address, { credentials, headers: own, cache: "no-store", ...request });
+    const target = new URL(url, globalThis.document?.baseURI);
+    const sent = new Headers(typeof headers === "function" ? await headers() : headers);
+    if (request.signal) sent.set("accept", "text/event-stream;events=named"); // no preflight
+    else sent.delete("content-type");
+    if (EVENT_ID.test(id)) target.search = `?${name}=${id}${target.search.replace("?", "&")}`;
+    else if (id) sent.set("last-event-id", id);
+    return fetch(target, { credentials, headers: sent, cache: "no-store", ...request });
   }
 
   #cancel(id) {
-    this.#ask("sse_cancel", id, { method: "POST", keepalive: true }).catch(() => {});
+    this.#fetch("sse_cancel", id, { method: "POST", keepalive: true }).catch(() => {});
   }
 
   async #connect(id) {
@@ -400,13 +400,13 @@ export class SSEClient {
     const { method, body } = this.#options;
     let ended;
     try {
-      const response = await this.#ask("last_event_id", id, { method, body, signal });
+      const response = await this.#fetch("last_event_id", id, { method, body, signal });
       if (!signal.aborted) ended = await this.#read(response, id, signal);
     } catch (error) {
       const offline = globalThis.navigator?.onLine === false;
       ended = () => this.#machine.ended(Date.now(), { offline, error });
     }
-    if (!signal.aborted) this.#run(ended());
+    if (!signal.aborted) this.#apply(ended());
   }
 
   async #read({ status, headers, body }, id, signal) {
@@ -417,54 +417,54 @@ export class SSEClient {
       const traceId = headers.get("x-trace-id") ?? "";
       return () => machine.refused(Date.now(), status, { retryAfter, traceId });
     }
-    this.#run(machine.opened(Date.now()));
+    this.#apply(machine.opened(Date.now()));
     const parser = new EventParser(id);
     const reader = body.getReader();
     while (!signal.aborted) {
       const { value, done } = await reader.read();
       if (done || signal.aborted) break;
       const events = parser.feed(value);
-      machine.heard((this.lastMessageTime = Date.now()), parser.retry);
+      machine.received((this.lastMessageTime = Date.now()), parser.retry);
       for (const event of events) {
-        this.#run(machine.event(Date.now(), event));
+        this.#apply(machine.event(Date.now(), event));
         if (signal.aborted) return;
       }
       machine.id = parser.lastEventId;
-      this.#keep();
+      this.#saveId();
       while (this.#queue?.length > 256 && !signal.aborted) {
-        machine.deadline = Infinity; // it is us who are silent
-        this.#arm();
-        await new Promise((resolve) => (this.#taken = resolve));
-        if (!signal.aborted) machine.heard(Date.now());
+        machine.deadline = Infinity; // the reader is slow, not the server
+        this.#setTimer();
+        await new Promise((resolve) => (this.#onRead = resolve));
+        if (!signal.aborted) machine.received(Date.now());
       }
-      this.#arm();
+      this.#setTimer();
     }
     return () => machine.ended(Date.now(), { clean: true });
   }
 
-  #kept() {
+  #loadId() {
     const { keep, replay = true, url } = this.#options;
     try {
-      const [of, id] = JSON.parse(sessionStorage.getItem(keep));
-      if (of !== url) return "";
-      return replay ? id.replace(CURSOR, "$1-0") : id;
+      const [savedUrl, id] = JSON.parse(sessionStorage.getItem(keep));
+      if (savedUrl !== url) return "";
+      return replay ? id.replace(EVENT_ID, "$1-0") : id;
     } catch {
       return "";
     }
   }
 
-  #keep() {
+  #saveId() {
     const { keep, url } = this.#options;
     const { id } = this.#machine;
     if (!keep) return;
     try {
-      if (!id || CURSOR.exec(id)?.[3]) sessionStorage.removeItem(keep);
+      if (!id || EVENT_ID.exec(id)?.[3]) sessionStorage.removeItem(keep);
       else sessionStorage.setItem(keep, JSON.stringify([url, id]));
     } catch {}
   }
 }
 
-function parsed(text) {
+function parseJSON(text) {
   try {
     return JSON.parse(text);
   } catch {

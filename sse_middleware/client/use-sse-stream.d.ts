@@ -3,24 +3,27 @@ import type { Heartbeat, SSEClientOptions, SSEError, State } from "./sse-client.
 export interface UseSSEStreamOptions extends Omit<SSEClientOptions, "url"> {
   /** `/stream/search` by default. */
   url?: string;
-  /** Added to the address: fields, or the text of the one that is called `query`. */
+  /** Parameters added to `url`, or the value of one parameter named `query`. */
   query?: string | Record<string, string>;
 }
 
 export interface SSEStream {
-  /** Begin; what runs is stopped. `changes` go before what the hook was given. */
+  /**
+   * Start, after stopping the current stream. A stream that was stopped with `{cancel: false}`, or
+   * failed, resumes if its address and body are the same. `changes` override the options of the hook.
+   */
   start: (changes?: UseSSEStreamOptions | unknown) => void;
-  /** End now, on the server too unless `cancel` is false. */
+  /** Disconnect at once; the server also cancels the app's handler, unless `cancel` is false. */
   stop: (how?: { cancel?: boolean } | unknown) => void;
   isConnected: boolean;
   isReconnecting: boolean;
-  /** Attempts without progress since the connection was lost. */
+  /** Consecutive attempts without progress. */
   reconnectAttempts: number;
-  /** Milliseconds, as `Date.now()` tells them. */
+  /** When the client last received bytes, as returned by `Date.now()`. */
   lastMessageTime: number | undefined;
   state: State;
   traceId: string;
-  /** The last one. */
+  /** The last heartbeat. */
   heartbeat: Heartbeat | undefined;
   error: SSEError | undefined;
 }
@@ -28,8 +31,8 @@ export interface SSEStream {
 /**
  * Follow an event stream from a component, in React 18 and 19.
  *
- * Nothing is opened before `start` is called, and nothing is left open when the component goes.
- * Callbacks are those of the newest render; they need not be memoized, and neither do the options.
+ * A connection opens when `start` is called, and closes when the component unmounts. Options and
+ * callbacks are taken from the latest render and do not have to be memoized.
  *
  *     const { start, stop, state } = useSSEStream({ query, onContent: (data) => add(data) });
  */

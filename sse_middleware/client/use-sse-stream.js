@@ -1,5 +1,4 @@
-// A React hook (18 and 19) around the client; all is told in use-sse-stream.d.ts.
-/** @import * as T from "./use-sse-stream.js" */
+// The client as a hook for React 18 and 19, documented in use-sse-stream.d.ts.
 import { useCallback, useEffect, useMemo, useRef, useState } from "react";
 import { SSEClient } from "./sse-client.js";
 
@@ -14,11 +13,10 @@ const IDLE = {
   error: undefined,
 };
 
-/** @type {typeof T.useSSEStream} */
 export function useSSEStream(options = {}) {
   const latest = useRef(options);
   const running = useRef(null);
-  const [told, setTold] = useState(IDLE);
+  const [status, setStatus] = useState(IDLE);
   useEffect(() => {
     latest.current = options;
   });
@@ -28,27 +26,27 @@ export function useSSEStream(options = {}) {
   }, []);
 
   const start = useCallback((changes) => {
-    const wanted = { ...latest.current, ...own(changes) };
-    const { body } = wanted;
-    const url = address(wanted);
-    const before = running.current;
-    const isSame = before?.url === url && before.body === body;
-    if (isSame && before.client.state === "disconnected" && before.client.lastEventId) {
-      before.client.start(); // goes on
+    const merged = { ...latest.current, ...withoutClickEvent(changes) };
+    const { body } = merged;
+    const url = requestUrl(merged);
+    const previous = running.current;
+    const isSame = previous?.url === url && previous.body === body;
+    if (isSame && previous.client.state === "disconnected" && previous.client.lastEventId) {
+      previous.client.start(); // resumes
       return;
     }
-    before?.client.stop();
-    if (before?.hasContent) latest.current.onReset?.({ reason: "restarted" });
-    const mine = { url, body, hasContent: false };
-    const callbacks = heard(() => mine === running.current, tell, latest);
-    const client = (mine.client = new SSEClient({ ...wanted, url, ...callbacks }));
-    running.current = mine;
+    previous?.client.stop();
+    if (previous?.hasContent) latest.current.onReset?.({ reason: "restarted" });
+    const run = { url, body, hasContent: false };
+    const callbacks = wrapCallbacks(() => run === running.current, update, latest);
+    const client = (run.client = new SSEClient({ ...merged, url, ...callbacks }));
+    running.current = run;
     client.start();
 
-    function tell(name) {
-      if (name === "onContent") mine.hasContent = true;
+    function update(name) {
+      if (name === "onContent") run.hasContent = true;
       const { state, reconnectAttempts, lastMessageTime, traceId, heartbeat, error } = client;
-      setTold({
+      setStatus({
         state,
         isConnected: state === "connected",
         isReconnecting: state === "reconnecting",
@@ -63,14 +61,14 @@ export function useSSEStream(options = {}) {
 
   useEffect(
     () => () => {
-      // Whoever keeps a cursor may come back for the rest; nobody else can.
+      // A client that keeps its event id may resume after a reload, so the app continues.
       running.current?.client.stop({ cancel: !latest.current.keep });
       running.current = null;
     },
     [],
   );
 
-  return useMemo(() => ({ ...told, start, stop }), [told, start, stop]);
+  return useMemo(() => ({ ...status, start, stop }), [status, start, stop]);
 }
 
 const CALLBACKS = [
@@ -83,25 +81,25 @@ const CALLBACKS = [
   "onStateChange",
 ];
 
-// Each callback is that of the newest render, and nothing is heard of a client that was replaced.
-function heard(isCurrent, tell, latest) {
-  const through = (name) => [
+// Calls the callback of the latest render, and ignores calls of a client that was replaced.
+function wrapCallbacks(isCurrent, update, latest) {
+  const wrap = (name) => [
     name,
-    (...rest) => {
+    (...args) => {
       if (!isCurrent()) return;
-      tell(name);
-      latest.current[name]?.(...rest);
+      update(name);
+      latest.current[name]?.(...args);
     },
   ];
-  return Object.fromEntries(CALLBACKS.map(through));
+  return Object.fromEntries(CALLBACKS.map(wrap));
 }
 
-// A button's `onClick={start}` brings its event.
-function own(changes) {
+// `onClick={start}` passes the click event, which has no options.
+function withoutClickEvent(changes) {
   return changes?.nativeEvent ? {} : changes;
 }
 
-function address({ url = "/stream/search", query }) {
+function requestUrl({ url = "/stream/search", query }) {
   if (query === undefined) return url;
   const fields = typeof query === "string" ? { query } : query;
   return `${url}${url.includes("?") ? "&" : "?"}${new URLSearchParams(fields)}`;

@@ -344,7 +344,7 @@ class Options:
         return eventsource
 
     @property
-    def limits_something(self) -> bool:
+    def has_limits(self) -> bool:
         """Whether any limit is set."""
         return bool(self.max_streams or self.max_streams_per_client or self.open_rate)
 

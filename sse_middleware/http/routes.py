@@ -27,7 +27,7 @@ StreamKey = Callable[[Any], str]
 """Tells from the scope of a request which stream it asks for."""
 
 _ATTRIBUTE = "__sse_streaming__"
-_FAMILIES = (ClientKind.EVENTSOURCE, ClientKind.PLAIN, ClientKind.OPENAI)
+_CLIENT_KINDS = (ClientKind.EVENTSOURCE, ClientKind.PLAIN, ClientKind.OPENAI)
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
@@ -53,8 +53,8 @@ class Mark:
         overrides: Mapping[str, object],
         stream_key: StreamKey | None = None,
     ) -> None:
-        if family is not None and family not in _FAMILIES:
-            raise ConfigurationError("family", family, " or ".join(_FAMILIES))
+        if family is not None and family not in _CLIENT_KINDS:
+            raise ConfigurationError("family", family, " or ".join(_CLIENT_KINDS))
         self.name = name
         self.family = None if family is None else ClientKind(family)
         self.overrides = validate(overrides, per_endpoint=True)

@@ -215,7 +215,7 @@ def admission_for(context: Context) -> Admission | None:
     Raises:
         ConfigurationError: an extra is missing.
     """
-    return Admission(context) if context.options.limits_something else None
+    return Admission(context) if context.options.has_limits else None
 
 
 def _open_rate(context: Context) -> "OpenRate | None":

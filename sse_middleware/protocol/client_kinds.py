@@ -1,8 +1,8 @@
-"""Families: what kind of client asks, which decides what it may be sent beside the app's bytes.
+"""Kinds of clients: which control events a client may receive besides the bytes of the app.
 
-Named events and ids are needed by a native `EventSource`, whose page sees nothing else, and
-break other clients, several of which send the same `Accept`. So `EVENTSOURCE` is given only to
-who shows that it is one, and everybody else is `PLAIN`.
+A page with a native `EventSource` needs named events and ids, because it has access to nothing
+else. The same events break other clients, several of which send the same `Accept`. A client is
+therefore `EVENTSOURCE` only if its request proves it, and `PLAIN` otherwise.
 """
 
 import enum
@@ -10,42 +10,43 @@ import hashlib
 
 from sse_middleware.config.options import CommentStyle
 
-ALL = 100
-"""Percent."""
+ALL_PERCENT = 100
 
 EVENT_STREAM = b"text/event-stream"
 
 
 class ClientKind(enum.StrEnum):
-    """What kind of client asks."""
+    """The kind of a client."""
 
     EVENTSOURCE = "eventsource"
-    """Reads named events and resumes by cursor: heartbeats, ids and an end it can see."""
+    """Reads named events and resumes by event id: receives heartbeats, ids and an end event."""
     PLAIN = "plain"
-    """Anything else: the app's bytes, and a comment when they pause for long."""
+    """Any other client: receives the bytes of the app, and a comment during a long silence."""
     OPENAI = "openai"
-    """A plain client of a stream of chat completion chunks, with an end that its SDKs know."""
+    """A plain client of a stream of chat completion chunks: receives an end that SDKs parse."""
     OFF = "off"
-    """A client that the rollout has left out: measured, and not touched."""
+    """A client outside the rollout: its stream is measured and not changed."""
 
 
-def family_of(method: str, headers: dict[bytes, bytes], *, has_cursor: bool) -> ClientKind:
-    """Tell the family of a client from its request.
+def detect_client_kind(
+    method: str, headers: dict[bytes, bytes], *, has_event_id: bool
+) -> ClientKind:
+    """Return the kind of the client that sends a request.
 
     Args:
         method: the HTTP method.
-        headers: what `request_headers` has picked.
-        has_cursor: whether it came with a cursor of ours.
+        headers: the headers that `request_headers` has selected.
+        has_event_id: whether the request has an event id of the middleware.
     """
     accepts = headers.get(b"accept", b"").lower()
-    if EVENT_STREAM not in accepts and not has_cursor:
+    if EVENT_STREAM not in accepts and not has_event_id:
         return ClientKind.PLAIN
     accept = [part.strip() for part in accepts.split(b";")]
-    if accept == [EVENT_STREAM, b"events=named"] or has_cursor:
+    if accept == [EVENT_STREAM, b"events=named"] or has_event_id:
         return ClientKind.EVENTSOURCE
     # "Set request's cache mode to "no-store"" (WHATWG HTML 9.2.2), for which a browser adds
     # Cache-Control: no-cache (https://fetch.spec.whatwg.org/#http-network-or-cache-fetch). Of all
-    # clients only a native EventSource sends this pair unasked.
+    # clients only a native EventSource sends this pair by default.
     native = (
         method == "GET"
         and accept == [EVENT_STREAM]
@@ -58,25 +59,25 @@ def family_of(method: str, headers: dict[bytes, bytes], *, has_cursor: bool) -> 
 class CommentForm(enum.StrEnum):
     """How the heartbeat comment of a plain client is written.
 
-    A hand-written parser that splits at blank lines loses the event behind a comment that has
-    none; some decoders of libraries dispatch an empty event at any blank line.
+    A hand-written parser that splits at blank lines loses the event after a comment without one.
+    Some decoders of libraries dispatch an empty event at each blank line.
     """
 
     BLOCK = "block"
     """With a blank line."""
     BLOCK_UNTIL_ID = "block until an id"
-    """With a blank line until the stream has an id, from when on SDKs dispatch at any."""
+    """With a blank line until the stream has an id; after that, SDKs dispatch at each one."""
     LINE = "line"
-    """Without."""
+    """Without a blank line."""
 
 
 def comment_form(headers: dict[bytes, bytes], style: CommentStyle) -> CommentForm:
-    """Tell the form of comment that suits a client.
+    """Return the form of heartbeat comment that suits a client.
 
     Args:
-        headers: what `request_headers` has picked.
-        style: the setting; `auto` goes by what the client accepts. Libraries name just event
-            streams (some twice), SDKs some type, and hand-written code names none.
+        headers: the headers that `request_headers` has selected.
+        style: the setting; `auto` depends on `Accept`. Libraries accept only event streams (some
+            name the type twice), SDKs name some type, and hand-written code names none.
     """
     if style != "auto":
         return CommentForm(style)
@@ -90,11 +91,11 @@ def comment_form(headers: dict[bytes, bytes], style: CommentStyle) -> CommentFor
 
 
 def in_rollout(percent: int, headers: dict[bytes, bytes], address: str) -> bool:
-    """Tell whether a client belongs to the stable share of `percent` for whom we act.
+    """Return whether a client is in the stable share of `percent` that the middleware acts for.
 
-    A client is told by its credentials, else by its address and browser.
+    A client is identified by its credentials, or else by its address and browser.
     """
-    if percent >= ALL:
+    if percent >= ALL_PERCENT:
         return True
     key = headers.get(b"authorization") or address.encode() + headers.get(b"user-agent", b"")
     digest = hashlib.blake2b(key, digest_size=4).digest()

@@ -112,7 +112,7 @@ def error(record: StreamRecord, terms: StreamTerms, event_id: EventId | None) ->
 
 
 def producer_lost(record: StreamRecord, terms: StreamTerms, retry_ms: int) -> bytes:
-    """Return the `error` of a stream whose producer is gone; the client may reconnect."""
+    """Return the `error` of a stream that has lost its producer; the client may reconnect."""
     return _error(record, terms, _PRODUCER_LOST, retry_ms=retry_ms)
 
 

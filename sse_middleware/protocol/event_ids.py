@@ -1,8 +1,8 @@
-"""Cursors: the ids that we give to events, and what of them may be seen by whom.
+"""Event ids: the ids that the middleware adds to events.
 
-A cursor is `<secret>-<seq>`, and behind the end of a stream `<secret>-<seq>.<ending>`. Who holds
-the secret may read the stream, so it stands in the stream itself and nowhere else; the stream id,
-its digest, stands in headers, logs and metrics.
+An event id is `<secret>-<seq>`; that of an end event is `<secret>-<seq>.<ending>`. A client that
+has the secret may read the stream, so the secret is sent only in the stream itself. The stream id,
+a digest of the secret, appears in headers, logs and metrics.
 """
 
 import enum
@@ -12,8 +12,8 @@ import secrets
 from dataclasses import dataclass, field
 
 _SECRET_BYTES = 16  # 128 bits, as a UUID or an RFC 6750 token would at least carry
-_LONGEST = 64
-_CURSOR = re.compile(r"([A-Za-z0-9_-]{22})-(0|[1-9][0-9]{0,14})(?:\.(end|again|cut))?")
+_MAX_LENGTH = 64
+_EVENT_ID = re.compile(r"([A-Za-z0-9_-]{22})-(0|[1-9][0-9]{0,14})(?:\.(end|again|cut))?")
 
 
 def new_secret() -> str:
@@ -22,24 +22,24 @@ def new_secret() -> str:
 
 
 def stream_id(secret: str) -> str:
-    """Return the public name of the stream that `secret` opens: 32 hexadecimal digits."""
+    """Return the public id of the stream with this `secret`: 32 hexadecimal digits."""
     return hashlib.blake2b(secret.encode(), digest_size=16).hexdigest()
 
 
 class Ending(enum.StrEnum):
-    """What a client that comes back behind the end of a stream is to get; no store is asked."""
+    """The response to a client that reconnects after the end of a stream; no store is needed."""
 
     FINAL = "end"
-    """Nothing: the stream was all there is."""
+    """No stream: there is nothing more to read."""
     AGAIN = "again"
-    """The app's answer anew, as without us: pages poll that way."""
+    """A new stream of the app, as without the middleware: some pages poll in this way."""
     CUT = "cut"
-    """The app's answer anew, and told that it is: the stream has ended before its time."""
+    """A new stream of the app that begins with a `reset`: the stream has ended early."""
 
 
 @dataclass(frozen=True, slots=True)
 class EventId:
-    """A place in a stream: behind the event `seq`, 0 for before the first one."""
+    """A position in a stream: after the event `seq`, or before the first one if it is 0."""
 
     secret: str = field(repr=False)
     seq: int
@@ -50,8 +50,8 @@ class EventId:
 
 
 def parse_event_id(text: str) -> EventId | None:
-    """Read a cursor of ours out of hostile input, `None` where it is anything else."""
-    found = _CURSOR.fullmatch(text) if len(text) <= _LONGEST else None
+    """Parse an event id from untrusted input; return `None` if it is not one of ours."""
+    found = _EVENT_ID.fullmatch(text) if len(text) <= _MAX_LENGTH else None
     if found is None:
         return None
     secret, seq, ending = found.groups()

@@ -48,7 +48,7 @@ class EventParser:
         self._reset_block()
 
     def feed(self, chunk: bytes) -> list[Event]:
-        """Take the next bytes of the stream, cut anywhere, and return the events they complete."""
+        """Parse the next bytes of the stream and return the events that they complete."""
         events: list[Event] = []
         self._buffer += chunk
         if not self._buffer or (self._at_start and not self._drop_bom()):
@@ -99,7 +99,7 @@ class EventParser:
 
     def _dispatch(self) -> Event | None:
         # "Set the last event ID string of the event source to the value of the last event ID
-        # buffer" comes first: a block without data moves it too.
+        # buffer" is the first step: a block without data also changes it.
         self.last_event_id = self._id
         event = None
         if self._data:

@@ -83,7 +83,7 @@ class StreamState(Intake):
         return self._start_or_reset("truncated", event_id, resumed=True)
 
     def producer_lost(self) -> bytes:
-        """Return the `error` of a connection whose producer is gone."""
+        """Return the `error` of a connection that has lost its producer."""
         return control_events.producer_lost(self.record, self.terms, self.retry_ms)
 
     def _start_or_reset(

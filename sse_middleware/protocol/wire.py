@@ -1,10 +1,10 @@
-"""The wire format: bytes in, bytes out, in linear time, whatever the chunking.
+"""The wire format: splits, reads, edits and encodes blocks of an event stream.
 
-WHATWG HTML 9.2.5 and 9.2.6 (https://html.spec.whatwg.org/#parsing-an-event-stream) to the
-letter. Nothing here does I/O, keeps time, or knows why it is asked.
+It follows WHATWG HTML 9.2.5 and 9.2.6 exactly
+(https://html.spec.whatwg.org/#parsing-an-event-stream), in linear time and with any chunking.
 
-`Splitter` cuts a byte stream between events and keeps every byte; `format_sse_event` writes one
-block; the others look into a whole block, or change it.
+`Splitter` splits a byte stream between events and keeps every byte; `format_sse_event` encodes one
+block; the other functions read or edit one complete block.
 """
 
 import codecs
@@ -20,10 +20,10 @@ DEFAULT_EVENT = "message"
 """The type of an event whose block names none (WHATWG HTML 9.2.6)."""
 
 _CR = 13
-_NOTHING = bytearray()  # of all streams that keep nothing, which are most; nobody writes into it
+_NOTHING = bytearray()  # shared by all streams with an empty buffer, which are most; never changed
 
-# "end-of-line = ( cr lf / cr / lf )". The possessive `?+` never gives the LF of a CRLF back, so
-# a CR at the end of the buffer ends its line now and a LF that comes later is known as its half.
+# "end-of-line = ( cr lf / cr / lf )". The possessive `?+` never backtracks into a CRLF. A CR at the
+# end of the buffer ends its line immediately; a LF that arrives later is the second half of it.
 EOL = re.compile(rb"\r\n?+|\n")
 _BLANK_LINE = re.compile(rb"(?:\r\n?+|\n)(?:\r\n?+|\n)")
 _DATA_LINE = re.compile(rb"(?:\A|[\r\n])data[:\r\n]")
@@ -36,70 +36,70 @@ _EVENT_LINE = re.compile(rb"(?:\A|[\r\n])event(?:: ?|(?=[\r\n]))([^\r\n]*)")
 
 
 class Kind(enum.IntEnum):
-    """What a `Piece` is, and so what may stand behind it."""
+    """The kind of a `Piece`."""
 
     BLOCK = 1
-    """One whole block, up to and with its blank line."""
+    """One complete block, including its blank line."""
     LINE = 2
-    """A comment or an empty line between two blocks, or the LF of a CRLF cut in two."""
+    """A comment or an empty line between two blocks, or the LF of a CRLF in two chunks."""
     PART = 3
-    """A part of a block over the limit: more of it follows, nothing else may."""
+    """A part of a block over the limit; only the rest of the block may follow."""
     LAST_PART = 4
-    """The end of a block over the limit, with its blank line."""
+    """The end of a block over the limit, including its blank line."""
     BOM = 5
-    """The byte order mark, which counts only as the first bytes of a stream."""
+    """The byte order mark, which is valid only as the first bytes of a stream."""
 
 
 Piece = tuple[Kind, bytes]
-"""Some bytes of the stream. All pieces and the tail, joined, are the stream."""
+"""Some bytes of the stream. All pieces and the tail, concatenated, are the stream."""
 
 
 class Splitter:
-    """Cut a byte stream into blocks, with any chunking, and keep every byte.
+    """Split a byte stream, in any chunking, into blocks, and keep every byte.
 
-    A block is passed on when it is whole, a comment or an empty line between two blocks at once.
-    A block longer than `max_block_bytes` is passed on in parts as it comes, so that memory is
-    bounded by the limit and one chunk; the latch opens again at its blank line.
+    A block is returned when it is complete, a comment or an empty line between two blocks
+    immediately. A block longer than `max_block_bytes` is returned in parts as they arrive, until
+    its blank line, so that memory is bounded by the limit and one chunk.
 
     Attributes:
-        at_rest: whether the next byte begins a line between two blocks, and none is kept here.
+        at_rest: whether the next byte begins a line between two blocks and the buffer is empty.
     """
 
     __slots__ = (
         "_at_start",
         "_buffer",
+        "_ended_in_cr",
         "_in_long_block",
-        "_lf_is_ours",
         "_limit",
-        "_owed_lf",
         "_searched",
+        "_wrote_lf",
         "at_rest",
     )
 
     def __init__(self, max_block_bytes: int) -> None:
         self._limit = max_block_bytes
         self._buffer = _NOTHING
-        self._searched = 0  # no blank line begins before this offset, so no byte is read twice
-        self._owed_lf = False  # the last piece ended in CR: a LF that comes next is its half
-        self._lf_is_ours = False  # ... and we have written that half already
+        self._searched = 0  # no blank line begins before this offset; no byte is searched twice
+        self._ended_in_cr = False  # the last piece ended in CR: a LF that follows completes it
+        self._wrote_lf = False  # ... and `complete_line_end` has returned that LF already
         self._in_long_block = False
         self._at_start = True
         self.at_rest = False
 
     @property
     def between_blocks(self) -> bool:
-        """Whether all that was passed on ends between two blocks."""
+        """Whether the bytes returned so far end between two blocks."""
         return not self._in_long_block
 
     def count_usual(self, chunk: bytes) -> int:
-        """Return how many events `chunk` is where all of them are usual, else 0.
+        """Return the number of events in `chunk` if all of them are usual, else 0.
 
-        That is a `data` line, perhaps with an `event` line before it, and a blank one; all end in
-        LF. Such a chunk passes as it is and need not be fed.
+        A usual event is an optional `event` line, one `data` line and a blank line, all with LF.
+        A chunk of usual events needs no splitting and must not be fed.
         """
         if _CR in chunk or len(chunk) > self._limit:
             return 0
-        # To look for a byte by its number is many times faster than for a string of one.
+        # A search for a byte by its number is many times faster than for a string of one byte.
         line, _, rest = chunk.partition(b"\n")
         if rest == b"\n":
             count = int(line[:5] == b"data:")
@@ -110,7 +110,7 @@ class Splitter:
         return count if count and (self.at_rest or self._begins(chunk)) else 0
 
     def feed(self, chunk: bytes) -> list[Piece]:
-        """Take the next bytes and return the pieces that are whole with them."""
+        """Add the next bytes and return the pieces that they complete."""
         if not chunk:
             return []
         if (self.at_rest or self._begins(chunk)) and self._is_one_block(chunk):
@@ -120,35 +120,37 @@ class Splitter:
             self._buffer += chunk
         else:
             self._buffer = bytearray(chunk)
-        if not self._at_start or self._pass_bom(pieces):
-            if self._owed_lf:
-                self._settle_owed_lf(pieces)
-            self._pass_blocks(pieces)
+        if not self._at_start or self._emit_bom(pieces):
+            if self._ended_in_cr:
+                self._emit_missing_lf(pieces)
+            self._emit_blocks(pieces)
         if not self._buffer:
             self._buffer = _NOTHING
-        self.at_rest = not (self._buffer or self._at_start or self._owed_lf or self._in_long_block)
+        self.at_rest = not (
+            self._buffer or self._at_start or self._ended_in_cr or self._in_long_block
+        )
         return pieces
 
     def flush(self) -> bytes:
-        """Return the unterminated tail, which no client dispatches, and forget it."""
+        """Return the incomplete block at the end, which no client dispatches, and drop it."""
         tail = bytes(self._buffer)
         self._buffer = _NOTHING
         self._searched = 0
         return tail
 
     def complete_line_end(self) -> bytes:
-        """Return the LF that completes a cut CRLF, or nothing; who writes in between writes it.
+        """Return the LF that completes a CRLF in two chunks, or nothing.
 
-        The stream's own LF is then dropped when it comes. Where none comes a CR has become a
-        CRLF, which parses the same.
+        The caller sends it before bytes of its own. The LF of the stream is then dropped when it
+        arrives. If none arrives, a CR has become a CRLF, which parses the same.
         """
-        if not self._owed_lf or self._lf_is_ours:
+        if not self._ended_in_cr or self._wrote_lf:
             return b""
-        self._lf_is_ours = True
+        self._wrote_lf = True
         return b"\n"
 
     def _begins(self, chunk: bytes) -> bool:
-        """Tell whether `chunk` is the first of the stream, and no byte order mark."""
+        """Return whether `chunk` is the first of the stream and has no byte order mark."""
         if not self._at_start or self._buffer or chunk[0] == BOM[0]:
             return False
         self._at_start = False
@@ -156,7 +158,7 @@ class Splitter:
         return True
 
     def _is_one_block(self, chunk: bytes) -> bool:
-        """Tell whether `chunk` is just one block, with LF or with CRLF line ends."""
+        """Return whether `chunk` is exactly one block, with LF or with CRLF line ends."""
         if chunk.startswith((b":", b"\n", b"\r")) or len(chunk) > self._limit:
             return False
         if chunk.endswith(b"\n\n"):
@@ -168,29 +170,29 @@ class Splitter:
             and chunk.count(b"\r") == line_ends == chunk.count(b"\n")
         )
 
-    def _pass_bom(self, pieces: list[Piece]) -> bool:
-        """Pass a leading byte order mark on; return False while it may still become one."""
+    def _emit_bom(self, pieces: list[Piece]) -> bool:
+        """Emit a byte order mark; return False while the first bytes may still become one."""
         head = bytes(self._buffer[: len(BOM)])
         if head != BOM and BOM.startswith(head):
             return False
         self._at_start = False
         if head == BOM:
-            self._pass(pieces, Kind.BOM, len(BOM))
+            self._emit(pieces, Kind.BOM, len(BOM))
         return True
 
-    def _settle_owed_lf(self, pieces: list[Piece]) -> None:
-        ours, self._owed_lf, self._lf_is_ours = self._lf_is_ours, False, False
+    def _emit_missing_lf(self, pieces: list[Piece]) -> None:
+        wrote, self._ended_in_cr, self._wrote_lf = self._wrote_lf, False, False
         if not self._buffer.startswith(b"\n"):
             return
-        if ours:
+        if wrote:
             del self._buffer[:1]
         else:
-            self._pass(pieces, Kind.LINE, 1)
+            self._emit(pieces, Kind.LINE, 1)
 
-    def _pass_blocks(self, pieces: list[Piece]) -> None:
+    def _emit_blocks(self, pieces: list[Piece]) -> None:
         buffer = self._buffer
         while buffer:
-            if not self._in_long_block and self._pass_line(pieces):
+            if not self._in_long_block and self._emit_line(pieces):
                 continue
             found = _BLANK_LINE.search(buffer, self._searched)
             if found is not None:
@@ -198,16 +200,16 @@ class Splitter:
                     self._in_long_block = True
                 kind = Kind.LAST_PART if self._in_long_block else Kind.BLOCK
                 self._in_long_block = False
-                self._pass(pieces, kind, found.end())
+                self._emit(pieces, kind, found.end())
                 continue
             self._searched = len(buffer) - _trailing_eol_length(buffer)
             if self._in_long_block or len(buffer) > self._limit:
                 self._in_long_block = True
-                self._pass(pieces, Kind.PART, self._searched)
+                self._emit(pieces, Kind.PART, self._searched)
             return
 
-    def _pass_line(self, pieces: list[Piece]) -> bool:
-        """Pass an empty or a comment line at the start of a block on, if it is whole."""
+    def _emit_line(self, pieces: list[Piece]) -> bool:
+        """Emit an empty line or a comment at the start of a block, if it is complete."""
         first = self._buffer[0]
         if first in b"\r\n":
             found = EOL.match(self._buffer)
@@ -219,25 +221,25 @@ class Splitter:
             return False
         end = found.end()
         if first == ord(":") and EOL.match(self._buffer, end):
-            return False  # a comment of its own block: `: ping` and its blank line stay one piece
-        self._pass(pieces, Kind.LINE, end)
+            return False  # a block of its own: `: ping` and its blank line are one piece
+        self._emit(pieces, Kind.LINE, end)
         return True
 
-    def _pass(self, pieces: list[Piece], kind: Kind, length: int) -> None:
+    def _emit(self, pieces: list[Piece], kind: Kind, length: int) -> None:
         if not length:
             return
         data = bytes(self._buffer[:length])
         del self._buffer[:length]
         self._searched = 0
-        self._owed_lf = data.endswith(b"\r") and not self._buffer
+        self._ended_in_cr = data.endswith(b"\r") and not self._buffer
         pieces.append((kind, data))
 
 
 def _count_lines(chunk: bytes) -> int:
-    # Each LF has to be one of two behind a line, and `data:` what follows them but at the end.
+    # Each line ends in two LFs, and `data:` follows them except at the end.
     count, odd = divmod(chunk.count(b"\n"), 2)
-    whole = not odd and chunk[:5] == b"data:" and chunk.count(b"\n\ndata:") == count - 1
-    return count if whole else 0
+    usual = not odd and chunk[:5] == b"data:" and chunk.count(b"\n\ndata:") == count - 1
+    return count if usual else 0
 
 
 def _count_named(chunk: bytes) -> int:
@@ -245,46 +247,46 @@ def _count_named(chunk: bytes) -> int:
 
 
 def _trailing_eol_length(buffer: bytes | bytearray) -> int:
-    """Return the length of the line end that `buffer` ends with, 0 where it ends in a line."""
+    """Return the length of the line end at the end of `buffer`, 0 if there is none."""
     if buffer.endswith(b"\r\n"):
         return 2
     return 1 if buffer.endswith((b"\r", b"\n")) else 0
 
 
 def has_data(block: bytes) -> bool:
-    """Tell whether a client dispatches an event for this whole `block`."""
+    """Return whether a client dispatches an event for this complete `block`."""
     if block.startswith(b"data:") or block.find(b"\ndata:") >= 0:
         return True
     return _DATA_LINE.search(block) is not None
 
 
 def has_id(block: bytes) -> bool:
-    """Tell whether this whole `block` has an `id` line, of whatever value."""
-    # The substring look-up is there for its speed: most blocks have none.
+    """Return whether this complete `block` has an `id` line, with any value."""
+    # Most blocks have none, and a substring search is faster than the expression.
     if not block.startswith(b"id") and block.find(b"\nid") < 0 and block.find(b"\rid") < 0:
         return False
     return _ID_LINE.search(block) is not None
 
 
 def event_id(block: bytes) -> bytes:
-    """Return the last event id that this whole `block` sets, `b""` where it sets none."""
+    """Return the last event id that this complete `block` sets, `b""` if it sets none."""
     ids = [value for value in _ID_VALUES.findall(block) if b"\0" not in value]
     return ids[-1] if ids else b""
 
 
 def event_name(block: bytes) -> bytes:
-    """Return the event type that this whole `block` names last, `b""` where it names none."""
+    """Return the last event type in this complete `block`, `b""` if it names none."""
     names = _EVENT_LINE.findall(block)
     return names[-1] if names else b""
 
 
 def event_data(block: bytes) -> bytes:
-    """Return the data that a client dispatches for this whole `block`."""
+    """Return the data that a client dispatches for this complete `block`."""
     return b"\n".join(_DATA_VALUES.findall(block))
 
 
 def _change_data(block: bytes, change: Callable[[bytes], bytes]) -> bytes:
-    """Return the whole `block` with its data changed, where it has just one line of it."""
+    """Return the `block` with its data changed, if it has exactly one `data` line."""
     lines = list(_DATA_VALUES.finditer(block))
     if len(lines) != 1:
         return block
@@ -295,7 +297,7 @@ def _change_data(block: bytes, change: Callable[[bytes], bytes]) -> bytes:
 
 
 def add_trace_id(block: bytes, trace_id: str) -> bytes:
-    """Return the whole `block` with a `trace_id` in its data, if that is a one-line JSON object."""
+    """Return the `block` with a `trace_id` added to its data, if that is a one-line JSON object."""
 
     def add(data: bytes) -> bytes:
         try:
@@ -312,7 +314,7 @@ def add_trace_id(block: bytes, trace_id: str) -> bytes:
 
 
 def add_line(block: bytes, line: bytes) -> bytes:
-    """Return the whole `block` with `line` behind its own lines, ended as those are."""
+    """Return the `block` with `line` after its own lines, with the same line end."""
     if block.endswith(b"\n\n"):
         return block[:-1] + line + b"\n\n"
     lines = block[: -(_trailing_eol_length(block))]
@@ -321,7 +323,7 @@ def add_line(block: bytes, line: bytes) -> bytes:
 
 
 def line_end(lines: bytes) -> bytes:
-    """Return the line end (CRLF, LF or CR) that `lines` close with, `b""` where they do not."""
+    """Return the line end (CRLF, LF or CR) at the end of `lines`, `b""` if there is none."""
     length = _trailing_eol_length(lines)
     return lines[-length:] if length else b""
 
@@ -334,19 +336,19 @@ def format_sse_event(
     retry: int | None = None,
     comment: str | None = None,
 ) -> bytes:
-    """Encode one block of an event stream, as UTF-8 and with its blank line.
+    """Encode one block of an event stream in UTF-8, including its blank line.
 
     Args:
-        data: the payload; each of its lines (LF, CR or CRLF) becomes a `data` line. Without it
-            a client dispatches nothing, but obeys the other fields.
+        data: the payload; each of its lines (LF, CR or CRLF) becomes a `data` line. Without it,
+            a client applies the other fields and dispatches no event.
         event: the event's type; `None`, `""` and `"message"` write no line.
-        id: the last event id from here on; `""` resets it.
+        id: the new last event id; `""` resets it.
         retry: the reconnection time in milliseconds.
         comment: text that clients ignore, in one or more lines.
 
     Raises:
-        EventFormatError: a field holds what would end its line or inject another one, or there
-            is no field at all.
+        EventFormatError: a field has characters that would end its line and inject another one,
+            or there is no field.
     """
     lines: list[bytes] = []
     if comment is not None:
@@ -380,5 +382,5 @@ def _encoded(field: str, value: str, *, forbidden: str = "") -> bytes:
 
 
 def _encoded_lines(field: str, text: str) -> list[bytes]:
-    # Not str.splitlines: U+2028 and its like end no line on this wire.
+    # Not str.splitlines, because U+2028 and similar characters do not end a line on the wire.
     return _encoded(field, text.replace("\r\n", "\n").replace("\r", "\n")).split(b"\n")

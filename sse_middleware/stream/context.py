@@ -14,7 +14,12 @@ from sse_middleware.http.identity import Identify
 from sse_middleware.http.request import SSERequest, stream_key_name
 from sse_middleware.http.routes import UNMATCHED, Mark, get_mark, route_ahead
 from sse_middleware.observability.observer import Observer
-from sse_middleware.protocol.client_kinds import ALL, ClientKind, family_of, in_rollout
+from sse_middleware.protocol.client_kinds import (
+    ALL_PERCENT,
+    ClientKind,
+    detect_client_kind,
+    in_rollout,
+)
 from sse_middleware.stores.base import EventStore, LogInfo
 from sse_middleware.stream.linger_queue import LingerQueue
 
@@ -78,12 +83,12 @@ class Context:
             mark: the mark of its endpoint, if there is one.
         """
         percent = self.options.rollout_percent
-        if percent < ALL and not in_rollout(percent, request.headers, request.peer_host):
+        if percent < ALL_PERCENT and not in_rollout(percent, request.headers, request.peer_host):
             return ClientKind.OFF
         if mark is not None and mark.family is not None:
             return mark.family
         has_event_id = request.intent.event_id is not None
-        return family_of(request.method, request.headers, has_cursor=has_event_id)
+        return detect_client_kind(request.method, request.headers, has_event_id=has_event_id)
 
     def _mark(self, endpoint: object, scope: Scope) -> Mark | None:
         mark = get_mark(endpoint, scope.get("method", ""))

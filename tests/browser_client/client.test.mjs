@@ -1,27 +1,27 @@
-// The client on a real server of node's: what it asks for, and what its iterator gives.
+// SSEClient against a real node server: its requests, its callbacks and its iterator.
 import assert from "node:assert/strict";
 import { createServer } from "node:http";
 import { after, before, test } from "node:test";
 import { SSEClient } from "../../sse_middleware/client/sse-client.js";
 
 const SECRET = "gbIM0uFqHGZdYXNM4YkE9w";
-const SAID = '"stream_id": "s", "trace_id": "t"';
-const START = `event: start\ndata: {${SAID}, "resumed": false}\nid: ${SECRET}-0\nretry: 10\n\n`;
-const end = (reason) => `event: complete\ndata: {${SAID}, "reason": "${reason}"}\n\n`;
+const STREAM = '"stream_id": "s", "trace_id": "t"';
+const START = `event: start\ndata: {${STREAM}, "resumed": false}\nid: ${SECRET}-0\nretry: 10\n\n`;
+const end = (reason) => `event: complete\ndata: {${STREAM}, "reason": "${reason}"}\n\n`;
 const word = (seq) => `data: {"word": ${seq}}\nid: ${SECRET}-${seq}\n\n`;
 
 let server;
-let answers;
-let asked;
+let responses;
+let requests;
 
 before(async () => {
   server = createServer((request, response) => {
     let body = "";
     request.on("data", (chunk) => (body += chunk));
     request.on("end", () => {
-      asked.push({ method: request.method, url: request.url, headers: request.headers, body });
-      const answer = answers.shift() ?? ((gone) => gone.writeHead(404).end());
-      answer(response);
+      requests.push({ method: request.method, url: request.url, headers: request.headers, body });
+      const respondNext = responses.shift() ?? notFound;
+      respondNext(response);
     });
   });
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
@@ -31,103 +31,109 @@ after(() => {
   server.close();
 });
 
+const notFound = (response) => response.writeHead(404).end();
+const noContent = (response) => response.writeHead(204).end();
 const stream = (response) => response.writeHead(200, { "content-type": "text/event-stream" });
-const says = (...parts) => (response) => stream(response).end(parts.join(""));
-const cutBehind = (...parts) => (response) =>
+const respond = (...parts) => (response) => stream(response).end(parts.join(""));
+const respondAndCut = (...parts) => (response) =>
   stream(response).write(parts.join(""), () => setTimeout(() => response.destroy(), 20));
 
-function client(given, options) {
-  [answers, asked] = [given, []];
+function client(nextResponses, options) {
+  [responses, requests] = [nextResponses, []];
   return new SSEClient({ url: `http://127.0.0.1:${server.address().port}/answers?a=1`, ...options });
 }
 
-async function all(of) {
+async function waitForRequests(count) {
+  while (requests.length < count) await new Promise((resolve) => setTimeout(resolve, 5));
+}
+
+async function readAll(sse) {
   const items = [];
-  for await (const item of of) items.push(item.reset ? "reset" : item.data.word);
+  for await (const item of sse) items.push(item.reset ? "reset" : item.data.word);
   return items;
 }
 
-test("an iterator gives each event once, across cuts, and is then at its end", async () => {
-  const of = client([
-    cutBehind(START, word(1), word(2)),
-    cutBehind(START.replace("false", "true").replace("-0", "-2"), word(3)),
-    says(word(4), end("finished")),
+test("the iterator returns each event once, across cuts, and then ends", async () => {
+  const sse = client([
+    respondAndCut(START, word(1), word(2)),
+    respondAndCut(START.replace("false", "true").replace("-0", "-2"), word(3)),
+    respond(word(4), end("finished")),
   ]);
-  assert.deepEqual(await all(of), [1, 2, 3, "reset", 4]);
+  assert.deepEqual(await readAll(sse), [1, 2, 3, "reset", 4]);
   assert.deepEqual(
-    asked.map(({ url }) => url),
+    requests.map(({ url }) => url),
     [
       "/answers?a=1",
       `/answers?last_event_id=${SECRET}-2&a=1`,
       `/answers?last_event_id=${SECRET}-3&a=1`,
     ],
   );
-  for (const { headers } of asked) assert.equal(headers.accept, "text/event-stream;events=named");
-  assert.equal(of.state, "disconnected");
+  for (const { headers } of requests) assert.equal(headers.accept, "text/event-stream;events=named");
+  assert.equal(sse.state, "disconnected");
 });
 
-test("an iterator throws where the stream ends before its time, or fails", async () => {
-  await assert.rejects(all(client([says(START, word(1), end("duration_cap"))])), {
+test("the iterator throws if the stream ends early or fails", async () => {
+  await assert.rejects(readAll(client([respond(START, word(1), end("duration_cap"))])), {
     name: "SSEError",
     code: "duration_cap",
     traceId: "t",
   });
-  await assert.rejects(all(client([])), { code: "http", status: 404 });
+  await assert.rejects(readAll(client([])), { code: "http", status: 404 });
 });
 
-test("an iterator that is left stops the stream, on the server too", async () => {
-  const of = client([cutBehind(START, word(1), word(2)), (response) => response.writeHead(204).end()]);
-  for await (const { data } of of) if (data.word === 2) break;
-  assert.equal(of.state, "disconnected");
-  while (asked.length < 2) await new Promise((resolve) => setTimeout(resolve, 5));
+test("a break out of the iterator stops the stream, also on the server", async () => {
+  const sse = client([respondAndCut(START, word(1), word(2)), noContent]);
+  for await (const { data } of sse) if (data.word === 2) break;
+  assert.equal(sse.state, "disconnected");
+  await waitForRequests(2);
   assert.deepEqual(
-    [asked[1].method, asked[1].url],
+    [requests[1].method, requests[1].url],
     ["POST", `/answers?sse_cancel=${SECRET}-2&a=1`],
   );
 });
 
-test("who takes events slowly is sent them slowly, and silence is then his own", async () => {
+test("a slow reader of the iterator slows the server down, without a silence timeout", async () => {
   let written = 0;
-  const of = client(
+  const sse = client(
     [
       (response) => {
         stream(response).write(START);
         const pad = "x".repeat(1000);
-        const go = () => {
+        const writeAll = () => {
           while (written < 20_000) {
             if (!response.write(`data: {"word": ${++written}, "pad": "${pad}"}\n\n`)) {
-              return response.once("drain", go);
+              return response.once("drain", writeAll);
             }
           }
           response.end(end("finished"));
         };
-        go();
+        writeAll();
       },
     ],
     { silenceThreshold: 1000 },
   );
-  let taken = 0;
-  for await (const { data } of of) {
-    assert.equal(data.word, ++taken);
-    if (taken === 1) {
+  let read = 0;
+  for await (const { data } of sse) {
+    assert.equal(data.word, ++read);
+    if (read === 1) {
       await new Promise((resolve) => setTimeout(resolve, 1500));
-      assert.ok(written < 20_000, "it is held back");
+      assert.ok(written < 20_000, "the client does not read ahead without limit");
     }
   }
-  assert.equal(taken, 20_000);
-  assert.equal(asked.length, 1);
+  assert.equal(read, 20_000);
+  assert.equal(requests.length, 1);
 });
 
-test("headers are asked for at each connection, and a body is sent each time", async () => {
+test("the headers function is called for each connection, and the body is sent each time", async () => {
   let number = 0;
-  const of = client([cutBehind(START, word(1)), says(START, end("finished"))], {
+  const sse = client([respondAndCut(START, word(1)), respond(START, end("finished"))], {
     method: "POST",
     body: '{"q": 1}',
     headers: async () => ({ authorization: `Bearer ${++number}`, "content-type": "application/json" }),
   });
-  await all(of);
+  await readAll(sse);
   assert.deepEqual(
-    asked.map(({ method, body, headers }) => [method, body, headers.authorization]),
+    requests.map(({ method, body, headers }) => [method, body, headers.authorization]),
     [
       ["POST", '{"q": 1}', "Bearer 1"],
       ["POST", '{"q": 1}', "Bearer 2"],
@@ -135,25 +141,25 @@ test("headers are asked for at each connection, and a body is sent each time", a
   );
 });
 
-test("a server that is busy is asked again when it says", async () => {
+test("after status 503 the client waits for Retry-After", async () => {
   const busy = (response) => response.writeHead(503, { "retry-after": "1" }).end();
-  const of = client([busy, says(START, word(1), end("finished"))], { reconnectDelay: 1 });
-  const begun = performance.now();
-  assert.deepEqual(await all(of), [1]);
-  assert.ok(performance.now() - begun >= 990);
+  const sse = client([busy, respond(START, word(1), end("finished"))], { reconnectDelay: 1 });
+  const started = performance.now();
+  assert.deepEqual(await readAll(sse), [1]);
+  assert.ok(performance.now() - started >= 990);
 });
 
-test("an id of the app's is sent in the header of the specification", async () => {
-  const of = client([
-    cutBehind(START, 'id: 7\ndata: {"word": 1}\n\n'),
-    says('id: 8\ndata: {"word": 2}\n\n'),
+test("an event id of the app is sent in the Last-Event-ID header", async () => {
+  const sse = client([
+    respondAndCut(START, 'id: 7\ndata: {"word": 1}\n\n'),
+    respond('id: 8\ndata: {"word": 2}\n\n'),
   ]);
-  assert.deepEqual(await all(of), [1, 2]);
-  assert.equal(asked[1].headers["last-event-id"], "7");
-  assert.equal(asked[1].url, "/answers?a=1");
+  assert.deepEqual(await readAll(sse), [1, 2]);
+  assert.equal(requests[1].headers["last-event-id"], "7");
+  assert.equal(requests[1].url, "/answers?a=1");
 });
 
-test("a callback that throws is told to the process and costs no event", async (context) => {
+test("an error in a callback is reported as uncaught, and no event is lost", async (context) => {
   const thrown = [];
   const listeners = process.listeners("uncaughtException");
   process.removeAllListeners("uncaughtException");
@@ -164,7 +170,7 @@ test("a callback that throws is told to the process and costs no event", async (
   });
   const words = [];
   await new Promise((resolve) =>
-    client([says(START, word(1), word(2), end("finished"))], {
+    client([respond(START, word(1), word(2), end("finished"))], {
       onContent: ({ word: seq }) => {
         words.push(seq);
         throw new Error(`at ${seq}`);
@@ -176,55 +182,55 @@ test("a callback that throws is told to the process and costs no event", async (
   assert.deepEqual(thrown, ["at 1", "at 2"]);
 });
 
-test("a callback may stop the client, and hears nothing more", async () => {
-  const heard = [];
-  const of = client([says(START, word(1), word(2), end("finished"))], {
+test("after a callback calls stop, no further callback is called", async () => {
+  const calls = [];
+  const sse = client([respond(START, word(1), word(2), end("finished"))], {
     onContent: ({ word: seq }) => {
-      heard.push(seq);
-      of.stop();
+      calls.push(seq);
+      sse.stop();
     },
-    onComplete: () => heard.push("complete"),
+    onComplete: () => calls.push("complete"),
   });
-  of.start();
-  await new Promise((resolve) => setTimeout(resolve, 100));
-  assert.deepEqual(heard, [1]);
+  sse.start();
+  await waitForRequests(2); // the second one cancels the stream on the server
+  assert.deepEqual(calls, [1]);
 });
 
-test("a callback of the end may start anew", async () => {
-  const heard = [];
+test("onComplete may call start", async () => {
+  const calls = [];
   await new Promise((resolve) => {
-    const of = client(
-      [says(START, word(1), end("finished")), says(START, word(1), end("finished"))],
+    const sse = client(
+      [respond(START, word(1), end("finished")), respond(START, word(1), end("finished"))],
       {
-        onContent: ({ word: seq }) => heard.push(seq),
-        onStateChange: (state) => heard.push(state),
-        onComplete: () => (heard.includes("second") ? resolve() : heard.push("second") && of.start()),
+        onContent: ({ word: seq }) => calls.push(seq),
+        onStateChange: (state) => calls.push(state),
+        onComplete: () => (calls.includes("second") ? resolve() : calls.push("second") && sse.start()),
       },
     );
-    of.start();
+    sse.start();
   });
-  assert.deepEqual(heard, [
-    ...["connecting", "connected", 1, "second"], // the state of which is not told any more
+  assert.deepEqual(calls, [
+    ...["connecting", "connected", 1, "second"], // without the "disconnected" of the first run
     ...["connecting", "connected", 1, "disconnected"],
   ]);
 });
 
-test("a callback of the end may stop, which is nothing, and the end is told all the same", async () => {
-  const heard = [];
+test("stop in onComplete has no effect, and the end is still reported", async () => {
+  const calls = [];
   await new Promise((resolve) => {
-    const of = client([says(START, word(1), end("finished"))], {
-      onComplete: () => of.stop(),
-      onStateChange: (state) => heard.push(state) && state === "disconnected" && resolve(),
+    const sse = client([respond(START, word(1), end("finished"))], {
+      onComplete: () => sse.stop(),
+      onStateChange: (state) => calls.push(state) && state === "disconnected" && resolve(),
     });
-    of.start();
+    sse.start();
   });
-  assert.deepEqual(heard, ["connecting", "connected", "disconnected"]);
+  assert.deepEqual(calls, ["connecting", "connected", "disconnected"]);
 });
 
-test("what made a connection impossible is the cause of giving up", async () => {
+test("the error that prevented the last connection is the cause of gave_up", async () => {
   const headers = () => Promise.reject(new Error("no token"));
-  const of = client([], { headers, maxReconnectAttempts: 0 });
-  await assert.rejects(all(of), ({ code, cause, message }) => {
+  const sse = client([], { headers, maxReconnectAttempts: 0 });
+  await assert.rejects(readAll(sse), ({ code, cause, message }) => {
     assert.equal(code, "gave_up");
     assert.equal(cause.message, "no token");
     return message === "gave up: no token";

@@ -1,6 +1,7 @@
-"""The wire corpus of the browser client: every stream of the wire tests, read by our own parser.
+"""The streams of the wire tests, and the events that our own parser returns for them.
 
-`wire.test.mjs` reads `corpus.json`. Write it anew: `python -m tests.browser_client.test_corpus`.
+`wire.test.mjs` compares the browser client with `corpus.json`, which
+`python -m tests.browser_client.test_corpus` writes.
 """
 
 import base64
@@ -14,11 +15,11 @@ from tests.unit.protocol import test_linear_time, test_parser, test_splitter, te
 
 CORPUS = Path(__file__).parent / "corpus.json"
 SHORT = 200
-"""Bytes: each stream is cut in two at every place."""
+"""Bytes. Longer streams are left out, because each one is cut at every position."""
 
 
 def streams() -> Iterator[bytes]:
-    """Find the streams in the parameters of the tests."""
+    """Yield the streams in the parameters of the tests."""
     ends = (b"\n", b"\r", b"\r\n")
     modules = (test_parser, test_splitter, test_wire, test_linear_time)
     for test in [test for module in modules for test in vars(module).values()]:
@@ -34,10 +35,10 @@ def streams() -> Iterator[bytes]:
 
 
 def read(stream: bytes) -> dict[str, Any]:
-    """Tell what a client dispatches for a stream."""
+    """Return a stream with the events that a client dispatches for it."""
     parser = EventParser()
     events: list[list[object]] = []
-    for number in range(len(stream)):  # one by one, for the id behind each
+    for number in range(len(stream)):  # byte by byte, to read the id after each event
         events += [
             [event.event, event.data, parser.last_event_id, event.id is not None]
             for event in parser.feed(stream[number : number + 1])
@@ -51,13 +52,13 @@ def read(stream: bytes) -> dict[str, Any]:
 
 
 def corpus() -> str:
-    """Write down each stream and what is read in it."""
+    """Return all streams with their events as JSON, one stream on a line."""
     found = dict.fromkeys(stream for stream in streams() if len(stream) <= SHORT)
     lines = ",\n".join(json.dumps(read(stream)) for stream in found)
     return f"[\n{lines}\n]\n"
 
 
-def test_the_corpus_of_the_browser_client_is_that_of_the_wire_tests() -> None:
+def test_corpus_matches_the_wire_tests() -> None:
     assert CORPUS.read_text() == corpus()
     assert corpus().count("\n") > 250
 

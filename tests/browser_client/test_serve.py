@@ -1,4 +1,4 @@
-"""The browser client as it is served: where, to whom, and for how long a cache may keep it."""
+"""The files of the browser client: paths, headers, caching, and their presence in the wheel."""
 
 import gzip
 import subprocess
@@ -41,12 +41,12 @@ def headers_of(exchange: Exchange) -> dict[bytes, bytes]:
     return dict(exchange.start["headers"])
 
 
-async def test_nothing_is_served_unless_a_path_is_set() -> None:
+async def test_no_file_is_served_unless_client_path_is_set() -> None:
     for path in ("/sse-client.js", "/use-sse-stream.js", "/static/sse-client.js", "/"):
         assert (await handle(SSEMiddleware(of_app), path=path)).body == b"of the app"
 
 
-async def test_the_client_is_served_at_its_path_and_the_hook_beside_it() -> None:
+async def test_client_is_served_at_its_path_and_hook_in_the_same_directory() -> None:
     for path, file in ((PATH, CLIENT), ("/static/use-sse-stream.js", HOOK)):
         exchange = await get(path)
         headers = headers_of(exchange)
@@ -58,24 +58,24 @@ async def test_the_client_is_served_at_its_path_and_the_hook_beside_it() -> None
         assert headers[b"x-content-type-options"] == b"nosniff"
 
 
-async def test_the_hook_finds_a_client_that_has_another_name() -> None:
+async def test_hook_imports_a_client_with_another_file_name() -> None:
     assert b'from "./client-1.js"' in (await get("/a/use-sse-stream.js", at="/a/client-1.js")).body
     assert (await get("/a/client-1.js", at="/a/client-1.js")).body == CLIENT
 
 
-async def test_the_variable_names_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_environment_variable_sets_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSE_CLIENT_PATH", "/sse.js")
     assert (await handle(SSEMiddleware(of_app), path="/sse.js")).body == CLIENT
 
 
-async def test_only_an_address_with_our_version_is_kept_for_ever() -> None:
-    kept = headers_of(await get(query=f"v={VERSION}"))[b"cache-control"]
-    assert kept == b"public, max-age=31536000, immutable"
+async def test_only_an_address_with_the_version_is_immutable() -> None:
+    cached = headers_of(await get(query=f"v={VERSION}"))[b"cache-control"]
+    assert cached == b"public, max-age=31536000, immutable"
     for query in ("", "v=0.0.1", f"v={VERSION}&v=2", f"w={VERSION}"):
         assert headers_of(await get(query=query))[b"cache-control"] == b"no-cache"
 
 
-async def test_who_has_the_file_is_told_so() -> None:
+async def test_matching_etag_returns_304() -> None:
     etag = headers_of(await get())[b"etag"]
     for tags in (etag, b'"x", W/' + etag, b"*"):
         exchange = await get(headers=[(b"if-none-match", tags)])
@@ -89,7 +89,7 @@ async def test_who_has_the_file_is_told_so() -> None:
     assert hook != etag
 
 
-async def test_head_is_answered_without_a_body_and_other_methods_by_the_app() -> None:
+async def test_head_has_no_body_and_other_methods_reach_the_app() -> None:
     head = await get(method="HEAD")
     assert head.start["status"] == 200
     assert headers_of(head)[b"content-length"] == b"%d" % len(CLIENT)
@@ -97,7 +97,7 @@ async def test_head_is_answered_without_a_body_and_other_methods_by_the_app() ->
     assert (await get(method="POST")).body == b"of the app"
 
 
-async def test_the_path_lies_below_the_root_path() -> None:
+async def test_path_is_relative_to_the_root_path() -> None:
     mounted = Starlette(routes=[Mount("/sub", SSEMiddleware(of_app, client_path=PATH))])
     assert (await handle(mounted, path=f"/sub{PATH}")).body == CLIENT
     for path in (f"/api{PATH}", PATH):
@@ -105,22 +105,22 @@ async def test_the_path_lies_below_the_root_path() -> None:
     assert (await get(f"/other{PATH}")).body == b"of the app"
 
 
-async def test_nothing_is_served_where_we_are_switched_off() -> None:
+async def test_no_file_is_served_if_the_middleware_is_disabled() -> None:
     app = SSEMiddleware(of_app, client_path=PATH, enabled=False)
     assert (await handle(app, path=PATH)).body == b"of the app"
 
 
 @pytest.mark.parametrize("path", ["sse.js", "/", "/static/", '/a".js', "/a b.js", "/a?b"])
-def test_a_path_that_is_none_is_refused(path: str) -> None:
+def test_invalid_path_is_rejected(path: str) -> None:
     with pytest.raises(ConfigurationError, match="client_path"):
         SSEMiddleware(of_app, client_path=path)
 
 
-def test_the_client_has_the_version_of_the_package() -> None:
+def test_client_has_the_version_of_the_package() -> None:
     assert f'export const VERSION = "{VERSION}";' in CLIENT.decode()
 
 
-def test_the_client_is_small_and_depends_on_nothing() -> None:
+def test_client_is_small_and_has_no_dependencies() -> None:
     assert len(gzip.compress(CLIENT, mtime=0)) < 5000
     assert b"\nimport " not in CLIENT
     imports = [line for line in HOOK.decode().splitlines() if line.startswith("import ")]
@@ -129,7 +129,7 @@ def test_the_client_is_small_and_depends_on_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
-    pytest.importorskip("hatchling", reason="nothing here builds wheels")
+    pytest.importorskip("hatchling", reason="hatchling is not installed")
     directory = tmp_path_factory.mktemp("wheel")
     root = FILES.parent.parent
     if not (root / "pyproject.toml").exists():
@@ -140,6 +140,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
         yield opened
 
 
-def test_the_wheel_has_the_client_the_hook_and_their_types(wheel: zipfile.ZipFile) -> None:
+def test_wheel_contains_the_client_the_hook_and_their_types(wheel: zipfile.ZipFile) -> None:
     for name in ("sse-client.js", "sse-client.d.ts", "use-sse-stream.js", "use-sse-stream.d.ts"):
         assert wheel.read(f"sse_middleware/client/{name}") == (FILES / name).read_bytes()

@@ -1,4 +1,4 @@
-// What a type checker makes of the public types; it is compiled, and never run.
+// Uses of the public types. A type checker compiles this file; it never runs.
 import { EventParser, SSEClient, SSEError, StreamMachine, VERSION } from "../../sse_middleware/client/sse-client.js";
 import type { Complete, Heartbeat, State } from "../../sse_middleware/client/sse-client.js";
 import { useSSEStream } from "../../sse_middleware/client/use-sse-stream.js";
@@ -13,9 +13,9 @@ const client = new SSEClient({
   onStateChange: (state, { attempt, delay = 0 }) => void (state satisfies State, attempt + delay),
 });
 client.stop({ cancel: false });
-// @ts-expect-error: a state is told, not set
+// @ts-expect-error: `state` is read-only
 client.state = "connected";
-// @ts-expect-error: there must be an address
+// @ts-expect-error: `url` is required
 new SSEClient({});
 
 export async function words(): Promise<string[]> {

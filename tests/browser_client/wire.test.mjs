@@ -1,11 +1,11 @@
-// The parser reads each stream of the corpus as the one in Python does, whatever the chunking.
+// EventParser returns the events of the Python parser for each stream in corpus.json, in any chunks.
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { EventParser } from "../../sse_middleware/client/sse-client.js";
 
 const corpus = JSON.parse(readFileSync(new URL("corpus.json", import.meta.url)));
-const REST = Buffer.from("data: unfinished");
+const INCOMPLETE = Buffer.from("data: unfinished");
 
 function read(chunks) {
   const parser = new EventParser();
@@ -17,23 +17,23 @@ function read(chunks) {
   };
 }
 
-test(`each of ${corpus.length} streams is read alike whole, byte by byte and cut anywhere`, () => {
+test(`${corpus.length} streams give the same events whole, byte by byte and cut anywhere`, () => {
   for (const { stream, ...expected } of corpus) {
     const bytes = Buffer.from(stream, "base64");
-    const same = (chunks, how) => assert.deepEqual(read(chunks), expected, `${bytes} ${how}`);
+    const check = (chunks, how) => assert.deepEqual(read(chunks), expected, `${bytes} ${how}`);
     const bytewise = Array.from(bytes, (_, at) => bytes.subarray(at, at + 1));
-    same([bytes], "whole");
-    same(bytewise, "byte by byte");
+    check([bytes], "whole");
+    check(bytewise, "byte by byte");
     for (let at = 0; at <= bytes.length; at++) {
-      same([bytes.subarray(0, at), Buffer.alloc(0), bytes.subarray(at)], `cut at ${at}`);
+      check([bytes.subarray(0, at), Buffer.alloc(0), bytes.subarray(at)], `cut at ${at}`);
     }
     if (/[\r\n]{2}$/.test(bytes.toString("latin1"))) {
-      same([bytes, REST], "with a rest");
+      check([bytes, INCOMPLETE], "with an incomplete event");
     }
   }
 });
 
-test("a stream in random chunks is read as a whole one", () => {
+test("a stream in random chunks gives the same events as in one chunk", () => {
   const bytes = Buffer.concat(corpus.map(({ stream }) => Buffer.from(stream, "base64")));
   const expected = read([bytes]);
   let seed = 8;
@@ -48,13 +48,13 @@ test("a stream in random chunks is read as a whole one", () => {
   }
 });
 
-test("an id that a parser begins with holds until another comes", () => {
+test("the initial last event id holds until the stream sets another", () => {
   const parser = new EventParser("7");
   const [first] = parser.feed(Buffer.from("data: a\n\nid: 8\ndata: b\n\n"));
   assert.deepEqual([first.id, first.hasId, parser.lastEventId], ["7", false, "8"]);
 });
 
-test("an event that never ends is refused and does not fill the memory", () => {
+test("an event without end raises an error before it fills the memory", () => {
   for (const end of ["", "\n"]) {
     const parser = new EventParser();
     const chunk = Buffer.from(`data: ${"x".repeat(1 << 20)}${end}`);
@@ -68,9 +68,9 @@ test("a long line in small chunks takes linear time", () => {
   const milliseconds = (size) => {
     const parser = new EventParser();
     const chunk = Buffer.alloc(64, "x");
-    const begun = performance.now();
+    const started = performance.now();
     for (let number = 0; number < size; number++) parser.feed(chunk);
-    return performance.now() - begun;
+    return performance.now() - started;
   };
   milliseconds(10_000);
   assert.ok(milliseconds(80_000) < 40 * milliseconds(10_000) + 50);

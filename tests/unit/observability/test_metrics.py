@@ -177,7 +177,7 @@ async def scrape(app: ASGIApp, path: str = "/metrics", **scope: Any) -> Exchange
     return await handle(app, path=path, **scope)
 
 
-async def test_metrics_stand_where_the_app_has_nothing() -> None:
+async def test_metrics_are_served_if_the_app_does_not_serve_the_path() -> None:
     app = SSEMiddleware(plain_app, registry=CollectorRegistry())
     exchange = await scrape(app)
     assert exchange.start["status"] == 200
@@ -203,7 +203,7 @@ async def test_metrics_replace_the_404_of_a_path_that_is_left_out() -> None:
     assert (await scrape(app, "/other")).body == b"no"
 
 
-async def test_an_app_that_answers_the_path_itself_keeps_it_and_one_line_says_so(
+async def test_an_app_that_serves_the_path_keeps_it_and_one_line_is_logged(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
@@ -247,7 +247,7 @@ async def test_a_stream_of_the_app_on_the_path_is_still_a_stream_of_ours() -> No
     assert exchange.names == ["start", "message", "complete"]
 
 
-async def test_the_openmetrics_format_is_served_where_it_is_asked_for() -> None:
+async def test_the_openmetrics_format_is_served_on_request() -> None:
     app = SSEMiddleware(plain_app, registry=CollectorRegistry())
     accept = (b"accept", b"application/openmetrics-text; version=1.0.0")
     exchange = await scrape(app, headers=[accept])
