@@ -88,7 +88,7 @@ def test_a_package_imports_only_its_own_third_party_libraries(path: Path) -> Non
     assert others - sys.stdlib_module_names <= THIRD_PARTY.get(package, set())
 
 
-def test_redis_is_imported_only_where_redis_is_used() -> None:
+def test_redis_is_imported_only_if_redis_is_used() -> None:
     places = {
         module(path)
         for path in FILES

@@ -32,7 +32,7 @@ def test_config_shows_each_value_and_its_source(
     assert shown["SSE_RETRY_MS"] == ["2000", "default"]
 
 
-def test_config_says_in_one_line_what_is_wrong(
+def test_config_reports_an_error_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SSE_RETRY_MS", "soon\nSSE_ENABLED=0")

@@ -114,7 +114,7 @@ async def test_switched_off_it_passes_everything_through() -> None:
     assert exchange.headers == {b"content-type": b"text/event-stream"}
 
 
-async def test_a_debug_line_says_why_a_response_was_left_alone(
+async def test_a_debug_line_gives_the_reason_for_a_passthrough(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG, "sse_middleware")
@@ -166,7 +166,7 @@ async def test_an_eventsource_gets_start_ids_and_complete() -> None:
     assert exchange.ended
 
 
-async def test_the_start_event_tells_what_headers_tell() -> None:
+async def test_the_start_event_has_the_values_of_the_headers() -> None:
     exchange = await eventsource(stream_of(), stream_max_seconds=7, heartbeat_interval=0.5)
     told = data_of(exchange, "start")
     assert told == {
@@ -254,7 +254,7 @@ async def test_an_app_that_sets_an_id_owns_all_ids(chunk: bytes) -> None:
     assert exchange.events[-1].id is None
 
 
-async def test_an_id_is_added_behind_the_apps_lines_with_its_line_end() -> None:
+async def test_an_id_is_added_after_the_lines_of_the_app_with_their_line_end() -> None:
     exchange = await eventsource(stream_of(b"event: a\r\ndata: x\r\n\r\n"))
     assert re.search(rb"event: a\r\ndata: x\r\nid: \S+-1\r\n\r\n", exchange.body)
 
@@ -265,13 +265,13 @@ async def test_blocks_that_dispatch_nothing_get_no_id() -> None:
     assert data_of(exchange, "complete")["total_chunks"] == 1
 
 
-async def test_an_unterminated_tail_is_dropped_where_something_of_ours_follows() -> None:
+async def test_an_unterminated_tail_is_dropped_if_an_event_of_ours_follows() -> None:
     exchange = await eventsource(stream_of(b"data: a\n\ndata: half"))
     assert exchange.names == ["start", "message", "complete"]
     assert b"half" not in exchange.body
 
 
-async def test_no_complete_is_added_where_the_app_has_sent_its_own() -> None:
+async def test_no_complete_is_added_if_the_app_has_sent_its_own() -> None:
     exchange = await eventsource(stream_of(b"event: complete\ndata: mine\n\n", b"data: tail"))
     assert exchange.names == ["start", "complete"]
     assert exchange.events[-1].data == "mine"
@@ -286,7 +286,7 @@ async def test_a_bom_stays_first_or_goes(headers: list[tuple[bytes, bytes]], exp
     assert [e.data for e in exchange.events if e.event == "message"] == ["a", "b"]
 
 
-async def test_a_bom_goes_where_a_heartbeat_was_first() -> None:
+async def test_a_bom_is_dropped_if_a_heartbeat_was_first() -> None:
     exchange = await plain(stream_of(b"\xef\xbb\xbfdata: a\n\n", pause=6))
     assert exchange.body.startswith(b": heartbeat")
     assert [e.data for e in exchange.events] == ["a"]
@@ -326,7 +326,7 @@ async def test_a_memoryview_or_bytearray_body_is_welcome() -> None:
     assert [e.data for e in exchange.events[1:3]] == ["1", "2"]
 
 
-async def test_messages_behind_the_end_of_the_app_are_the_servers_business() -> None:
+async def test_messages_after_the_end_of_the_app_pass_to_the_server() -> None:
     late: Message = {"type": "http.response.trailers", "headers": []}
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -92,7 +92,7 @@ async def test_fastapis_own_event_streams_pass_with_dependencies_cleaned_up() ->
     assert sorted(log) == ["closed"] * 3 + ["left"] * 3
 
 
-async def test_a_fastapi_stream_whose_generator_fails_is_never_told_as_finished() -> None:
+async def test_a_fastapi_stream_with_a_failed_generator_is_never_reported_as_finished() -> None:
     from fastapi.sse import EventSourceResponse  # noqa: PLC0415
 
     app = fastapi.FastAPI()

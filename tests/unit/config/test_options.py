@@ -156,7 +156,7 @@ def test_whole_numbers_are_taken_at_their_bounds(name: str) -> None:
     ["2000.0", "2e3", "-1", "off", "nan", "inf", "true", "2k", "0x800", "2 000", "9" * 5000],
     ids=lambda text: text[:12],
 )
-def test_what_is_no_whole_number_in_bounds_stops_the_start_up(name: str, text: str) -> None:
+def test_a_value_that_is_no_integer_in_bounds_stops_the_start_up(name: str, text: str) -> None:
     variable, lowest, highest, unit = WHOLE[name]
     with pytest.raises(ConfigurationError) as caught:
         Options.from_environ({variable: text})
@@ -263,7 +263,7 @@ def test_a_bad_bare_value_is_a_warning_on_one_line_and_passed_over(
 
 
 @pytest.mark.parametrize("name", SECONDS)
-def test_a_bad_bare_value_is_not_looked_at_where_something_wins_over_it(
+def test_a_bad_bare_value_is_ignored_if_another_source_has_precedence(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     prefixed, bare = SECONDS[name]
@@ -273,7 +273,7 @@ def test_a_bad_bare_value_is_not_looked_at_where_something_wins_over_it(
 
 
 @pytest.mark.parametrize("name", SECONDS)
-def test_a_bad_sse_value_is_an_error_even_where_the_bare_one_is_good(name: str) -> None:
+def test_a_bad_sse_value_is_an_error_even_if_the_bare_one_is_valid(name: str) -> None:
     prefixed, bare = SECONDS[name]
     with pytest.raises(ConfigurationError):
         Options.from_environ({prefixed: "bad", bare: "7"})
@@ -321,7 +321,7 @@ def test_a_variable_without_a_name_sets_nothing(caplog: pytest.LogCaptureFixture
         ),
     ],
 )
-def test_explicit_names_what_someone_has_set(
+def test_explicit_contains_the_names_of_the_options_that_are_set(
     environ: dict[str, str], arguments: dict[str, object], explicit: set[str]
 ) -> None:
     assert Options.from_environ(environ, **arguments).explicit == explicit
@@ -342,7 +342,7 @@ def test_explicit_names_what_someone_has_set(
         ),
     ],
 )
-def test_a_silence_that_nobody_has_set_follows_from_the_heartbeats(
+def test_the_default_silence_follows_from_the_heartbeats(
     environ: dict[str, str],
     arguments: dict[str, object],
     silence: float | None,
@@ -380,7 +380,7 @@ def test_a_silence_shorter_than_that_between_two_heartbeats_is_warned_of(
         pytest.param({"SSE_RETRY_MS": 5}, id="a variable's name"),
     ],
 )
-def test_an_unknown_argument_is_told_with_those_that_there_are(
+def test_the_error_for_an_unknown_argument_lists_the_known_ones(
     arguments: dict[str, object],
 ) -> None:
     (unknown,) = arguments
@@ -391,7 +391,7 @@ def test_an_unknown_argument_is_told_with_those_that_there_are(
     assert all(name in str(caught.value) for name in SETTINGS)
 
 
-def test_all_unknown_arguments_are_told_at_once() -> None:
+def test_one_error_names_all_unknown_arguments() -> None:
     with pytest.raises(TypeError, match="no such option: a, b;"):
         Options.from_environ({}, b=1, a=2, retry_ms=3)
 
@@ -425,7 +425,7 @@ def test_all_unknown_arguments_are_told_at_once() -> None:
         ),
     ],
 )
-def test_an_error_says_what_it_is_what_it_got_and_what_is_allowed(
+def test_an_error_names_the_setting_its_value_and_the_allowed_values(
     environ: dict[str, str], arguments: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigurationError) as caught:
@@ -435,7 +435,7 @@ def test_an_error_says_what_it_is_what_it_got_and_what_is_allowed(
     assert isinstance(caught.value, ValueError)
 
 
-def test_an_error_keeps_what_the_parser_said() -> None:
+def test_an_error_keeps_the_message_of_the_parser() -> None:
     with pytest.raises(ConfigurationError) as caught:
         Options.from_environ({"SSE_RETRY_MS": "2s"})
     assert isinstance(caught.value.__cause__, ValueError)
@@ -460,7 +460,7 @@ def test_an_error_shows_a_long_value_shortened_and_on_one_line() -> None:
         ("SSE_TRACE_IN_DATA", ["yes", "no"], ["y", "data"]),
     ],
 )
-def test_a_text_or_list_takes_its_values_and_says_what_it_refuses(
+def test_a_text_or_list_accepts_its_values_and_names_a_value_it_rejects(
     variable: str, good: list[str], bad: list[str]
 ) -> None:
     for text in good:
@@ -505,7 +505,7 @@ def test_a_limit_is_off_or_a_number_from_one_on(name: str) -> None:
             read({}, name, **{name: bad})
 
 
-def test_what_happens_over_a_limit_depends_on_the_client_until_somebody_sets_it() -> None:
+def test_the_default_action_over_a_limit_depends_on_the_client() -> None:
     unset = Options.from_environ({})
     assert (unset.evicts(eventsource=True), unset.evicts(eventsource=False)) == (True, False)
     for text, evicts in (("evict_oldest", True), ("reject", False)):

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
         ({}, "/anything", True),
     ],
 )
-async def test_path_globs_say_where_we_act(
+async def test_path_globs_select_the_paths_that_the_middleware_handles(
     options: dict[str, Any], path: str, *, touched: bool
 ) -> None:
     app = SSEMiddleware(stream_of(b"data: x\n\n"), **options)
@@ -184,7 +184,7 @@ async def test_a_completion_at_its_cap_ends_by_length_and_done() -> None:
     assert exchange.ended
 
 
-async def test_a_completion_whose_app_fails_ends_by_an_error_and_done() -> None:
+async def test_a_completion_ends_with_an_error_and_done_if_the_app_fails() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         await send(body(chunk("a")))
@@ -224,7 +224,7 @@ async def test_a_completion_that_is_done_gets_no_second_end_at_its_cap() -> None
         b'data: {"a":"chat.completion.chunk"}\n\n',
     ],
 )
-async def test_what_only_looks_like_a_completion_stays_plain(first: bytes) -> None:
+async def test_a_stream_that_only_resembles_a_completion_stays_plain(first: bytes) -> None:
     app = SSEMiddleware(stream_of(first, chunk("late"), pause=2), stream_max_seconds=5)
     exchange = await handle(app)
     assert not exchange.body.endswith(DONE)

@@ -31,7 +31,7 @@ def forwarded(*values: str) -> list[tuple[bytes, bytes]]:
 
 @pytest.mark.parametrize("header", [b"x-forwarded-for", b"forwarded"])
 @pytest.mark.parametrize("peer", [CLIENT, "::1", "2001:db8::1", "127.0.0.1", "testclient"])
-def test_who_is_no_trusted_proxy_is_believed_nothing(header: bytes, peer: str) -> None:
+def test_headers_of_an_untrusted_proxy_are_ignored(header: bytes, peer: str) -> None:
     lie = (header, b"for=1.2.3.4" if header == b"forwarded" else b"1.2.3.4")
     assert address(lie, peer=(peer, 1)) == address(peer=(peer, 1))
     assert address(lie, peer=(PROXY, 1), trusted=()) == PROXY
@@ -67,7 +67,7 @@ def test_the_last_hop_that_is_no_trusted_proxy_counts(values: list[str], expecte
         "1.2.3.4, " + "9" * 5000,
     ],
 )
-def test_what_is_no_address_is_not_believed_and_nor_is_what_stands_before_it(value: str) -> None:
+def test_an_invalid_address_and_all_before_it_are_ignored(value: str) -> None:
     assert address(*xff(value)) == PROXY
     assert address(*xff(f"{CLIENT}, {value}")) == PROXY
 
@@ -91,7 +91,7 @@ def test_what_is_no_address_is_not_believed_and_nor_is_what_stands_before_it(val
         (['for="\\1.2.3.4"'], PROXY),
     ],
 )
-def test_forwarded_is_read_by_its_grammar_from_behind(values: list[str], expected: str) -> None:
+def test_forwarded_is_parsed_by_its_grammar_from_the_end(values: list[str], expected: str) -> None:
     assert address(*forwarded(*values)) == expected
 
 
@@ -101,7 +101,7 @@ def test_two_headers_that_differ_are_both_not_believed() -> None:
     assert address(*xff(CLIENT), *forwarded("for=unknown")) == PROXY
 
 
-def test_a_unix_socket_has_no_address_unless_it_is_trusted_to_tell_one() -> None:
+def test_a_unix_socket_has_no_address_unless_its_header_is_trusted() -> None:
     for peer in (None, ("", 0)):
         assert address(*xff(CLIENT), peer=peer) is None
         assert address(*xff(CLIENT), peer=peer, trusted=("unix",)) == CLIENT
@@ -110,7 +110,7 @@ def test_a_unix_socket_has_no_address_unless_it_is_trusted_to_tell_one() -> None
     assert address(*xff("1.2.3.4"), peer=(CLIENT, 1), trusted=("unix",)) == CLIENT
 
 
-def test_where_the_server_has_put_the_client_in_place_of_the_proxy_nothing_changes() -> None:
+def test_the_client_stays_if_the_server_has_already_replaced_the_proxy() -> None:
     # As uvicorn does by --proxy-headers, and leaves the header as it is.
     assert address(*xff(f"1.2.3.4, {CLIENT}"), peer=(CLIENT, 0)) == CLIENT
     assert address(*xff(f"{CLIENT}, 10.0.0.2"), peer=("10.0.0.2", 0)) == CLIENT
@@ -139,6 +139,6 @@ def test_proxies_are_addresses_and_networks(text: str, value: tuple[str, ...]) -
 
 
 @pytest.mark.parametrize("text", ["*", "10.0.0.0/33", "proxy", "10.0.0", "::1/129", "1.2.3.4:80"])
-def test_what_is_no_network_stops_the_start_up(text: str) -> None:
+def test_an_invalid_network_stops_the_start_up(text: str) -> None:
     with pytest.raises(ValueError, match=r"SSE_TRUSTED_PROXIES is .*, allowed is addresses"):
         Options.from_environ({"SSE_TRUSTED_PROXIES": text})

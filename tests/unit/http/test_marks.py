@@ -116,7 +116,7 @@ async def test_a_mark_is_found_wherever_starlette_keeps_the_endpoint(
         assert cap(await get(app, path)) == expected
 
 
-async def test_a_mark_is_found_behind_a_host() -> None:
+async def test_a_mark_is_found_inside_a_host_route() -> None:
     app = SSEMiddleware(starlette())
     headers = [*EVENTSOURCE, (b"host", b"inner.example")]
     assert cap(await get(app, "/app/marked", headers=headers)) == b"7"
@@ -235,6 +235,6 @@ async def test_install_is_refused_once_the_app_has_started() -> None:
         plugin.install(app)
 
 
-def test_install_tells_a_wrong_option_at_once() -> None:
+def test_install_raises_at_once_for_a_wrong_option() -> None:
     with pytest.raises(ConfigurationError):
         plugin.install(starlette(), retry_ms=-1)

@@ -134,7 +134,7 @@ def values(headers: RawHeaders, name: bytes) -> list[bytes]:
     return [value for key, value in headers if key.lower() == name]
 
 
-def test_a_stream_gets_our_headers_behind_the_apps() -> None:
+def test_a_stream_gets_our_headers_after_those_of_the_app() -> None:
     assert answered([EVENT_STREAM, (b"X-App", b"1"), (b"x-app", b"2")]) == [
         EVENT_STREAM,
         (b"X-App", b"1"),
@@ -211,7 +211,9 @@ def test_of_two_caching_policies_the_stricter_one_is_kept(
     ("http_version", "expected"),
     [("1.1", [b"keep-alive"]), ("1.0", []), ("2", []), ("3", [])],
 )
-def test_connection_is_said_on_http_1_1_only(http_version: str, expected: list[bytes]) -> None:
+def test_the_connection_header_is_sent_on_http_1_1_only(
+    http_version: str, expected: list[bytes]
+) -> None:
     assert values(answered([EVENT_STREAM], http_version), b"connection") == expected
 
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("most", [1, 3])
-async def test_a_process_has_so_many_places_and_gets_them_back(most: int) -> None:
+async def test_a_process_has_a_number_of_slots_and_gets_them_back(most: int) -> None:
     counting = endless()
     app = limited(counting, max_streams=most)
     async with AsyncExitStack() as stack:
@@ -53,7 +53,7 @@ async def test_a_client_has_its_share_and_others_have_theirs(most: int) -> None:
     assert len(counting.scopes) == 2 * most
 
 
-async def test_a_hundred_at_once_are_let_in_to_the_unit() -> None:
+async def test_of_a_hundred_at_once_exactly_the_limit_is_admitted() -> None:
     app = limited(endless(), max_streams_per_client=7, limit_action="reject")
     async with AsyncExitStack() as stack:
         all_of_them = [
@@ -71,7 +71,7 @@ async def test_without_a_limit_nothing_is_asked() -> None:
 
 
 @pytest.mark.parametrize("how", ["ends", "fails", "leaves"])
-async def test_a_place_is_given_back_however_a_stream_ends(how: str) -> None:
+async def test_a_slot_is_released_however_a_stream_ends(how: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         await send(body(b"data: 1\n\n"))
@@ -97,7 +97,7 @@ async def test_a_place_is_given_back_however_a_stream_ends(how: str) -> None:
 # Whose
 
 
-async def test_who_tells_its_identity_is_not_known_by_its_address() -> None:
+async def test_an_identity_replaces_the_address() -> None:
     app = limited(endless(), max_streams_per_client=1, identity_cookies=("session",))
     ways = [(b"authorization", b"a"), (b"authorization", b"b"), (b"cookie", b"session=a")]
     async with AsyncExitStack() as stack:
@@ -112,7 +112,7 @@ async def test_who_tells_its_identity_is_not_known_by_its_address() -> None:
                 assert await answer(elsewhere) == MANY
 
 
-async def test_whoever_identify_names_is_that_and_where_it_fails_the_address_tells() -> None:
+async def test_identify_sets_the_identity_and_the_address_does_if_it_fails() -> None:
     def identify(scope: Scope) -> str | None:
         name = dict(scope["headers"])[b"x-user"].decode()
         return None if name == "nobody" else name
@@ -145,7 +145,7 @@ async def test_a_made_up_forwarded_header_opens_no_second_share() -> None:
                 assert await answer(fourth) == LET_IN
 
 
-async def test_who_has_no_address_is_not_limited_and_the_operator_is_told_once(
+async def test_a_client_without_an_address_is_not_limited_and_one_warning_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     app = limited(endless(), max_streams_per_client=1)
@@ -159,7 +159,7 @@ async def test_who_has_no_address_is_not_limited_and_the_operator_is_told_once(
 # What does not count
 
 
-async def test_what_is_no_stream_neither_counts_nor_waits() -> None:
+async def test_a_response_that_is_no_stream_neither_counts_nor_waits() -> None:
     async def page(request: Request) -> Response:
         return JSONResponse({})
 

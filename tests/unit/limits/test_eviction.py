@@ -98,7 +98,7 @@ async def test_a_stream_with_the_apps_own_ids_comes_back_no_more_either() -> Non
             assert not two.ended
 
 
-async def test_an_eventsource_ends_no_stream_whose_client_would_not_be_told() -> None:
+async def test_an_eventsource_evicts_no_stream_that_cannot_notify_its_client() -> None:
     app = limited(endless(), max_streams_per_client=1)
     async with asked(app, PLAIN) as one:
         await answer(one)
@@ -135,7 +135,7 @@ async def test_set_to_reject_an_eventsource_gets_a_status_too() -> None:
     assert len(counting.scopes) == 2
 
 
-async def test_in_a_full_process_who_has_most_gives_way_and_nobody_loses_his_only_one() -> None:
+async def test_a_full_process_evicts_from_the_client_with_most_and_never_an_only_stream() -> None:
     app = limited(endless(), max_streams=4)
     async with AsyncExitStack() as stack:
         greedy = [await stack.enter_async_context(tab(app)) for _ in range(3)]
@@ -157,7 +157,7 @@ async def test_in_a_full_process_who_has_most_gives_way_and_nobody_loses_his_onl
         assert not more.ended
 
 
-async def test_nobody_ends_for_a_client_that_is_not_let_in() -> None:
+async def test_no_stream_ends_for_a_client_that_is_rejected() -> None:
     app = limited(endless(), max_streams=4, max_streams_per_client=2)
     async with (
         asked(app, PLAIN),
@@ -199,7 +199,7 @@ async def test_of_a_process_overfull_by_returns_one_stream_ends_for_a_new_one() 
         assert len(app._admission.places) == 4
 
 
-async def test_who_is_put_off_is_let_in_later_with_what_it_held() -> None:
+async def test_a_client_that_is_told_to_retry_is_admitted_later_with_its_event_id() -> None:
     counting = endless()
     app = limited(counting, max_streams=1)
     async with tab(app) as one:
@@ -219,7 +219,7 @@ async def test_who_is_put_off_is_let_in_later_with_what_it_held() -> None:
         assert four.retry == 2000
 
 
-async def test_what_turns_out_to_be_no_stream_ends_none() -> None:
+async def test_a_response_that_is_no_stream_evicts_none() -> None:
     async def denied(request: Request) -> Response:
         return JSONResponse({}, status_code=401)
 
@@ -238,7 +238,7 @@ async def test_what_turns_out_to_be_no_stream_ends_none() -> None:
 
 
 @pytest.mark.parametrize("action", [{}, {"limit_action": "reject"}])
-async def test_a_page_that_is_loaded_anew_twice_is_let_in_each_time(action: Any) -> None:
+async def test_a_page_that_is_reloaded_twice_is_admitted_each_time(action: Any) -> None:
     counting = endless()
     app = limited(counting, max_streams_per_client=1, max_streams=1, **action)
     async with AsyncExitStack() as stack:
@@ -264,7 +264,7 @@ async def test_a_deaf_app_is_found_out_to_have_lost_its_client() -> None:
 
 
 @pytest.mark.parametrize("most", [1, 2])
-async def test_a_stream_that_waits_for_its_reader_holds_no_place_and_goes_for_the_next(
+async def test_a_lingering_stream_holds_no_slot_and_ends_for_the_next_one(
     most: int,
 ) -> None:
     counting = endless()
@@ -285,7 +285,7 @@ async def test_a_stream_that_waits_for_its_reader_holds_no_place_and_goes_for_th
         assert counting.ends == ["cancelled"]
 
 
-async def test_who_comes_back_needs_no_place() -> None:
+async def test_a_client_that_reconnects_needs_no_slot() -> None:
     counting = Counting(20)
     store = memory()
     app = limited(
@@ -318,7 +318,7 @@ async def test_several_readers_of_one_stream_count_as_one() -> None:
                 assert await answer(three) == MANY
 
 
-async def test_a_client_that_has_blocked_a_write_for_a_second_is_let_in_anew() -> None:
+async def test_a_client_that_has_blocked_a_write_for_a_second_is_admitted_again() -> None:
     async def flood(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         while True:
@@ -338,7 +338,7 @@ async def test_a_client_that_has_blocked_a_write_for_a_second_is_let_in_anew() -
                 assert await answer(three) == MANY
 
 
-async def test_a_stream_by_name_needs_no_place() -> None:
+async def test_a_stream_by_name_needs_no_slot() -> None:
     def identify(scope: Scope) -> str:
         return str(dict(scope["headers"]).get(b"x-user", b""))
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.anyio
 # In place of the response start
 
 
-async def test_an_app_that_is_refused_at_its_start_hears_that_its_client_is_gone() -> None:
+async def test_an_app_that_is_rejected_at_its_start_receives_a_disconnect() -> None:
     ends: list[str] = []
 
     async def later() -> None:
@@ -53,7 +53,7 @@ async def test_an_app_that_is_refused_at_its_start_hears_that_its_client_is_gone
 
 
 @pytest.mark.parametrize("app_class", [Deaf, Listening])
-async def test_an_app_that_goes_on_behind_a_refusal_is_cancelled(app_class: Any) -> None:
+async def test_an_app_that_continues_after_a_rejection_is_cancelled(app_class: Any) -> None:
     kept = asyncio.Event()
 
     async def first_one(scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +78,7 @@ async def test_an_app_that_goes_on_behind_a_refusal_is_cancelled(app_class: Any)
         assert how == ("CancelledError" if app_class is Deaf else "left")
 
 
-async def test_an_exception_behind_a_refusal_is_the_apps_own() -> None:
+async def test_an_exception_after_a_rejection_is_raised() -> None:
     async def inner(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         if scope["path"] == "/first":
@@ -99,7 +99,7 @@ async def test_an_exception_behind_a_refusal_is_the_apps_own() -> None:
 # At any moment
 
 
-async def test_who_leaves_while_it_is_asked_for_takes_no_place() -> None:
+async def test_a_client_that_leaves_during_its_check_takes_no_slot() -> None:
     app = limited(endless(), max_streams_per_client=1, limit_action="reject")
     async with tab(app) as one:
         await one.until("message")
@@ -115,7 +115,7 @@ async def test_who_leaves_while_it_is_asked_for_takes_no_place() -> None:
         assert await answer(three) == LET_IN
 
 
-async def test_a_handler_that_has_not_answered_yet_holds_its_place() -> None:
+async def test_a_handler_that_has_not_responded_yet_holds_its_slot() -> None:
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.sleep(10)
         await endless()(scope, receive, send)
@@ -159,7 +159,7 @@ async def test_refusals_are_counted_by_route_and_reason_and_no_log_line_has_an_a
     assert "192.0.2" not in caplog.text
 
 
-async def test_a_page_can_read_a_refusal_where_cors_is_outside() -> None:
+async def test_a_page_can_read_a_rejection_if_cors_is_outside() -> None:
     inner = Starlette(routes=[Route("/", endless())])
     inner.add_middleware(SSEMiddleware, max_streams=1, stream_max_seconds=None)
     inner.add_middleware(CORSMiddleware, allow_origins=["https://app.example"])
@@ -188,7 +188,7 @@ async def test_a_page_can_read_a_refusal_where_cors_is_outside() -> None:
     ],
 )
 @pytest.mark.parametrize("client", [None, (), ("", 0), ("\udc80", 1), ("[::1", 1), (None, None)])
-async def test_hostile_requests_are_let_in_or_refused_like_any_other(
+async def test_hostile_requests_are_admitted_or_rejected_like_any_other(
     headers: list[tuple[bytes, bytes]], client: Any
 ) -> None:
     app = limited(

@@ -40,7 +40,7 @@ def taken(places: SlotPool, client: str | None, *, tells_end: bool = True) -> tu
     return place, stream
 
 
-def test_a_place_is_given_back_once() -> None:
+def test_a_slot_is_released_once() -> None:
     places = SlotPool(2, 1)
     watching = Watching()
     places.listener = watching
@@ -58,7 +58,7 @@ def test_a_place_is_given_back_once() -> None:
     assert watching.held == []
 
 
-def test_of_a_share_that_is_overdrawn_the_first_places_are_within() -> None:
+def test_the_first_slots_of_an_exceeded_share_are_within_it() -> None:
     places = SlotPool(None, 2)
     several = [taken(places, "a")[0] for _ in range(4)]
     assert [places.is_within_share(place) for place in several] == [True, True, False, False]
@@ -67,7 +67,7 @@ def test_of_a_share_that_is_overdrawn_the_first_places_are_within() -> None:
     assert all(places.is_within_share(taken(places, None)[0]) for _ in range(4))
 
 
-def test_a_stream_that_waits_holds_no_place_and_takes_it_again_without_asking() -> None:
+def test_a_lingering_stream_holds_no_slot_and_takes_one_again_without_a_check() -> None:
     places = SlotPool(1, 1)
     watching = Watching()
     places.listener = watching
@@ -100,7 +100,7 @@ def test_streams_that_wait_go_oldest_first_until_their_client_has_its_share(
     assert (newest.evicted, others_stream.evicted) == (0, 0)
 
 
-def test_who_has_most_gives_way_and_who_has_one_does_not() -> None:
+def test_the_client_with_most_streams_is_evicted_and_one_with_a_single_stream_is_not() -> None:
     places = SlotPool(5, None)
     several = [taken(places, "a")[0] for _ in range(2)]
     many = [taken(places, "b")[0] for _ in range(3)]
@@ -113,7 +113,7 @@ def test_who_has_most_gives_way_and_who_has_one_does_not() -> None:
     assert SlotPool(1, None).eviction_candidate("c", any_kind=True) is None
 
 
-def test_who_does_not_understand_an_end_gives_way_only_where_any_may() -> None:
+def test_a_client_without_end_events_is_evicted_only_if_any_may_be() -> None:
     places = SlotPool(2, 2)
     plain, _ = taken(places, "a", tells_end=False)
     told, _ = taken(places, "a")
@@ -124,7 +124,7 @@ def test_who_does_not_understand_an_end_gives_way_only_where_any_may() -> None:
     assert reserved.oldest("a", any_kind=True) is None
 
 
-def test_a_place_that_was_taken_away_before_its_stream_opened_ends_it_then() -> None:
+def test_a_slot_that_is_evicted_before_its_stream_opens_ends_it_then() -> None:
     places = SlotPool(1, 1)
     place, stream = places.take("a", tells_end=True), Stream()
     place.evict()

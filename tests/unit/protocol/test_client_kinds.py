@@ -47,7 +47,7 @@ def family(method: str, headers: dict[bytes, bytes], query: bytes) -> ClientKind
         ),
     ],
 )
-def test_who_shows_that_it_reads_named_events_is_eventsource(
+def test_a_client_that_reads_named_events_is_an_eventsource(
     method: str, headers: dict[bytes, bytes]
 ) -> None:
     assert family(method, headers, b"") is ClientKind.EVENTSOURCE
@@ -90,7 +90,7 @@ def test_who_shows_that_it_reads_named_events_is_eventsource(
         pytest.param("GET", {b"last-event-id": "\u0661".encode()}, id="a unicode digit"),
     ],
 )
-def test_anybody_else_is_plain(method: str, headers: dict[bytes, bytes]) -> None:
+def test_any_other_client_is_plain(method: str, headers: dict[bytes, bytes]) -> None:
     assert family(method, headers, b"") is ClientKind.PLAIN
 
 
@@ -170,7 +170,7 @@ def test_a_bad_cursor_takes_nothing_from_a_native_eventsource() -> None:
         (b"", CommentForm.BLOCK_UNTIL_ID),
     ],
 )
-def test_what_a_client_accepts_tells_the_form_of_its_comment(
+def test_the_accept_header_determines_the_form_of_a_comment(
     accept: bytes | None, form: CommentForm
 ) -> None:
     headers = {} if accept is None else {b"accept": accept}

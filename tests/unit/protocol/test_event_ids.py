@@ -87,7 +87,7 @@ def test_anything_else_is_no_cursor(text: str) -> None:
     assert parse_event_id(text) is None
 
 
-def test_a_cursor_does_not_show_its_secret_where_it_is_logged() -> None:
+def test_the_repr_of_an_event_id_hides_its_secret() -> None:
     cursor = EventId(SECRET, 17)
     assert SECRET not in repr(cursor)
     assert SECRET not in f"{[cursor]}"

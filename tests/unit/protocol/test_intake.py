@@ -89,7 +89,7 @@ def seen(state: StreamState, out: bytes, end: End) -> tuple[object, ...]:
     st.sampled_from([{}, {"trace_in_data": True}, {"app_ids": True}]),
     st.sampled_from(["finish", "fail", "reach_cap"]),
 )
-def test_bytes_that_wait_become_what_they_become_at_once(
+def test_bytes_that_wait_give_the_same_pieces_as_bytes_that_do_not(
     client_kind: ClientKind,
     steps: list[tuple[bytes, str]],
     options: dict[str, Any],
@@ -144,7 +144,7 @@ def test_bytes_that_wait_count_as_of_the_moment_they_came() -> None:
 
 
 @pytest.mark.anyio
-async def test_what_waits_behind_a_blocked_write_is_kept_when_the_tick_is_over() -> None:
+async def test_events_after_a_blocked_write_are_kept_at_the_end_of_the_tick() -> None:
     store = MemoryStore()
     never = asyncio.Event()
 

@@ -73,7 +73,7 @@ def tr(
     ],
 )
 @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"], ids=["LF", "CR", "CRLF"])
-def test_the_examples_of_the_specification_are_read_as_it_says(
+def test_the_examples_of_the_specification_are_parsed_as_specified(
     stream: bytes, events: list[Event], last_event_id: str, end: bytes
 ) -> None:
     tr(stream.replace(b"\n", end), events, last_event_id=last_event_id)
@@ -217,7 +217,7 @@ def test_one_byte_order_mark_counts_and_only_at_the_start(
         pytest.param(b"\0\n\xff: a\ndata: a\n\n", [Event("a")], id="unknown fields of garbage"),
     ],
 )
-def test_fields_are_read_as_the_specification_says(stream: bytes, events: list[Event]) -> None:
+def test_fields_are_parsed_as_specified(stream: bytes, events: list[Event]) -> None:
     tr(stream, events)
 
 
@@ -249,7 +249,7 @@ def test_fields_are_read_as_the_specification_says(stream: bytes, events: list[E
         pytest.param(b"ID: 1\nid : 1\nid2: 1\n\n", [], "", id="near misses"),
     ],
 )
-def test_the_last_event_id_moves_as_the_specification_says(
+def test_the_last_event_id_changes_as_specified(
     stream: bytes, events: list[Event], last_event_id: str
 ) -> None:
     tr(stream, events, last_event_id=last_event_id)

@@ -178,7 +178,7 @@ def test_a_stream_is_cut_between_blocks_and_keeps_every_byte(
     ],
 )
 @pytest.mark.parametrize("first", [b"", b"data: 0\n\n", b"data: 0\r\r"], ids=["start", "LF", "CR"])
-def test_what_is_whole_passes_at_once(first: bytes, chunk: bytes) -> None:
+def test_a_complete_block_passes_at_once(first: bytes, chunk: bytes) -> None:
     splitter = Splitter(LIMIT)
     splitter.feed(first)
     pieces = splitter.feed(chunk)
@@ -200,7 +200,7 @@ def test_what_is_whole_passes_at_once(first: bytes, chunk: bytes) -> None:
         pytest.param(BOM[:2], id="two thirds of a BOM"),
     ],
 )
-def test_what_is_not_whole_is_held_and_flushed_once(stream: bytes) -> None:
+def test_an_incomplete_block_is_held_and_flushed_once(stream: bytes) -> None:
     for chunks in ([stream], bytewise(stream)):
         splitter = Splitter(LIMIT)
         assert [splitter.feed(chunk) for chunk in chunks] == [[]] * len(chunks)
@@ -320,7 +320,7 @@ def test_memory_is_bounded_by_the_limit_and_one_chunk(start: bytes, chunk: bytes
 @pytest.mark.parametrize(
     "following", [b"data: b\r\n\r\n", b"data: b\n\n"], ids=["then CRLF", "then LF"]
 )
-def test_a_cut_crlf_is_one_line_end_whoever_writes_its_lf(
+def test_a_crlf_cut_in_two_is_one_line_end_for_any_writer_of_its_lf(
     first: bytes, following: bytes, *, taken: bool, comes: bool, alone: bool
 ) -> None:
     chunks = [b"\n"] * comes + [following] if alone else [b"\n" * comes + following]
@@ -361,7 +361,7 @@ def test_a_control_block_between_the_halves_of_a_crlf_stays_apart() -> None:
         pytest.param(BOM, id="BOM"),
     ],
 )
-def test_no_lf_is_owed_where_no_cr_was_passed_on_last(chunk: bytes) -> None:
+def test_no_lf_is_owed_unless_a_cr_was_passed_on_last(chunk: bytes) -> None:
     splitter = Splitter(LIMIT)
     splitter.feed(chunk)
     assert splitter.complete_line_end() == b""

@@ -76,7 +76,7 @@ def test_heartbeats_of_streams_that_opened_about_together_come_together(
     assert len(beats) <= 2
 
 
-def test_a_plain_heartbeat_comes_no_later_than_its_interval_behind_an_event() -> None:
+def test_a_plain_heartbeat_is_due_at_most_one_interval_after_an_event() -> None:
     state = new_state(ClientKind.PLAIN, heartbeat_interval=5)
     state.open(100.0, EPOCH)
     state.feed(b"data: 1\n\n", 103.33)
@@ -90,7 +90,7 @@ def test_a_short_interval_is_kept_to_the_point() -> None:
     assert state.deadline() == 100.07
 
 
-def test_a_heartbeat_tells_the_time_of_day_of_its_moment() -> None:
+def test_a_heartbeat_contains_the_time_of_day() -> None:
     state, _ = opened()
     told = json.loads(last_event(state.heartbeat(105.25)).data)
     assert told["timestamp"] == "2026-01-01T12:00:05.250+00:00"
@@ -150,7 +150,7 @@ def test_a_stream_ends_once_with_one_reason(
         (ClientKind.OPENAI, "fail", "message", True),
     ],
 )
-def test_each_family_is_told_the_end_in_its_way(
+def test_each_client_kind_receives_the_end_in_its_own_form(
     client_kind: ClientKind, way: str, name: str | None, *, clean: bool
 ) -> None:
     state, _ = opened(client_kind)
@@ -188,7 +188,7 @@ def test_an_ended_stream_makes_no_heartbeat_due_but_can_still_reach_its_cap() ->
     assert state.deadline() == 110
 
 
-def test_the_cap_of_a_plain_stream_holds_only_where_someone_has_set_it() -> None:
+def test_a_plain_stream_has_a_cap_only_if_it_is_set() -> None:
     assert opened(ClientKind.PLAIN)[0].terms.max_seconds is None
     assert opened(ClientKind.PLAIN, stream_max_seconds=60.0)[0].terms.max_seconds == 60
     assert opened(ClientKind.EVENTSOURCE)[0].terms.max_seconds == 60

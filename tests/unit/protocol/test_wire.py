@@ -37,7 +37,7 @@ from tests.support.wire import bytewise, parse
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"], ids=["LF", "CR", "CRLF"])
-def test_has_data_tells_whether_a_client_dispatches_the_block(
+def test_has_data_is_true_if_a_client_dispatches_the_block(
     fields: str, end: str, *, expected: bool
 ) -> None:
     whole = (fields.replace("|", end) + end * 2).encode()
@@ -63,7 +63,7 @@ def test_has_data_tells_whether_a_client_dispatches_the_block(
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"], ids=["LF", "CR", "CRLF"])
-def test_has_id_tells_whether_the_block_has_an_id_line(
+def test_has_id_is_true_if_the_block_has_an_id_line(
     fields: str, end: str, *, expected: bool
 ) -> None:
     assert has_id((fields.replace("|", end) + end * 2).encode()) is expected
@@ -87,7 +87,7 @@ def test_has_id_tells_whether_the_block_has_an_id_line(
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"], ids=["LF", "CR", "CRLF"])
-def test_event_name_tells_the_type_that_a_client_sees(
+def test_event_name_returns_the_type_that_a_client_sees(
     fields: str, end: str, expected: bytes
 ) -> None:
     whole = (fields.replace("|", end) + end * 2).encode()
@@ -114,7 +114,7 @@ def test_event_name_tells_the_type_that_a_client_sees(
         ),
     ],
 )
-def test_add_line_puts_a_line_behind_the_blocks_own(whole: bytes, expected: bytes) -> None:
+def test_add_line_appends_a_line_to_those_of_the_block(whole: bytes, expected: bytes) -> None:
     out = add_line(whole, b"id: 7")
     assert out == expected
     (event,) = EventParser().feed(whole)
@@ -137,7 +137,7 @@ def test_add_line_puts_a_line_behind_the_blocks_own(whole: bytes, expected: byte
         pytest.param(b"", b"", id="nothing"),
     ],
 )
-def test_line_end_tells_how_the_last_line_closes(lines: bytes, expected: bytes) -> None:
+def test_line_end_returns_the_end_of_the_last_line(lines: bytes, expected: bytes) -> None:
     assert line_end(lines) == expected
 
 
@@ -267,7 +267,7 @@ Write = Callable[[], bytes]
         ),
     ],
 )
-def test_a_field_that_would_break_the_stream_is_refused_with_what_got_and_allowed(
+def test_the_error_for_a_bad_field_has_its_name_its_value_and_the_allowed_ones(
     write: Write, name: str, got: object, allowed: str
 ) -> None:
     with pytest.raises(EventFormatError) as caught:

@@ -89,7 +89,7 @@ def reference(stream: bytes) -> Dispatched:
 @example([b"data: a\r", b"\n\r", b"\n"])
 @example([BOM[:1], BOM[1:2], BOM[2:] + BOM + b"data: a\n\n"])
 @example([b"event: a\nevent\ndata: x\n\n"])
-def test_any_chunking_of_any_bytes_dispatches_what_the_specification_says(
+def test_any_chunking_of_any_bytes_dispatches_the_specified_events(
     chunks: list[bytes],
 ) -> None:
     stream = b"".join(chunks)
@@ -134,7 +134,7 @@ def test_pieces_and_tail_are_the_stream_and_their_kinds_its_blocks(
 
 @some
 @given(chunkings())
-def test_each_block_of_a_stream_dispatches_alone_what_it_dispatches_there(
+def test_each_block_of_a_stream_dispatches_the_same_event_by_itself(
     chunks: list[bytes],
 ) -> None:
     splitter = Splitter(LIMIT)
@@ -151,7 +151,7 @@ def test_each_block_of_a_stream_dispatches_alone_what_it_dispatches_there(
 @some
 @given(streams)
 @example(b"event: a\nevent\ndata: x\n\n")
-def test_the_helpers_see_in_a_block_what_a_client_sees(stream: bytes) -> None:
+def test_the_queries_about_a_block_agree_with_a_client(stream: bytes) -> None:
     for kind, block in Splitter(LIMIT).feed(stream):
         if kind is not Kind.BLOCK:
             continue
@@ -243,7 +243,7 @@ encodable_events = st.builds(
 
 @some
 @given(st.lists(encodable_events, max_size=4), st.integers(1, 8))
-def test_what_is_encoded_is_what_is_parsed(written: list[Event], size: int) -> None:
+def test_an_encoded_event_is_parsed_as_the_same_event(written: list[Event], size: int) -> None:
     out = b"".join(format_sse_event(e.data, event=e.event, id=e.id, retry=e.retry) for e in written)
     read, _, _ = parse([out[at : at + size] for at in range(0, len(out), size)])
     assert read == written

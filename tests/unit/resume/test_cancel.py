@@ -75,7 +75,9 @@ def assert_cancelled(exchange: Exchange) -> None:
 
 
 @each_way
-async def test_a_running_stream_ends_for_all_who_read_it_and_the_app_hears(way: Any) -> None:
+async def test_a_cancelled_stream_ends_for_all_readers_and_the_app_is_disconnected(
+    way: Any,
+) -> None:
     answering = Answering()
     registry = CollectorRegistry()
     app = resumable(answering, registry=registry)
@@ -135,7 +137,7 @@ async def test_a_stream_that_waits_for_a_reader_ends_at_once(way: Any) -> None:
 
 
 @each_way
-async def test_to_cancel_again_or_what_has_ended_is_as_good(way: Any) -> None:
+async def test_a_second_cancel_or_one_after_the_end_succeeds(way: Any) -> None:
     answering = Answering(3)
     app = resumable(answering)
     whole = await read(app)
@@ -148,7 +150,7 @@ async def test_to_cancel_again_or_what_has_ended_is_as_good(way: Any) -> None:
 
 
 @each_way
-async def test_what_is_not_known_is_the_apps(way: Any) -> None:
+async def test_a_cancel_of_an_unknown_stream_reaches_the_app(way: Any) -> None:
     answering = Answering(3)
     app = resumable(answering)
     whole = await read(app)
@@ -160,7 +162,7 @@ async def test_what_is_not_known_is_the_apps(way: Any) -> None:
 
 
 @each_way
-async def test_what_is_somebody_elses_is_the_apps_as_if_it_were_unknown(way: Any) -> None:
+async def test_a_cancel_of_another_clients_stream_reaches_the_app(way: Any) -> None:
     answering = Answering()
     app = resumable(answering)
     async with opened(app, ANN, path="/a") as first:
@@ -221,7 +223,9 @@ async def test_a_page_of_the_same_origin_can_cancel_across_its_methods(
 
 
 @each_way
-async def test_a_page_whose_get_says_no_origin_can_cancel_what_anybody_may_read(way: Any) -> None:
+async def test_a_page_can_cancel_a_public_stream_that_its_get_opened_without_an_origin(
+    way: Any,
+) -> None:
     # "same-origin GET": a browser says its origin with a DELETE or POST, and not with that.
     app = resumable(Answering(headers={"access-control-allow-origin": "*"}))
     async with opened(app) as first:
@@ -288,7 +292,7 @@ async def test_a_blocked_client_does_not_keep_a_cancelled_stream() -> None:
     assert json.loads(again.events[-1].data)["reason"] == "cancelled"
 
 
-async def test_a_stream_whose_app_numbers_its_events_is_the_apps_to_cancel() -> None:
+async def test_the_app_cancels_a_stream_with_its_own_ids() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "DELETE":
             await PlainTextResponse("mine", 200)(scope, receive, send)

@@ -49,7 +49,7 @@ def wall_time() -> float:
 
 
 @pytest.mark.parametrize("seq", range(6))
-async def test_whoever_comes_back_behind_any_event_gets_the_very_bytes_that_follow(
+async def test_a_resume_after_any_event_gets_the_very_bytes_that_follow(
     seq: int,
 ) -> None:
     app = resumable(Counting(5), heartbeat_interval=None)
@@ -119,7 +119,7 @@ async def test_a_path_that_a_layer_has_changed_for_the_app_is_the_same_on_the_wi
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT", "HEAD"])
 @pytest.mark.parametrize("ending", ["", ".again", ".cut"])
-async def test_the_app_never_hears_of_a_cursor_of_ours(method: str, ending: str) -> None:
+async def test_the_app_never_sees_an_event_id_of_ours(method: str, ending: str) -> None:
     counting = Counting(1)
     await handle(resumable(counting), headers=back(UNKNOWN + ending), method=method)
     (scope,) = counting.scopes
@@ -182,7 +182,7 @@ async def test_a_resumed_answer_has_the_first_ones_headers_but_for_those_of_one_
     ]
 
 
-async def test_what_a_mark_has_set_holds_for_a_resumed_answer_too() -> None:
+async def test_the_options_of_a_mark_apply_to_a_resumed_response() -> None:
     mark = streaming(heartbeat_interval=0.5, stream_max_seconds=33, silence_threshold=None)
     app = resumable(Counting(3), marks={"/*": mark})
     async with left(app) as first, returning(app, id_of(first, 2)) as again:
@@ -255,7 +255,7 @@ async def test_without_headers_of_cors_the_origin_does_not_matter() -> None:
 # The tail that is still to come
 
 
-async def test_what_was_missed_and_what_comes_are_one_sequence_in_its_time() -> None:
+async def test_missed_and_live_events_are_one_sequence() -> None:
     counting = Counting(6)
     app = resumable(counting)
     async with left(app, 2) as first:
@@ -271,7 +271,7 @@ async def test_what_was_missed_and_what_comes_are_one_sequence_in_its_time() -> 
     assert counting.ends == ["finished"]
 
 
-async def test_a_reader_hears_heartbeats_of_a_stream_that_is_silent() -> None:
+async def test_a_reader_receives_heartbeats_of_a_silent_stream() -> None:
     app = resumable(Counting(2, pause=12), heartbeat_interval=5)
     async with left(app, 1) as first, returning(app, first.last_event_id) as again:
         await again.until_end()
@@ -357,7 +357,7 @@ async def test_a_reader_that_leaves_takes_nothing_along() -> None:
     assert asyncio.all_tasks() == before
 
 
-async def test_a_reader_whose_server_refuses_a_write_is_gone() -> None:
+async def test_a_reader_is_gone_after_its_server_has_refused_a_write() -> None:
     app = resumable(Counting(8))
     async with opened(app) as whole:
         await whole.until_count(2, "message")
@@ -395,7 +395,7 @@ async def test_the_time_that_a_reader_has_left_is_that_of_the_stream(
     assert texts(first) + texts(again) == counted(1, 20)
 
 
-async def test_who_comes_back_behind_the_cap_gets_what_is_kept_however_slowly_it_reads(
+async def test_a_slow_reader_that_resumes_after_the_cap_gets_all_that_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class SlowExchange(Exchange):
@@ -422,7 +422,7 @@ async def test_who_comes_back_behind_the_cap_gets_what_is_kept_however_slowly_it
 # What is told
 
 
-async def test_the_metrics_tell_what_became_of_those_who_came_back() -> None:
+async def test_the_metrics_count_the_results_of_resumes() -> None:
     registry = CollectorRegistry()
 
     async def endpoint(request: Request) -> Response:
@@ -467,7 +467,7 @@ async def test_the_metrics_tell_what_became_of_those_who_came_back() -> None:
     assert value(registry, "sse_disconnects_total") == 1
 
 
-async def test_the_log_tells_a_reader_from_the_opening_of_its_stream(
+async def test_the_log_lines_of_a_reader_and_of_the_first_client_differ(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "sse_middleware.stream")
@@ -485,7 +485,7 @@ async def test_the_log_tells_a_reader_from_the_opening_of_its_stream(
     assert records[1].sent_bytes == len(again.body)
 
 
-async def test_an_endless_reader_that_leaves_is_told_of_as_disconnected(
+async def test_a_reader_that_leaves_an_endless_stream_is_reported_as_disconnected(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "sse_middleware.stream")

@@ -53,7 +53,7 @@ async def test_any_event_comes_again_as_it_came(event: bytes, size: int) -> None
         assert again.body == opening(again) + behind(whole, cursor)
 
 
-async def test_what_is_no_event_is_not_sent_again() -> None:
+async def test_bytes_that_are_no_event_are_not_sent_again() -> None:
     app = resumable(
         stream_of(b": hello\n\n", b"data: 1\n\n: ping\n\nevent: x\n\nretry: 3\n\n", b"data: 2\n\n")
     )
@@ -64,7 +64,7 @@ async def test_what_is_no_event_is_not_sent_again() -> None:
     assert b"ping" not in again.body
 
 
-async def test_an_event_in_an_unterminated_tail_is_one_for_nobody() -> None:
+async def test_an_event_in_an_unterminated_tail_is_dispatched_to_no_client() -> None:
     app = resumable(stream_of(b"data: 1\n\ndata: 2\n\ndata: half"))
     whole = await read(app)
     again = await resume(app, id_of(whole, 1))
@@ -88,7 +88,7 @@ async def test_the_names_of_our_events_have_their_prefix_in_a_resumed_answer_too
     assert (await resume(app, UNKNOWN)).names[0] == "sse.reset"
 
 
-async def test_behind_an_event_that_is_too_long_to_be_kept_a_client_is_told_of_the_hole() -> None:
+async def test_a_resume_before_an_event_too_long_to_keep_is_notified_of_the_gap() -> None:
     long = b"data: " + b"x" * 5000 + b"\n\n"
     chunks = [b"data: 1\n\n", long[:2000], long[2000:], b"data: 3\n\n", b"data: 4\n\n"]
     app = resumable(stream_of(*chunks, pause=1), max_event_bytes=1024)
@@ -103,7 +103,7 @@ async def test_behind_an_event_that_is_too_long_to_be_kept_a_client_is_told_of_t
     assert (await resume(app, id_of(whole, 2))).names[0] == "start"
 
 
-async def test_a_reader_who_meets_such_an_event_on_the_way_is_told_there() -> None:
+async def test_a_reader_is_notified_if_an_event_on_the_way_is_too_long() -> None:
     long = b"data: " + b"x" * 5000 + b"\n\n"
     chunks = [b"data: 1\n\n", b"data: 2\n\n", long[:2000], long[2000:], b"data: 4\n\n"]
     app = resumable(stream_of(*chunks, pause=0.5), max_event_bytes=1024)
@@ -116,7 +116,7 @@ async def test_a_reader_who_meets_such_an_event_on_the_way_is_told_there() -> No
     assert reset.id == id_of(first, 3)
 
 
-async def test_who_has_missed_the_last_event_because_it_was_too_long_is_told_so() -> None:
+async def test_a_client_that_missed_a_too_long_last_event_is_notified() -> None:
     long = b"data: " + b"x" * 5000 + b"\n\n"
     app = resumable(stream_of(b"data: 1\n\n", long[:2000], long[2000:]), max_event_bytes=1024)
     whole = await read(app)
@@ -125,7 +125,7 @@ async def test_who_has_missed_the_last_event_because_it_was_too_long_is_told_so(
     assert json.loads(again.events[0].data)["reason"] == "truncated"
 
 
-async def test_a_reader_who_meets_a_last_event_that_is_too_long_is_told_there() -> None:
+async def test_a_reader_is_notified_if_the_last_event_is_too_long() -> None:
     long = b"data: " + b"x" * 5000 + b"\n\n"
     chunks = [b"data: 1\n\n", b"data: 2\n\n", long[:2000], long[2000:]]
     app = resumable(stream_of(*chunks, pause=1), max_event_bytes=1024)
@@ -156,7 +156,7 @@ async def test_a_mebibyte_comes_again_whole() -> None:
     assert max(len(m.get("body", b"")) for _, m in again.messages) < 1 << 17
 
 
-async def test_what_the_store_has_dropped_is_told_and_the_rest_given() -> None:
+async def test_dropped_events_are_reported_and_the_rest_is_sent() -> None:
     chunks = [b"data: %d\n\n" % number for number in range(1, 101)]
     app = resumable(stream_of(*chunks), store=memory(max_events=10))
     whole = await read(app)
@@ -171,7 +171,7 @@ async def test_what_the_store_has_dropped_is_told_and_the_rest_given() -> None:
     assert again.last_event_id == f"{id_of(whole, 100)}.again"
 
 
-async def test_a_reader_that_is_overtaken_by_the_app_is_told_of_what_it_has_missed() -> None:
+async def test_a_reader_that_the_app_overtakes_is_notified_of_missed_events() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         for number in range(1, 401):

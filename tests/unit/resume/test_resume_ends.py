@@ -47,7 +47,9 @@ both = pytest.mark.parametrize("marked", [True, False], ids=["marked", "unmarked
 
 
 @both
-async def test_a_finished_stream_says_by_its_last_id_whether_there_is_more(*, marked: bool) -> None:
+async def test_the_last_id_of_a_finished_stream_shows_whether_there_is_more(
+    *, marked: bool
+) -> None:
     whole = await read(resumable(Counting(3), **marks(marked=marked)))
     ending = "end" if marked else "again"
     assert whole.events[-1].id == f"{id_of(whole, 3)}.{ending}"
@@ -55,7 +57,7 @@ async def test_a_finished_stream_says_by_its_last_id_whether_there_is_more(*, ma
 
 
 @both
-async def test_who_comes_back_within_an_ended_stream_gets_the_rest_and_the_same_end(
+async def test_a_resume_within_an_ended_stream_gets_the_rest_and_the_same_end(
     *, marked: bool
 ) -> None:
     app = resumable(Counting(3), **marks(marked=marked))
@@ -68,7 +70,7 @@ async def test_who_comes_back_within_an_ended_stream_gets_the_rest_and_the_same_
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_behind_the_end_of_all_an_eventsource_is_stopped_whatever_is_kept(
+async def test_an_eventsource_is_stopped_after_the_end_even_without_a_log(
     method: str,
 ) -> None:
     counting = Counting(3)
@@ -80,7 +82,7 @@ async def test_behind_the_end_of_all_an_eventsource_is_stopped_whatever_is_kept(
     assert len(counting.scopes) == 1
 
 
-async def test_behind_an_end_that_may_be_asked_for_again_the_app_runs_afresh() -> None:
+async def test_the_app_runs_again_after_an_end_that_permits_it() -> None:
     counting = Counting(3)
     app = resumable(counting)
     whole = await read(app)
@@ -105,9 +107,7 @@ async def test_an_end_that_may_be_asked_for_again_may_stand_in_the_query_too() -
 
 
 @both
-async def test_behind_an_end_before_its_time_the_app_runs_afresh_and_the_client_is_told(
-    *, marked: bool
-) -> None:
+async def test_the_app_runs_again_with_a_reset_after_an_early_end(*, marked: bool) -> None:
     mark = marks(marked=marked, stream_max_seconds=2.5, cap_action="complete")
     options = mark or {"stream_max_seconds": 2.5, "cap_action": "complete"}
     app = resumable(Counting(9), **options)
@@ -121,7 +121,7 @@ async def test_behind_an_end_before_its_time_the_app_runs_afresh_and_the_client_
 
 
 @both
-async def test_whoever_missed_the_cap_gets_its_end_from_what_is_kept(*, marked: bool) -> None:
+async def test_a_client_that_missed_the_cap_gets_its_end_from_the_log(*, marked: bool) -> None:
     mark = marks(marked=marked, stream_max_seconds=2.5, cap_action="complete")
     options = mark or {"stream_max_seconds": 2.5, "cap_action": "complete"}
     app = resumable(Counting(9), **options)
@@ -139,7 +139,7 @@ OWN_END = b"event: complete\ndata: mine\n\n"
 
 
 @both
-async def test_behind_an_end_of_the_apps_own_a_marked_stream_is_over_and_another_begins_anew(
+async def test_after_the_apps_own_end_a_marked_stream_is_over_and_any_other_starts_again(
     *, marked: bool
 ) -> None:
     app = resumable(stream_of(b"data: 1\n\n", OWN_END), **marks(marked=marked))
@@ -161,7 +161,7 @@ async def test_behind_an_end_of_the_apps_own_a_marked_stream_is_over_and_another
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_client_of_an_unknown_stream_is_told_and_gets_a_new_answer(method: str) -> None:
+async def test_a_client_of_an_unknown_stream_gets_a_reset_and_a_new_response(method: str) -> None:
     counting = Counting(3)
     app = resumable(counting)
     again = await handle(app, headers=back(UNKNOWN), method=method)
@@ -217,7 +217,7 @@ async def test_an_event_that_has_never_been_is_none_of_the_stream() -> None:
 @pytest.mark.parametrize("event_id", [UNKNOWN, UNKNOWN + ".cut", UNKNOWN.replace("-3", "-0")])
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("status", [404, 405])
-async def test_where_the_app_refuses_the_client_is_told_and_sent_home(
+async def test_a_client_is_stopped_if_the_app_rejects_it(
     status: int, method: str, event_id: str
 ) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -273,7 +273,7 @@ async def test_an_answer_that_is_no_stream_passes_as_it_is() -> None:
     assert [id(message) for _, message in again.messages] == [id(each) for each in messages]
 
 
-async def test_an_operator_of_several_processes_is_told_once(
+async def test_one_warning_is_logged_for_several_processes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     app = SSEMiddleware(Counting(1))
@@ -285,7 +285,7 @@ async def test_an_operator_of_several_processes_is_told_once(
     assert UNKNOWN[:22] not in caplog.text
 
 
-async def test_nothing_is_said_of_several_processes_where_the_store_may_be_shared(
+async def test_no_warning_about_several_processes_is_logged_if_the_store_may_be_shared(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     await resume(resumable(Counting(1), store=memory()), UNKNOWN)
@@ -308,7 +308,7 @@ async def failing(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @both
-async def test_who_missed_that_the_app_has_failed_is_told(*, marked: bool) -> None:
+async def test_a_client_that_missed_the_failure_of_the_app_is_notified(*, marked: bool) -> None:
     app = resumable(failing, **marks(marked=marked))
     async with opened(app) as first:
         await first.until("error")
@@ -326,7 +326,7 @@ async def test_who_missed_that_the_app_has_failed_is_told(*, marked: bool) -> No
     assert anew.names == ["reset", "message", "message", "error"]
 
 
-async def test_a_reader_hears_at_once_that_the_app_has_failed() -> None:
+async def test_a_reader_receives_the_failure_of_the_app_at_once() -> None:
     app = resumable(failing)
     async with opened(app) as first:
         await first.until("message")
@@ -358,7 +358,7 @@ async def test_a_producer_that_returns_without_an_end_is_lost() -> None:
     assert (await resume(kept, id_of(first, 2))).names == ["start", "error"]
 
 
-async def test_a_producer_that_the_server_cancels_says_so_to_all() -> None:
+async def test_a_producer_that_the_server_cancels_ends_all_its_readers() -> None:
     registry = CollectorRegistry()
     app = resumable(Counting(9), registry=registry)
     async with opened(app) as first:
@@ -408,7 +408,7 @@ async def test_a_producer_that_is_cancelled_while_its_client_blocks_us_is_lost()
 # Where nothing is kept
 
 
-async def test_where_no_events_are_kept_nothing_is_resumed_and_ids_stay() -> None:
+async def test_nothing_is_resumed_and_ids_stay_if_no_events_are_kept() -> None:
     app = resumable(Counting(3), replay_max_events=0)
     whole = await read(app)
     assert whole.last_event_id == f"{id_of(whole, 3)}.again"

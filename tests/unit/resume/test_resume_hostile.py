@@ -182,7 +182,7 @@ async def ask(
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("ended", [False, True], ids=["running", "ended"])
-async def test_a_stolen_cursor_shows_a_stranger_what_an_unknown_one_does(
+async def test_a_stolen_event_id_gives_another_client_the_same_as_an_unknown_one(
     attack: Attack, *, ended: bool
 ) -> None:
     app = resumable(diary)
@@ -203,7 +203,7 @@ async def test_a_stolen_cursor_shows_a_stranger_what_an_unknown_one_does(
     assert json.loads(victim.events[-1].data)["reason"] == "finished"
 
 
-async def test_what_stands_in_headers_and_logs_opens_nothing(
+async def test_values_from_headers_and_logs_give_no_access(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -396,7 +396,7 @@ def test_no_id_and_no_query_opens_a_stream_but_its_own_cursor(
 
 @given(seq=st.integers(min_value=0, max_value=10**15 - 1), ended=st.booleans())
 @settings(max_examples=100, deadline=None)
-def test_any_place_in_a_stream_of_ones_own_is_answered(seq: int, *, ended: bool) -> None:
+def test_any_position_in_a_clients_own_stream_is_answered(seq: int, *, ended: bool) -> None:
     async def request() -> Exchange:
         app = resumable(Counting(4))
         async with opened(app) as first:

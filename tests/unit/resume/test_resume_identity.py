@@ -57,7 +57,7 @@ async def assert_owned(
         assert texts(again) == counted(1, 3)
 
 
-async def test_without_anything_that_tells_who_asks_the_cursor_alone_opens_a_stream() -> None:
+async def test_without_an_identity_the_event_id_alone_gives_access() -> None:
     same: list[list[Pair]] = [[], [authorization("Bearer b")], [cookie("session=1")]]
     await assert_owned(resumable(Counting(3)), [], same, [])
 
@@ -71,7 +71,7 @@ async def test_a_stream_that_was_opened_with_an_authorization_needs_the_same() -
     )
 
 
-async def test_the_cookies_that_are_named_tell_who_asks() -> None:
+async def test_the_named_cookies_determine_the_identity() -> None:
     await assert_owned(
         resumable(Counting(3), identity_cookies=("session", "tenant")),
         [cookie("theme=dark; session=1; tenant=a")],
@@ -117,7 +117,7 @@ async def test_an_authorization_goes_before_cookies() -> None:
     )
 
 
-async def test_what_identify_says_goes_before_all_else() -> None:
+async def test_the_result_of_identify_has_precedence() -> None:
     await assert_owned(
         resumable(Counting(3), identify=user, identity_cookies=("session",)),
         [(b"x-user", b"ann"), authorization("Bearer a")],
@@ -126,7 +126,7 @@ async def test_what_identify_says_goes_before_all_else() -> None:
     )
 
 
-async def test_where_identify_knows_nobody_the_rest_tells() -> None:
+async def test_the_other_sources_count_if_identify_returns_no_identity() -> None:
     await assert_owned(
         resumable(Counting(3), identify=user),
         [authorization("Bearer a")],
@@ -135,14 +135,14 @@ async def test_where_identify_knows_nobody_the_rest_tells() -> None:
     )
 
 
-async def test_an_empty_answer_of_identify_is_nobody() -> None:
+async def test_an_empty_result_of_identify_is_no_identity() -> None:
     app = resumable(Counting(3), identify=lambda _scope: "")
     await assert_owned(
         app, [authorization("Bearer a")], [[authorization("Bearer a")]], [[authorization("b")], []]
     )
 
 
-async def test_the_same_text_from_another_source_is_somebody_else() -> None:
+async def test_the_same_text_from_another_source_is_another_identity() -> None:
     await assert_owned(
         resumable(Counting(3), identify=user, identity_cookies=("session",)),
         [(b"x-user", b"1")],
@@ -151,7 +151,7 @@ async def test_the_same_text_from_another_source_is_somebody_else() -> None:
     )
 
 
-async def test_where_identify_fails_nothing_is_kept_and_nobody_resumes(
+async def test_nothing_is_kept_or_resumed_if_identify_fails(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def failing(scope: Scope) -> str | None:
@@ -221,7 +221,7 @@ async def test_the_operator_has_the_last_word_on_a_resume(
     assert ("authorize_resume has failed" in caplog.text) is failed
 
 
-async def test_the_operator_is_asked_with_the_request_and_what_is_known_of_the_stream() -> None:
+async def test_authorize_gets_the_request_and_the_facts_about_the_stream() -> None:
     asked: list[tuple[Any, LogInfo]] = []
 
     def authorize(scope: Scope, info: LogInfo) -> bool:
@@ -294,7 +294,7 @@ async def test_a_stream_ends_with_the_credentials_that_opened_it() -> None:
 
 
 @pytest.mark.usefixtures("_wall")
-async def test_the_cap_still_holds_where_credentials_end_later() -> None:
+async def test_the_cap_still_holds_if_credentials_expire_later() -> None:
     app = resumable(Counting(20), expires_at=token, cap_action="complete", stream_max_seconds=3.5)
     assert texts(await read(app, expires_in(100))) == counted(1, 4)
     assert texts(await read(app)) == counted(1, 4)
@@ -318,7 +318,7 @@ async def test_a_reader_ends_with_its_own_credentials(action: Any) -> None:
 
 @pytest.mark.usefixtures("_wall")
 @pytest.mark.parametrize("seconds", [0, -5])
-async def test_who_comes_back_with_expired_credentials_resumes_nothing(seconds: float) -> None:
+async def test_expired_credentials_resume_nothing(seconds: float) -> None:
     counting = Counting(3)
     app = resumable(counting, expires_at=token, cap_action="complete")
     whole = await read(app)
@@ -328,7 +328,7 @@ async def test_who_comes_back_with_expired_credentials_resumes_nothing(seconds: 
     assert again.ended
 
 
-async def test_where_it_cannot_be_told_when_credentials_end_they_have_ended(
+async def test_credentials_with_an_unknown_expiry_have_expired(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def failing(scope: Scope) -> float | None:

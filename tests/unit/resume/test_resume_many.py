@@ -136,11 +136,11 @@ async def test_a_thousand_streams_and_their_clients_leave_nothing(linger: float)
     await leave_nothing(1_000, linger_seconds=linger)
 
 
-async def test_streams_that_give_way_to_one_another_leave_nothing() -> None:
+async def test_streams_that_replace_one_another_leave_nothing() -> None:
     await leave_nothing(400, linger_seconds=3.0, max_lingering=5)
 
 
-async def test_streams_leave_nothing_where_they_must_not_linger() -> None:
+async def test_streams_that_may_not_linger_leave_nothing() -> None:
     await leave_nothing(400, linger_seconds=0)
 
 

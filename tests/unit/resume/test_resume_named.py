@@ -134,7 +134,9 @@ async def test_a_named_stream_lives_while_its_first_client_is_gone() -> None:
 
 
 @pytest.mark.parametrize("headers", [[BOB], [], [(b"x-user", b"")]], ids=["other", "none", "empty"])
-async def test_to_anybody_else_nothing_lives(headers: list[tuple[bytes, bytes]]) -> None:
+async def test_for_any_other_identity_there_is_no_named_stream(
+    headers: list[tuple[bytes, bytes]],
+) -> None:
     app = named(Counting(6))
     async with opened(app, ANN, path=ANSWER) as first:
         await first.until_count(1, "message")
@@ -143,7 +145,7 @@ async def test_to_anybody_else_nothing_lives(headers: list[tuple[bytes, bytes]])
         assert_no_content(stolen)
 
 
-async def test_a_stream_that_nobody_has_opened_by_name_is_followed_by_nobody() -> None:
+async def test_a_stream_without_a_name_is_not_followed() -> None:
     app = named(Counting(6))
     async with opened(app, path=ANSWER) as first:
         await first.until_count(1, "message")
@@ -151,7 +153,7 @@ async def test_a_stream_that_nobody_has_opened_by_name_is_followed_by_nobody() -
         assert_no_content(await read(app, ANN, path=LIVE))
 
 
-async def test_where_nothing_lives_an_eventsource_is_stopped() -> None:
+async def test_an_eventsource_is_stopped_if_there_is_no_named_stream() -> None:
     app = named(Counting(2))
     assert_no_content(await read(app, ANN, path=LIVE))
     await read(app, ANN, path=ANSWER)
@@ -160,7 +162,7 @@ async def test_where_nothing_lives_an_eventsource_is_stopped() -> None:
 
 
 @pytest.mark.parametrize("marked", [True, False])
-async def test_behind_the_end_of_a_named_stream_nothing_lives(*, marked: bool) -> None:
+async def test_a_named_stream_is_gone_after_its_end(*, marked: bool) -> None:
     app = named(Counting(4), marked=marked)
     async with opened(app, ANN, path=ANSWER) as first:
         await first.until_count(1, "message")
@@ -171,7 +173,7 @@ async def test_behind_the_end_of_a_named_stream_nothing_lives(*, marked: bool) -
     assert_no_content(await resume(app, other.last_event_id, ANN, path=LIVE))
 
 
-async def test_behind_the_failure_of_a_named_stream_nothing_lives() -> None:
+async def test_a_named_stream_is_gone_after_its_failure() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         current_stream().name("chat:7")
         await Counting(2)(scope, receive, _failing(send))
@@ -194,7 +196,7 @@ async def test_behind_the_failure_of_a_named_stream_nothing_lives() -> None:
     assert_no_content(await resume(kept, other.last_event_id, ANN, path="/live"))
 
 
-async def test_who_was_cut_off_before_the_end_of_a_named_stream_gets_the_rest_of_it() -> None:
+async def test_a_client_cut_off_before_the_end_of_a_named_stream_gets_the_rest() -> None:
     app = named(Counting(4))
     async with opened(app, ANN, path=ANSWER) as first:
         await first.until_count(2, "message")
@@ -216,9 +218,7 @@ async def test_the_latest_stream_of_a_name_counts() -> None:
             assert again.headers[b"x-stream-id"] == other.headers[b"x-stream-id"]
 
 
-async def test_a_client_in_the_middle_of_an_earlier_stream_of_the_name_is_told_of_the_new_one() -> (
-    None
-):
+async def test_a_client_within_an_earlier_stream_of_the_name_gets_a_reset_and_the_new_one() -> None:
     app = named(Counting(5))
     async with opened(app, ANN, path=ANSWER) as one:
         await one.until_count(1, "message")
@@ -232,7 +232,7 @@ async def test_a_client_in_the_middle_of_an_earlier_stream_of_the_name_is_told_o
     assert again.headers[b"x-stream-id"] == other.headers[b"x-stream-id"]
 
 
-async def test_a_client_behind_the_end_of_an_earlier_stream_gets_the_next_one_of_the_name() -> None:
+async def test_a_client_after_the_end_of_an_earlier_stream_gets_the_next_one_of_the_name() -> None:
     app = named(Counting(3))
     whole = await read(app, ANN, path=ANSWER)
     async with opened(app, ANN, path=ANSWER) as other:
@@ -243,7 +243,7 @@ async def test_a_client_behind_the_end_of_an_earlier_stream_gets_the_next_one_of
     assert again.events[1].id == id_of(other, 1)
 
 
-async def test_a_named_stream_of_which_the_beginning_is_not_kept_says_so() -> None:
+async def test_a_named_stream_without_its_first_events_begins_with_a_reset() -> None:
     app = named(Counting(30, pause=0.1), store=memory(max_events=5))
     async with opened(app, ANN, path=ANSWER) as first:
         await first.until_count(20, "message")
@@ -253,7 +253,7 @@ async def test_a_named_stream_of_which_the_beginning_is_not_kept_says_so() -> No
     assert texts(again)[-1] == "30"
 
 
-async def test_a_name_may_be_given_behind_the_beginning_and_changed() -> None:
+async def test_a_name_may_be_set_after_the_start_and_changed() -> None:
     async def events() -> Any:
         yield b"data: 1\n\n"
         current_stream().name("a")
@@ -302,7 +302,7 @@ async def test_a_name_with_braces_and_slashes_is_a_text_like_any_other() -> None
         assert_no_content(await read(app, ANN, path="/v1/live/a"))
 
 
-async def test_a_named_stream_is_not_followed_by_whom_the_operator_refuses() -> None:
+async def test_a_client_that_authorize_rejects_does_not_follow_a_named_stream() -> None:
     asked: list[str] = []
 
     async def authorize(scope: Scope, info: Any) -> bool:
@@ -333,7 +333,7 @@ async def test_a_store_out_of_reach_brings_the_client_of_a_name_back() -> None:
     assert exchange.last_event_id == "B" * 22 + "-5"
 
 
-async def test_a_resume_endpoint_needs_somebody_to_tell_who_asks() -> None:
+async def test_a_resume_endpoint_needs_a_source_of_identity() -> None:
     app = resumable(Starlette(routes=[Route("/live", resume_endpoint("x"))]))
     with pytest.raises(RuntimeError, match="identify"):
         await read(app, path="/live")
@@ -365,7 +365,7 @@ async def test_nothing_of_a_name_is_left_when_its_time_is_over() -> None:
     assert (len(store), store.total_bytes, store._names) == (0, 0, {})
 
 
-async def test_a_name_does_no_harm_where_nothing_is_kept() -> None:
+async def test_a_name_has_no_effect_if_nothing_is_kept() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         current_stream().name("x")
         await PlainTextResponse("ok")(scope, receive, send)

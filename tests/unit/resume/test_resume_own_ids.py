@@ -133,9 +133,7 @@ async def test_a_cursor_that_we_gave_before_we_knew_counts_as_none() -> None:
     assert runs == [None] * 5
 
 
-async def test_an_app_that_begins_to_number_while_nobody_reads_goes_on_until_it_is_given_up() -> (
-    None
-):
+async def test_an_app_that_starts_to_set_ids_without_a_reader_continues_until_it_expires() -> None:
     ends: list[float] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -180,7 +178,7 @@ async def test_an_app_that_keeps_nothing_is_resumed_by_its_own_ids() -> None:
 
 
 @pytest.mark.parametrize("where", ["header", "query"])
-async def test_an_id_of_the_apps_may_stand_where_a_cursor_may(where: str) -> None:
+async def test_an_id_of_the_app_is_accepted_like_ours(where: str) -> None:
     numbering = Numbering(5)
     app = resumable(numbering, **keyed())
     await read(app)
@@ -192,7 +190,7 @@ async def test_an_id_of_the_apps_may_stand_where_a_cursor_may(where: str) -> Non
     assert numbering.handed == [None]
 
 
-async def test_behind_the_last_id_of_the_apps_there_is_only_the_end() -> None:
+async def test_only_the_end_follows_the_last_id_of_the_app() -> None:
     app = resumable(Numbering(2), **keyed())
     whole = await read(app)
     assert whole.events[-1].id == f"{id_of(whole, 2)}.end"
@@ -208,7 +206,7 @@ async def test_a_client_that_had_only_the_start_of_such_an_app_comes_back_with_o
     assert numbering.handed == [None]
 
 
-async def test_an_id_that_is_not_kept_lets_the_app_run_afresh_behind_a_reset() -> None:
+async def test_an_id_that_is_not_kept_runs_the_app_again_after_a_reset() -> None:
     numbering = Numbering(3)
     app = resumable(numbering, **keyed())
     unknown = await resume(app, "2")
@@ -268,7 +266,7 @@ async def test_an_id_may_be_any_text() -> None:
         assert again.events[0].id == each
 
 
-async def test_a_stream_that_has_no_event_yet_keeps_nobody_waiting() -> None:
+async def test_a_stream_without_an_event_delays_no_client() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         await asyncio.sleep(30)
@@ -296,7 +294,7 @@ async def test_a_post_resumes_by_an_id_of_the_apps_only_with_the_same_body() -> 
     assert other.names[0] == "reset"
 
 
-async def test_a_key_that_cannot_be_told_costs_the_resuming_and_no_answer(
+async def test_a_failure_to_compute_the_key_prevents_a_resume_but_no_response(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def key(scope: Scope) -> str:
@@ -309,7 +307,7 @@ async def test_a_key_that_cannot_be_told_costs_the_resuming_and_no_answer(
     assert any(record.exc_info for record in caplog.records)
 
 
-async def test_a_key_that_cannot_be_told_at_the_opening_leaves_nothing_behind() -> None:
+async def test_a_failure_to_compute_the_key_at_the_opening_leaves_nothing() -> None:
     def key(scope: Scope) -> str:
         raise KeyError("job")
 

@@ -40,7 +40,7 @@ async def post_again(app: SSEMiddleware, event_id: str, *parts: bytes, **kind: A
     return exchange
 
 
-async def test_a_get_resumes_what_a_post_began() -> None:
+async def test_a_get_resumes_the_stream_of_a_post() -> None:
     counting = Counting(5)
     app = resumable(counting)
     whole = await post(app, b'{"prompt":"x"}')
@@ -48,7 +48,7 @@ async def test_a_get_resumes_what_a_post_began() -> None:
     assert len(counting.scopes) == 1
 
 
-async def test_a_get_without_an_origin_resumes_a_post_with_one_where_anybody_may_read() -> None:
+async def test_a_get_without_an_origin_resumes_a_public_post_with_one() -> None:
     # A browser says the origin of a page with each POST, and not with a GET of the same origin.
     app = resumable(Counting(5, headers={"access-control-allow-origin": "*"}))
     origin = (b"origin", b"https://a.example")
@@ -88,7 +88,7 @@ async def test_a_post_of_an_unknown_stream_reaches_the_app_whole() -> None:
     assert counting.bodies == [b"ab"]
 
 
-async def test_a_post_does_not_resume_what_a_get_began_but_with_the_same_empty_body() -> None:
+async def test_a_post_resumes_the_stream_of_a_get_only_with_the_same_empty_body() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         runs.append(scope["method"])
         await receive()
@@ -117,7 +117,7 @@ async def test_a_body_of_a_mebibyte_resumes_and_a_longer_one_only_reaches_the_ap
     assert texts(await resume(app, id_of(whole, 1))) == ["2"]
 
 
-async def test_a_body_is_not_kept_while_its_stream_goes_on() -> None:
+async def test_a_body_is_not_kept_while_its_stream_runs() -> None:
     before = living(RequestBody)
     app = resumable(Counting(5))
     exchange = Chunked(http_scope(method="POST", headers=NAMED), b"x" * 1000, b"y" * 1000)
@@ -157,7 +157,7 @@ async def test_an_app_that_answers_before_it_has_read_the_body_is_resumed_by_a_g
     assert again.names[0] == "reset"
 
 
-async def test_an_unread_body_is_still_there_for_an_app_that_runs_anew() -> None:
+async def test_an_unread_body_is_still_available_to_an_app_that_runs_again() -> None:
     counting = Counting(5)
     app = resumable(counting)
     whole = await post(app, b"1")

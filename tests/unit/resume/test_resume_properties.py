@@ -225,7 +225,7 @@ def test_a_client_of_a_store_that_forgets_has_the_end_of_one_answer_and_no_hole(
 
 
 @pytest.mark.parametrize("listens", [True, False])
-def test_a_client_that_is_cut_behind_every_byte_has_each_event_once(*, listens: bool) -> None:
+def test_a_client_that_is_cut_after_every_byte_has_each_event_once(*, listens: bool) -> None:
     told = [
         (b"data: a\r\n\r\nda", 0.01),
         (b"ta: b\nevent: x\n\n: c\n\n", 0.0),

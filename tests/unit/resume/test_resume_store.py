@@ -82,7 +82,7 @@ def assert_told_to_come_back(exchange: Exchange, event_id: str) -> None:
     assert exchange.ended
 
 
-async def test_a_client_whose_log_cannot_be_looked_up_is_told_to_ask_again_with_its_own_cursor(
+async def test_a_client_retries_with_its_own_event_id_if_the_store_fails(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -114,7 +114,7 @@ async def test_a_cursor_of_the_query_is_kept_too() -> None:
 
 
 @pytest.mark.parametrize("batches", [0, 1, 2])
-async def test_a_reader_that_loses_its_store_on_the_way_keeps_its_place(batches: int) -> None:
+async def test_a_reader_keeps_its_position_if_the_store_fails_on_the_way(batches: int) -> None:
     store = FailingStore("follow", after_batches=batches)
     app = resumable(Counting(9), store=store)
     async with left(app, 2) as first:
@@ -137,7 +137,7 @@ async def test_a_live_stream_does_not_mind_a_store_that_is_down() -> None:
 
 
 @pytest.mark.parametrize("ending", [".end", ".again", ".cut"])
-async def test_behind_an_end_no_store_is_asked(ending: str) -> None:
+async def test_no_store_is_queried_after_an_end(ending: str) -> None:
     app = resumable(Counting(3), store=FailingStore("find", "find_named", "follow"))
     again = await resume(app, "B" * 22 + "-3" + ending)
     assert again.status == (204 if ending == ".end" else 200)
@@ -145,7 +145,7 @@ async def test_behind_an_end_no_store_is_asked(ending: str) -> None:
 
 
 @pytest.mark.parametrize("down", ["find", "cancel"])
-async def test_who_wants_to_cancel_is_not_told_that_it_has_worked(down: str) -> None:
+async def test_a_cancel_does_not_report_success_if_the_store_fails(down: str) -> None:
     store = FailingStore(down)
     app = resumable(Counting(9), store=store)
     async with opened(app) as first:

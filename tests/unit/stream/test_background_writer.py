@@ -14,7 +14,7 @@ pytestmark = pytest.mark.anyio
 # Order and turns
 
 
-async def test_authors_are_written_for_in_the_order_they_asked_in() -> None:
+async def test_writes_are_made_in_the_order_of_the_requests() -> None:
     before, log = other_tasks(), list[str]()
     writer = writer_for(streams=3)
     for name in ("a", "b", "a", "c"):
@@ -38,7 +38,7 @@ async def test_a_write_comes_in_the_very_next_turn_of_the_loop() -> None:
         assert author.written == number
 
 
-async def test_who_asks_while_it_is_written_for_is_written_for_again() -> None:
+async def test_a_request_during_a_write_causes_another_write() -> None:
     log: list[str] = []
     writer = writer_for(streams=1)
 
@@ -52,7 +52,7 @@ async def test_who_asks_while_it_is_written_for_is_written_for_again() -> None:
     assert author.written == 4
 
 
-async def test_a_thousand_authors_let_the_loop_turn_in_between() -> None:
+async def test_a_thousand_writes_yield_to_the_event_loop() -> None:
     log: list[str] = []
     writer = writer_for(streams=1000)
     authors = [Author(str(number), log) for number in range(1000)]
@@ -66,7 +66,7 @@ async def test_a_thousand_authors_let_the_loop_turn_in_between() -> None:
     assert [author.written for author in authors] == [1] * 1000
 
 
-async def test_an_author_that_always_has_more_leaves_turns_to_the_others() -> None:
+async def test_a_stream_that_always_has_more_to_write_does_not_starve_the_others() -> None:
     log: list[str] = []
     writer = writer_for(streams=2)
 
@@ -86,7 +86,7 @@ async def test_an_author_that_always_has_more_leaves_turns_to_the_others() -> No
 # Writes that wait
 
 
-async def test_a_write_that_waits_keeps_its_task_and_another_goes_on() -> None:
+async def test_a_write_that_waits_keeps_its_task_and_others_continue() -> None:
     log: list[str] = []
     writer = writer_for(streams=3)
     gate = asyncio.Event()
@@ -123,7 +123,7 @@ async def test_many_writes_wait_side_by_side_and_each_in_a_task_of_its_own() -> 
     assert len({author.tasks[0] for author in authors}) == 100
 
 
-async def test_a_write_that_waits_again_and_again_gets_what_it_waited_for() -> None:
+async def test_a_write_that_waits_several_times_gets_each_result() -> None:
     log: list[str] = []
     writer = writer_for(streams=1)
     loop = asyncio.get_running_loop()
@@ -186,7 +186,7 @@ async def test_a_write_may_time_out_lock_and_open_a_cancel_scope() -> None:
 # Contexts
 
 
-async def test_each_write_runs_in_the_context_of_its_author_to_its_end() -> None:
+async def test_each_write_runs_in_the_context_of_its_stream_to_its_end() -> None:
     log: list[str] = []
     writer = writer_for(streams=10)
     WHO.set("whoever asks")
@@ -209,7 +209,7 @@ async def test_each_write_runs_in_the_context_of_its_author_to_its_end() -> None
     assert WHO.get() == "whoever asks"
 
 
-async def test_the_task_itself_knows_nothing_of_who_made_it() -> None:
+async def test_the_task_has_an_empty_context() -> None:
     log: list[str] = []
     WHO.set("the first to ask")
     writer = writer_for(streams=1)

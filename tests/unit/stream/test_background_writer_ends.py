@@ -50,7 +50,7 @@ async def test_a_cancelled_write_ends_alone() -> None:
     assert (one.written, other.written, later.written) == (0, 1, 1)
 
 
-async def test_a_write_that_survives_its_cancellation_goes_on_to_its_end() -> None:
+async def test_a_write_that_survives_its_cancellation_runs_to_its_end() -> None:
     log: list[str] = []
     writer = writer_for(streams=2)
 
@@ -72,7 +72,7 @@ async def test_a_write_that_survives_its_cancellation_goes_on_to_its_end() -> No
     assert other.written == 1
 
 
-async def test_an_author_that_is_cancelled_at_once_stops_no_later_one() -> None:
+async def test_a_write_that_is_cancelled_at_once_stops_no_later_one() -> None:
     log: list[str] = []
     writer = writer_for(streams=3)
 
@@ -86,7 +86,7 @@ async def test_an_author_that_is_cancelled_at_once_stops_no_later_one() -> None:
     assert [author.written for author in authors] == [0, 1, 1]
 
 
-async def test_the_one_who_asks_behind_a_cancelled_author_is_written_for() -> None:
+async def test_a_request_after_a_cancelled_write_is_served() -> None:
     log: list[str] = []
     writer = writer_for(streams=2)
 
@@ -114,7 +114,7 @@ async def test_cancelled_while_asleep_it_comes_back_to_work() -> None:
         await turns()
 
 
-async def test_who_asks_at_the_moment_of_such_a_cancellation_is_written_for() -> None:
+async def test_a_request_at_the_moment_of_such_a_cancellation_is_served() -> None:
     log: list[str] = []
     writer = writer_for(streams=1)
     author = Author("a", log)
@@ -126,7 +126,7 @@ async def test_who_asks_at_the_moment_of_such_a_cancellation_is_written_for() ->
     assert author.written == 2
 
 
-async def test_cancelled_between_two_lots_of_authors_it_comes_back_for_the_second() -> None:
+async def test_a_writer_cancelled_between_two_batches_makes_the_second() -> None:
     log: list[str] = []
     writer = writer_for(streams=200)
     authors = [Author(str(number), log) for number in range(200)]
@@ -163,7 +163,7 @@ def test_the_end_of_its_loop_takes_it_along_in_silence(caplog: pytest.LogCapture
 # Coming and going
 
 
-async def test_there_is_no_task_before_anybody_asks() -> None:
+async def test_there_is_no_task_before_the_first_request() -> None:
     before = other_tasks()
     writer = writer_for(streams=2)
     writer.detach()
@@ -172,7 +172,7 @@ async def test_there_is_no_task_before_anybody_asks() -> None:
     assert other_tasks() == before
 
 
-async def test_the_task_ends_with_the_last_who_leaves_and_not_before() -> None:
+async def test_the_task_ends_with_the_last_stream_and_not_before() -> None:
     before, log = other_tasks(), list[str]()
     writer = writer_for(streams=2)
     author = Author("a", log)
@@ -186,7 +186,7 @@ async def test_the_task_ends_with_the_last_who_leaves_and_not_before() -> None:
     assert other_tasks() == before
 
 
-async def test_who_joins_behind_the_last_who_left_is_written_for() -> None:
+async def test_a_stream_that_joins_after_the_last_one_left_is_served() -> None:
     before, log = other_tasks(), list[str]()
     writer = writer_for(streams=0)
     for number in range(5):
@@ -201,7 +201,7 @@ async def test_who_joins_behind_the_last_who_left_is_written_for() -> None:
     assert other_tasks() == before
 
 
-async def test_what_was_asked_for_is_written_though_its_author_leaves() -> None:
+async def test_a_requested_write_is_made_though_its_stream_leaves() -> None:
     before, log = other_tasks(), list[str]()
     writer = writer_for(streams=1)
     author = Author("a", log)
@@ -228,7 +228,7 @@ async def test_a_write_that_still_waits_when_all_have_left_ends_by_itself() -> N
     assert other_tasks() == before
 
 
-async def test_a_scribe_that_nobody_holds_is_no_garbage_while_a_write_waits() -> None:
+async def test_an_unreferenced_writer_is_not_collected_while_a_write_waits() -> None:
     log: list[str] = []
     writer = writer_for(streams=1)
     gate = asyncio.Event()
@@ -289,9 +289,7 @@ async def test_a_thousand_eager_writes_that_all_wait_are_no_recursion() -> None:
     assert [author.written for author in authors] == [1] * 1000
 
 
-async def test_an_eager_write_that_asks_again_behind_its_waiting_is_not_written_twice_at_once() -> (
-    None
-):
+async def test_an_eager_write_requested_again_after_its_wait_never_overlaps_itself() -> None:
     eager()
     log: list[str] = []
     writer = writer_for(streams=1)

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.anyio
 
 
 @both
-async def test_an_event_behind_a_pause_leaves_within_its_own_send(headers: Headers) -> None:
+async def test_an_event_after_a_pause_leaves_within_its_own_send(headers: Headers) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
         await open_stream(send)
         for number in range(1, 6):
@@ -109,7 +109,7 @@ async def test_a_burst_leaves_as_two_messages(headers: Headers, count: int) -> N
 
 
 @both
-async def test_a_burst_behind_the_response_start_leaves_as_one_message(headers: Headers) -> None:
+async def test_a_burst_after_the_response_start_leaves_as_one_message(headers: Headers) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
         await send(stream_start())
         await burst(send, 1, 101)
@@ -120,7 +120,9 @@ async def test_a_burst_behind_the_response_start_leaves_as_one_message(headers: 
 
 
 @both
-async def test_burst_upon_burst_leaves_in_order_whatever_lies_between(headers: Headers) -> None:
+async def test_successive_bursts_leave_in_order_with_any_message_in_between(
+    headers: Headers,
+) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
         await open_stream(send)
         number = 1
@@ -162,7 +164,7 @@ async def test_one_large_event_leaves_with_the_few_before_it(headers: Headers) -
     assert_whole(await served(behave, headers), 5)
 
 
-async def test_the_last_message_of_a_plain_stream_takes_along_what_is_held() -> None:
+async def test_the_last_message_of_a_plain_stream_includes_the_held_events() -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
         await open_stream(send)
         before = len(exchange.messages)
@@ -175,7 +177,7 @@ async def test_the_last_message_of_a_plain_stream_takes_along_what_is_held() -> 
     assert_whole(exchange, 6)
 
 
-async def test_an_eventsource_is_told_of_the_end_in_one_message_behind_all_that_is_held() -> None:
+async def test_an_eventsource_receives_the_end_in_one_message_with_all_held_events() -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
         await open_stream(send)
         before = len(exchange.messages)
@@ -208,7 +210,7 @@ async def test_the_whole_of_a_short_response_leaves_in_order(headers: Headers) -
 
 
 @both
-async def test_what_is_held_leaves_when_the_tick_is_over(headers: Headers) -> None:
+async def test_held_events_leave_at_the_end_of_the_tick(headers: Headers) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
         for number in range(1, 31, 3):
             await open_stream(send) if number == 1 else await asyncio.sleep(PAUSE)
@@ -247,7 +249,7 @@ async def test_no_event_of_a_fast_stream_is_late_by_more_than_a_tick(
         assert at <= left[number] <= at + TICK_SECONDS + 1e-6
 
 
-async def test_our_first_event_leaves_by_itself_where_the_app_is_silent() -> None:
+async def test_our_first_event_leaves_by_itself_if_the_app_is_silent() -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
         await send(stream_start())
         began = virtual_loop().time()
@@ -270,7 +272,7 @@ async def test_a_heartbeat_waits_for_no_tick() -> None:
 
 
 @both
-async def test_what_is_held_behind_a_blocked_write_leaves_as_soon_as_that_has_ended(
+async def test_events_held_by_a_blocked_write_leave_as_soon_as_it_has_ended(
     headers: Headers,
 ) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
@@ -287,7 +289,7 @@ async def test_what_is_held_behind_a_blocked_write_leaves_as_soon_as_that_has_en
 
 
 @both
-async def test_what_one_task_holds_behind_a_blocked_write_of_another_leaves_behind_it(
+async def test_events_of_one_task_leave_after_the_blocked_write_of_another(
     headers: Headers,
 ) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 
 
 @both
-async def test_while_one_stream_is_blocked_the_others_go_on_and_it_goes_on_later(
+async def test_a_blocked_stream_delays_no_other_and_continues_later(
     headers: Headers,
 ) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -234,7 +234,7 @@ def test_each_event_of_a_handler_that_blocks_leaves_by_its_next_send_and_the_fir
 
 @both
 @real_loops
-def test_a_handler_that_blocks_behind_the_response_start_has_its_events_leave_too(
+def test_events_of_a_handler_that_blocks_after_the_response_start_leave_too(
     loop_factory: Any, headers: Headers
 ) -> None:
     left: list[int] = []

@@ -140,7 +140,7 @@ async def test_a_cancelled_send_of_one_task_costs_the_other_tasks_nothing(header
 @both
 @pytest.mark.parametrize("message", [debug(0), last(), event(4)], ids=["other", "end", "event"])
 @pytest.mark.parametrize("batch", [True, False], ids=["batched", "unbatched"])
-async def test_a_message_that_waits_while_the_cap_comes_never_stands_behind_the_end(
+async def test_a_message_that_waits_at_the_cap_never_follows_the_end(
     headers: Headers, message: Message, *, batch: bool
 ) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:

@@ -40,7 +40,7 @@ def timers() -> list[asyncio.TimerHandle]:
 
 
 @both
-async def test_what_is_held_leaves_before_an_exception_of_the_app(headers: Headers) -> None:
+async def test_held_events_leave_before_an_exception_of_the_app(headers: Headers) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
         await open_stream(send)
         await burst(send, 1, 6)
@@ -58,7 +58,7 @@ async def test_what_is_held_leaves_before_an_exception_of_the_app(headers: Heade
 
 
 @both
-async def test_what_is_held_leaves_where_the_app_just_returns(headers: Headers) -> None:
+async def test_held_events_leave_if_the_app_returns_without_an_end(headers: Headers) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
         await open_stream(send)
         await burst(send, 1, 6)
@@ -72,7 +72,7 @@ async def test_what_is_held_leaves_where_the_app_just_returns(headers: Headers) 
 
 @both
 @pytest.mark.parametrize("wait", [0, 1, 2])
-async def test_what_is_held_leaves_where_the_app_is_cancelled(headers: Headers, wait: int) -> None:
+async def test_held_events_leave_if_the_app_is_cancelled(headers: Headers, wait: int) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
         await open_stream(send)
         await burst(send, 1, 6)
@@ -93,7 +93,7 @@ async def test_what_is_held_leaves_where_the_app_is_cancelled(headers: Headers, 
 
 
 @both
-async def test_what_is_held_leaves_before_the_end_at_the_cap(headers: Headers) -> None:
+async def test_held_events_leave_before_the_end_at_the_cap(headers: Headers) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
         await send(stream_start())
         await asyncio.sleep(2.9)
@@ -110,7 +110,7 @@ async def test_what_is_held_leaves_before_the_end_at_the_cap(headers: Headers) -
 
 
 @both
-async def test_what_is_held_behind_a_blocked_write_leaves_before_the_end_at_the_cap(
+async def test_events_held_by_a_blocked_write_leave_before_the_end_at_the_cap(
     headers: Headers,
 ) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
@@ -135,7 +135,7 @@ async def test_what_is_held_behind_a_blocked_write_leaves_before_the_end_at_the_
 
 @both
 @pytest.mark.parametrize("how", ["raises", "returns", "ends"])
-async def test_what_is_held_behind_a_blocked_write_leaves_when_the_client_reads_on_in_time(
+async def test_events_held_by_a_blocked_write_leave_if_the_client_reads_in_time(
     headers: Headers, how: str
 ) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
@@ -160,7 +160,7 @@ async def test_what_is_held_behind_a_blocked_write_leaves_when_the_client_reads_
 
 @both
 @pytest.mark.parametrize("how", ["raises", "returns", "is cancelled", "meets its cap"])
-async def test_what_a_blocked_client_did_not_take_in_time_is_given_up_with_all_behind_it(
+async def test_events_that_a_blocked_client_does_not_read_in_time_are_discarded(
     headers: Headers, how: str
 ) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
@@ -236,7 +236,7 @@ async def test_a_client_that_has_left_without_reading_gets_nothing_that_was_held
 
 
 @both
-async def test_a_client_that_leaves_just_as_much_is_to_be_written_lets_the_send_go_on(
+async def test_a_send_returns_if_the_client_leaves_with_much_to_be_written(
     headers: Headers,
 ) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -286,7 +286,7 @@ async def test_when_all_streams_have_ended_no_task_and_at_most_one_timer_is_left
     assert len(timers()) == before
 
 
-async def test_streams_one_after_another_share_a_ticker() -> None:
+async def test_streams_one_after_another_share_their_timers() -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
         await open_stream(send)
         await burst(send, 1, 4)

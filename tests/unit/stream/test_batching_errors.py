@@ -55,7 +55,7 @@ async def test_an_error_of_a_background_write_shows_at_the_apps_next_send(header
 
 @both
 @pytest.mark.parametrize("message", [event(4), last(), debug(4)], ids=["event", "end", "other"])
-async def test_an_error_of_a_background_write_shows_whatever_the_app_sends_next(
+async def test_an_error_of_a_background_write_shows_at_any_next_message_of_the_app(
     headers: Headers, message: Message
 ) -> None:
     refusal = ConnectionResetError("gone")
@@ -77,7 +77,7 @@ async def test_an_error_of_a_background_write_shows_whatever_the_app_sends_next(
 
 @both
 @pytest.mark.parametrize("how", ["returns", "raises"])
-async def test_an_error_of_a_background_write_takes_the_place_of_nothing_the_app_does(
+async def test_a_background_write_error_does_not_replace_a_return_or_an_exception_of_the_app(
     headers: Headers, how: str
 ) -> None:
     async def behave(exchange: Exchange, send: Send) -> None:
@@ -101,7 +101,7 @@ async def test_an_error_of_a_background_write_takes_the_place_of_nothing_the_app
 
 
 @both
-async def test_an_error_that_meets_a_send_that_waits_behind_it_is_raised_from_that_send(
+async def test_a_background_write_error_is_raised_from_a_send_that_waits_for_it(
     headers: Headers,
 ) -> None:
     refusal = ConnectionResetError("gone")
@@ -173,7 +173,7 @@ async def test_an_error_of_a_direct_write_is_raised_from_that_very_send_and_we_w
 
 
 @both
-async def test_behind_a_background_write_that_the_server_has_cancelled_there_is_no_gap(
+async def test_there_is_no_gap_after_a_background_write_that_the_server_cancels(
     headers: Headers,
 ) -> None:
     class Cancelling(Exchange):

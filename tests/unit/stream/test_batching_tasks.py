@@ -188,7 +188,7 @@ async def test_with_eager_tasks_bursts_heartbeats_ends_and_blocked_writes_are_as
         assert all(exchange.names.count("heartbeat") >= 1 for exchange in exchanges)
 
 
-async def test_with_eager_tasks_what_is_held_behind_a_blocked_write_follows_it() -> None:
+async def test_with_eager_tasks_held_events_follow_a_blocked_write() -> None:
     if sys.version_info < (3, 12):
         pytest.skip("tasks begin eagerly from Python 3.12 on")
     asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)

@@ -76,7 +76,7 @@ APPS: dict[str, Any] = {
 
 @pytest.mark.parametrize("app", APPS.values(), ids=APPS)
 @pytest.mark.parametrize("heartbeat_interval", [None, 5.0])
-async def test_who_follows_a_stream_gets_it_though_the_first_client_reads_nothing(
+async def test_a_follower_gets_the_stream_though_the_first_client_reads_nothing(
     app: Any, heartbeat_interval: float | None
 ) -> None:
     registry = CollectorRegistry()
@@ -95,7 +95,7 @@ async def test_who_follows_a_stream_gets_it_though_the_first_client_reads_nothin
 
 @pytest.mark.parametrize("app", APPS.values(), ids=APPS)
 @pytest.mark.parametrize("heartbeat_interval", [None, 5.0])
-async def test_who_follows_already_gets_on_when_the_first_client_stops_reading(
+async def test_a_follower_continues_when_the_first_client_stops_reading(
     app: Any, heartbeat_interval: float | None
 ) -> None:
     kept = resumable(app(), heartbeat_interval=heartbeat_interval, **UNCAPPED)
@@ -108,7 +108,7 @@ async def test_who_follows_already_gets_on_when_the_first_client_stops_reading(
             assert texts(again) == counted(2, 30)
 
 
-async def test_a_client_that_was_let_go_gets_an_end_when_it_reads_again() -> None:
+async def test_a_client_that_timed_out_gets_an_end_when_it_reads_again() -> None:
     kept = resumable(bare, **UNCAPPED)
     async with opened(kept) as first:
         await first.until_count(2, "message")
@@ -122,7 +122,7 @@ async def test_a_client_that_was_let_go_gets_an_end_when_it_reads_again() -> Non
     assert first.overlaps == 0
 
 
-async def test_a_client_that_reads_slowly_is_not_let_go() -> None:
+async def test_a_slow_client_is_not_disconnected() -> None:
     kept = resumable(bare, **UNCAPPED)
     async with opened(kept) as first:
         await first.until_count(2, "message")
@@ -138,7 +138,7 @@ async def test_a_client_that_reads_slowly_is_not_let_go() -> None:
             assert texts(again) == counted(3, 30)
 
 
-async def test_a_blocked_client_holds_its_app_back_where_nobody_else_reads() -> None:
+async def test_a_blocked_client_applies_back_pressure_without_another_reader() -> None:
     kept = resumable(bare, **UNCAPPED)
     async with opened(kept) as first:
         await first.until_count(2, "message")
@@ -150,7 +150,7 @@ async def test_a_blocked_client_holds_its_app_back_where_nobody_else_reads() -> 
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_a_cancellation_by_somebody_else_in_those_turns_is_not_taken_for_ours(
+async def test_a_foreign_cancellation_in_those_turns_is_not_taken_for_ours(
     turns: int,
 ) -> None:
     kept = resumable(bare, heartbeat_interval=None, **UNCAPPED)
@@ -170,7 +170,7 @@ async def test_a_cancellation_by_somebody_else_in_those_turns_is_not_taken_for_o
             assert first.task.cancelled()
 
 
-async def test_an_app_that_fails_when_it_was_freed_is_told_of_as_ever() -> None:
+async def test_a_failure_of_an_app_that_was_freed_is_reported() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         for number in range(1, 5):
@@ -282,7 +282,7 @@ async def test_a_client_that_blocks_a_heartbeat_for_long_counts_as_gone(headers:
     assert len(left) == 1
 
 
-async def test_whoever_blocks_for_long_can_come_back_as_from_any_cut() -> None:
+async def test_a_client_that_blocks_for_long_can_resume_as_after_any_cut() -> None:
     kept = resumable(bare, send_timeout=7, linger_seconds=20, **UNCAPPED)
     async with opened(kept) as first:
         await first.until_count(2, "message")
@@ -305,7 +305,7 @@ async def test_without_a_time_out_a_client_may_block_for_ever() -> None:
         assert texts(first) == counted(1, 30)
 
 
-async def test_a_reader_that_blocks_for_long_is_let_go() -> None:
+async def test_a_reader_that_blocks_for_long_times_out() -> None:
     kept = resumable(bare, send_timeout=7, **UNCAPPED)
     async with opened(kept) as first:
         await first.until_count(2, "message")

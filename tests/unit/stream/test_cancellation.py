@@ -35,7 +35,7 @@ pytestmark = pytest.mark.anyio
 # How a client goes away
 
 
-async def test_a_server_that_refuses_a_write_is_not_heard_of_while_the_app_lingers() -> None:
+async def test_a_server_that_refuses_a_write_has_no_effect_while_the_app_lingers() -> None:
     deaf = Deaf(8)
     app = resumable(deaf)
     async with opened(app) as first:
@@ -87,7 +87,7 @@ async def test_a_burst_that_is_refused_is_kept() -> None:
     assert [int(text.split()[0]) for text in texts(again)] == list(range(2, 401))
 
 
-def test_a_file_that_the_app_sends_while_nobody_reads_is_kept(tmp_path: Path) -> None:
+def test_a_file_that_the_app_sends_without_a_reader_is_kept(tmp_path: Path) -> None:
     file = tmp_path / "events"
     file.write_bytes(b"data: 2\n\ndata: 3\n\n")
 
@@ -128,7 +128,7 @@ async def test_a_write_that_was_blocked_when_the_client_left_is_in_the_log() -> 
     assert texts(again)[-1] == "8"
 
 
-async def test_a_client_whose_writes_are_blocked_gets_what_is_in_the_log_elsewhere() -> None:
+async def test_a_client_with_blocked_writes_gets_the_log_on_another_connection() -> None:
     deaf = Deaf(8)
     app = resumable(deaf)
     async with opened(app) as first:
@@ -184,7 +184,7 @@ async def test_a_client_that_left_before_the_response_began_is_gone_at_once() ->
 # Bounds
 
 
-async def test_of_too_many_that_wait_the_one_that_has_waited_longest_gives_way() -> None:
+async def test_of_too_many_lingering_streams_the_oldest_expires() -> None:
     registry = CollectorRegistry()
     apps = [Listening() for _ in range(4)]
 
@@ -213,7 +213,7 @@ async def test_of_too_many_that_wait_the_one_that_has_waited_longest_gives_way()
     assert value(registry, "sse_streams_active") == 0
 
 
-async def test_a_stream_for_which_there_is_no_room_goes_on_and_is_given_up_like_any() -> None:
+async def test_a_stream_without_room_in_the_store_continues_and_expires_like_any() -> None:
     listening = Listening()
     registry = CollectorRegistry()
     store = memory(max_total_bytes=500)
@@ -229,7 +229,7 @@ async def test_a_stream_for_which_there_is_no_room_goes_on_and_is_given_up_like_
 
 
 @pytest.mark.parametrize("options", [{"linger_seconds": 0}, {"max_lingering": 0}], ids=str)
-async def test_an_app_that_must_not_linger_hears_at_once(options: dict[str, Any]) -> None:
+async def test_an_app_that_may_not_linger_is_disconnected_at_once(options: dict[str, Any]) -> None:
     listening = Listening()
     registry = CollectorRegistry()
     store = memory()
@@ -272,7 +272,7 @@ async def test_with_no_lingering_a_reader_still_keeps_the_app_going() -> None:
 
 
 @pytest.mark.parametrize(("linger", "retry"), [(0.5, 500), (1, 1000), (15, 2000), (0, 2000)])
-async def test_nobody_is_told_to_come_back_later_than_there_is_something_to_come_back_to(
+async def test_the_retry_interval_is_never_longer_than_the_linger(
     linger: float, retry: int
 ) -> None:
     app = resumable(Counting(2), linger_seconds=linger)
@@ -281,7 +281,7 @@ async def test_nobody_is_told_to_come_back_later_than_there_is_something_to_come
     assert (await resume(app, id_of(whole, 1))).retry == retry
 
 
-async def test_the_log_tells_one_ending_of_a_stream_that_was_given_up(
+async def test_the_log_has_one_end_of_a_stream_that_expired(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO", "sse_middleware.stream")

@@ -137,7 +137,7 @@ async def test_a_client_that_reads_on_within_the_grace_still_gets_its_end() -> N
         assert exchange.ended
 
 
-async def test_an_app_that_listens_hears_the_cap_as_a_disconnect_and_is_not_cancelled() -> None:
+async def test_an_app_that_listens_receives_the_cap_as_a_disconnect_and_is_not_cancelled() -> None:
     tracker = Tracker()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,7 +154,7 @@ async def test_an_app_that_listens_hears_the_cap_as_a_disconnect_and_is_not_canc
     assert tracker.left_by == "background"
 
 
-async def test_an_app_that_hears_the_cap_and_writes_on_is_cancelled() -> None:
+async def test_an_app_that_receives_the_cap_and_continues_to_write_is_cancelled() -> None:
     tracker = Tracker()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

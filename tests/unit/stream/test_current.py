@@ -51,7 +51,7 @@ async def test_a_handler_knows_its_stream_before_and_while_it_streams() -> None:
     ]
 
 
-async def test_tokens_and_annotations_are_told_where_they_belong(
+async def test_tokens_and_annotations_are_in_heartbeats_and_in_the_log_record(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -80,7 +80,7 @@ async def test_tokens_and_annotations_are_told_where_they_belong(
     assert record.annotations == {"model": "m", "user": 2, "name": "not the logger's"}
 
 
-def test_outside_of_a_request_a_stream_is_one_that_nobody_listens_to() -> None:
+def test_outside_of_a_request_the_current_stream_has_no_client() -> None:
     stream = current_stream()
     stream.add_tokens(1)
     stream.annotate(a=1)
@@ -129,7 +129,7 @@ async def test_each_stream_leaves_one_record_with_its_outcome(
     assert [record.outcome for record in records(caplog)] == [outcome]
 
 
-async def test_a_client_that_leaves_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_leaves_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
     async def listening(scope: Scope, receive: Receive, send: Send) -> None:
@@ -148,7 +148,7 @@ async def test_a_client_that_leaves_is_told_of_once(caplog: pytest.LogCaptureFix
     assert [record.outcome for record in records(caplog)] == ["disconnected"]
 
 
-async def test_debug_tells_each_event_and_heartbeat_but_never_what_is_in_them(
+async def test_debug_logs_each_event_and_heartbeat_but_never_their_content(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)

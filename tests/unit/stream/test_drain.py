@@ -89,7 +89,7 @@ async def deaf(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @pytest.mark.parametrize("app", [Counting(1000), deaf], ids=["listening", "deaf"])
-async def test_a_stream_goes_on_for_its_time_and_then_says_why_it_ends(app: Any) -> None:
+async def test_a_stream_continues_for_the_drain_and_then_ends_with_the_reason(app: Any) -> None:
     async with opened(resumable(app)) as exchange:
         await exchange.until_count(2, "message")
         async with draining():
@@ -155,7 +155,7 @@ async def test_a_stream_that_the_rollout_leaves_out_is_left_alone() -> None:
         assert exchange.names == ["message"] * 9
 
 
-async def test_an_app_can_say_goodbye() -> None:
+async def test_an_app_can_send_a_last_event() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         assert not current_stream().draining
         await send(stream_start())
@@ -173,7 +173,7 @@ async def test_an_app_can_say_goodbye() -> None:
         assert json.loads(exchange.events[-1].data)["reason"] == "finished"
 
 
-async def test_the_metrics_tell_of_it() -> None:
+async def test_the_metrics_show_the_drain() -> None:
     registry = CollectorRegistry()
     async with opened(resumable(Counting(1000), registry=registry)) as exchange:
         await exchange.until_count(2, "message")
@@ -199,7 +199,7 @@ async def test_a_thousand_streams_end_together_and_come_back_one_by_one() -> Non
     assert len(SHUTDOWN.drain_for(asyncio.get_running_loop())) == 0
 
 
-async def test_all_apps_of_a_process_are_told() -> None:
+async def test_all_apps_of_a_process_are_drained() -> None:
     inner = resumable(Counting(1000))
     apps = [resumable(Counting(1000)), SSEMiddleware(inner, registry=CollectorRegistry())]
     async with opened(apps[0]) as one, opened(apps[1]) as other:
@@ -215,7 +215,7 @@ async def test_all_apps_of_a_process_are_told() -> None:
 # Readers
 
 
-async def test_with_the_memory_of_the_process_readers_stay_and_hear_the_end() -> None:
+async def test_with_the_memory_store_readers_stay_and_receive_the_end() -> None:
     app = resumable(Counting(1000))
     async with opened(app) as first:
         await first.until_count(2, "message")
@@ -228,7 +228,9 @@ async def test_with_the_memory_of_the_process_readers_stay_and_hear_the_end() ->
             assert texts(reader) == texts(first)[1:]
 
 
-async def test_with_a_shared_store_clients_are_let_go_at_once_and_the_log_is_filled() -> None:
+async def test_with_a_shared_store_clients_are_disconnected_at_once_and_the_log_is_completed() -> (
+    None
+):
     counting, store = Counting(5), shared()
     app, elsewhere = (resumable(counting, store=store) for _ in range(2))
     async with opened(app) as first:
@@ -254,7 +256,7 @@ async def test_with_a_shared_store_clients_are_let_go_at_once_and_the_log_is_fil
     assert counting.ends == ["finished"]
 
 
-async def test_what_still_runs_in_a_shared_store_tells_its_end_to_whoever_follows() -> None:
+async def test_a_stream_in_a_shared_store_sends_its_end_to_all_followers() -> None:
     store = shared()
     app = resumable(Counting(1000), store=store, linger_seconds=60)
     async with opened(app) as first:
@@ -272,7 +274,7 @@ async def test_what_still_runs_in_a_shared_store_tells_its_end_to_whoever_follow
 
 
 @pytest.mark.parametrize("options", [{"linger_seconds": 0}, {"replay_max_events": 0}])
-async def test_who_could_not_come_back_is_not_let_go(options: dict[str, Any]) -> None:
+async def test_a_client_that_cannot_resume_is_not_disconnected(options: dict[str, Any]) -> None:
     async with opened(resumable(Counting(1000), store=shared(), **options)) as exchange:
         await exchange.until_count(2, "message")
         async with draining():
@@ -282,7 +284,7 @@ async def test_who_could_not_come_back_is_not_let_go(options: dict[str, Any]) ->
         assert exchange.names[-1] == "complete"
 
 
-async def test_who_lingers_ends_with_the_others() -> None:
+async def test_a_lingering_stream_ends_with_the_others() -> None:
     counting = Counting(1000)
     async with opened(resumable(counting, linger_seconds=60)) as exchange:
         await exchange.until_count(2, "message")
@@ -388,7 +390,7 @@ async def test_a_marked_endpoint_is_known_before_it_runs() -> None:
         assert (await handle(app, path="/out", headers=EVENTSOURCE)).status == 200
 
 
-async def test_what_is_no_stream_is_answered_meanwhile_as_the_very_same_messages() -> None:
+async def test_a_response_that_is_no_stream_passes_unchanged_during_the_drain() -> None:
     start: Message = {"type": "http.response.start", "status": 200, "headers": []}
     end: Message = {"type": "http.response.body", "body": b"ok"}
 
@@ -412,7 +414,7 @@ async def test_a_stream_that_could_not_be_foreseen_ends_with_the_others() -> Non
             assert now() - began == pytest.approx(DRAIN, abs=0.1)
 
 
-async def test_where_it_is_switched_off_nobody_is_sent_away() -> None:
+async def test_no_client_is_disconnected_if_the_drain_is_off() -> None:
     async with ending():
         exchange = await read(SSEMiddleware(Counting(2), enabled=False))
     assert texts(exchange) == ["1", "2"]
@@ -516,7 +518,7 @@ def test_streams_of_another_thread_are_drained_from_here() -> None:
 # Readiness
 
 
-async def test_readiness_is_told_below_the_root_path() -> None:
+async def test_readiness_is_served_below_the_root_path() -> None:
     app = SSEMiddleware(Counting(1), ready_path="/ready", registry=CollectorRegistry())
     for path, root in (("/ready", ""), ("/v1/ready", "/v1")):
         exchange = await handle(app, path=path, root_path=root)

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.anyio
 # Errors
 
 
-async def test_an_exception_is_told_without_its_text_and_raised_on() -> None:
+async def test_an_exception_is_sent_without_its_text_and_reraised() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         await send(body(b"data: 1\n\ndata: half"))
@@ -67,7 +67,7 @@ async def test_a_plain_stream_that_fails_ends_as_without_us() -> None:
     assert not exchange.ended
 
 
-async def test_an_exception_before_or_behind_the_stream_adds_nothing() -> None:
+async def test_an_exception_before_or_after_the_stream_adds_nothing() -> None:
     async def before(scope: Scope, receive: Receive, send: Send) -> None:
         raise ValueError
 
@@ -171,7 +171,7 @@ async def test_a_disconnect_reaches_the_app_and_its_background_task_runs(
     assert log == ["finally", "background"]
 
 
-async def test_a_background_task_runs_behind_the_cap_as_behind_a_disconnect() -> None:
+async def test_a_background_task_runs_after_the_cap_as_after_a_disconnect() -> None:
     log: list[str] = []
 
     async def events() -> Any:
@@ -187,7 +187,7 @@ async def test_a_background_task_runs_behind_the_cap_as_behind_a_disconnect() ->
     assert log == ["finally", "background"]
 
 
-async def test_a_polling_app_is_told_that_the_client_is_there_and_then_that_it_is_gone() -> None:
+async def test_an_app_that_polls_sees_its_client_and_then_the_disconnect() -> None:
     told: list[bool] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -247,7 +247,7 @@ async def test_a_cancellation_at_any_await_leaves_no_task_and_no_timer(turns: in
     assert asyncio.all_tasks() == before
 
 
-async def test_two_thousand_streams_half_of_them_cut_leave_nothing_behind() -> None:
+async def test_two_thousand_streams_leave_nothing_if_half_of_them_are_cut() -> None:
     def app() -> ASGIApp:
         return stream_of(*[b"data: x\n\n"] * 3, b"data: half", pause=0.01)
 

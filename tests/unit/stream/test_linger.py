@@ -42,7 +42,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("listeners", [1, 3])
-async def test_a_listening_app_hears_that_its_client_is_gone_when_nobody_has_come_back(
+async def test_a_listening_app_is_disconnected_when_no_client_has_resumed(
     listeners: int,
 ) -> None:
     listening = Listening(listeners=listeners)
@@ -66,7 +66,9 @@ async def test_a_listening_app_hears_that_its_client_is_gone_when_nobody_has_com
     )
 
 
-async def test_an_app_that_hears_and_goes_on_writing_is_cancelled_a_second_later() -> None:
+async def test_an_app_that_is_disconnected_and_continues_to_write_is_cancelled_a_second_later() -> (
+    None
+):
     listening = Listening(leaves=False)
     app = resumable(listening, **UNCAPPED)
     async with left(app, 2) as first:
@@ -113,7 +115,7 @@ async def test_an_app_that_never_asks_is_given_up_though_no_write_of_its_own_fai
     assert asyncio.all_tasks() == before
 
 
-async def test_an_app_that_never_asks_leaves_nothing_that_listens_in_its_place() -> None:
+async def test_an_app_that_never_receives_leaves_no_pending_receive() -> None:
     before = asyncio.all_tasks()
     async with opened(resumable(Deaf(12))) as first:
         await first.until_end()
@@ -149,9 +151,7 @@ async def test_a_body_that_we_have_listened_over_is_still_the_apps() -> None:
     assert texts(first) == ["1", "2"]
 
 
-async def test_a_client_that_we_have_heard_leaving_is_gone_for_the_app_when_it_is_given_up() -> (
-    None
-):
+async def test_the_app_sees_a_known_disconnect_when_its_linger_expires() -> None:
     heard: list[float] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -173,7 +173,7 @@ async def test_a_client_that_we_have_heard_leaving_is_gone_for_the_app_when_it_i
     assert heard == [pytest.approx(gone + LINGER, abs=0.1)] * 2
 
 
-async def test_an_app_that_asks_now_and_then_hears_no_while_it_lingers_and_then_yes() -> None:
+async def test_an_app_that_polls_is_disconnected_only_after_its_linger() -> None:
     answers: list[tuple[float, bool]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -228,7 +228,7 @@ async def test_an_app_of_starlettes_is_cancelled_by_starlette_and_its_background
     assert notes == ["cancelled at 15", "background"]
 
 
-async def test_an_app_behind_a_base_http_middleware_lingers_too() -> None:
+async def test_an_app_inside_a_base_http_middleware_lingers_too() -> None:
     async def pass_on(request: Request, call_next: RequestResponseEndpoint) -> Response:
         return await call_next(request)
 
@@ -250,7 +250,7 @@ async def test_an_app_behind_a_base_http_middleware_lingers_too() -> None:
 # Who comes back
 
 
-async def test_who_comes_back_in_time_finds_no_seam_and_the_app_hears_nothing() -> None:
+async def test_a_resume_in_time_has_no_gap_and_does_not_disconnect_the_app() -> None:
     listening = Listening(40)
     app = resumable(listening, **UNCAPPED)
     async with left(app, 2) as first:
@@ -332,7 +332,7 @@ async def test_a_reader_that_leaves_before_the_first_client_does_not_start_the_c
     assert texts(first) == counted(1, 60)
 
 
-async def test_who_comes_back_at_the_moment_of_giving_up_gets_one_thing_or_the_other() -> None:
+async def test_a_resume_at_the_moment_of_expiry_gets_the_stream_or_its_end() -> None:
     for late in (-0.01, -0.001, 0.0, 0.001, 0.004, 0.01):
         listening = Listening(40)
         app = resumable(listening, **UNCAPPED)
@@ -349,7 +349,7 @@ async def test_who_comes_back_at_the_moment_of_giving_up_gets_one_thing_or_the_o
 # What ends meanwhile
 
 
-async def test_what_the_app_has_finished_meanwhile_is_kept_for_its_time() -> None:
+async def test_a_stream_that_ends_while_it_lingers_is_kept_for_the_ttl() -> None:
     counting = Counting(5)
     store = memory()
     app = resumable(counting, store=store)
@@ -363,7 +363,7 @@ async def test_what_the_app_has_finished_meanwhile_is_kept_for_its_time() -> Non
     assert (len(store), store.total_bytes) == (0, 0)
 
 
-async def test_the_cap_of_a_marked_stream_holds_while_nobody_reads() -> None:
+async def test_the_cap_of_a_marked_stream_holds_without_a_reader() -> None:
     listening = Listening()
     app = resumable(listening, marks={"/*": streaming(stream_max_seconds=10)})
     async with left(app, 2) as first:
@@ -377,7 +377,7 @@ async def test_the_cap_of_a_marked_stream_holds_while_nobody_reads() -> None:
     assert first.names[-1] == "message"
 
 
-async def test_an_app_that_fails_meanwhile_fails_as_ever_and_its_readers_are_told() -> None:
+async def test_an_app_that_fails_while_it_lingers_fails_as_usual_for_its_readers() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         listening = asyncio.ensure_future(receive())
@@ -399,7 +399,7 @@ async def test_an_app_that_fails_meanwhile_fails_as_ever_and_its_readers_are_tol
     assert first.names == ["start", "message", "message"]
 
 
-async def test_an_app_that_waits_for_its_client_behind_its_end_does_not_wait_for_ever() -> None:
+async def test_an_app_that_receives_after_its_end_does_not_wait_for_ever() -> None:
     heard: list[float] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -425,7 +425,7 @@ async def test_an_app_that_waits_for_its_client_behind_its_end_does_not_wait_for
     assert len(heard) == 2
 
 
-async def test_several_tasks_that_listen_while_the_app_ends_its_stream_all_hear() -> None:
+async def test_all_tasks_that_listen_at_the_end_of_the_stream_are_disconnected() -> None:
     listening = Listening(4, listeners=3)
     waits: list[Message] = []
 

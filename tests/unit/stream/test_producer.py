@@ -39,7 +39,7 @@ def new_producer(sent: list[Message]) -> Producer:
     return Producer(state, send, current_timers(), observers=(), callbacks=NO_CALLBACKS)
 
 
-async def test_a_stream_that_is_woken_behind_its_time_is_to_be_woken_once() -> None:
+async def test_a_stream_with_a_late_timer_is_called_once() -> None:
     producer, timers = new_producer([]), current_timers()
     # As where its app has written, and set its timer anew, while it stood in line to be woken.
     producer.on_timer(timers.clock() + 1)
@@ -60,7 +60,7 @@ def turns(producer: Producer) -> int:
         count += 1
 
 
-async def test_a_write_is_no_place_to_be_cancelled_where_the_server_takes_it_at_once() -> None:
+async def test_a_write_that_the_server_takes_at_once_cannot_be_cancelled() -> None:
     producer = new_producer([])
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualClockLoop)
@@ -72,7 +72,7 @@ async def test_a_write_is_no_place_to_be_cancelled_where_the_server_takes_it_at_
     await producer.aclose(1, "finished")
 
 
-async def test_an_app_that_never_lets_the_loop_turn_does_not_hold_back_the_heartbeats() -> None:
+async def test_an_app_that_never_yields_does_not_delay_the_heartbeats() -> None:
     sent: list[Message] = []
     producer = new_producer(sent)
     loop = asyncio.get_running_loop()

@@ -126,9 +126,7 @@ async def test_an_endless_feed_is_one_sequence_over_many_connections(app: Any) -
         assert took == pytest.approx(4.5, abs=0.1)
 
 
-async def test_the_last_heartbeat_of_a_connection_says_when_to_come_back_and_never_in_step() -> (
-    None
-):
+async def test_the_last_heartbeat_of_a_connection_has_a_spread_retry_interval() -> None:
     app = resumable(Counting(99), retry_ms=1000, **ROTATE)
     retries: list[int] = []
     for _ in range(12):
@@ -147,7 +145,7 @@ async def test_the_last_heartbeat_of_a_connection_says_when_to_come_back_and_nev
     assert len(set(retries)) > 6
 
 
-async def test_nobody_is_told_to_come_back_later_than_the_app_lingers() -> None:
+async def test_a_rotation_sends_no_retry_interval_longer_than_the_linger() -> None:
     app = resumable(Counting(99), linger_seconds=1.2, retry_ms=60_000, **ROTATE)
     async with strictly(app) as first:
         await first.until_end()
@@ -177,7 +175,7 @@ async def test_the_connection_of_a_reader_has_a_time_of_its_own_and_rotates_too(
     assert counting.ends == ["cancelled"]
 
 
-async def test_a_feed_to_which_nobody_comes_back_is_given_up() -> None:
+async def test_a_feed_without_a_resume_expires() -> None:
     counting = Counting(999)
     registry = CollectorRegistry()
     store = memory()
@@ -197,7 +195,7 @@ async def test_a_feed_to_which_nobody_comes_back_is_given_up() -> None:
     assert (await resume(app, id_of(first, 1))).names[0] == "reset"
 
 
-async def test_a_deaf_feed_to_which_nobody_comes_back_is_cancelled_a_second_later() -> None:
+async def test_a_deaf_feed_without_a_resume_is_cancelled_a_second_later() -> None:
     async with strictly(resumable(deaf, **ROTATE)) as first:
         await first.until_end()
         ended = now()
@@ -208,7 +206,7 @@ async def test_a_deaf_feed_to_which_nobody_comes_back_is_cancelled_a_second_late
     assert first.names[-1] == "heartbeat"
 
 
-async def test_a_feed_that_is_silent_rotates_and_is_resumed_behind_its_start() -> None:
+async def test_a_silent_feed_rotates_and_is_resumed_after_its_start() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         await asyncio.sleep(6)
@@ -236,7 +234,7 @@ async def test_a_feed_that_ends_between_two_connections_has_an_end_for_the_next_
 
 @pytest.mark.parametrize("way", ["cancel", "fail", "return", "end"])
 @pytest.mark.parametrize("kind", [StrictExchange, QuietExchange])
-async def test_nothing_follows_the_end_of_a_connection_whatever_becomes_of_its_stream(
+async def test_nothing_follows_the_end_of_a_connection_for_any_end_of_its_stream(
     way: str, kind: type[StrictExchange]
 ) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -306,7 +304,7 @@ async def test_a_client_that_does_not_read_at_the_cap_is_resumed_on_another_conn
             assert texts(again)[:3] == ["3", "4", "5"]
 
 
-async def test_a_client_that_reads_again_long_behind_the_cap_gets_an_end_and_no_event() -> None:
+async def test_a_client_that_reads_again_long_after_the_cap_gets_an_end_and_no_event() -> None:
     kept = resumable(deaf, heartbeat_interval=None, **ROTATE)
     async with strictly(kept) as first:
         await first.until_count(2, "message")
@@ -322,7 +320,7 @@ async def test_a_client_that_reads_again_long_behind_the_cap_gets_an_end_and_no_
     assert not first.late
 
 
-async def test_an_app_is_not_told_that_its_time_is_over_where_only_a_connection_ends() -> None:
+async def test_the_app_is_not_disconnected_if_only_a_connection_ends() -> None:
     told: list[float | None] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -348,7 +346,7 @@ async def test_an_app_is_not_told_that_its_time_is_over_where_only_a_connection_
     [(b"id: 7\ndata: x\n\n", {}), (b"data: x\n\n", {"replay_max_events": 0})],
     ids=["own ids", "nothing kept"],
 )
-async def test_an_app_whose_events_are_not_kept_hears_that_its_client_is_gone(
+async def test_an_app_without_kept_events_is_disconnected(
     event: bytes, options: dict[str, Any]
 ) -> None:
     heard: list[float] = []
@@ -373,9 +371,7 @@ async def test_an_app_whose_events_are_not_kept_hears_that_its_client_is_gone(
     assert first.ended
 
 
-async def test_an_app_that_numbers_its_events_goes_on_where_a_client_comes_back_by_its_ids() -> (
-    None
-):
+async def test_an_app_with_its_own_ids_continues_if_a_client_resumes_by_them() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         held = int(dict(scope["headers"]).get(b"last-event-id", b"0"))
         await send(stream_start())
@@ -395,7 +391,7 @@ async def test_an_app_that_numbers_its_events_goes_on_where_a_client_comes_back_
     assert seen == counted(1, 15)
 
 
-async def test_without_lingering_the_app_hears_at_the_cap_and_the_client_begins_anew() -> None:
+async def test_without_a_linger_the_cap_disconnects_the_app_and_the_client_starts_again() -> None:
     counting = Counting(30)
     store = memory()
     app = resumable(counting, store=store, linger_seconds=0, **ROTATE)
@@ -436,7 +432,7 @@ async def test_unmarked_streams_rotate_and_marked_ones_complete_unless_it_is_set
     assert first.names == ["start", "message", "message", "message", last]
 
 
-async def test_a_mark_may_let_its_endpoint_rotate() -> None:
+async def test_a_mark_may_set_its_endpoint_to_rotate() -> None:
     mark = streaming(cap_action="rotate", stream_max_seconds=2.5)
     app = resumable(Counting(99), marks={"/feed": mark})
     async with running(app, StrictExchange(http_scope(path="/feed", headers=EVENTSOURCE))) as first:
@@ -456,14 +452,14 @@ async def test_a_plain_client_never_rotates() -> None:
     assert not exchange.ended  # it sees a failure, and not a short answer
 
 
-async def test_each_connection_behind_a_reset_rotates() -> None:
+async def test_each_connection_after_a_reset_rotates() -> None:
     app = resumable(Counting(99), **ROTATE)
     async with returning(app, UNKNOWN) as first:
         await first.until_end()
     assert first.names == ["reset", *["message"] * 5, "heartbeat"]
 
 
-async def test_a_client_that_left_before_the_cap_is_not_told_of_it_and_its_app_goes_on() -> None:
+async def test_the_app_of_a_client_that_left_before_the_cap_continues() -> None:
     counting = Counting(40)
     app = resumable(counting, **ROTATE)
     async with left(app, 2) as first:

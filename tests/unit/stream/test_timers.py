@@ -54,7 +54,7 @@ def pending_timers() -> list[asyncio.TimerHandle]:
 
 
 @pytest.mark.parametrize("after", [-1.0, 0.0, 0.0001, 0.005, 0.0074, 1.0, 5.0, 3600.001])
-async def test_a_sleeper_wakes_once_and_neither_early_nor_late(after: float) -> None:
+async def test_a_target_is_called_once_and_neither_early_nor_late(after: float) -> None:
     timers, began = new_timers()
     sleeper = Sleeper()
     timers.call_at(sleeper, began + after)
@@ -65,7 +65,7 @@ async def test_a_sleeper_wakes_once_and_neither_early_nor_late(after: float) -> 
 
 
 @pytest.mark.parametrize("number", [200005, 200006, 200011])
-async def test_a_sleeper_wakes_not_even_the_smallest_bit_before_its_time(number: int) -> None:
+async def test_a_target_is_never_called_before_its_time(number: int) -> None:
     timers, _ = new_timers()
     sleeper = Sleeper()
     at = math.nextafter(number * 0.005, math.inf)
@@ -105,7 +105,7 @@ async def test_an_earlier_wake_moves_the_timer_and_the_later_one_still_comes() -
     assert woken == pytest.approx([2, 5, 60], abs=LATEST)
 
 
-async def test_a_later_wake_leaves_the_timer_where_it_is() -> None:
+async def test_a_later_time_does_not_move_the_loop_timer() -> None:
     timers, began = new_timers()
     timers.call_at(Sleeper(), began + 5)
     (timer,) = pending_timers()
@@ -114,7 +114,7 @@ async def test_a_later_wake_leaves_the_timer_where_it_is() -> None:
     assert pending_timers() == [timer]
 
 
-async def test_a_sleeper_may_sleep_again_as_soon_as_it_wakes() -> None:
+async def test_a_target_may_set_a_new_timer_while_it_is_called() -> None:
     timers, began = new_timers()
 
     def again() -> None:
@@ -128,7 +128,7 @@ async def test_a_sleeper_may_sleep_again_as_soon_as_it_wakes() -> None:
     assert pending_timers() == []
 
 
-async def test_a_sleeper_that_asks_for_a_time_gone_by_wakes_in_the_next_turns() -> None:
+async def test_a_target_with_a_past_time_is_called_in_the_next_turns() -> None:
     timers, began = new_timers()
 
     def again() -> None:
@@ -141,7 +141,7 @@ async def test_a_sleeper_that_asks_for_a_time_gone_by_wakes_in_the_next_turns() 
     assert len(sleeper.woken) == 5
 
 
-async def test_sleepers_wake_late_but_once_behind_a_loop_that_was_blocked() -> None:
+async def test_targets_are_called_late_but_once_after_a_blocked_loop() -> None:
     timers, began = new_timers()
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualClockLoop)
@@ -156,7 +156,7 @@ async def test_sleepers_wake_late_but_once_behind_a_loop_that_was_blocked() -> N
 # Forget
 
 
-async def test_a_forgotten_sleeper_sleeps_on_and_its_neighbours_wake() -> None:
+async def test_a_cancelled_timer_does_not_fire_and_others_do() -> None:
     timers, began = new_timers()
     forgotten, neighbour, later = Sleeper(), Sleeper(), Sleeper()
     bucket = timers.call_at(forgotten, began + 5)
@@ -167,7 +167,7 @@ async def test_a_forgotten_sleeper_sleeps_on_and_its_neighbours_wake() -> None:
     assert [len(sleeper.woken) for sleeper in (forgotten, neighbour, later)] == [0, 1, 1]
 
 
-async def test_to_forget_twice_or_behind_the_waking_is_harmless() -> None:
+async def test_a_second_cancel_or_one_after_the_call_is_harmless() -> None:
     timers, began = new_timers()
     one, other = Sleeper(), Sleeper()
     bucket = timers.call_at(one, began + 1)
@@ -182,7 +182,7 @@ async def test_to_forget_twice_or_behind_the_waking_is_harmless() -> None:
     assert [len(sleeper.woken) for sleeper in (one, other)] == [1, 1]
 
 
-async def test_who_was_forgotten_may_sleep_till_the_same_moment_again() -> None:
+async def test_a_cancelled_target_may_be_set_to_the_same_time_again() -> None:
     timers, began = new_timers()
     sleeper = Sleeper()
     for _ in range(3):
@@ -192,7 +192,7 @@ async def test_who_was_forgotten_may_sleep_till_the_same_moment_again() -> None:
     assert len(sleeper.woken) == 1
 
 
-async def test_a_sleeper_may_forget_its_neighbour_while_it_wakes() -> None:
+async def test_a_target_may_cancel_another_while_it_is_called() -> None:
     timers, began = new_timers()
     buckets: dict[Sleeper, int] = {}
 
@@ -221,7 +221,7 @@ async def test_when_all_were_forgotten_one_timer_is_left_and_runs_out_in_its_tim
     assert pending_timers() == []
 
 
-async def test_short_streams_with_a_cap_far_away_leave_nothing_behind_until_then() -> None:
+async def test_short_streams_with_a_distant_cap_leave_no_timers() -> None:
     timers, began = new_timers()
     sleeper = Sleeper()
     for _ in range(10_000):  # one after another, each of them forgotten before its time
@@ -229,7 +229,7 @@ async def test_short_streams_with_a_cap_far_away_leave_nothing_behind_until_then
     assert len(timers._bucket_heap) + len(timers._buckets) < 100
 
 
-async def test_who_sleeps_among_many_that_were_forgotten_wakes_in_time() -> None:
+async def test_a_target_among_many_cancelled_ones_is_called_in_time() -> None:
     timers, began = new_timers()
     sleepers: list[tuple[float, Sleeper]] = []
     for number in range(2000):
@@ -246,7 +246,7 @@ async def test_who_sleeps_among_many_that_were_forgotten_wakes_in_time() -> None
         assert at <= woken <= at + LATEST
 
 
-async def test_a_ticker_is_kept_by_its_timer_alone_and_only_until_it_has_fired() -> None:
+async def test_unused_timers_are_freed_after_the_last_one_has_fired() -> None:
     timers, began = new_timers()
     sleeper = Sleeper()
     timers.cancel(sleeper, timers.call_at(sleeper, began + 5))
@@ -263,7 +263,7 @@ async def test_a_ticker_is_kept_by_its_timer_alone_and_only_until_it_has_fired()
 # Faults and fairness
 
 
-async def test_a_sleeper_that_raises_is_told_of_and_stops_no_other() -> None:
+async def test_a_target_that_raises_is_reported_and_stops_no_other() -> None:
     timers, began = new_timers()
     told: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
@@ -283,7 +283,7 @@ async def test_a_sleeper_that_raises_is_told_of_and_stops_no_other() -> None:
     assert [context["exception"] for context in told] == [fault] * 2
 
 
-async def test_a_thousand_sleepers_of_one_moment_let_the_loop_turn_in_between() -> None:
+async def test_a_thousand_targets_of_one_moment_yield_to_the_event_loop() -> None:
     timers, began = new_timers()
     order: list[str] = []
     for _ in range(1000):
@@ -297,7 +297,7 @@ async def test_a_thousand_sleepers_of_one_moment_let_the_loop_turn_in_between() 
     assert sum(map(len, runs)) == 1000
 
 
-async def test_who_comes_due_while_a_thousand_wake_wakes_too() -> None:
+async def test_a_target_that_is_due_during_a_thousand_calls_is_called_too() -> None:
     timers, began = new_timers()
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualClockLoop)
@@ -326,7 +326,7 @@ class Holder:
         self.told.append(asyncio.get_running_loop().time())
 
 
-async def test_all_are_told_once_when_the_tick_is_over() -> None:
+async def test_all_tick_targets_are_called_once_at_the_end_of_the_tick() -> None:
     timers, began = new_timers()
     holders = [Holder() for _ in range(200)]
     for holder in holders:
@@ -376,7 +376,7 @@ async def test_a_tick_has_some_turns_of_a_busy_loop_and_that_of_an_idle_one_is_s
         assert timers.tick_seconds == pytest.approx(tick)
 
 
-async def test_one_timer_serves_all_who_hold_back_within_a_tick() -> None:
+async def test_one_loop_timer_serves_all_tick_targets() -> None:
     timers, _ = new_timers()
     before = len(pending_timers())
     for _ in range(10):
@@ -405,11 +405,11 @@ async def test_the_time_of_day_is_one_object_until_a_clock_is_set(
 # One for each loop
 
 
-async def test_all_streams_of_a_loop_share_a_ticker() -> None:
+async def test_all_streams_of_a_loop_share_their_timers() -> None:
     assert current_timers() is current_timers()
 
 
-def test_loops_one_after_another_have_tickers_of_their_own_and_leave_but_the_last() -> None:
+def test_successive_loops_have_separate_timers_and_only_the_last_stay() -> None:
     seen: list[weakref.ref[LoopTimers]] = []
 
     async def look() -> None:
@@ -424,7 +424,7 @@ def test_loops_one_after_another_have_tickers_of_their_own_and_leave_but_the_las
     assert [one() for one in seen[:-1]] == [None] * 2
 
 
-def test_loops_in_two_threads_have_tickers_that_wake_apart() -> None:
+def test_loops_in_two_threads_have_separate_timers() -> None:
     both = threading.Barrier(2)
     seen: list[tuple[LoopTimers, int]] = []
 

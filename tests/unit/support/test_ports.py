@@ -33,7 +33,7 @@ def test_a_worker_gives_only_ports_of_its_own() -> None:
         assert {int(port) for port in ports} <= set(ports_of(worker, 2))
 
 
-def test_a_port_that_somebody_has_is_not_given() -> None:
+def test_a_port_in_use_is_not_returned() -> None:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     with socket.socket() as other:
         taken = free_port() + workers

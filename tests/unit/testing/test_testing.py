@@ -74,7 +74,7 @@ async def test_events_may_come_in_pieces(chunks: list[bytes]) -> None:
         assert (await exchange.until("a")).data == "1"
 
 
-async def test_to_wait_for_what_cannot_come_any_more_fails_and_says_what_came() -> None:
+async def test_a_wait_for_an_impossible_event_fails_with_the_received_events() -> None:
     async with running(stream_of(b"event: a\ndata: 1\n\n"), Exchange(http_scope())) as exchange:
         with pytest.raises(AssertionError, match="without an event 'b', it had a"):
             await exchange.until("b")
@@ -135,7 +135,7 @@ async def test_writes_that_overlap_are_counted() -> None:
     assert exchange.overlaps == 2
 
 
-async def test_a_request_has_its_body_and_whatever_else_its_scope_is_to_have() -> None:
+async def test_a_request_has_its_body_and_the_given_scope_values() -> None:
     heard: list[Any] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,7 +152,7 @@ async def test_a_request_has_its_body_and_whatever_else_its_scope_is_to_have() -
     assert exchange.scope["raw_path"] == "/ä".encode()
 
 
-async def test_the_app_is_ended_behind_the_block() -> None:
+async def test_the_app_is_cancelled_after_the_block() -> None:
     async def hanging(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         await asyncio.Event().wait()
@@ -169,7 +169,7 @@ async def test_the_app_is_ended_behind_the_block() -> None:
 # The clock
 
 
-def test_a_fake_clock_goes_when_it_is_told_to() -> None:
+def test_a_fake_clock_moves_only_by_advance() -> None:
     clock = FakeClock(10)
     assert (clock(), clock()) == (10, 10)
     clock.advance(0.5)
