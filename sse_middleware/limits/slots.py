@@ -68,9 +68,9 @@ class Slot:
         if self.stream is not None:
             self.stream.evict()
 
-    def wait(self, *, waits: bool) -> None:
+    def set_lingering(self, *, lingers: bool) -> None:
         """Give the place back while its stream waits for a reader, or take it again."""
-        self._places.set_waiting(self, waits=waits)
+        self._places.set_waiting(self, waits=lingers)
 
     def release(self) -> None:
         """Give the place back for good; to do so twice does no harm."""

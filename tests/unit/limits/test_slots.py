@@ -50,8 +50,8 @@ def test_a_slot_is_released_once() -> None:
     assert places.is_used_up("a")
     for _ in range(2):
         place.release()
-        place.wait(waits=True)
-        place.wait(waits=False)
+        place.set_lingering(lingers=True)
+        place.set_lingering(lingers=False)
     assert len(places) == 1
     assert not places.is_used_up("a")
     assert watching.dropped == [1]
@@ -72,13 +72,13 @@ def test_a_lingering_stream_holds_no_slot_and_takes_one_again_without_a_check() 
     watching = Watching()
     places.listener = watching
     place, stream = taken(places, "a")
-    place.wait(waits=True)
-    place.wait(waits=True)
+    place.set_lingering(lingers=True)
+    place.set_lingering(lingers=True)
     assert not places.is_full
     assert not places.is_used_up("a")
     assert places.clients_waiting() == ["a"]
     taken(places, "b")
-    place.wait(waits=False)
+    place.set_lingering(lingers=False)
     assert len(places) == 2
     assert (watching.dropped, watching.held) == ([1], [1])
     assert not stream.evicted
@@ -93,7 +93,7 @@ def test_streams_that_wait_go_oldest_first_until_their_client_has_its_share(
     waiting = [taken(places, "a") for _ in range(2)]
     other, others_stream = taken(places, "b")
     for place, _ in (*waiting, (other, None)):
-        place.wait(waits=True)
+        place.set_lingering(lingers=True)
     _, newest = taken(places, "a")
     places.trim("a", elsewhere)
     assert [stream.evicted for _, stream in waiting] == expected
@@ -137,7 +137,7 @@ def test_nothing_is_left_of_clients_that_have_nothing() -> None:
     places = SlotPool(None, 1)
     for number in range(100):
         place, _ = taken(places, f"client {number}")
-        place.wait(waits=bool(number % 2))
+        place.set_lingering(lingers=bool(number % 2))
         place.release()
     assert len(places) == 0
     assert places._shares == {}
