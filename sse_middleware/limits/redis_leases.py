@@ -173,11 +173,11 @@ class Leases:
         """Renew leases from time to time and give others back at once, while there are any."""
         renewed_at = worked_at = time.monotonic()
         pause = LEASE_SECONDS / _RENEWALS
-        while self._held or self._dropped or self._places.clients_waiting():
+        while self._held or self._dropped or self._places.lingering_clients():
             self._news.clear()
             clients = set(self._dropped)
             if time.monotonic() >= renewed_at + pause:
-                clients |= {*self._held, *self._places.clients_waiting()}
+                clients |= {*self._held, *self._places.lingering_clients()}
                 renewed_at = time.monotonic()
             try:
                 async with asyncio.timeout(pause):
@@ -243,7 +243,7 @@ class Leases:
     def _member(self, place: Slot) -> str:
         """Return what stands for a place: its kind, and then what sorts by age."""
         if place not in self._members:
-            kind = "e" if place.tells_end else "p"
+            kind = "e" if place.reads_end else "p"
             age = f"{time.time_ns() // 1_000_000:015d}"
             self._members[place] = f"{kind}{age}:{self._process}:{place.number}"
         return self._members[place]
