@@ -15,7 +15,6 @@ from sse_middleware.http.identity import TrustedProxies, identity_of
 from sse_middleware.http.own_responses import CLIENT, PROCESS
 from sse_middleware.http.request import SSERequest
 from sse_middleware.limits.slots import Slot, SlotPool
-from sse_middleware.stores.circuit_breaker import CircuitBreaker
 from sse_middleware.stream.context import Context
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from sse_middleware.limits.open_rate import OpenRate
     from sse_middleware.limits.redis_leases import Leases
+    from sse_middleware.stores.circuit_breaker import CircuitBreaker
 
 logger = logging.getLogger("sse_middleware")
 
@@ -193,10 +193,9 @@ class Admission:
 
     def _leases_in_redis(self, limit_per_client: int) -> "Callable[[], Leases]":
         from sse_middleware.limits.redis_leases import Leases  # noqa: PLC0415 - an extra
-        from sse_middleware.stores.redis.client import FAILURES  # noqa: PLC0415
 
         options = self._context.options
-        breaker = CircuitBreaker(FAILURES, self._context.observers)
+        breaker = _breaker(self._context)
         address = (options.redis_url, options.redis_prefix)
         return lambda: Leases(*address, self.slots, limit_per_client, breaker)
 
@@ -238,11 +237,17 @@ def _open_rate(context: Context) -> "OpenRate | None":
     if not supports_installed_redis():
         allowed = "nothing, or with pip install 'redis>=5.2' what is there"
         raise ConfigurationError("SSE_OPEN_RATE", options.open_rate, allowed)
-    from sse_middleware.stores.redis.client import FAILURES  # noqa: PLC0415 - an extra
-
     url, prefix = options.redis_url, options.redis_prefix
-    breaker = CircuitBreaker(FAILURES, context.observers)
+    breaker = _breaker(context)
     return OpenRate(options.open_rate, lambda: shared_by_redis(url, prefix), breaker)
+
+
+def _breaker(context: Context) -> "CircuitBreaker":
+    """Return the circuit breaker of the limits that all processes share."""
+    from sse_middleware.stores.redis.commands import circuit_breaker_for  # noqa: PLC0415
+
+    consequence = "Limits are counted in each process alone. Check SSE_REDIS_URL."
+    return circuit_breaker_for(context.options.redis_url, context.observers, "limit", consequence)
 
 
 def _evict(slot: Slot | None) -> None:
