@@ -57,7 +57,7 @@ async def test_fastapis_own_event_streams_pass_with_dependencies_cleaned_up() ->
 
     log: list[str] = []
     app = fastapi.FastAPI()
-    app.add_middleware(SSEMiddleware, stream_max_seconds=2)
+    app.add_middleware(SSEMiddleware, stream_max_seconds=2, cap_action="complete", linger_seconds=0)
 
     async def resource() -> AsyncIterator[str]:
         try:
@@ -204,6 +204,7 @@ async def test_the_cap_reaches_the_app_through_other_middlewares(
     stack: list[Middleware], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSE_STREAM_MAX_SECONDS", "3")
+    monkeypatch.setenv("SSE_CAP_ACTION", "complete")
     left: list[str] = []
     app = endless(left, stack)
     exchange = await handle(app, headers=EVENTSOURCE)

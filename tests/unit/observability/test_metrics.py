@@ -91,7 +91,9 @@ async def test_a_live_stream_is_counted_as_it_goes() -> None:
 
 async def test_failures_disconnects_and_caps_are_outcomes() -> None:
     registry = CollectorRegistry()
-    app = SSEMiddleware(streaming_app(), registry=registry, stream_max_seconds=3)
+    app = SSEMiddleware(
+        streaming_app(), registry=registry, stream_max_seconds=3, cap_action="complete"
+    )
     with pytest.raises((ValueError, ExceptionGroup)):  # a group from older Starlettes
         await handle(app, path="/failing", headers=EVENTSOURCE)
     await handle(app, path="/items/1", headers=EVENTSOURCE)

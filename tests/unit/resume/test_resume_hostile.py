@@ -242,6 +242,7 @@ async def test_a_refused_resume_looks_like_an_unknown_stream(*, allows: bool) ->
         Counting(2, pause=0),
         authorize_resume=lambda _scope, _info: allows,
         expires_at=lambda _scope: None if allows else 1.0,
+        cap_action="complete",
     )
     whole = await read(app)
     refused = await resume(app, id_of(whole, 1))

@@ -226,7 +226,7 @@ async def test_a_time_out_around_a_background_write_shows_at_the_apps_next_send(
 
     async with nothing_left_behind():
         exchange = Exchange(http_scope(headers=headers))
-        wrapped = within(guard, pause=0)(SSEMiddleware(app))
+        wrapped = within(guard, pause=0)(SSEMiddleware(app, linger_seconds=0))
         began = virtual_loop().time()
         with pytest.raises(TimeoutError):
             await wrapped(exchange.scope, exchange.receive, exchange.send)

@@ -103,7 +103,7 @@ async def test_held_events_leave_before_the_end_at_the_cap(headers: Headers) -> 
         await asyncio.sleep(10)
 
     async with nothing_left_behind():
-        exchange = await served(behave, headers, stream_max_seconds=3)
+        exchange = await served(behave, headers, stream_max_seconds=3, cap_action="complete")
     assert_whole(exchange, 5)
     assert exchange.names[-1] == ("complete" if headers else "message")
     assert exchange.ended is bool(headers)
@@ -123,7 +123,7 @@ async def test_events_held_by_a_blocked_write_leave_before_the_end_at_the_cap(
 
     async with nothing_left_behind():
         exchange = Exchange(http_scope(headers=headers))
-        app = middleware(behave, exchange, stream_max_seconds=3)
+        app = middleware(behave, exchange, stream_max_seconds=3, cap_action="complete")
         async with running(app, exchange):
             await asyncio.sleep(3.5)
             exchange.unblock()
@@ -225,7 +225,7 @@ async def test_a_client_that_has_left_without_reading_gets_nothing_that_was_held
 
     async with nothing_left_behind():
         exchange = Exchange(http_scope(headers=headers))
-        async with running(SSEMiddleware(app), exchange):
+        async with running(SSEMiddleware(app, linger_seconds=0), exchange):
             assert exchange.task is not None
             began = virtual_loop().time()
             await exchange.task

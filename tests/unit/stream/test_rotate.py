@@ -420,9 +420,8 @@ async def test_without_a_linger_the_cap_disconnects_the_app_and_the_client_start
     ],
 )
 async def test_unmarked_streams_rotate_and_marked_ones_complete_unless_it_is_set(
-    action: str | None, last: str, monkeypatch: pytest.MonkeyPatch, *, marked: bool
+    action: str | None, last: str, *, marked: bool
 ) -> None:
-    monkeypatch.delenv("SSE_CAP_ACTION")
     options: dict[str, Any] = {"stream_max_seconds": 2.5}
     if action is not None:
         options["cap_action"] = action
