@@ -505,9 +505,9 @@ def test_streams_of_another_thread_are_drained_from_here() -> None:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    assert ready.wait(5)
+    assert ready.wait(60)
     asyncio.run(drain())
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
     assert exchange.ended
     assert json.loads(exchange.events[-1].data)["reason"] == "shutdown"
