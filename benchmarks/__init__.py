@@ -1,1 +1,1 @@
-"""What a stream costs with us, without us and by others: `python -m benchmarks`."""
+"""The costs of an event stream with and without the middleware: `python -m benchmarks`."""

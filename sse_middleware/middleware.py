@@ -23,7 +23,7 @@ from sse_middleware.config.options import Options
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.http.identity import Identify
 from sse_middleware.http.own_responses import MetricsEndpoint, send_readiness
-from sse_middleware.http.request import SSERequest, may_have_event_id
+from sse_middleware.http.request import SSERequest, is_request_for, may_have_event_id
 from sse_middleware.http.response_head import passthrough_reason, stream_headers
 from sse_middleware.http.routes import Mark, glob_pattern
 from sse_middleware.limits.admission import admission_for
@@ -184,9 +184,8 @@ class SSEMiddleware:
         self, scope: Scope, receive: Receive, send: Send, task: "asyncio.Task[Any]"
     ) -> Responder | None:
         """Resume a stream or check the limits; return `None` after a response."""
-        check, has_event_id = None, may_have_event_id(scope)
-        request = SSERequest(scope, has_event_id=has_event_id)
-        if has_event_id:
+        request, check = SSERequest(scope), None
+        if may_have_event_id(scope):
             run_app = await self._resumption.handle(request, receive, send)
             if run_app is None:
                 return None
@@ -208,26 +207,26 @@ class SSEMiddleware:
             await self.app(scope, receive, self._with_lifespan(send))
         elif scope["type"] != "http" or IN_SCOPE in scope or not self._context.options.enabled:
             await self.app(scope, receive, send)
-        elif (app_send := await self._send_own(SSERequest(scope), receive, send)) is not None:
+        elif (app_send := await self._send_own(scope, receive, send)) is not None:
             if not self._is_left_out(scope.get("path", "")):
                 return app_send
             logger.debug("request left alone: its path is left out")
             await self.app(scope, receive, app_send)
         return None
 
-    async def _send_own(self, request: SSERequest, receive: Receive, send: Send) -> Send | None:
+    async def _send_own(self, scope: Scope, receive: Receive, send: Send) -> Send | None:
         """Send a page of ours or a rejection and return `None`, or return the app's `send`."""
         ready_path = self._context.options.ready_path
-        if ready_path and request.is_request_for(ready_path):
-            await send_readiness(send, request, ready=not _drains())
+        if ready_path and is_request_for(scope, ready_path):
+            await send_readiness(send, scope, ready=not _drains())
             return None
-        if self._client is not None and self._client.serves(request):
-            await self._client.handle(request, receive, send)
+        if self._client is not None and is_request_for(scope, *self._client.paths):
+            await self._client(scope, receive, send)
             return None
-        if self._metrics is not None and self._metrics.serves(request):
-            return await self._metrics.handle(request.scope, send)
-        if _drains() and not self._is_left_out(request.scope.get("path", "")):
-            is_rejected = await reject_if_draining(self._context, request, send)
+        if self._metrics is not None and is_request_for(scope, self._metrics.path):
+            return await self._metrics.handle(scope, send)
+        if _drains() and not self._is_left_out(scope.get("path", "")):
+            is_rejected = await reject_if_draining(self._context, SSERequest(scope), send)
             return None if is_rejected else send
         return send
 

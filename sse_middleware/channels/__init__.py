@@ -1,15 +1,16 @@
-"""Channels: from a background worker to the browser that waits for it.
+"""Channels: events from a background worker to a browser.
 
     await Publisher().publish(session_id, "progress", {"percent": 40})     # any process
     return EventSourceResponse(subscribe(session_id))                      # the web process
 
-A channel is a log with a name, many writers and many readers, and one order for all. Who knows its
-name may read it: take one that cannot be guessed.
+A channel is a log with a name, many writers and many readers, and one order for all. Anyone with
+the name can read the channel, so use a name that cannot be guessed.
 """
 
 import os
 from collections.abc import AsyncGenerator, Collection
 from functools import partial
+from importlib import import_module
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, Unpack
 
@@ -22,18 +23,18 @@ from sse_middleware.channels.events import (
     ERROR,
     ChannelEvent,
     EventFormat,
-    ack_of,
+    ack_event,
     check_channel,
-    fail_of,
-    finish_of,
-    post_of,
+    fail_event,
+    finish_event,
+    outgoing_event,
 )
 from sse_middleware.channels.memory import (
     BlockingMemoryChannels,
     ChannelMemory,
     MemoryChannels,
 )
-from sse_middleware.channels.subscriber import FROM_BEGINNING, ChannelReader, Manner
+from sse_middleware.channels.subscriber import FROM_BEGINNING, ChannelReader, ReadOptions
 from sse_middleware.config.arguments import OptionArguments
 from sse_middleware.config.options import Options
 from sse_middleware.errors import ConfigurationError
@@ -54,7 +55,7 @@ _ACK_SECONDS: Final = 10.0
 
 
 class _Settings(NamedTuple):
-    """What of the settings channels need."""
+    """The settings of channels."""
 
     url: str
     prefix: str
@@ -65,13 +66,13 @@ class _Settings(NamedTuple):
 class Publisher:
     """Publish events on channels, from asyncio.
 
-    An event is sent at once, and what is published while one is on its way leaves together, in
-    order. A cancelled call may have published its event, or not.
+    An event is sent at once. Events that are published while one is in flight are sent together,
+    in order. A cancelled call may or may not have published its event.
 
     Args:
-        url: the Redis of the channels; without, `SSE_REDIS_URL`, and where that is empty too, the
-            memory of this process.
-        **options: fields of `Options`; each goes before its `SSE_*` variable.
+        url: of Redis. The default is `SSE_REDIS_URL`; if that is empty, the memory of this process
+            is used.
+        **options: fields of `Options`; each overrides its `SSE_*` variable.
 
     Raises:
         ConfigurationError: an option or a variable is not allowed.
@@ -83,46 +84,46 @@ class Publisher:
         self._channels = OncePerLoop(partial(_open, self._settings))
 
     async def publish(self, channel: str, event: str, data: Any, *, key: str | None = None) -> bool:
-        """Publish an event, and return when it stands in the channel.
+        """Publish an event, and return when the channel contains it.
 
         Args:
-            channel: where: 1 to 200 visible ASCII characters.
-            event: its name.
-            data: its payload: whatever JSON can encode.
-            key: publishes it once, however often it is called, as long as the event is kept.
+            channel: the channel's name: 1 to 200 visible ASCII characters.
+            event: the event's name.
+            data: the payload: any value that JSON can encode.
+            key: the channel contains one event with this key at most, while the event is kept.
 
         Returns:
-            Whether it stands there by this call; `False` where the key is taken.
+            Whether this call has published the event; `False` if the key is in use.
 
         Raises:
             EventFormatError: an argument is not allowed.
-            StoreError: Redis has refused, or was out of reach for ten seconds of trying.
+            StoreError: Redis has refused the event, or was out of reach for ten seconds.
         """
-        post = post_of(channel, event, data, key, self._settings.max_event_bytes)
-        return await self._channels().publish(post)
+        outgoing = outgoing_event(channel, event, data, key, self._settings.max_event_bytes)
+        return await self._channels().publish(outgoing)
 
     async def ack(self, channel: str) -> bool:
-        """Say that a worker is at it; `False` where another one has said so: leave it the job."""
-        return await self._channels().publish(ack_of(channel))
+        """Take the job of a channel; return `False` if another worker has taken it."""
+        return await self._channels().publish(ack_event(channel))
 
     async def finish(self, channel: str, data: Any = _FINISHED) -> bool:
-        """Publish `complete`, the last event; `False` where the channel has ended before."""
-        post = finish_of(channel, data, self._settings.max_event_bytes)
-        return await self._channels().publish(post)
+        """Publish `complete`, the last event; return `False` if the channel has ended before."""
+        outgoing = finish_event(channel, data, self._settings.max_event_bytes)
+        return await self._channels().publish(outgoing)
 
     async def fail(self, channel: str, code: str, message: str) -> bool:
-        """Publish `error`, the last event; `False` where the channel has ended before.
+        """Publish `error`, the last event; return `False` if the channel has ended before.
 
         Args:
-            channel: which one.
-            code: why, for programs.
-            message: why, for people: it goes to the browser.
+            channel: the channel's name.
+            code: the reason, for programs.
+            message: the reason, for people; the browser receives it.
         """
-        post = fail_of(channel, code, message, self._settings.max_event_bytes)
-        return await self._channels().publish(post)
+        outgoing = fail_event(channel, code, message, self._settings.max_event_bytes)
+        return await self._channels().publish(outgoing)
 
     async def close(self) -> None:
-        """Send what is to be sent, and let go of this event loop's connections."""
+        """Send all events, and close the connections of this event loop."""
         channels = self._channels.take()
         if channels is not None:
             await channels.close()
@@ -139,13 +140,14 @@ class Publisher:
 class BlockingPublisher:
     """Publish events on channels, from threads and from processes that were forked.
 
-    One object serves all threads of a process, and what they publish at the same time leaves
-    together. A worker that forks (Celery, RQ) may make it before, and use it in its children.
+    One object serves all threads of a process; events that they publish at the same time are sent
+    together. A worker that forks (Celery, RQ) may create it before the fork and use it in its
+    children.
 
     Args:
-        url: the Redis of the channels; without, `SSE_REDIS_URL`, and where that is empty too, the
-            memory of this process.
-        **options: fields of `Options`; each goes before its `SSE_*` variable.
+        url: of Redis. The default is `SSE_REDIS_URL`; if that is empty, the memory of this process
+            is used.
+        **options: fields of `Options`; each overrides its `SSE_*` variable.
 
     Raises:
         ConfigurationError: an option or a variable is not allowed.
@@ -157,25 +159,25 @@ class BlockingPublisher:
         self._channels = _open_blocking(self._settings)
 
     def publish(self, channel: str, event: str, data: Any, *, key: str | None = None) -> bool:
-        """Publish an event, and return when it stands in the channel; as `Publisher.publish`."""
-        post = post_of(channel, event, data, key, self._settings.max_event_bytes)
-        return self._channels.publish(post)
+        """Publish an event as `Publisher.publish` does, and return when the channel contains it."""
+        outgoing = outgoing_event(channel, event, data, key, self._settings.max_event_bytes)
+        return self._channels.publish(outgoing)
 
     def ack(self, channel: str) -> bool:
-        """Say that a worker is at it; `False` where another one has said so: leave it the job."""
-        return self._channels.publish(ack_of(channel))
+        """Take the job of a channel; return `False` if another worker has taken it."""
+        return self._channels.publish(ack_event(channel))
 
     def finish(self, channel: str, data: Any = _FINISHED) -> bool:
-        """Publish `complete`, the last event; `False` where the channel has ended before."""
-        return self._channels.publish(finish_of(channel, data, self._settings.max_event_bytes))
+        """Publish `complete`, the last event; return `False` if the channel has ended before."""
+        return self._channels.publish(finish_event(channel, data, self._settings.max_event_bytes))
 
     def fail(self, channel: str, code: str, message: str) -> bool:
-        """Publish `error`, the last event; `False` where the channel has ended before."""
-        post = fail_of(channel, code, message, self._settings.max_event_bytes)
-        return self._channels.publish(post)
+        """Publish `error`, the last event; return `False` if the channel has ended before."""
+        outgoing = fail_event(channel, code, message, self._settings.max_event_bytes)
+        return self._channels.publish(outgoing)
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._channels.close()
 
     def __enter__(self) -> Self:
@@ -198,28 +200,31 @@ def subscribe(
     ids: bool = False,
     url: str | None = None,
 ) -> AsyncGenerator[ChannelEvent, None]:
-    """Read a channel: an async iterator that the responses of all frameworks take as it is.
+    """Read a channel: an async iterator that the responses of all frameworks accept.
 
-    It ends behind a terminal event. Where there can be no more, an `error` of its own is the last:
-    `worker_timeout`, `idle_timeout`, `truncated` (what comes next is not kept any more), `gone`
-    (`history` is no place in the channel) or `store_unavailable`.
+    It ends after a terminal event. If it cannot continue, it ends with an `error` event of its own:
+    `worker_timeout`, `idle_timeout`, `truncated` (the next event is no longer kept), `gone`
+    (`history` is not a position in the channel) or `store_unavailable`.
 
     Args:
-        channel: its name, which is all that a reader needs: one that nobody can guess.
-        ack_timeout: within how many seconds there has to be a `worker_ack`; `None`: there need not.
-        idle_timeout: how many seconds there may be without an event from then on; `None`: any
-            number.
-        terminal: the names of the events behind which there is nothing.
-        history: `beginning`: all that is kept; `now`: what comes; or the id of an event: what
-            stands behind it. `None` is the beginning, so that a `Last-Event-ID` can stand here.
-        envelope: write `data: {"event_type", "payload"}` in place of an `event:` line.
-        ids: write the id of each event. An app that does owns its ids: the middleware then adds
-            none and keeps nothing, and hands the app the `Last-Event-ID` of who comes back.
-        url: the Redis of the channels; without, that of `SSE_REDIS_URL`, or memory.
+        channel: the channel's name. Anyone with the name can read the channel.
+        ack_timeout: the time in seconds within which there must be a `worker_ack` event; `None` for
+            no limit.
+        idle_timeout: the longest time in seconds without an event after that; `None` for no limit.
+        terminal: the names of the events that end the iterator.
+        history: `beginning` for all events that are kept; `now` for later events; the id of an
+            event for those after it. `None` is the beginning, so that a missing `Last-Event-ID`
+            can be passed.
+        envelope: whether `data: {"event_type", "payload"}` replaces the `event:` line.
+        ids: whether each event has an `id:` line. The app then owns its ids: the middleware adds
+            none and keeps no events, and passes the `Last-Event-ID` of a client that reconnects to
+            the app.
+        url: of Redis. The default is `SSE_REDIS_URL`; if that is empty, the memory of this process
+            is used.
 
     Raises:
         ConfigurationError: an argument or a variable is not allowed.
-        EventFormatError: the channel's name is not.
+        EventFormatError: the channel's name is not allowed.
     """
     check_channel(channel)
     for name, value in (("ack_timeout", ack_timeout), ("idle_timeout", idle_timeout)):
@@ -227,15 +232,15 @@ def subscribe(
             raise ConfigurationError(name, value, "seconds above 0, or None")
     if isinstance(terminal, str):
         raise ConfigurationError("terminal", terminal, "a collection of names")
-    manner = Manner(
+    options = ReadOptions(
         ack_timeout=ack_timeout,
         idle_timeout=idle_timeout,
         terminal=frozenset(terminal),
         history=history or FROM_BEGINNING,
-        form=EventFormat(envelope=envelope, ids=ids),
+        format=EventFormat(envelope=envelope, ids=ids),
     )
     settings = _settings(url, {})
-    return ChannelReader(partial(_for_readers, settings), channel, manner).events()
+    return ChannelReader(partial(_shared_channels, settings), channel, options).events()
 
 
 async def publish_event(
@@ -248,22 +253,22 @@ async def publish_event(
 def sse_event_streamer(
     session_id: str, *, terminal: Collection[str] = (COMPLETE, ERROR), **how: Any
 ) -> AsyncGenerator[ChannelEvent, None]:
-    """Read the channel of a session, each event as `data: {"event_type", "payload"}`.
+    """Read the channel of a session; each event has the form `data: {"event_type", "payload"}`.
 
     Args:
         session_id: the channel.
-        terminal: the names of the events behind which there is nothing.
+        terminal: the names of the events that end the iterator.
         **how: the other arguments of `subscribe`.
     """
     return subscribe(session_id, **{"envelope": True, "terminal": terminal, **how})
 
 
 async def close_channels() -> None:
-    """Let go of what readers and `publish_event` share in this event loop; at its end, if ever."""
-    publisher, shared = _publisher.take(), _shared.take() or {}
+    """Close the connections that readers and `publish_event` share in this event loop."""
+    publisher, opened = _publisher.take(), _opened.take() or {}
     if publisher is not None:
         await publisher.close()
-    for channels in shared.values():
+    for channels in opened.values():
         await channels.close()
 
 
@@ -271,14 +276,14 @@ _memory = OncePerProcess(
     lambda: ChannelMemory(max_total_bytes=Options.from_environ(os.environ).memory_max_bytes)
 )
 _publisher = OncePerLoop(Publisher)
-_shared = OncePerLoop[dict[tuple[str, str], Channels]](dict)
+_opened = OncePerLoop[dict[tuple[str, str], Channels]](dict)
 
 
-def _for_readers(settings: _Settings) -> Channels:
-    shared, address = _shared(), (settings.url, settings.prefix)
-    if address not in shared:
-        shared[address] = _open(settings)
-    return shared[address]
+def _shared_channels(settings: _Settings) -> Channels:
+    opened, address = _opened(), (settings.url, settings.prefix)
+    if address not in opened:
+        opened[address] = _open(settings)
+    return opened[address]
 
 
 def _settings(url: str | None, options: OptionArguments) -> _Settings:
@@ -286,7 +291,7 @@ def _settings(url: str | None, options: OptionArguments) -> _Settings:
         options = {**options, "redis_url": url}
     chosen = Options.from_environ(os.environ, **options)
     if chosen.redis_url:
-        _redis()  # where it is missing, that is told here and now
+        _redis_module("redis")  # raises now if the extra is not installed
     limits = Limits(
         max_events=chosen.channel_max_events,
         max_bytes=chosen.channel_max_bytes,
@@ -299,24 +304,25 @@ def _open(settings: _Settings) -> Channels:
     url, prefix, limits, _ = settings
     if not url:
         return MemoryChannels(_memory(), limits)
-    observers = counting_in(REGISTRY)
-    redis: Channels = _redis().RedisChannels(url, prefix=prefix, limits=limits, observers=observers)
-    return redis
+    options = {"prefix": prefix, "limits": limits, "observers": counting_in(REGISTRY)}
+    channels: Channels = _redis_module("redis").RedisChannels(url, **options)
+    return channels
 
 
 def _open_blocking(settings: _Settings) -> BlockingChannels:
     url, prefix, limits, _ = settings
     if not url:
         return BlockingMemoryChannels(_memory, limits)
-    observers, of_redis = counting_in(REGISTRY), _redis().BlockingRedisChannels
-    redis: BlockingChannels = of_redis(url, prefix=prefix, limits=limits, observers=observers)
-    return redis
+    options = {"prefix": prefix, "limits": limits, "observers": counting_in(REGISTRY)}
+    redis = _redis_module("blocking_redis")
+    channels: BlockingChannels = redis.BlockingRedisChannels(url, **options)
+    return channels
 
 
-def _redis() -> Any:
+def _redis_module(name: str) -> Any:
+    """Return a module of this package that needs the extra `redis`."""
     try:
-        from sse_middleware.channels import redis as channel_redis  # noqa: PLC0415 - an extra
+        return import_module(f"{__name__}.{name}")
     except ImportError as exc:
         allowed = "nothing, or with pip install 'sse-middleware[redis]' what is there"
         raise ConfigurationError("SSE_REDIS_URL", "a URL", allowed) from exc
-    return channel_redis

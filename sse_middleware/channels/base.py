@@ -1,8 +1,8 @@
-"""The seam to where channels are kept: logs with many writers and many readers each.
+"""The interface of channel storage: logs, each with many writers and many readers.
 
-The store gives the order, one for all. A reader has a place and pulls; what it is late for it reads
-from the log, and where that is not kept any more it is told. So nobody is queued for, and a reader
-that is slow delays nobody.
+The store defines one order for all. A reader has a position and pulls. A slow reader reads older
+events from the log, and is notified if they are no longer kept. So there is no queue for a reader,
+and a slow reader delays no other.
 """
 
 from collections.abc import Awaitable
@@ -15,12 +15,12 @@ from sse_middleware.channels.events import LastEvent, OutgoingEvent, Position, R
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What is kept of a channel.
+    """How much of a channel is kept.
 
     Attributes:
-        max_events: the newest so many events,
-        max_bytes: of so many bytes,
-        ttl: for so many seconds behind the last one.
+        max_events: the most events; the oldest are dropped first.
+        max_bytes: the most bytes.
+        ttl: how long a channel is kept after its last event, in seconds.
     """
 
     max_events: int = 10_000
@@ -31,29 +31,29 @@ class Limits:
 class Feed(Protocol):
     """One reader of a channel."""
 
-    async def read(self, place: Position) -> ReadResult:
-        """Return what stands behind `place`, as much as there is at a time.
+    async def read(self, position: Position) -> ReadResult:
+        """Return the events after a position, a bounded number at a time.
 
         Raises:
             StoreError: the store is out of reach.
         """
 
     def wait(self) -> Awaitable[None]:
-        """Wait until there may be more than the last `read` has found."""
+        """Wait until there may be events that the last `read` has not returned."""
 
 
 class Channels(Protocol):
-    """Where channels are kept."""
+    """Storage of channels."""
 
-    def publish(self, post: OutgoingEvent) -> Awaitable[bool]:
-        """Put an event into its channel; `False` where one of its key is there.
+    def publish(self, event: OutgoingEvent) -> Awaitable[bool]:
+        """Append an event to its channel; return `False` if the channel has its key already.
 
         Raises:
             StoreError: the store is out of reach, and the outcome is unknown.
         """
 
-    async def tip(self, channel: str) -> LastEvent:
-        """Return the last entry of a channel.
+    async def last_event(self, channel: str) -> LastEvent:
+        """Return the last event of a channel.
 
         Raises:
             StoreError: the store is out of reach.
@@ -63,18 +63,18 @@ class Channels(Protocol):
         """Read a channel."""
 
     async def close(self) -> None:
-        """Send what is to be sent, and let go of connections and tasks."""
+        """Send all events, and close connections and tasks."""
 
 
 class BlockingChannels(Protocol):
-    """The same for threads."""
+    """Storage of channels for threads."""
 
-    def publish(self, post: OutgoingEvent) -> bool:
-        """Put an event into its channel; `False` where one of its key is there.
+    def publish(self, event: OutgoingEvent) -> bool:
+        """Append an event to its channel; return `False` if the channel has its key already.
 
         Raises:
             StoreError: the store is out of reach, and the outcome is unknown.
         """
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close connections."""

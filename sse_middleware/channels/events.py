@@ -1,7 +1,7 @@
-"""Events of channels as data: what a worker may post, and what a reader is handed.
+"""Events of channels as data: the event that a worker publishes, and the event that a reader gets.
 
-A post is checked before anything is sent. An entry is a post that stands in a channel, with its
-place there; its data is JSON in one line, whoever has written it, or it is no entry.
+An event is validated before it is sent. A stored event has a position in its channel. Its data is
+JSON in one line; an entry with other data is malformed, and readers skip it.
 """
 
 import json
@@ -14,15 +14,15 @@ from sse_middleware.errors import EventFormatError
 from sse_middleware.protocol.wire import DEFAULT_EVENT
 
 ACK: Final = "worker_ack"
-"""The event by which a worker says that it is at it."""
+"""The event with which a worker takes a job."""
 COMPLETE: Final = "complete"
 ERROR: Final = "error"
-_END: Final = "end"  # the one key of all that ends a channel; those of users begin with u:
+_END: Final = "end"  # the key of each event that ends a channel; users' keys begin with u:
 
 _CHANNEL: Final = re.compile(r"[!-~]{1,200}")
 _EVENT: Final = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
 _KEY: Final = re.compile(r"[!-~]{1,200}")
-_PLACE: Final = re.compile(r"([0-9]{1,15}-[0-9]{1,15})\.([1-9][0-9]{0,14})")
+_POSITION: Final = re.compile(r"([0-9]{1,15}-[0-9]{1,15})\.([1-9][0-9]{0,14})")
 _NUMBER: Final = re.compile(rb"[1-9][0-9]{0,14}")
 _scan: Final = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 _compact: Final = json.JSONEncoder(
@@ -31,12 +31,12 @@ _compact: Final = json.JSONEncoder(
 
 
 class Position(NamedTuple):
-    """A place in a channel: behind one of its entries.
+    """The position after an event of a channel.
 
     Attributes:
-        id: that the store has given to the entry, `0-0` before the first one.
-        number: of the entry, from 1, without gaps; 0 before the first one, and `None` where the
-            reader takes what is kept, from whichever number on.
+        id: the store's id of the event, `0-0` before the first one.
+        number: the number of the event, from 1, without gaps; 0 before the first one; `None` if
+            the reader begins with the oldest event that is kept.
     """
 
     id: str
@@ -47,25 +47,25 @@ class Position(NamedTuple):
 
 
 BEGINNING: Final = Position("0-0", None)
-"""Before whatever is kept."""
+"""Before the oldest event that is kept."""
 EMPTY: Final = Position("0-0", 0)
-"""In a channel that nobody has posted on."""
+"""The position in an empty channel."""
 
 
-def parse_place(text: str) -> Position | None:
-    """Read a place out of hostile input, `None` where it is anything else."""
-    found = _PLACE.fullmatch(text)
+def parse_position(text: str) -> Position | None:
+    """Parse a position in untrusted input; return `None` if it is malformed."""
+    found = _POSITION.fullmatch(text)
     return None if found is None else Position(found[1], int(found[2]))
 
 
 class OutgoingEvent(NamedTuple):
-    """An event that is to be published.
+    """An event to be published.
 
     Attributes:
-        channel: where.
-        event: its name.
-        data: its payload, JSON in one line.
-        key: what it is published under at most once, `""` where it has none.
+        channel: the channel's name.
+        event: the event's name.
+        data: the payload, JSON in one line.
+        key: a channel contains one event with this key at most; `""` for no key.
     """
 
     channel: str
@@ -74,13 +74,13 @@ class OutgoingEvent(NamedTuple):
     key: str
 
 
-def post_of(
+def outgoing_event(
     channel: str, event: str, data: object, key: str | None, max_bytes: int
 ) -> OutgoingEvent:
-    """Return a post that is allowed.
+    """Return an event that is allowed.
 
     Raises:
-        EventFormatError: its channel, its name, its data or its key is not.
+        EventFormatError: its channel, its name, its data or its key is not allowed.
     """
     check_channel(channel)
     if not isinstance(event, str) or not _EVENT.fullmatch(event):
@@ -91,7 +91,7 @@ def post_of(
         encoded = _compact(data).encode()
         event.encode()
     except (TypeError, ValueError, RecursionError) as exc:
-        # Nor may what was refused stand in a log: it is a payload.
+        # The error must not contain the payload, because errors are logged.
         got = f"a {type(data).__name__}"
         raise EventFormatError("data", got, "what JSON and UTF-8 can encode") from exc
     if len(encoded) > max_bytes:
@@ -101,11 +101,11 @@ def post_of(
 
 
 def check_channel(channel: str) -> None:
-    """Refuse what is no name of a channel.
+    """Validate the name of a channel.
 
     Raises:
-        EventFormatError: it is too long, or has other characters; it says not which, for a name
-            is a secret.
+        EventFormatError: it is too long or contains other characters. The error does not contain
+            the name, which is a secret.
     """
     if not isinstance(channel, str) or not _CHANNEL.fullmatch(channel):
         got = f"{len(channel)} characters" if isinstance(channel, str) else type(channel).__name__
@@ -113,16 +113,15 @@ def check_channel(channel: str) -> None:
 
 
 class ChannelEvent(bytes):
-    """One event as it goes over the wire: the bytes of its block, and what they say.
+    """One event as bytes of an event stream, and its parts.
 
-    Bytes, since the responses of Starlette and sse-starlette, and FastAPI's where it is returned,
-    pass them on as they are.
+    It is bytes because the responses of Starlette, sse-starlette and FastAPI send bytes unchanged.
 
     Attributes:
         event: its name.
         data: its payload, JSON in one line.
-        id: its place in the channel, by which `subscribe(history=...)` goes on behind it; `None`
-            for an error that the reader's side has found.
+        id: its position in the channel; `subscribe(history=...)` continues after it. `None` for an
+            error that the reader has added itself.
     """
 
     event: str
@@ -130,12 +129,12 @@ class ChannelEvent(bytes):
     id: str | None
 
     def __new__(cls, block: bytes, *, event: str, data: str, id: str | None) -> Self:  # noqa: A002
-        """Make it of its block."""
-        made = super().__new__(cls, block)
-        made.event = event
-        made.data = data
-        made.id = id
-        return made
+        """Create it from its block."""
+        created = super().__new__(cls, block)
+        created.event = event
+        created.data = data
+        created.id = id
+        return created
 
     def json(self) -> Any:
         """Return the payload."""
@@ -146,55 +145,56 @@ class EventFormat(NamedTuple):
     """How events are written.
 
     Attributes:
-        envelope: `data: {"event_type", "payload"}` in place of an `event:` line.
-        ids: whether each says its place.
+        envelope: whether `data: {"event_type", "payload"}` replaces the `event:` line.
+        ids: whether each event has an `id:` line.
     """
 
     envelope: bool = False
     ids: bool = False
 
-    def write(self, event: str, data: str, place: str | None) -> ChannelEvent:
-        """Return an event in this form; nothing of it has a line end."""
+    def write(self, event: str, data: str, position: str | None) -> ChannelEvent:
+        """Return an event in this format; no argument contains a line end."""
         if self.envelope:
             lines = f'data: {{"event_type":{_compact(event)},"payload":{data}}}\n'
         elif event == DEFAULT_EVENT:
             lines = f"data: {data}\n"
         else:
             lines = f"event: {event}\ndata: {data}\n"
-        if self.ids and place is not None:
-            lines += f"id: {place}\n"
-        return ChannelEvent(f"{lines}\n".encode(), event=event, data=data, id=place)
+        if self.ids and position is not None:
+            lines += f"id: {position}\n"
+        return ChannelEvent(f"{lines}\n".encode(), event=event, data=data, id=position)
 
 
 class StoredEvent:
-    """An event that stands in a channel; all its readers share it.
+    """An event in a channel; all readers share it.
 
     Attributes:
-        place: behind it.
-        number: its own.
+        position: the position after it.
+        number: its number.
         event: its name.
         data: its payload, JSON in one line.
     """
 
-    __slots__ = ("_written", "data", "event", "number", "place")
+    __slots__ = ("_written", "data", "event", "number", "position")
 
     def __init__(self, entry_id: str, number: int, event: str, data: str) -> None:
-        self.place = Position(entry_id, number)
+        self.position = Position(entry_id, number)
         self.number = number
         self.event = event
         self.data = data
         self._written: dict[EventFormat, ChannelEvent] = {}
 
-    def write(self, form: EventFormat) -> ChannelEvent:
-        """Return it in a form, written once for all readers."""
-        written = self._written.get(form)
+    def write(self, event_format: EventFormat) -> ChannelEvent:
+        """Return the event in a format, written once for all readers."""
+        written = self._written.get(event_format)
         if written is None:
-            written = self._written[form] = form.write(self.event, self.data, str(self.place))
+            written = event_format.write(self.event, self.data, str(self.position))
+            self._written[event_format] = written
         return written
 
 
-def entry_of(entry_id: bytes, number: int, event: bytes, data: bytes) -> StoredEvent | None:
-    """Return an entry out of what a store holds, `None` where something else has written it."""
+def parse_entry(entry_id: bytes, number: int, event: bytes, data: bytes) -> StoredEvent | None:
+    """Return the event in an entry of a store, `None` if the entry is malformed."""
     try:
         name, text = _name_of(event), data.decode()
         if name is None or not _is_json(text) or "\n" in text or "\r" in text:
@@ -212,44 +212,43 @@ def _name_of(event: bytes) -> str | None:
 
 def _is_json(text: str) -> bool:
     try:
-        if _scan(text, 0)[1] == len(text):  # of the decoder nothing but what is in C
+        if _scan(text, 0)[1] == len(text):  # only the part of the decoder that is written in C
             return True
     except StopIteration:
         pass
-    json.loads(text)  # there may be blanks around it
+    json.loads(text)  # with white space around it
     return True
 
 
-def number_of(text: bytes) -> int | None:
-    """Return the number of an entry out of what a store holds, `None` where it is none."""
+def parse_number(text: bytes) -> int | None:
+    """Return the number in an entry of a store, `None` if it is malformed."""
     return int(text) if _NUMBER.fullmatch(text) else None
 
 
 class ReadResult(NamedTuple):
-    """What stands behind a place.
+    """The events after a position.
 
     Attributes:
-        entries: in order, none missing between them.
-        place: behind the last of them, and of all that was passed over.
-        is_whole: whether none is missing in front of what follows; where not, the next one is not
-            kept any more.
+        entries: events in order, without gaps.
+        position: the position after the last of them, and after all skipped entries.
+        is_whole: whether the next event is kept, or has not been published yet.
     """
 
     entries: Sequence[StoredEvent]
-    place: Position
+    position: Position
     is_whole: bool = True
 
 
 class LastEvent(NamedTuple):
-    """The last entry of a channel.
+    """The last event of a channel.
 
     Attributes:
-        place: behind it, `EMPTY` where there is no such channel.
+        position: the position after it, `EMPTY` if there is no such channel.
         event: its name.
-        is_acked: whether a worker has said that it is at it.
+        is_acked: whether a worker has taken the job.
     """
 
-    place: Position
+    position: Position
     event: str
     is_acked: bool
 
@@ -257,38 +256,35 @@ class LastEvent(NamedTuple):
 NO_CHANNEL: Final = LastEvent(EMPTY, "", is_acked=False)
 
 
-def page_of(found: Sequence[tuple[str, StoredEvent | None]], after: Position) -> ReadResult:
-    """Return what a reader gets of entries that were found, by their ids.
-
-    What is no entry is passed over.
-    """
+def read_result(found: Sequence[tuple[str, StoredEvent | None]], after: Position) -> ReadResult:
+    """Return the result for a reader from entries with their ids; malformed entries are `None`."""
     entries: list[StoredEvent] = []
-    place = after
+    position = after
     for entry_id, entry in found:
-        number = place.number
+        number = position.number
         if entry is None:
-            place = Position(entry_id, number)
+            position = Position(entry_id, number)
             continue
         if number is not None and entry.number != number + 1:
-            return ReadResult(entries, place, is_whole=False)
+            return ReadResult(entries, position, is_whole=False)
         entries.append(entry)
-        place = entry.place
-    # Behind an empty channel there can be nothing but its first entry.
-    return ReadResult(entries, EMPTY if place is BEGINNING else place)
+        position = entry.position
+    # The next event of an empty channel must be its first one.
+    return ReadResult(entries, EMPTY if position is BEGINNING else position)
 
 
-def ack_of(channel: str) -> OutgoingEvent:
-    """Return the post by which a worker takes the job of a channel; one does."""
+def ack_event(channel: str) -> OutgoingEvent:
+    """Return the event with which a worker takes the job of a channel; only one worker can."""
     check_channel(channel)
     return OutgoingEvent(channel, ACK, b"{}", ACK)
 
 
-def finish_of(channel: str, data: object, max_bytes: int) -> OutgoingEvent:
-    """Return the post by which a channel ends; it does so once."""
-    return post_of(channel, COMPLETE, data, None, max_bytes)._replace(key=_END)
+def finish_event(channel: str, data: object, max_bytes: int) -> OutgoingEvent:
+    """Return the event that ends a channel; a channel ends once."""
+    return outgoing_event(channel, COMPLETE, data, None, max_bytes)._replace(key=_END)
 
 
-def fail_of(channel: str, code: str, message: str, max_bytes: int) -> OutgoingEvent:
-    """Return the post by which a channel ends because the worker has failed."""
+def fail_event(channel: str, code: str, message: str, max_bytes: int) -> OutgoingEvent:
+    """Return the event that ends a channel because the worker has failed."""
     error = {"type": "worker_error", "code": code, "message": message}
-    return post_of(channel, ERROR, {"error": error}, None, max_bytes)._replace(key=_END)
+    return outgoing_event(channel, ERROR, {"error": error}, None, max_bytes)._replace(key=_END)

@@ -1,7 +1,7 @@
-"""Channels in the memory of this process: for one process, for examples and for tests.
+"""Channels in the memory of one process.
 
-Each event loop and each thread may use them. A channel goes when its time is over, or before it
-where memory is short, the one that was silent for longest first.
+All event loops and threads of the process may use them. A channel is dropped when its time is over,
+or earlier if memory is short; the channel that was silent for longest is dropped first.
 """
 
 import asyncio
@@ -26,16 +26,17 @@ from sse_middleware.channels.events import (
 )
 
 _ENTRY_BYTES: Final = 700
-"""What an entry costs beside its texts, with its block written once: measured, about."""
+"""The memory of an entry without its texts, with one written block; measured."""
 _CHANNEL_BYTES: Final = 1500
-_AT_ONCE: Final = 256
+_READ_COUNT: Final = 256
+"""The number of entries in one read."""
 
 
 class _Log:
     """The log of one channel."""
 
     def __init__(self, born: int) -> None:
-        self.born = str(born)  # so that a place in an earlier channel of this name is none here
+        self.born = str(born)  # distinguishes it from an earlier channel of this name
         self.entries: deque[tuple[StoredEvent, str]] = deque()  # with their keys
         self.last = EMPTY
         self.event = ""
@@ -44,15 +45,15 @@ class _Log:
         self.bytes = 0
         self.expires_at = 0.0
 
-    def append(self, post: OutgoingEvent) -> None:
+    def append(self, event: OutgoingEvent) -> None:
         number = (self.last.number or 0) + 1
-        entry = StoredEvent(f"{self.born}-{number}", number, post.event, post.data.decode())
-        self.entries.append((entry, post.key))
-        self.last, self.event = entry.place, post.event
-        self.bytes += len(post.event) + len(post.data)
-        self.is_acked |= post.event == ACK
-        if post.key:
-            self.keys.add(post.key)
+        entry = StoredEvent(f"{self.born}-{number}", number, event.event, event.data.decode())
+        self.entries.append((entry, event.key))
+        self.last, self.event = entry.position, event.event
+        self.bytes += len(event.event) + len(event.data)
+        self.is_acked |= event.event == ACK
+        if event.key:
+            self.keys.add(event.key)
 
     def drop_oldest(self) -> None:
         entry, key = self.entries.popleft()
@@ -64,28 +65,28 @@ class _Log:
     def memory(self) -> int:
         return 3 * self.bytes + _ENTRY_BYTES * len(self.entries) + _CHANNEL_BYTES
 
-    def page(self, place: Position) -> ReadResult:
-        if place.number == 0:
-            place = EMPTY
-        elif place.number is not None and not place.id.startswith(f"{self.born}-"):
-            return ReadResult((), place, is_whole=False)
+    def read(self, position: Position) -> ReadResult:
+        if position.number == 0:
+            position = EMPTY
+        elif position.number is not None and not position.id.startswith(f"{self.born}-"):
+            return ReadResult((), position, is_whole=False)
         first = self.entries[0][0].number
-        start = 0 if place.number is None else place.number + 1 - first
+        start = 0 if position.number is None else position.number + 1 - first
         if start < 0 or start > len(self.entries):
-            return ReadResult((), place, is_whole=False)
-        entries = [entry for entry, _ in islice(self.entries, start, start + _AT_ONCE)]
-        return ReadResult(entries, entries[-1].place if entries else place)
+            return ReadResult((), position, is_whole=False)
+        entries = [entry for entry, _ in islice(self.entries, start, start + _READ_COUNT)]
+        return ReadResult(entries, entries[-1].position if entries else position)
 
 
 class ChannelMemory:
     """The memory of all channels of a process.
 
     Args:
-        max_total_bytes: how much of it they may take, about.
-        clock: the time in seconds.
+        max_total_bytes: the most memory that they may use, approximately.
+        clock: returns the time in seconds.
 
     Attributes:
-        total_bytes: how much they take, about.
+        total_bytes: the memory that they use, approximately.
     """
 
     def __init__(
@@ -108,38 +109,38 @@ class ChannelMemory:
             self._drop_expired()
             return len(self._logs)
 
-    def publish(self, post: OutgoingEvent, limits: Limits) -> bool:
-        """Put an event into its channel; `False` where one of its key is there."""
+    def publish(self, event: OutgoingEvent, limits: Limits) -> bool:
+        """Append an event to its channel; return `False` if the channel has its key already."""
         with self._lock:
-            log = self._living(post.channel)
+            log = self._live(event.channel)
             if log is None:
-                if post.channel in self._logs:
-                    self._drop(post.channel)
+                if event.channel in self._logs:
+                    self._drop(event.channel)
                 self._born = max(self._born + 1, time.time_ns() // 1_000_000)
-                log = self._logs[post.channel] = _Log(self._born)
+                log = self._logs[event.channel] = _Log(self._born)
             else:
-                if post.key in log.keys:
+                if event.key in log.keys:
                     return False
                 self.total_bytes -= log.memory
-            log.append(post)
+            log.append(event)
             while len(log.entries) > 1 and (
                 len(log.entries) > limits.max_events or log.bytes > limits.max_bytes
             ):
                 log.drop_oldest()
             log.expires_at = self._clock() + limits.ttl
             self.total_bytes += log.memory
-            self._logs.move_to_end(post.channel)
+            self._logs.move_to_end(event.channel)
             while self.total_bytes > self._max_total_bytes and len(self._logs) > 1:
                 self._drop(next(iter(self._logs)))
-            feeds = list(self._feeds.get(post.channel, ()))
+            feeds = list(self._feeds.get(event.channel, ()))
         for feed in feeds:
-            feed.tell()
+            feed.on_change()
         return True
 
-    def tip(self, channel: str) -> LastEvent:
-        """Return the last entry of a channel."""
+    def last_event(self, channel: str) -> LastEvent:
+        """Return the last event of a channel."""
         with self._lock:
-            log = self._living(channel)
+            log = self._live(channel)
             return NO_CHANNEL if log is None else LastEvent(log.last, log.event, log.is_acked)
 
     @contextmanager
@@ -157,15 +158,15 @@ class ChannelMemory:
                 if not feeds:
                     del self._feeds[channel]
 
-    def page(self, channel: str, place: Position) -> ReadResult:
-        """Return what stands behind `place`."""
+    def read(self, channel: str, position: Position) -> ReadResult:
+        """Return the events after a position."""
         with self._lock:
-            log = self._living(channel)
+            log = self._live(channel)
             if log is None:
-                return ReadResult((), place if place.number else EMPTY)
-            return log.page(place)
+                return ReadResult((), position if position.number else EMPTY)
+            return log.read(position)
 
-    def _living(self, channel: str) -> _Log | None:
+    def _live(self, channel: str) -> _Log | None:
         self._drop_expired()
         log = self._logs.get(channel)
         return None if log is None or log.expires_at <= self._clock() else log
@@ -191,21 +192,21 @@ class _MemoryFeed:
         self._news = asyncio.Event()
         self._loop = asyncio.get_running_loop()
 
-    async def read(self, place: Position) -> ReadResult:
-        """Return what stands behind `place`."""
+    async def read(self, position: Position) -> ReadResult:
+        """Return the events after a position."""
         self._news.clear()
-        return self._memory.page(self._channel, place)
+        return self._memory.read(self._channel, position)
 
     async def wait(self) -> None:
-        """Wait until there may be more."""
+        """Wait until there may be more events."""
         await self._news.wait()
 
-    def tell(self) -> None:
-        """Let the reader know that there is more, from whichever thread."""
+    def on_change(self) -> None:
+        """Wake the reader, from any thread."""
         if _running_loop() is self._loop:
             self._news.set()
             return
-        with suppress(RuntimeError):  # the loop is closed, and the reader with it
+        with suppress(RuntimeError):  # the loop is closed, so there is no reader
             self._loop.call_soon_threadsafe(self._news.set)
 
 
@@ -220,45 +221,45 @@ class MemoryChannels:
     """Keep channels in memory, from any event loop.
 
     Args:
-        memory: the process's.
-        limits: what is kept of a channel.
+        memory: the memory of the process.
+        limits: how much of a channel is kept.
     """
 
     def __init__(self, memory: ChannelMemory, limits: Limits | None = None) -> None:
         self._memory = memory
         self._limits = limits or Limits()
 
-    async def publish(self, post: OutgoingEvent) -> bool:
-        """Put an event into its channel; `False` where one of its key is there."""
-        return self._memory.publish(post, self._limits)
+    async def publish(self, event: OutgoingEvent) -> bool:
+        """Append an event to its channel; return `False` if the channel has its key already."""
+        return self._memory.publish(event, self._limits)
 
-    async def tip(self, channel: str) -> LastEvent:
-        """Return the last entry of a channel."""
-        return self._memory.tip(channel)
+    async def last_event(self, channel: str) -> LastEvent:
+        """Return the last event of a channel."""
+        return self._memory.last_event(channel)
 
     def follow(self, channel: str) -> AbstractContextManager[Feed]:
         """Read a channel."""
         return self._memory.follow(channel)
 
     async def close(self) -> None:
-        """Do nothing: others may go on."""
+        """Do nothing: others may use the memory."""
 
 
 class BlockingMemoryChannels:
-    """The same from any thread.
+    """Keep channels in memory, from any thread.
 
     Args:
-        memory: returns that of the process, which may have been forked meanwhile.
-        limits: what is kept of a channel.
+        memory: returns the memory of the process, which may have been forked.
+        limits: how much of a channel is kept.
     """
 
     def __init__(self, memory: Callable[[], ChannelMemory], limits: Limits) -> None:
         self._memory = memory
         self._limits = limits
 
-    def publish(self, post: OutgoingEvent) -> bool:
-        """Put an event into its channel; `False` where one of its key is there."""
-        return self._memory().publish(post, self._limits)
+    def publish(self, event: OutgoingEvent) -> bool:
+        """Append an event to its channel; return `False` if the channel has its key already."""
+        return self._memory().publish(event, self._limits)
 
     def close(self) -> None:
         """Do nothing."""

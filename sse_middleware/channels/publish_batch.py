@@ -1,15 +1,13 @@
-"""Posts on their way to Redis: what is sent, and sent again until the outcome is known.
+"""A batch of events on its way to Redis; it is sent again until each outcome is known.
 
-No I/O: an event loop and a thread do it each in its own way. An answer may be lost and a command
-be late, so each post has a number of its publisher's, and the script takes no number twice. A batch
-that is sent again has the same numbers.
+This module does no I/O; an event loop and a thread each do it in their own way. An answer may be
+lost, and a command may arrive late. Each event therefore has a sequence number of its publisher,
+and the script accepts each number once. A repeated batch has the same numbers.
 """
 
-import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
-from importlib.resources import files
+from collections.abc import Iterable, Sequence
 from itertools import count, islice
 from typing import Any, Final
 
@@ -17,24 +15,17 @@ from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from sse_middleware.channels.base import Limits
 from sse_middleware.channels.events import ACK, OutgoingEvent
-from sse_middleware.channels.redis_connection import packed, packed_command
+from sse_middleware.channels.redis_connection import PING, pack_commands
 from sse_middleware.errors import StoreError
-from sse_middleware.stores.redis.commands import SCHEMA, Command, digest
+from sse_middleware.stores.redis.keys import Keys
+from sse_middleware.stores.redis.scripts import Command, load_script
 
-_SCRIPT: Final = files(__package__).joinpath("lua/publish.lua").read_text()
-_SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
-_PING: Final = packed_command("PING")
-_POST: Final = b"$%d\r\n%b\r\n" * 4
-"""The words of a post, packed; as `packed` does it, in one go."""
-_HEAD_LENGTH: Final = 13
-"""How many words stand before the first post."""
-_HEADS_KEPT: Final = 512
-_LOG: Final = "channel"
-_ABOUT: Final = "about"
-_TOPIC: Final = "topic"
+_PUBLISH: Final = load_script("sse_middleware.channels", "publish")
+_MAX_HEADS: Final = 512
+"""The most channels for which the first words of the command are kept."""
 _SEEN_SECONDS: Final = 120
-"""How late a command may come and still be known; longer than anybody goes on to try."""
-_PASSING: Final = (
+"""How late a command may arrive; longer than a publisher repeats it."""
+_TRANSIENT: Final = (
     "OOM",
     "BUSY",
     "LOADING",
@@ -44,56 +35,29 @@ _PASSING: Final = (
     "DOWN",
     "TRYAGAIN",
 )
-"""What Redis refuses now and may not refuse in a moment."""
-_UNKNOWN: Final = "whether the event is in its channel is not known; under a key, publish it again"
-MOST_AT_ONCE: Final = 128
-MOST_BYTES_AT_ONCE: Final = 1 << 20
-PATIENCE_SECONDS: Final = 10.0
-"""How long a publisher tries."""
-_FIRST_PAUSE: Final = 0.05
-_LONGEST_PAUSE: Final = 1.0
-
-
-class ChannelKeys:
-    """The names of what we keep; all of one channel hash to one slot of a cluster.
-
-    A channel's own name is nowhere: it is a secret.
-
-    Args:
-        prefix: what stands before all of them.
-    """
-
-    def __init__(self, prefix: str) -> None:
-        self._prefix = f"{prefix}{SCHEMA}:"
-
-    def of(self, channel: str) -> str:
-        """Return what the keys of a channel begin with."""
-        return f"{self._prefix}{{{digest(channel)}}}:"
-
-    def log(self, channel: str) -> str:
-        """Return the key of the entries."""
-        return self.of(channel) + _LOG
-
-    def about(self, channel: str) -> str:
-        """Return the key of what is known of a channel."""
-        return self.of(channel) + _ABOUT
-
-    def topic(self, channel: str) -> str:
-        """Return where news of a channel are told."""
-        return self.of(channel) + _TOPIC
+"""The refusals after which a repeated command may succeed."""
+_UNKNOWN: Final = (
+    "it is not known whether the event is in its channel; under a key, publish it again"
+)
+MAX_EVENTS: Final = 128
+"""The most events of a batch."""
+MAX_BYTES: Final = 1 << 20
+"""The most bytes of a batch that has more than one event."""
+PUBLISH_SECONDS: Final = 10.0
+"""Bounds the time in which a publisher repeats an event."""
 
 
 class PublisherSequence:
-    """Who publishes, and its numbers; one for each process and loop, since a fork shares memory.
+    """The name and the sequence numbers of a publisher; one for each process and event loop.
 
     Attributes:
         publisher: its name.
-        heads: how its commands begin, packed, by channel.
+        heads: the first words of its commands, by channel.
     """
 
     def __init__(self) -> None:
         self.publisher = f"{os.getpid():x}.{secrets.token_hex(8)}"
-        self.heads: dict[str, bytes] = {}
+        self.heads: dict[str, Command] = {}
         self._numbers = count(1)
 
     def next(self) -> int:
@@ -102,34 +66,36 @@ class PublisherSequence:
 
 
 class PublishBatch:
-    """Some posts of one publisher, until each outcome is known.
+    """Some events of one publisher, until each outcome is known.
 
     Args:
-        posts: in the order in which they are to stand.
-        numbering: of the publisher.
-        keys: how keys are named.
-        limits: what is kept of a channel.
+        events: in the order of publishing.
+        sequence: of the publisher.
+        keys: builds keys.
+        limits: how much of a channel is kept.
 
     Attributes:
-        outcomes: of each post, in order: whether it stands there, a failure, or `None` so far.
+        outcomes: of each event: whether this call has published it, an error, or `None` if that is
+            not known yet.
+        last_failure: the last error, `None` without one.
     """
 
     def __init__(
         self,
-        posts: Sequence[OutgoingEvent],
-        numbering: PublisherSequence,
-        keys: ChannelKeys,
+        events: Sequence[OutgoingEvent],
+        sequence: PublisherSequence,
+        keys: Keys,
         limits: Limits,
     ) -> None:
-        self.outcomes: list[bool | StoreError | None] = [None] * len(posts)
-        self._posts = [(numbering.next(), post) for post in posts]
-        self._numbering = numbering
+        self.outcomes: list[bool | StoreError | None] = [None] * len(events)
+        self._events = [(sequence.next(), event) for event in events]
+        self._sequence = sequence
         self._keys = keys
         self._limits = limits
-        self._open: dict[str, list[int]] = {}  # the places of the posts of each channel
-        for place, post in enumerate(posts):
-            self._open.setdefault(post.channel, []).append(place)
-        self._knows_script = True
+        self._open: dict[str, list[int]] = {}  # the indexes of events without outcome, by channel
+        for index, event in enumerate(events):
+            self._open.setdefault(event.channel, []).append(index)
+        self._has_script = True  # as far as is known
         self.last_failure: BaseException | None = None
 
     @property
@@ -139,110 +105,91 @@ class PublishBatch:
 
     @property
     def answers(self) -> int:
-        """How many answers there are to what is sent packed; the first says nothing."""
+        """The number of answers to `packed`; the first one is that of PING."""
         return 1 + len(self._open)
 
     def commands(self) -> list[Command]:
-        """Return what is to be sent: a command for each channel."""
-        return [self._command(channel, places) for channel, places in self._open.items()]
+        """Return a command for each channel."""
+        return [self._command(channel, indexes) for channel, indexes in self._open.items()]
 
     def packed(self) -> bytes:
-        """Return the same, packed, behind a command that says nothing and is answered too.
+        """Return PING and the commands as bytes of the Redis protocol.
 
-        Of the clients that it has something for, Redis writes to the one first that it had
-        something for last. Thus to the readers, who wait, and then to us.
+        Redis writes to its clients in the reverse order of their last output. After a PING, it
+        writes to the subscribers, which are waiting, before it answers the publisher.
         """
-        return _PING + b"".join(
-            self._packed(channel, places) for channel, places in self._open.items()
-        )
+        return PING + pack_commands(self.commands())
 
     def take(self, answers: Sequence[Any]) -> bool:
-        """Take note of what Redis has answered to `commands`, an exception where it has refused.
+        """Process the answers to `commands`, an exception for a refused one.
 
         Returns:
-            Whether it is to be asked again at once.
+            Whether the batch must be sent again at once.
         """
         again = False
         for channel, answer in zip(list(self._open), answers, strict=True):
             if isinstance(answer, NoScriptError):
-                self._knows_script, again = False, True
+                self._has_script, again = False, True
             elif not isinstance(answer, Exception):
-                for place, result in zip(self._open.pop(channel), answer, strict=True):
-                    self.outcomes[place] = bool(result)
+                for index, result in zip(self._open.pop(channel), answer, strict=True):
+                    self.outcomes[index] = bool(result)
             else:
                 self.last_failure = answer
                 if _is_final(answer):
                     self._fail(channel, answer)
         return again
 
-    def give_up(self) -> None:
-        """Let all that is open fail."""
+    def fail_open(self) -> None:
+        """Set an error as the outcome of all events that have none."""
         for channel in list(self._open):
             self._fail(channel, self.last_failure)
 
     def _fail(self, channel: str, cause: BaseException | None) -> None:
         reason = "it was interrupted" if cause is None else type(cause).__name__
-        for place in self._open.pop(channel):
+        for index in self._open.pop(channel):
             failure = StoreError(f"publish: {reason}; {_UNKNOWN}")
             failure.__cause__ = cause
-            self.outcomes[place] = failure
+            self.outcomes[index] = failure
 
-    def _command(self, channel: str, places: Sequence[int]) -> Command:
+    def _command(self, channel: str, indexes: Sequence[int]) -> Command:
         words = self._head(channel)
-        for place in places:
-            number, post = self._posts[place]
-            words += (number, post.key, post.event, post.data)
-        return words
-
-    def _packed(self, channel: str, places: Sequence[int]) -> bytes:
-        if not self._knows_script:
-            return packed_command(*self._command(channel, places))
-        heads = self._numbering.heads
-        head = heads.get(channel)
-        if head is None:
-            if len(heads) >= _HEADS_KEPT:
-                heads.clear()
-            head = heads[channel] = packed(self._head(channel))
-        parts = [b"*%d\r\n" % (_HEAD_LENGTH + 4 * len(places)), head]
-        for place in places:
-            number, (_, event, data, key) = self._posts[place]
-            said, name, token = b"%d" % number, event.encode(), key.encode()
-            parts.append(
-                _POST % (len(said), said, len(token), token, len(name), name, len(data), data)
-            )
-        return b"".join(parts)
+        for index in indexes:
+            number, (_, event, data, key) = self._events[index]
+            words += (number, key, event, data)
+        return words if self._has_script else _PUBLISH.with_text(words)
 
     def _head(self, channel: str) -> Command:
-        begins, limits, publisher = self._keys.of(channel), self._limits, self._numbering.publisher
-        return (
-            *(("EVALSHA", _SHA) if self._knows_script else ("EVAL", _SCRIPT)),
-            *(3, begins + _LOG, begins + _ABOUT, f"{begins}seen:{publisher}"),
-            *(int(limits.ttl * 1000) or 1, limits.max_events, limits.max_bytes),
-            *(begins + _TOPIC, ACK, publisher, _SEEN_SECONDS * 1000),
-        )
+        heads = self._sequence.heads
+        head = heads.get(channel)
+        if head is None:
+            if len(heads) >= _MAX_HEADS:
+                heads.clear()
+            keys, limits, publisher = (
+                self._keys.channel(channel),
+                self._limits,
+                self._sequence.publisher,
+            )
+            head = heads[channel] = _PUBLISH.call(
+                (keys.log, keys.about, keys.seen + publisher),
+                *(int(limits.ttl * 1000) or 1, limits.max_events, limits.max_bytes),
+                *(keys.topic, ACK, publisher, _SEEN_SECONDS * 1000),
+            )
+        return head
 
 
-def pauses() -> Iterator[float]:
-    """Return how long a publisher waits before each further attempt."""
-    pause = _FIRST_PAUSE
-    while True:
-        yield pause
-        pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-def first_of(waiting: Iterable[OutgoingEvent]) -> int:
-    """Return how many posts leave together: as many as there are, up to a bound."""
+def batch_length(events: Iterable[OutgoingEvent]) -> int:
+    """Return the number of waiting events that the next batch contains."""
     number = size = 0
-    for post in islice(waiting, MOST_AT_ONCE):
-        size += len(post.data)
-        if number and size > MOST_BYTES_AT_ONCE:
+    for event in islice(events, MAX_EVENTS):
+        size += len(event.data)
+        if number and size > MAX_BYTES:
             break
         number += 1
     return number
 
 
 def _is_final(refusal: Exception) -> bool:
-    """Tell whether another attempt would be refused too."""
+    """Return whether Redis would refuse another attempt too."""
     return isinstance(refusal, NoPermissionError) or (
-        isinstance(refusal, ResponseError) and not any(word in str(refusal) for word in _PASSING)
+        isinstance(refusal, ResponseError) and not any(word in str(refusal) for word in _TRANSIENT)
     )

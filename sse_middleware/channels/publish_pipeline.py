@@ -1,8 +1,9 @@
-"""What an event loop publishes on channels in Redis, and waits for until each outcome is known.
+"""Publish the events of one event loop on channels in Redis.
 
-One lot is under way at a time, and what comes meanwhile is the next one. In the usual case a lot is
-sent in the turn of the loop in which it was published and settled in the one in which the answer
-has come, without a task; whatever goes wrong takes one, which tries again.
+One batch is in flight at a time, and the events that are published meanwhile form the next one. In
+the usual case a batch is sent in the iteration of the event loop in which it was published, and
+settled in the iteration in which the answer arrives, without a task. After a failure, a task
+repeats the batch.
 """
 
 import asyncio
@@ -17,208 +18,214 @@ from redis.asyncio.cluster import RedisCluster
 from sse_middleware.channels.base import Limits
 from sse_middleware.channels.events import OutgoingEvent
 from sse_middleware.channels.publish_batch import (
-    PATIENCE_SECONDS,
-    ChannelKeys,
+    PUBLISH_SECONDS,
     PublishBatch,
     PublisherSequence,
-    first_of,
-    pauses,
+    batch_length,
 )
 from sse_middleware.channels.redis_connection import RedisConnection
 from sse_middleware.errors import StoreError
-from sse_middleware.stores.redis.client import ANSWER_SECONDS, FAILURES
+from sse_middleware.stores.circuit_breaker import Backoff
+from sse_middleware.stores.redis.client import FAILURES
 from sse_middleware.stores.redis.commands import CommandClient
+from sse_middleware.stores.redis.keys import Keys
 
 _Result = bool | StoreError | None
 _Waiting = tuple[OutgoingEvent, "asyncio.Future[bool]"]
 
 
 class PublishPipeline:
-    """Send posts.
+    """Publish events in batches.
 
     Args:
-        connect: makes a line to Redis, which tells what it hears.
-        cluster: the cluster, if it is one: redis-py knows to which node each command goes.
-        keys: how keys are named.
-        limits: what is kept of a channel.
-        link: is told of failures.
+        connect: makes a connection that calls a function with each reply.
+        cluster: the cluster, if there is one; redis-py finds the node of each command.
+        keys: builds keys.
+        limits: how much of a channel is kept.
+        client: receives failures and successes; its write timeout bounds an attempt.
     """
 
     def __init__(
         self,
         connect: Callable[[Callable[[Any], None]], RedisConnection],
         cluster: RedisCluster | None,
-        keys: ChannelKeys,
+        keys: Keys,
         limits: Limits,
-        link: CommandClient,
+        client: CommandClient,
     ) -> None:
         self._connect = connect
         self._cluster = cluster
         self._keys = keys
         self._limits = limits
-        self._link = link
-        self._numbering = PublisherSequence()
+        self._client = client
+        self._timeout = client.timeouts.write
+        self._sequence = PublisherSequence()
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Waiting] = deque()
-        self._lot: list[_Waiting] = []  # what is under way
-        self._dispatch = PublishBatch((), self._numbering, keys, limits)
+        self._in_flight: list[_Waiting] = []
+        self._batch = PublishBatch((), self._sequence, keys, limits)
         self._began = 0.0
-        self._line: RedisConnection | None = None
+        self._connection: RedisConnection | None = None
         self._answers: list[Any] = []
-        self._missing = 0  # how many answers there are to come
-        self._is_awaited = False  # without a task
-        self._heard: asyncio.Future[None] | None = None  # by one
+        self._missing = 0  # the number of answers to come
+        self._expects_answers = False  # without a task
+        self._answered: asyncio.Future[None] | None = None  # the task waits for it
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._emptied: asyncio.Future[None] | None = None
 
-    def publish(self, post: OutgoingEvent) -> "asyncio.Future[bool]":
-        """Send a post, and return its outcome."""
+    def publish(self, event: OutgoingEvent) -> "asyncio.Future[bool]":
+        """Send an event, and return its outcome."""
         outcome: asyncio.Future[bool] = self._loop.create_future()
-        self._waiting.append((post, outcome))
-        if not self._lot:
-            self._next()
+        self._waiting.append((event, outcome))
+        if not self._in_flight:
+            self._next_batch()
         return outcome
 
     async def close(self) -> None:
-        """Send what is to be sent, and hang up."""
-        if self._lot:
+        """Send all events, and close the connection."""
+        if self._in_flight:
             self._emptied = self._emptied or self._loop.create_future()
             await asyncio.shield(self._emptied)
-        await self._hang_up()
+        await self._disconnect()
 
-    def _next(self) -> None:
-        """Send what waits, as much as leaves together."""
-        number = first_of(post for post, _ in self._waiting)
-        self._lot = [self._waiting.popleft() for _ in range(number)]
-        posts = [post for post, _ in self._lot]
-        self._dispatch = PublishBatch(posts, self._numbering, self._keys, self._limits)
+    def _next_batch(self) -> None:
+        """Send the waiting events, up to the bounds of a batch."""
+        number = batch_length(event for event, _ in self._waiting)
+        self._in_flight = [self._waiting.popleft() for _ in range(number)]
+        events = [event for event, _ in self._in_flight]
+        self._batch = PublishBatch(events, self._sequence, self._keys, self._limits)
         self._began = time.monotonic()
-        if self._line is not None and self._line.is_open:
-            self._is_awaited = True
-            self._say(self._line)
+        if self._connection is not None and self._connection.is_open:
+            self._expects_answers = True
+            self._send(self._connection)
             if self._timer is None:
-                self._timer = self._loop.call_later(ANSWER_SECONDS, self._watch)
+                self._timer = self._loop.call_later(self._timeout, self._check_timeout)
         else:
-            self._task = self._loop.create_task(self._insist())
+            self._start_retry()
 
-    def _say(self, line: RedisConnection) -> None:
+    def _send(self, connection: RedisConnection) -> None:
         self._answers = []
-        self._missing = self._dispatch.answers
-        line.say(self._dispatch.packed())
+        self._missing = self._batch.answers
+        connection.send(self._batch.packed())
 
-    def _hear(self, answer: Any) -> None:
+    def _on_reply(self, answer: Any) -> None:
         self._answers.append(answer)
         self._missing -= 1
         if self._missing:
             return
-        if self._heard is not None:
-            self._heard.set_result(None)
-        elif self._is_awaited:
-            self._is_awaited = False
-            self._dispatch.take(self._answers[1:])
-            if self._dispatch.is_settled:
+        if self._answered is not None:
+            self._answered.set_result(None)
+        elif self._expects_answers:
+            self._expects_answers = False
+            self._batch.take(self._answers[1:])
+            if self._batch.is_settled:
                 self._settle()
             else:
-                self._task = self._loop.create_task(self._insist())
+                self._start_retry()
 
-    def _watch(self) -> None:
-        """Cut a line that does not answer; one timer now and then, and not one for each lot."""
+    def _check_timeout(self) -> None:
+        """Abort a connection without answers; one timer serves many batches."""
         self._timer = None
-        if not self._is_awaited or self._line is None:
+        if not self._expects_answers or self._connection is None:
             return
-        left = self._began + ANSWER_SECONDS - time.monotonic()
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._watch)
+        remaining = self._began + self._timeout - time.monotonic()
+        if remaining > 0:
+            self._timer = self._loop.call_later(remaining, self._check_timeout)
         else:
-            self._line.cut(TimeoutError("Redis has not answered in time"))
+            self._connection.abort(TimeoutError("Redis has not answered in time"))
 
-    def _lose(self, line: RedisConnection, lost: "asyncio.Future[BaseException]") -> None:
-        """Take note that a line is gone, and ask again by another one."""
-        if self._is_awaited and line is self._line:
-            self._is_awaited = False
-            self._link.failed("publish", lost.result())
-            self._task = self._loop.create_task(self._insist())
+    def _on_lost(self, connection: RedisConnection, lost: "asyncio.Future[BaseException]") -> None:
+        """Repeat the batch on another connection."""
+        if self._expects_answers and connection is self._connection:
+            self._expects_answers = False
+            self._client.failed("publish", lost.result())
+            self._start_retry()
+
+    def _start_retry(self) -> None:
+        self._task = self._loop.create_task(self._retry())
 
     def _settle(self) -> None:
-        """Tell the outcomes, and go on."""
-        if self._dispatch.last_failure is not None:
-            self._link.failed("publish", self._dispatch.last_failure)
-        if self._dispatch.is_settled:
-            self._link.flushed(time.monotonic() - self._began)
-        self._dispatch.give_up()
-        lot, self._lot = self._lot, []
-        for (_, outcome), result in zip(lot, self._dispatch.outcomes, strict=True):
-            _tell(outcome, result)
+        """Set the outcomes, and send the next batch."""
+        if self._batch.last_failure is not None:
+            self._client.failed("publish", self._batch.last_failure)
+        if self._batch.is_settled:
+            self._client.flushed(time.monotonic() - self._began)
+        self._batch.fail_open()
+        settled, self._in_flight = self._in_flight, []
+        for (_, outcome), result in zip(settled, self._batch.outcomes, strict=True):
+            _set_outcome(outcome, result)
         if self._waiting:
-            self._next()
+            self._next_batch()
         elif self._emptied is not None:
             self._emptied.set_result(None)
             self._emptied = None
 
-    async def _insist(self) -> None:
-        """Ask until each outcome is known, or for long enough."""
-        dispatch = self._dispatch
+    async def _retry(self) -> None:
+        """Send the batch until each outcome is known, or the time is over."""
+        batch, backoff = self._batch, Backoff()
         try:
-            for pause in pauses():
-                dispatch.last_failure = None
+            while True:
+                batch.last_failure = None
                 try:
-                    async with asyncio.timeout(ANSWER_SECONDS):
-                        while dispatch.take(await self._ask()):
+                    async with asyncio.timeout(self._timeout):
+                        while batch.take(await self._attempt()):
                             pass
                 except FAILURES as exc:
-                    dispatch.last_failure = exc
-                    await self._hang_up()
-                if dispatch.is_settled or time.monotonic() > self._began + PATIENCE_SECONDS:
+                    batch.last_failure = exc
+                    await self._disconnect()
+                if batch.is_settled or time.monotonic() > self._began + PUBLISH_SECONDS:
                     break
-                if dispatch.last_failure is not None:
-                    self._link.failed("publish", dispatch.last_failure)
-                await asyncio.sleep(pause)
+                if batch.last_failure is not None:
+                    self._client.failed("publish", batch.last_failure)
+                await asyncio.sleep(backoff.next())
         except asyncio.CancelledError:
-            await self._hang_up()  # an answer to this is none to what comes
-            for _, outcome in (*self._lot, *self._waiting):
-                _tell(outcome, StoreError("publish: the event loop is closing"))
+            await self._disconnect()  # a late answer must not settle another batch
+            for _, outcome in (*self._in_flight, *self._waiting):
+                _set_outcome(outcome, StoreError("publish: the event loop is closing"))
             self._waiting.clear()
             raise
         finally:
             self._task = None
             self._settle()
 
-    async def _ask(self) -> list[Any]:
+    async def _attempt(self) -> list[Any]:
         if self._cluster is not None:
             return await asyncio.gather(
-                *(self._cluster.execute_command(*one) for one in self._dispatch.commands()),
+                *(self._cluster.execute_command(*command) for command in self._batch.commands()),
                 return_exceptions=True,
             )
-        line = await self._open_line()
-        self._heard = self._loop.create_future()
+        connection = await self._open_connection()
+        self._answered = self._loop.create_future()
         try:
-            self._say(line)
-            await asyncio.wait((self._heard, line.lost), return_when=asyncio.FIRST_COMPLETED)
-            if not self._heard.done():
-                raise line.lost.result()
+            self._send(connection)
+            await asyncio.wait(
+                (self._answered, connection.lost), return_when=asyncio.FIRST_COMPLETED
+            )
+            if not self._answered.done():
+                raise connection.lost.result()
         finally:
-            self._heard = None
+            self._answered = None
         return self._answers[1:]
 
-    async def _open_line(self) -> RedisConnection:
-        if self._line is None or not self._line.is_open:
-            await self._hang_up()
-            self._line = self._connect(self._hear)
-            self._line.lost.add_done_callback(partial(self._lose, self._line))
-            await self._line.open()
-        return self._line
+    async def _open_connection(self) -> RedisConnection:
+        if self._connection is None or not self._connection.is_open:
+            await self._disconnect()
+            self._connection = self._connect(self._on_reply)
+            self._connection.lost.add_done_callback(partial(self._on_lost, self._connection))
+            await self._connection.open()
+        return self._connection
 
-    async def _hang_up(self) -> None:
+    async def _disconnect(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        line, self._line = self._line, None
-        if line is not None:
-            await line.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
 
 
-def _tell(outcome: "asyncio.Future[bool]", result: _Result) -> None:
+def _set_outcome(outcome: "asyncio.Future[bool]", result: _Result) -> None:
     if outcome.done():
         return
     if isinstance(result, StoreError):

@@ -1,8 +1,8 @@
-"""The hub of one event loop: hears of what is published on the channels that are read here.
+"""Listen to the channels that are read in one event loop, on one connection.
 
-One connection for all of them, however many readers there are. News carry the events themselves, so
-that nobody has to ask; but they are news and no more: the log is what counts. Where news do not
-follow one another, where the connection was new, and every few seconds anyhow, readers look there.
+A message on a topic contains the published events themselves, so that readers need no query. But
+only the log is complete. Readers read the log if messages do not follow one another, after the
+connection was made again, and every few seconds.
 """
 
 import asyncio
@@ -13,34 +13,35 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from sse_middleware.channels.events import Position, StoredEvent, entry_of, number_of
-from sse_middleware.channels.redis_connection import RedisConnection, packed_command
-from sse_middleware.stores.redis.client import FAILURES, PATIENCE_SECONDS
+from sse_middleware.channels.events import Position, StoredEvent, parse_entry, parse_number
+from sse_middleware.channels.redis_connection import PING, RedisConnection, pack_commands
+from sse_middleware.stores.circuit_breaker import Backoff
+from sse_middleware.stores.redis.client import FAILURES
 
 logger = logging.getLogger("sse_middleware")
 
 _TICK_SECONDS: Final = 1.0
-_LOOK_EVERY: Final = 5
-"""How many ticks a channel is silent until its readers look; less, while nothing can be heard."""
-_DEAF_SECONDS: Final = 3.0
-"""How long a connection may be silent that is asked each second whether it lives."""
-_PAUSE_SECONDS: Final = 0.5
-_TOPICS_AT_ONCE: Final = 500
+"""The interval of PING commands."""
+_TICKS_PER_CHECK: Final = 5
+"""After so many silent ticks of a channel, its readers read the log."""
+_SILENCE_SECONDS: Final = 3.0
+"""A connection that has not answered a PING for so long is closed."""
+_MAX_TOPICS: Final = 500
+"""The most topics of one SUBSCRIBE command."""
 _RECENT_ENTRIES: Final = 256
 _RECENT_BYTES: Final = 1 << 16
-_PING: Final = packed_command("PING")
 
 
-class ChannelNews:
-    """What is heard of one channel, for all its readers here.
+class ChannelUpdates:
+    """The messages of one channel, for all its readers in this event loop.
 
     Attributes:
-        topic: where it is heard.
-        readers: how many there are.
-        doubts: grows where the readers have to look into the log.
-        changes: grows with whatever its readers have to look at.
-        counted: the id of the last entry that was none; each is counted once.
-        silent_ticks: for how long nothing was heard.
+        topic: its topic.
+        readers: the number of its readers.
+        invalidations: grows if the readers must read the log.
+        changes: grows if the readers must read again.
+        last_malformed: the id of the last malformed entry; each is counted once.
+        silent_ticks: the number of ticks since the last message.
     """
 
     __slots__ = (
@@ -49,8 +50,8 @@ class ChannelNews:
         "_recent",
         "_waiting",
         "changes",
-        "counted",
-        "doubts",
+        "invalidations",
+        "last_malformed",
         "readers",
         "silent_ticks",
         "topic",
@@ -59,35 +60,35 @@ class ChannelNews:
     def __init__(self, topic: bytes) -> None:
         self.topic = topic
         self.readers = 0
-        self.doubts = 0
+        self.invalidations = 0
         self.changes = 0
-        self.counted = (0, 0)
+        self.last_malformed = (0, 0)
         self.silent_ticks = 0
         self._recent: deque[StoredEvent] = deque()
         self._bytes = 0
         self._loop = asyncio.get_running_loop()
         self._waiting: list[asyncio.Future[None]] = []
 
-    def after(self, place: Position) -> list[StoredEvent] | None:
-        """Return what is known to stand behind `place`, `None` where only the log knows."""
-        recent = self._recent
-        if not recent or (place.number is not None and place.number >= recent[-1].number):
+    def after(self, position: Position) -> list[StoredEvent] | None:
+        """Return the recent events after a position, `None` if only the log has them."""
+        recent, number = self._recent, position.number
+        if not recent or (number is not None and number >= recent[-1].number):
             return []
-        if place.number is None or place.number + 1 < recent[0].number:
+        if number is None or number + 1 < recent[0].number:
             return None
-        if place.number + 1 == recent[-1].number:  # the usual case
+        if number + 1 == recent[-1].number:  # the usual case
             return [recent[-1]]
-        return list(islice(recent, place.number + 1 - recent[0].number, None))
+        return list(islice(recent, number + 1 - recent[0].number, None))
 
-    def hear(self, entries: Iterable[StoredEvent]) -> None:
-        """Take in what was published."""
+    def on_events(self, entries: Iterable[StoredEvent]) -> None:
+        """Add published events."""
         recent = self._recent
         self.silent_ticks = 0
         for entry in entries:
             if recent and entry.number != recent[-1].number + 1:
                 recent.clear()
                 self._bytes = 0
-                self.doubts += 1
+                self.invalidations += 1
             recent.append(entry)
             self._bytes += len(entry.data)
             while len(recent) > _RECENT_ENTRIES or (
@@ -96,14 +97,14 @@ class ChannelNews:
                 self._bytes -= len(recent.popleft().data)
         self._wake()
 
-    def doubt(self) -> None:
-        """Let all readers look into the log."""
-        self.doubts += 1
+    def invalidate(self) -> None:
+        """Let all readers read the log."""
+        self.invalidations += 1
         self.silent_ticks = 0
         self._wake()
 
-    def change(self) -> "asyncio.Future[None]":
-        """Return what is done with the next change; who has left is forgotten with it too."""
+    def next_change(self) -> "asyncio.Future[None]":
+        """Return a future that is done at the next change."""
         waiter = self._loop.create_future()
         self._waiting.append(waiter)
         return waiter
@@ -117,121 +118,126 @@ class ChannelNews:
 
 
 class PubSubListener:
-    """Listen, as long as anybody reads.
+    """Listen while there are readers.
 
     Args:
-        connect: makes a line to Redis, which tells what it hears.
-        failed: is told of failures.
+        connect: makes a connection that calls a function with each reply.
+        failed: receives each failure, with the name of the operation.
+        connect_timeout: bounds a connect, in seconds.
     """
 
     def __init__(
         self,
         connect: Callable[[Callable[[Any], None]], RedisConnection],
         failed: Callable[[str, BaseException], None],
+        connect_timeout: float,
     ) -> None:
         self._connect = connect
         self._failed = failed
-        self._news: dict[bytes, ChannelNews] = {}
+        self._connect_timeout = connect_timeout
+        self._updates: dict[bytes, ChannelUpdates] = {}
         self._task: asyncio.Task[None] | None = None
-        self._line: RedisConnection | None = None
-        self._heard_at = 0.0
-        self._closes = False  # the driver may take a cancellation for itself
+        self._connection: RedisConnection | None = None
+        self._backoff = Backoff()
+        self._replied_at = 0.0
+        self._is_closing = False  # redis-py may suppress the cancellation
 
-    def join(self, topic: str) -> ChannelNews:
-        """Take in a reader."""
+    def add_reader(self, topic: str) -> ChannelUpdates:
+        """Add a reader of a topic."""
         name = topic.encode()
-        news = self._news.get(name)
-        if news is None:
-            news = self._news[name] = ChannelNews(name)
-            self._say("SUBSCRIBE", name)
-        news.readers += 1
+        updates = self._updates.get(name)
+        if updates is None:
+            updates = self._updates[name] = ChannelUpdates(name)
+            self._send("SUBSCRIBE", name)
+        updates.readers += 1
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
-        return news
+        return updates
 
-    def leave(self, news: ChannelNews) -> None:
-        """Let a reader go."""
-        news.readers -= 1
-        if not news.readers:
-            del self._news[news.topic]
-            self._say("UNSUBSCRIBE", news.topic)
+    def remove_reader(self, updates: ChannelUpdates) -> None:
+        """Remove a reader."""
+        updates.readers -= 1
+        if not updates.readers:
+            del self._updates[updates.topic]
+            self._send("UNSUBSCRIBE", updates.topic)
 
     async def close(self) -> None:
-        """Listen no more."""
-        self._closes = True
+        """Close the connection."""
+        self._is_closing = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
 
     async def _run(self) -> None:
-        while not self._closes:
-            line = self._connect(self._hear)
+        while not self._is_closing:
+            connection = self._connect(self._on_reply)
             try:
-                async with asyncio.timeout(PATIENCE_SECONDS):
-                    await line.open()
-                self._heard_at = time.monotonic()
-                self._line = line
-                for some in _parts(list(self._news)):
-                    self._say("SUBSCRIBE", *some)
-                await self._keep(line)
+                async with asyncio.timeout(self._connect_timeout):
+                    await connection.open()
+                self._replied_at = time.monotonic()
+                self._connection = connection
+                for topics in _chunks(list(self._updates)):
+                    self._send("SUBSCRIBE", *topics)
+                await self._watch(connection)
             except FAILURES as exc:
                 self._failed("subscribe", exc)
             except Exception:
-                logger.exception("the hub goes on, whatever this was")
+                logger.exception("Channels: an unexpected error. Readers read the log instead.")
             finally:
-                self._line = None
-                await line.close()
-            for news in self._news.values():
-                news.doubt()
-            await asyncio.sleep(_PAUSE_SECONDS)
+                self._connection = None
+                await connection.close()
+            for updates in self._updates.values():
+                updates.invalidate()
+            await asyncio.sleep(self._backoff.next())
 
-    async def _keep(self, line: RedisConnection) -> None:
-        """Stay until the connection is lost."""
-        while not self._closes:
-            line.say(_PING)
-            await asyncio.wait((line.lost,), timeout=_TICK_SECONDS)
-            if line.lost.done():
-                raise line.lost.result()
-            if time.monotonic() > self._heard_at + _DEAF_SECONDS:
-                raise TimeoutError("nothing is heard any more")
-            for news in list(self._news.values()):
-                news.silent_ticks += 1
-                if news.silent_ticks >= _LOOK_EVERY:
-                    news.doubt()
+    async def _watch(self, connection: RedisConnection) -> None:
+        """Return or raise when the connection is lost."""
+        while not self._is_closing:
+            connection.send(PING)
+            await asyncio.wait((connection.lost,), timeout=_TICK_SECONDS)
+            if connection.lost.done():
+                raise connection.lost.result()
+            if time.monotonic() > self._replied_at + _SILENCE_SECONDS:
+                raise TimeoutError("Redis does not answer PING")
+            self._backoff.reset()
+            for updates in list(self._updates.values()):
+                updates.silent_ticks += 1
+                if updates.silent_ticks >= _TICKS_PER_CHECK:
+                    updates.invalidate()
 
-    def _hear(self, reply: Any) -> None:
-        """Take in what Redis has to say, and wake who waits for it, in the same turn."""
-        self._heard_at = time.monotonic()
-        if isinstance(reply, Exception) and self._line is not None:
-            self._line.cut(reply)  # a subscription is refused, and may not be by the next line
-        news = self._news.get(reply[1]) if isinstance(reply, list) else None
-        if news is None:  # a PONG, or of a channel that nobody reads any more
+    def _on_reply(self, reply: Any) -> None:
+        """Handle a reply, and wake the readers in the same iteration of the event loop."""
+        self._replied_at = time.monotonic()
+        if isinstance(reply, Exception) and self._connection is not None:
+            self._connection.abort(reply)  # a new connection may be allowed to subscribe
+        updates = self._updates.get(reply[1]) if isinstance(reply, list) else None
+        if updates is None:  # a PONG, or a channel without readers
             return
         if reply[0] == b"message":
-            entries = entries_in(reply[2])
+            entries = parse_message(reply[2])
             if entries is None:
-                news.doubt()
+                updates.invalidate()
             else:
-                news.hear(entries)
+                updates.on_events(entries)
         elif reply[0] == b"subscribe":
-            news.doubt()
+            updates.invalidate()
 
-    def _say(self, verb: str, *names: bytes) -> None:
-        """Tell Redis what is to be heard; who connects says it all."""
-        if self._line is not None and self._line.is_open:
-            self._line.say(packed_command(verb, *names))
+    def _send(self, verb: str, *topics: bytes) -> None:
+        """Send a command if there is a connection; a new connection subscribes to all topics."""
+        if self._connection is not None and self._connection.is_open:
+            self._connection.send(pack_commands([(verb, *topics)]))
 
 
-def entries_in(news: bytes) -> list[StoredEvent] | None:
-    """Return what was published, `None` where something else has spoken."""
-    first, *words = news.split(b"\n")
-    number = number_of(first)
+def parse_message(message: bytes) -> list[StoredEvent] | None:
+    """Return the events in a message, `None` if its format is unknown."""
+    first, *words = message.split(b"\n")
+    number = parse_number(first)
     if number is None or not words or len(words) % 3:
         return None
     entries: list[StoredEvent] = []
-    for place in range(0, len(words), 3):
-        entry = entry_of(words[place], number, words[place + 1], words[place + 2])
+    for at in range(0, len(words), 3):
+        entry = parse_entry(words[at], number, words[at + 1], words[at + 2])
         if entry is None:
             return None
         entries.append(entry)
@@ -239,5 +245,5 @@ def entries_in(news: bytes) -> list[StoredEvent] | None:
     return entries
 
 
-def _parts(names: Sequence[bytes]) -> list[Sequence[bytes]]:
-    return [names[at : at + _TOPICS_AT_ONCE] for at in range(0, len(names), _TOPICS_AT_ONCE)]
+def _chunks(topics: Sequence[bytes]) -> list[Sequence[bytes]]:
+    return [topics[at : at + _MAX_TOPICS] for at in range(0, len(topics), _MAX_TOPICS)]

@@ -1,7 +1,7 @@
-"""One reader of a channel: when it waits, when it gives up, and what it says then.
+"""One reader of a channel: its timeouts, and the events that it adds itself.
 
-It pulls, so that its client sets the pace; time runs only while it waits for a worker. It ends
-once: behind a terminal event, or with an `error` of its own.
+A reader pulls, so the client determines the speed. A timeout runs only while the reader waits for a
+worker. It ends once: after a terminal event, or with an `error` event of its own.
 """
 
 import asyncio
@@ -21,17 +21,17 @@ from sse_middleware.channels.events import (
     EventFormat,
     Position,
     ReadResult,
-    parse_place,
+    parse_position,
 )
 from sse_middleware.errors import StoreError
+from sse_middleware.stores.circuit_breaker import Backoff
 
 logger = logging.getLogger("sse_middleware")
 
 NOW: Final = "now"
 FROM_BEGINNING: Final = "beginning"
-_OUTAGE_SECONDS: Final = 30.0
-"""How long a reader waits for a store that is out of reach: a restart is no reason to fail."""
-_PAUSE_SECONDS: Final = 0.5
+_MAX_OUTAGE_SECONDS: Final = 30.0
+"""Bounds the time for which a reader waits for a store; a restart of Redis takes less."""
 _MESSAGES: Final = {
     "worker_timeout": "No worker has taken the job in time.",
     "idle_timeout": "The worker has not been heard of for too long.",
@@ -42,109 +42,114 @@ _MESSAGES: Final = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manner:
+class ReadOptions:
     """How a channel is read.
 
     Attributes:
-        ack_timeout: within how many seconds a worker has to say that it is at it, `None`: ever.
-        idle_timeout: how many seconds there may be without an event then, `None`: any number.
-        terminal: the names of the events behind which nothing is read.
+        ack_timeout: the time in seconds within which a worker must take the job, `None` for no
+            limit.
+        idle_timeout: the longest time in seconds without an event after that, `None` for no limit.
+        terminal: the names of the events that end the reader.
         history: `beginning`, `now`, or the id of an event.
-        form: how events are written.
+        format: how events are written.
     """
 
     ack_timeout: float | None
     idle_timeout: float | None
     terminal: frozenset[str]
     history: str
-    form: EventFormat
+    format: EventFormat
 
     def failure(self, code: str) -> ChannelEvent:
-        """Return what tells a client why there is no more."""
+        """Return the event that contains the reason why the reader ends."""
         error = {"type": "server_error", "code": code, "message": _MESSAGES[code]}
         data = json.dumps({"error": error}, separators=(",", ":"))
-        return self.form.write(ERROR, data, None)
+        return self.format.write(ERROR, data, None)
 
 
 class ChannelReader:
     """Read a channel for one client.
 
     Args:
-        open_channels: returns where it is kept, for the event loop that runs.
-        channel: its name.
-        manner: how it is read.
+        open_channels: returns the storage of channels for the running event loop.
+        channel: the name of the channel.
+        options: how it is read.
     """
 
-    def __init__(self, open_channels: Callable[[], Channels], channel: str, manner: Manner) -> None:
+    def __init__(
+        self, open_channels: Callable[[], Channels], channel: str, options: ReadOptions
+    ) -> None:
         self._open_channels = open_channels
         self._channel = channel
-        self._manner = manner
+        self._options = options
+        self._backoff = Backoff()
 
     async def events(self) -> AsyncGenerator[ChannelEvent, None]:
-        """Hand the events out, and an `error` where there can be no more of them."""
+        """Yield the events, and an `error` if the reader cannot continue."""
         self._channels = self._open_channels()
-        now, ack_timeout = asyncio.get_running_loop().time(), self._manner.ack_timeout
-        self._ack_at = math.inf if ack_timeout is None else now + ack_timeout
-        self._lost_at = math.inf  # since when the store is out of reach
-        form, terminal = self._manner.form, self._manner.terminal
-        place: Position | None = None
+        now, ack_timeout = asyncio.get_running_loop().time(), self._options.ack_timeout
+        self._ack_deadline = math.inf if ack_timeout is None else now + ack_timeout
+        self._failed_since = math.inf  # the time since which the store is out of reach
+        event_format, terminal = self._options.format, self._options.terminal
+        position: Position | None = None
         with self._channels.follow(self._channel) as feed:
             try:
                 while True:
-                    page = await self._next(feed, place)
-                    place = page.place
-                    for entry in page.entries:
+                    result = await self._next(feed, position)
+                    position = result.position
+                    for entry in result.entries:
                         if entry.event == ACK:
-                            self._ack_at = math.inf
-                        yield entry.write(form)
+                            self._ack_deadline = math.inf
+                        yield entry.write(event_format)
                         if entry.event in terminal:
                             return
-            except _NoMore as exc:
+            except _ReaderEnded as exc:
                 code = exc.code
         if code:
-            yield self._manner.failure(code)
+            yield self._options.failure(code)
 
-    async def _next(self, feed: Feed, place: Position | None) -> ReadResult:
-        """Return what comes next, when there is something.
+    async def _next(self, feed: Feed, position: Position | None) -> ReadResult:
+        """Return the next events, at least one.
 
         Raises:
-            _NoMore: there never will be.
+            _ReaderEnded: there can be no more.
         """
-        self._heard_at = asyncio.get_running_loop().time()  # a slow client is no silent worker
+        self._read_at = asyncio.get_running_loop().time()  # a slow client is not an idle worker
         while True:
             try:
-                page = await feed.read(await self._start() if place is None else place)
-                self._lost_at = math.inf
-                if page.entries:
-                    return page
-                if not page.is_whole:
-                    raise _NoMore("truncated")
-                place = page.place
+                result = await feed.read(await self._start() if position is None else position)
+                self._failed_since = math.inf
+                self._backoff.reset()
+                if result.entries:
+                    return result
+                if not result.is_whole:
+                    raise _ReaderEnded("truncated")
+                position = result.position
                 await self._wait(feed)
             except StoreError as exc:
-                await self._bear(exc)
+                await self._wait_for_store(exc)
 
     async def _start(self) -> Position:
-        """Return where to begin."""
-        history = self._manner.history
+        """Return the position of the first event to read."""
+        history = self._options.history
         if history == FROM_BEGINNING:
             return BEGINNING
-        tip = await self._channels.tip(self._channel)
+        last = await self._channels.last_event(self._channel)
         if history == NOW:
-            return tip.place
-        place = parse_place(history)
-        if place is None or (place.number or 0) > (tip.place.number or 0):
-            raise _NoMore("gone")
-        if place == tip.place and tip.event in self._manner.terminal:
-            raise _NoMore("")  # it has had all
-        return place
+            return last.position
+        position = parse_position(history)
+        if position is None or (position.number or 0) > (last.position.number or 0):
+            raise _ReaderEnded("gone")
+        if position == last.position and last.event in self._options.terminal:
+            raise _ReaderEnded("")  # the client has all events
+        return position
 
     async def _wait(self, feed: Feed) -> None:
-        """Wait for more, as long as there may be."""
-        deadline, idle = self._ack_at, self._manner.idle_timeout
+        """Wait for more events, within the timeouts."""
+        deadline, idle = self._ack_deadline, self._options.idle_timeout
         if is_acked := deadline == math.inf:
-            deadline = math.inf if idle is None else self._heard_at + idle
-        if deadline == math.inf:  # the usual case, and time-outs cost
+            deadline = math.inf if idle is None else self._read_at + idle
+        if deadline == math.inf:  # the usual case; a timeout would cost time
             await feed.wait()
             return
         try:
@@ -152,27 +157,27 @@ class ChannelReader:
                 await feed.wait()
         except TimeoutError:
             if is_acked:
-                raise _NoMore("idle_timeout") from None
-            if not (await self._channels.tip(self._channel)).is_acked:
-                raise _NoMore("worker_timeout") from None
-            self._ack_at = math.inf  # it has, in front of the place where this reader came in
+                raise _ReaderEnded("idle_timeout") from None
+            if not (await self._channels.last_event(self._channel)).is_acked:
+                raise _ReaderEnded("worker_timeout") from None
+            self._ack_deadline = math.inf  # the worker's event is before this reader's first one
 
-    async def _bear(self, exc: StoreError) -> None:
-        """Wait for a store that is out of reach, but not for ever."""
+    async def _wait_for_store(self, exc: StoreError) -> None:
+        """Wait until the store may be in reach again, within a limit."""
         now = asyncio.get_running_loop().time()
-        if self._lost_at == math.inf:
-            logger.warning("a channel cannot be read for now: %s", exc)
-            self._lost_at = now
-        if now > self._lost_at + _OUTAGE_SECONDS:
-            raise _NoMore("store_unavailable")
-        await asyncio.sleep(_PAUSE_SECONDS)
+        if self._failed_since == math.inf:
+            logger.warning("Channels: cannot read (%s). Readers wait for the store.", exc)
+            self._failed_since = now
+        if now > self._failed_since + _MAX_OUTAGE_SECONDS:
+            raise _ReaderEnded("store_unavailable")
+        await asyncio.sleep(self._backoff.next())
 
 
-class _NoMore(Exception):  # noqa: N818 - it is no error
+class _ReaderEnded(Exception):  # noqa: N818 - not an error
     """There can be no more events.
 
     Attributes:
-        code: why, for the client; `""` where there is nothing to say.
+        code: the reason for the client, `""` for none.
     """
 
     def __init__(self, code: str) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from starlette.responses import Response
-from starlette.types import Receive, Send
+from starlette.types import Receive, Scope, Send
 
-from sse_middleware.http.request import SSERequest
+from sse_middleware.http.request import SSERequest, app_path
 
 CLIENT = "sse-client.js"
 HOOK = "use-sse-stream.js"
@@ -47,13 +47,9 @@ class ClientFiles:
         hook = hook.replace(CLIENT.encode(), name.encode())
         self._files = {path: _served(client), self.paths[1]: _served(hook)}
 
-    def serves(self, request: SSERequest) -> bool:
-        """Return whether a request is for one of the files."""
-        return request.is_request_for(*self.paths)
-
-    async def handle(self, request: SSERequest, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send a file, or 304 if the client has it (RFC 9110 13.1.2)."""
-        file = self._files[request.app_path]
+        request, file = SSERequest(scope), self._files[app_path(scope)]
         versions = [value for name, value in request.query if name == "v"]
         headers = {
             "etag": file.etag,
@@ -69,7 +65,7 @@ class ClientFiles:
             headers["content-length"] = str(len(file.body))
             body = b"" if request.method == "HEAD" else file.body
             response = Response(body, headers=headers, media_type="text/javascript")
-        await response(request.scope, receive, send)
+        await response(scope, receive, send)
 
 
 def _served(body: bytes) -> _Served:

@@ -147,7 +147,7 @@ export interface SSEClientOptions extends MachineOptions {
   replay?: boolean;
   /** Called for each event of the app. `data` is the parsed JSON, or the text if it is not JSON. */
   onContent?: (data: any, event: SSEEvent) => void;
-  /** Called when the stream has ended. */
+  /** Called when the stream has ended, completely or not. */
   onComplete?: (complete: Complete) => void;
   /** Called after a permanent failure; the client does not reconnect. */
   onError?: (error: SSEError) => void;

@@ -115,14 +115,14 @@ async def send_empty(
     await response(request.scope, _receive_nothing, send)
 
 
-async def send_readiness(send: Send, request: SSERequest, *, ready: bool) -> None:
+async def send_readiness(send: Send, scope: Scope, *, ready: bool) -> None:
     """Send 200, or 503 if the server drains."""
     response = PlainTextResponse(
         "ready\n" if ready else "draining\n",
         (HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE).value,
         {"cache-control": "no-store"},
     )
-    await response(request.scope, _receive_nothing, send)
+    await response(scope, _receive_nothing, send)
 
 
 def ended_stream(
@@ -203,23 +203,24 @@ class MetricsEndpoint:
         exposition: the ASGI app that sends the metrics.
         path: the path, below the `root_path`.
         first: whether the metrics are sent in any case, else in place of a 404 of the app.
+
+    Attributes:
+        path: as the argument.
     """
 
     def __init__(self, exposition: ASGIApp, path: str, *, first: bool) -> None:
         self._exposition = exposition
-        self._path = path
+        self.path = path
         self._first = first
         self._app_has_path = False
-
-    def serves(self, request: SSERequest) -> bool:
-        """Return whether a request may get the metrics."""
-        return not self._app_has_path and request.is_request_for(self._path)
 
     async def handle(self, scope: Scope, send: Send) -> Send | None:
         """Send the metrics and return `None`, or return the `send` for a response of the app."""
         if self._first:
             await self._exposition(scope, _receive_nothing, send)
             return None
+        if self._app_has_path:
+            return send
         return ReplacedResponse(scope, send, self._replacement).send
 
     def _replacement(self, status: int) -> ASGIApp | None:
@@ -227,9 +228,7 @@ class MetricsEndpoint:
             return self._exposition
         if not self._app_has_path:
             self._app_has_path = True
-            logger.info(
-                "the app itself answers %s; SSE_METRICS_PATH serves our metrics", self._path
-            )
+            logger.info("the app itself answers %s; SSE_METRICS_PATH serves our metrics", self.path)
         return None
 
 

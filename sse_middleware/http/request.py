@@ -1,4 +1,4 @@
-"""A request as the middleware reads it: each part is parsed once, at its first use.
+"""A request as the middleware reads it, parsed once.
 
 All of it is hostile input: an event id that the middleware cannot have made counts as the app's.
 """
@@ -78,69 +78,53 @@ class ResumeIntent(NamedTuple):
 NO_INTENT: Final = ResumeIntent()
 
 
-class _EventIds(NamedTuple):
-    """All event ids in one request.
-
-    Attributes:
-        last: as `SSERequest.last_event_id`.
-        ours: as `SSERequest.event_id`.
-        cancels: as `SSERequest.cancel_target`.
-    """
-
-    last: str | None
-    ours: EventId | None
-    cancels: EventId | None
-
-
-_NO_EVENT_IDS: Final = _EventIds(None, None, None)
-
-
 class SSERequest:
-    """One HTTP request.
+    """One HTTP request. The middleware makes one only if it needs more than the scope has.
 
     Args:
         scope: as the attribute.
-        has_event_id: whether the request may have an event id, as `may_have_event_id` returns it.
 
     Attributes:
         scope: the ASGI scope; the app's routing adds to it while the request is handled.
         method: the HTTP method.
+        http_version: the version of HTTP, such as `1.1`.
+        headers: the headers that the middleware uses; any `Mcp-*` header has the name `mcp-` here.
+        last_event_id: the last event id, ours or the app's. The header has precedence over the
+            query: the address of a page that was disconnected several times has the first id, and
+            the browser has the newest.
+        event_id: the last event id if it is one of ours.
+        cancel_target: the event id of the stream that the request ends, `None` for all others.
+        intent: the position from which the request continues a stream; the resume handler may
+            change it.
     """
 
     __slots__ = (
         "_accepted_types",
-        "_event_ids",
-        "_headers",
-        "_intent",
         "_trace_id",
+        "cancel_target",
+        "event_id",
+        "headers",
+        "http_version",
+        "intent",
+        "last_event_id",
         "method",
         "scope",
     )
 
-    def __init__(self, scope: Scope, *, has_event_id: bool = True) -> None:
+    def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.method: str = scope.get("method", "")
-        self._headers: dict[bytes, bytes] | None = None
+        self.http_version: str = scope.get("http_version", "")
+        self.headers = picked = _picked_headers(scope.get("headers") or ())
+        self.last_event_id: str | None = None
+        self.event_id: EventId | None = None
+        self.cancel_target: EventId | None = None
+        self.intent = NO_INTENT
         self._accepted_types: AbstractSet[bytes] | None = None
-        self._event_ids = None if has_event_id else _NO_EVENT_IDS
         self._trace_id: str | None = None
-        self._intent: ResumeIntent | None = None
-
-    @property
-    def headers(self) -> dict[bytes, bytes]:
-        """The headers that the middleware uses; any `Mcp-*` header has the name `mcp-` here."""
-        if self._headers is None:
-            picked: dict[bytes, bytes] = {}
-            self._headers = picked
-            for name, value in self.scope.get("headers") or ():
-                if name in _HEADERS:
-                    if name in picked:
-                        picked[name] += _SEPARATORS.get(name, b", ") + value
-                    else:
-                        picked[name] = value
-                elif name.startswith(b"mcp-"):
-                    picked[b"mcp-"] = value
-        return self._headers
+        query = scope.get("query_string")
+        if _EVENT_ID_HEADER in picked or (query and _PARAMETER.search(query)):
+            self._parse_event_ids(query or b"")
 
     @property
     def accepted_types(self) -> AbstractSet[bytes]:
@@ -152,12 +136,6 @@ class SSERequest:
         return self._accepted_types
 
     @property
-    def http_version(self) -> str:
-        """The version of HTTP, such as `1.1`."""
-        version: str = self.scope.get("http_version", "")
-        return version
-
-    @property
     def request_path(self) -> str:
         """The path as it was on the wire if the server passes it on, without the query.
 
@@ -167,16 +145,6 @@ class SSERequest:
         path: str = self.scope.get("path", "")
         sent = raw.partition(b"?")[0].decode("latin-1")
         return path if sent in (path, "") else sent  # one object, if it is kept
-
-    @property
-    def app_path(self) -> str:
-        """The path that the app's routes match.
-
-        ASGI has `path` include the `root_path`; older servers remove it.
-        """
-        path: str = self.scope.get("path", "")
-        root: str = self.scope.get("root_path", "")
-        return path.removeprefix(root) if root and path.startswith(root + "/") else path
 
     @property
     def query(self) -> list[tuple[str, str]]:
@@ -200,37 +168,6 @@ class SSERequest:
             self._trace_id = _parse_trace_id(self.headers)
         return self._trace_id
 
-    @property
-    def last_event_id(self) -> str | None:
-        """The last event id, ours or the app's.
-
-        The header has precedence over the query: the address of a page that was disconnected
-        several times has the first id, and the browser has the newest.
-        """
-        return (self._event_ids or self._parse_event_ids()).last
-
-    @property
-    def event_id(self) -> EventId | None:
-        """The last event id if it is one of ours."""
-        return (self._event_ids or self._parse_event_ids()).ours
-
-    @property
-    def cancel_target(self) -> EventId | None:
-        """The event id of the stream that the request ends, `None` for all other requests."""
-        return (self._event_ids or self._parse_event_ids()).cancels
-
-    @property
-    def intent(self) -> ResumeIntent:
-        """The position from which the request continues; the resume handler may change it."""
-        if self._intent is None:
-            resumes = self.method in RESUMABLE_METHODS and self.cancel_target is None
-            self._intent = ResumeIntent(self.event_id) if resumes else NO_INTENT
-        return self._intent
-
-    @intent.setter
-    def intent(self, value: ResumeIntent) -> None:
-        self._intent = value
-
     def wants_stream(self, mark: Mark | None, *, only_marked: bool) -> bool:
         """Return whether a stream of ours is the only useful response.
 
@@ -238,20 +175,13 @@ class SSERequest:
             mark: the mark of the endpoint, which decides if there is one.
             only_marked: whether streams of endpoints without a mark are left alone.
         """
-        ids = self._event_ids or self._parse_event_ids()
-        if self.method in _NEVER_STREAM or ids.cancels is not None:
+        if self.method in _NEVER_STREAM or self.cancel_target is not None:
             return False
         if mark is not None:
             return mark.overrides.get("enabled") is not False
         if only_marked:
             return False
-        if ids.ours is not None:
-            return True
-        return (self._accepted_types or self.accepted_types) == {EVENT_STREAM}
-
-    def is_request_for(self, *paths: str) -> bool:
-        """Return whether the request gets a page of ours at one of `paths`, below `root_path`."""
-        return self.method in _READS and self.app_path in paths
+        return self.event_id is not None or self.accepted_types == {EVENT_STREAM}
 
     def with_scope(self, scope: Scope) -> "SSERequest":
         """Return this request as parsed, with a scope that a layer of the app has copied."""
@@ -264,9 +194,8 @@ class SSERequest:
         headers = self.scope["headers"]
         self.scope["headers"] = [pair for pair in headers if pair[0] != _EVENT_ID_HEADER]
 
-    def _parse_event_ids(self) -> _EventIds:
-        query = self.scope.get("query_string")
-        fields = _parse_query(query) if query and _PARAMETER.search(query) else []
+    def _parse_event_ids(self, query: bytes) -> None:
+        fields = _parse_query(query) if _PARAMETER.search(query) else []
         if _EVENT_ID_HEADER in self.headers:
             last = _decoded(self.headers[_EVENT_ID_HEADER])
         else:
@@ -277,9 +206,11 @@ class SSERequest:
             cancels = last
         elif self.method == "POST":
             cancels = next((value for name, value in fields if name == CANCEL_PARAMETER), None)
-        ids = _EventIds(last, parse_event_id(last or ""), parse_event_id(cancels or ""))
-        self._event_ids = ids
-        return ids
+        self.last_event_id = last
+        self.event_id = parse_event_id(last or "")
+        self.cancel_target = parse_event_id(cancels or "")
+        if self.cancel_target is None and self.method in RESUMABLE_METHODS:
+            self.intent = ResumeIntent(self.event_id)
 
 
 def may_have_event_id(scope: Scope) -> bool:
@@ -292,6 +223,21 @@ def may_have_event_id(scope: Scope) -> bool:
             return True
     query = scope.get("query_string")
     return bool(query and _PARAMETER.search(query))
+
+
+def app_path(scope: Scope) -> str:
+    """Return the path of a request as the app's routes match it.
+
+    ASGI has `path` include the `root_path`; older servers remove it.
+    """
+    path: str = scope.get("path", "")
+    root: str = scope.get("root_path", "")
+    return path.removeprefix(root) if root and path.startswith(root + "/") else path
+
+
+def is_request_for(scope: Scope, *paths: str) -> bool:
+    """Return whether a request gets a page of ours at one of `paths`, below the `root_path`."""
+    return scope.get("method") in _READS and app_path(scope) in paths
 
 
 def stream_name(name: str) -> str:
@@ -341,6 +287,19 @@ class RequestBody:
         for part in self._parts:
             digest.update(part)
         return digest.hexdigest()
+
+
+def _picked_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    picked: dict[bytes, bytes] = {}
+    for name, value in raw:
+        if name in _HEADERS:
+            if name in picked:
+                picked[name] += _SEPARATORS.get(name, b", ") + value
+            else:
+                picked[name] = value
+        elif name.startswith(b"mcp-"):
+            picked[b"mcp-"] = value
+    return picked
 
 
 def _parse_trace_id(headers: Mapping[bytes, bytes]) -> str:

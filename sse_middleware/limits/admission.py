@@ -15,7 +15,6 @@ from sse_middleware.http.identity import TrustedProxies, identity_of
 from sse_middleware.http.own_responses import CLIENT, PROCESS
 from sse_middleware.http.request import SSERequest
 from sse_middleware.limits.slots import Slot, SlotPool
-from sse_middleware.stores.circuit_breaker import CircuitBreaker
 from sse_middleware.stream.context import Context
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from sse_middleware.limits.open_rate import OpenRate
     from sse_middleware.limits.redis_leases import Leases
+    from sse_middleware.stores.circuit_breaker import CircuitBreaker
 
 logger = logging.getLogger("sse_middleware")
 
@@ -192,12 +192,11 @@ class Admission:
 
     def _leases_in_redis(self, most_of_client: int) -> "Callable[[], Leases]":
         from sse_middleware.limits.redis_leases import Leases  # noqa: PLC0415 - an extra
-        from sse_middleware.stores.redis.client import FAILURES  # noqa: PLC0415
 
         options = self._context.options
-        patience = CircuitBreaker(FAILURES, self._context.observers)
+        breaker = _breaker(self._context)
         where = (options.redis_url, options.redis_prefix)
-        return lambda: Leases(*where, self.places, most_of_client, patience)
+        return lambda: Leases(*where, self.places, most_of_client, breaker)
 
     def _warn_of_nobody(self) -> None:
         if not self._warned_of_nobody:
@@ -236,11 +235,17 @@ def _open_rate(context: Context) -> "OpenRate | None":
     if not supports_installed_redis():
         allowed = "nothing, or with pip install 'redis>=5.2' what is there"
         raise ConfigurationError("SSE_OPEN_RATE", options.open_rate, allowed)
-    from sse_middleware.stores.redis.client import FAILURES  # noqa: PLC0415 - an extra
-
     url, prefix = options.redis_url, options.redis_prefix
-    patience = CircuitBreaker(FAILURES, context.observers)
-    return OpenRate(options.open_rate, lambda: shared_by_redis(url, prefix), patience)
+    breaker = _breaker(context)
+    return OpenRate(options.open_rate, lambda: shared_by_redis(url, prefix), breaker)
+
+
+def _breaker(context: Context) -> "CircuitBreaker":
+    """Return the circuit breaker of the limits that all processes share."""
+    from sse_middleware.stores.redis.commands import circuit_breaker_for  # noqa: PLC0415
+
+    consequence = "Limits are counted in each process alone. Check SSE_REDIS_URL."
+    return circuit_breaker_for(context.options.redis_url, context.observers, "limit", consequence)
 
 
 def _evict(place: Slot | None) -> None:

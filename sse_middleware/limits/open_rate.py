@@ -1,6 +1,6 @@
 """The rate at which a client may open streams, counted by the `limits` library.
 
-In the memory of the process, or in Redis for all workers; in memory too while that is out of reach.
+Redis counts for all workers. Without Redis, or while it is out of reach, each process counts alone.
 """
 
 import math
@@ -20,11 +20,11 @@ _OLDEST_REDIS: Final = (5, 2)
 
 
 class Shared(NamedTuple):
-    """What counts for all processes, in one event loop.
+    """The counters of all processes, in one event loop.
 
     Attributes:
-        storage: the library's.
-        close: lets go of its connections.
+        storage: of the `limits` library.
+        close: closes its connections.
     """
 
     storage: Storage
@@ -39,14 +39,14 @@ def supports_installed_redis() -> bool:
 
 
 def shared_by_redis(url: str, prefix: str) -> Shared:
-    """Return what counts in Redis, with a client of its own; both extras are needed."""
+    """Return the counters in Redis, with a client of their own; it needs both extras."""
     from limits.aio.storage import RedisClusterStorage, RedisStorage  # noqa: PLC0415
 
     from sse_middleware.stores.redis.client import client_for, is_of_cluster  # noqa: PLC0415
-    from sse_middleware.stores.redis.commands import SCHEMA  # noqa: PLC0415
+    from sse_middleware.stores.redis.keys import Keys  # noqa: PLC0415
 
     options: dict[str, Any] = {
-        "key_prefix": f"{prefix}{SCHEMA}:rate",
+        "key_prefix": Keys(prefix).rate_prefix(),
         "implementation": "redispy",
     }
     if is_of_cluster(url):
@@ -62,45 +62,47 @@ class OpenRate:
     """Count openings.
 
     Args:
-        rate: how many in which time, such as `30/minute`.
-        share: makes what counts for all processes; `None` where nothing does.
-        patience: asks that.
+        rate: the allowed number and its period, such as `30/minute`.
+        share: returns the counters of all processes, `None` if each process counts alone.
+        breaker: sends the requests to these counters.
     """
 
     def __init__(
-        self, rate: str, share: Callable[[], Shared] | None, patience: CircuitBreaker | None
+        self, rate: str, share: Callable[[], Shared] | None, breaker: CircuitBreaker | None
     ) -> None:
         self._item = parse(rate)
-        self._alone = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._local = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._shared = None if share is None else OncePerLoop(share)
-        self._patience = patience
+        self._breaker = breaker
 
     async def seconds_left(self, client: str) -> int:
-        """Return how long a client has to wait, 0 where it may open a stream; none is counted."""
-        return await self._answer(lambda limiter: limiter.test(self._item, client), client)
+        """Return the seconds until a client may open a stream, 0 for now; count no opening."""
+        return await self._call(lambda limiter: limiter.test(self._item, client), client)
 
     async def count(self, client: str) -> int:
-        """Count an opening, and return 0; or count none and return how long it has to wait."""
-        return await self._answer(lambda limiter: limiter.hit(self._item, client), client)
+        """Count an opening and return 0, or return the seconds until one is allowed."""
+        return await self._call(lambda limiter: limiter.hit(self._item, client), client)
 
-    async def _answer(self, ask: Callable[[SlidingWindowCounterRateLimiter], Any], who: str) -> int:
-        async def answer(limiter: SlidingWindowCounterRateLimiter) -> int:
-            if await ask(limiter):
+    async def _call(
+        self, is_allowed: Callable[[SlidingWindowCounterRateLimiter], Any], client: str
+    ) -> int:
+        async def seconds(limiter: SlidingWindowCounterRateLimiter) -> int:
+            if await is_allowed(limiter):
                 return 0
-            stats = await limiter.get_window_stats(self._item, who)
-            left = math.ceil(stats.reset_time - time.time())
-            return min(max(1, left), self._item.get_expiry())
+            stats = await limiter.get_window_stats(self._item, client)
+            remaining = math.ceil(stats.reset_time - time.time())
+            return min(max(1, remaining), self._item.get_expiry())
 
-        if self._shared is not None and self._patience is not None:
+        if self._shared is not None and self._breaker is not None:
             limiter = SlidingWindowCounterRateLimiter(self._shared().storage)
             try:
-                return await self._patience.ask(lambda: answer(limiter))
+                return await self._breaker.call(lambda: seconds(limiter))
             except StoreError:
-                pass  # it is counted and told of
-        return await answer(self._alone)
+                pass  # the breaker has reported it
+        return await seconds(self._local)
 
     async def close(self) -> None:
-        """Let go of the connections of the running loop."""
+        """Close the connections of the running event loop."""
         shared = None if self._shared is None else self._shared.take()
         if shared is not None:
             await shared.close()

@@ -1,22 +1,20 @@
-"""Metrics: what Prometheus scrapes of the streams of this process.
+"""Prometheus metrics of the streams of this process.
 
-Nothing here is touched at an event: a stream's numbers are carried over every ten seconds or so and
-at its end. Labels are bounded: a route is a template or a mark's name, never a path.
+No event updates a metric: the numbers of a stream are added every ten seconds or so and at its end.
+Labels are bounded: a route is a template or a mark's name, never a path.
 """
 
 import logging
-import time
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, make_asgi_app
 from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.samples import Exemplar
 from starlette.types import ASGIApp
 
 from sse_middleware._once import OncePerKey
+from sse_middleware.observability.bulk_histogram import BulkHistogram
 from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.stream_record import GAP_BOUNDS, StreamRecord
 
@@ -29,42 +27,9 @@ _STALLS: Final = (0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _EXEMPLAR_CHARACTERS: Final = 128 - len("trace_id")  # OpenMetrics 1.0, "Exemplars"
 
 
-class CountedCounter(Counter):
-    """A counter that is known to be one, to grow, and to have its labels."""
-
-    def add(self, amount: int) -> None:
-        """Do as `inc` does, which asks for all that each time."""
-        self._value.inc(amount)
-
-
-class CountedHistogram(Histogram):
-    """A histogram that takes many observations at once, and one at a third of its usual price.
-
-    Observing each gap would cost several times what the event itself does.
-    """
-
-    def add(self, counts: list[int], total: float) -> None:
-        """Add `counts[i]` observations to bucket i, whose values sum up to `total`.
-
-        Buckets behind the last count get none.
-        """
-        for bucket, count in zip(self._buckets, counts, strict=False):
-            if count:
-                bucket.inc(count)
-        self._sum.inc(total)
-
-    def add_one(self, amount: float, exemplar: dict[str, str] | None) -> None:
-        """Do as `observe` does, with an exemplar that is known to be one."""
-        bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
-        bucket.inc(1)
-        self._sum.inc(amount)
-        if exemplar is not None:
-            bucket.set_exemplar(Exemplar(exemplar, amount, time.time()))
-
-
 @dataclass(slots=True)
 class _Carried:
-    """What of a stream the metrics have already."""
+    """The numbers of a stream that are in the metrics already."""
 
     chunks: int = 0
     sent_bytes: int = 0
@@ -78,103 +43,126 @@ _NOTHING: Final = _Carried()
 
 
 @dataclass(frozen=True, slots=True)
-class _OfRoute:
-    """The metrics of one route; to look them up by their label costs more than to use them."""
+class _RouteMetrics:
+    """The metrics of one route, kept because a lookup by label costs more than their use."""
 
-    durations: CountedHistogram
-    first_events: CountedHistogram
-    gaps: CountedHistogram
-    events: CountedCounter
-    ended: dict[tuple[str, str], CountedCounter]  # by family and outcome
+    durations: BulkHistogram
+    first_events: BulkHistogram
+    gaps: BulkHistogram
+    events: Counter
+    ended: dict[tuple[str, str], Counter]  # by client kind and outcome
 
 
-class Metrics:
-    """Count the streams of a process in `registry`; one object for each registry."""
+class _StreamMetrics:
+    """The metrics of streams in `registry`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._carried: dict[int, _Carried] = {}
-        self._routes: dict[str, _OfRoute] = {}
-        common: dict[str, Any] = {"registry": registry}
-        by_route: dict[str, Any] = {"labelnames": ("route",), **common}
-        self._active = Gauge(
-            "sse_streams_active", "Streams that are open.", multiprocess_mode="livesum", **common
+        self._routes: dict[str, _RouteMetrics] = {}
+        by_route: dict[str, Any] = {"labelnames": ("route",), "registry": registry}
+        self.active = Gauge(
+            "sse_streams_active",
+            "Streams that are open.",
+            multiprocess_mode="livesum",
+            registry=registry,
         )
-        self._streams = CountedCounter(
-            "sse_streams",
-            "Streams that have ended.",
-            labelnames=("route", "family", "outcome"),
-            **common,
-        )
-        self._durations = CountedHistogram(
+        labels = ("route", "family", "outcome")
+        self._ended = Counter("sse_streams", "Streams that have ended.", labels, registry=registry)
+        self._durations = Histogram(
             "sse_stream_duration_seconds", "Life of a stream.", buckets=_LIFETIMES, **by_route
         )
-        self._first_events = CountedHistogram(
+        self._first_events = Histogram(
             "sse_time_to_first_event_seconds",
             "Time from the response start to the app's first event.",
             buckets=_FIRST_EVENTS,
             **by_route,
         )
-        self._gaps = CountedHistogram(
+        self._gaps = Histogram(
             "sse_event_gap_seconds",
             "Time between two events of the app.",
             buckets=GAP_BOUNDS,
             **by_route,
         )
-        self._events = CountedCounter("sse_events", "Events of the app.", **by_route)
-        self._bytes = CountedCounter("sse_sent_bytes", "Bytes of stream bodies.", **common)
-        self._heartbeats = CountedCounter("sse_heartbeats", "Heartbeats sent.", **common)
-        self._disconnects = CountedCounter(
-            "sse_disconnects", "Streams whose client left before their end.", **common
+        self._events = Counter("sse_events", "Events of the app.", **by_route)
+        self.sent_bytes = Counter("sse_sent_bytes", "Bytes of stream bodies.", registry=registry)
+        self.heartbeats = Counter("sse_heartbeats", "Heartbeats sent.", registry=registry)
+        self.disconnects = Counter(
+            "sse_disconnects", "Streams whose client left before their end.", registry=registry
         )
+
+    def of_route(self, name: str) -> _RouteMetrics:
+        """Return the metrics of a route."""
+        route = self._routes.get(name)
+        if route is None:
+            route = self._routes[name] = _RouteMetrics(
+                BulkHistogram(self._durations.labels(name), _LIFETIMES),
+                BulkHistogram(self._first_events.labels(name), _FIRST_EVENTS),
+                BulkHistogram(self._gaps.labels(name), GAP_BOUNDS),
+                self._events.labels(name),
+                {},
+            )
+        return route
+
+    def count_end(self, record: StreamRecord) -> None:
+        """Count a stream that has ended, with its trace id as an exemplar."""
+        exemplar = None
+        if len(record.trace_id) <= _EXEMPLAR_CHARACTERS:
+            exemplar = {"trace_id": record.trace_id}
+        route, how = self.of_route(record.route), (record.family, str(record.outcome))
+        if how not in route.ended:
+            route.ended[how] = self._ended.labels(record.route, *how)
+        route.ended[how].inc()
+        route.durations.observe(record.duration_seconds, exemplar)
+        if record.first_event_seconds is not None:
+            route.first_events.observe(record.first_event_seconds, exemplar)
+
+
+class Metrics:
+    """Count the streams of a process in `registry`; there is one object for each registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._carried: dict[int, _Carried] = {}
+        self._streams = _StreamMetrics(registry)
         self._stalls = Histogram(
             "sse_send_stall_seconds",
             "Writes that a client blocked for over a tenth of a second.",
             buckets=_STALLS,
-            **common,
+            registry=registry,
         )
-
         self._resumes = Counter(
             "sse_resumes",
-            "Requests with a cursor of ours, by what they got.",
-            labelnames=("route", "result"),
-            **common,
+            "Requests with an event id of ours, by result.",
+            ("route", "result"),
+            registry=registry,
         )
         self._replayed = Counter(
-            "sse_replayed_events", "Events given to clients that had missed them.", **common
+            "sse_replayed_events", "Missed events that clients were sent.", registry=registry
         )
         self._lingering = Gauge(
             "sse_lingering_streams",
-            "Streams that go on and wait for a reader to come back.",
+            "Streams that continue without a client, which may reconnect.",
             multiprocess_mode="livesum",
-            **common,
+            registry=registry,
         )
-
         self._rejected = Counter(
-            "sse_rejected",
-            "Streams that were not let in, by what had no room.",
-            labelnames=("route", "reason"),
-            **common,
+            "sse_rejected", "Rejected streams, by reason.", ("route", "reason"), registry=registry
         )
         self._store_errors = Counter(
-            "sse_store_errors",
-            "Times that the store of events was out of reach or has refused.",
-            labelnames=("operation",),
-            **common,
+            "sse_store_errors", "Failures of the store.", ("operation",), registry=registry
         )
         self._flushes = Histogram(
             "sse_store_flush_seconds",
-            "Time to write what was to be kept to the store.",
+            "Time to write events to the store.",
             buckets=_FLUSHES,
-            **common,
+            registry=registry,
         )
 
     def opened(self, record: StreamRecord) -> None:
-        """Count a stream in; a reader of one that is counted already is not."""
+        """Count an open stream; a client that resumes is not a new one."""
         if record.resumed_after is None:
-            self._active.inc()
+            self._streams.active.inc()
 
     def progressed(self, record: StreamRecord) -> None:
-        """Carry over what has come since the last time."""
+        """Add the numbers since the last call."""
         self._carry_over(record, self._carried.get(id(record), _NOTHING))
         self._carried[id(record)] = _Carried(
             record.chunks,
@@ -187,14 +175,14 @@ class Metrics:
 
     def _carry_over(self, record: StreamRecord, carried: _Carried) -> None:
         if record.heartbeats != carried.heartbeats:
-            self._heartbeats.add(record.heartbeats - carried.heartbeats)
+            self._streams.heartbeats.inc(record.heartbeats - carried.heartbeats)
         if record.sent_bytes != carried.sent_bytes:
-            self._bytes.add(record.sent_bytes - carried.sent_bytes)
+            self._streams.sent_bytes.inc(record.sent_bytes - carried.sent_bytes)
         if record.disconnects != carried.disconnects:
-            self._disconnects.add(record.disconnects - carried.disconnects)
+            self._streams.disconnects.inc(record.disconnects - carried.disconnects)
         if record.resumed_after is None and record.chunks != carried.chunks:
-            route = self._route(record.route)
-            route.events.add(record.chunks - carried.chunks)
+            route = self._streams.of_route(record.route)
+            route.events.inc(record.chunks - carried.chunks)
             if record.chunks > 1:
                 gaps = record.gaps
                 for index, count in enumerate(carried.gaps):
@@ -206,21 +194,12 @@ class Metrics:
         self._stalls.observe(seconds)
 
     def ended(self, record: StreamRecord) -> None:
-        """Count a stream out."""
+        """Count a stream that has ended."""
         self._carry_over(record, self._carried.pop(id(record), _NOTHING))
         if record.resumed_after is not None:
             return
-        self._active.dec()
-        exemplar = None
-        if len(record.trace_id) <= _EXEMPLAR_CHARACTERS:
-            exemplar = {"trace_id": record.trace_id}
-        route, how = self._route(record.route), (record.family, str(record.outcome))
-        if how not in route.ended:
-            route.ended[how] = self._streams.labels(record.route, *how)
-        route.ended[how].add(1)
-        route.durations.add_one(record.duration_seconds, exemplar)
-        if record.first_event_seconds is not None:
-            route.first_events.add_one(record.first_event_seconds, exemplar)
+        self._streams.active.dec()
+        self._streams.count_end(record)
 
     def resumed(self, route: str, result: str, replayed: int) -> None:
         """Count a resume."""
@@ -228,44 +207,34 @@ class Metrics:
         self._replayed.inc(replayed)
 
     def lingering(self, more: int) -> None:
-        """Count the streams that wait."""
+        """Count the streams that linger."""
         self._lingering.inc(more)
 
     def rejected(self, route: str, reason: str) -> None:
-        """Count what was not let in."""
+        """Count a rejection."""
         self._rejected.labels(route, reason).inc()
 
     def store_failed(self, operation: str) -> None:
-        """Count a failure."""
+        """Count a failure of the store."""
         self._store_errors.labels(operation).inc()
 
     def store_flushed(self, seconds: float) -> None:
-        """Observe a flush."""
+        """Observe a write to the store."""
         self._flushes.observe(seconds)
-
-    def _route(self, name: str) -> _OfRoute:
-        route = self._routes.get(name)
-        if route is None:
-            route = self._routes[name] = _OfRoute(
-                self._durations.labels(name),
-                self._first_events.labels(name),
-                self._gaps.labels(name),
-                self._events.labels(name),
-                {},
-            )
-        return route
 
 
 metrics_in = OncePerKey(Metrics)
-"""The metrics in a registry, made at its first use."""
+"""The metrics in a registry, created at the first use."""
 
 
 def counting_in(registry: CollectorRegistry) -> tuple[Observer, ...]:
-    """Return who counts in a registry: nobody where names of ours are taken there."""
+    """Return the observer that counts in a registry, or none if a name is taken there."""
     try:
         return (metrics_in(registry),)
-    except ValueError as exc:  # no reason to break the app
-        logger.warning("streams are not counted in the metrics registry: %s", exc)
+    except ValueError as exc:  # the app works without metrics
+        logger.warning(
+            "Streams are not counted in the metrics registry: %s. They work without metrics.", exc
+        )
         return ()
 
 

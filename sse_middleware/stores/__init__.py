@@ -1,1 +1,6 @@
-"""Where events are kept for readers who come back."""
+"""Event storage for clients that reconnect: in memory, or in Redis."""
+
+from sse_middleware.stores.base import EventStore, LogInfo
+from sse_middleware.stores.memory import MemoryStore
+
+__all__ = ["EventStore", "LogInfo", "MemoryStore"]

@@ -1,10 +1,16 @@
-"""Patience: how long whoever opens a stream waits for what counts for all processes.
+"""One policy for a store that fails: short timeouts, and no requests for a while after a failure.
 
-A quarter of a second, and then its process counts alone; for a second behind that nobody waits.
+- `CircuitBreaker` is for requests of a client that waits. After a failure the circuit is open for
+  some time: requests fail at once, without I/O.
+- `Backoff` is for work that must not be lost: it is repeated, with growing pauses.
+- `FailureReport` notifies observers of each failure, and logs one of them per minute.
+
+This module does not import redis, so that `sse_middleware` can be imported without it.
 """
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
@@ -14,75 +20,150 @@ from sse_middleware.observability.observer import Observer
 
 logger = logging.getLogger("sse_middleware")
 
-PATIENCE_SECONDS: Final = 0.25
-FIRST_SECONDS: Final = 1.0
-"""How long whoever asks first waits, for connections are made then."""
-_LAST_LOOK_SECONDS: Final = 0.05
-"""The last part of that, in which a loop that was blocked finds an answer that is there."""
-REST_SECONDS: Final = 1.0
-"""How long nobody asks behind a failure."""
+CALL_TIMEOUT_SECONDS: Final = 0.25
+"""Bounds a request that delays the opening of a stream."""
+FIRST_CALL_TIMEOUT_SECONDS: Final = 1.0
+"""Bounds the first such request, which also connects."""
+_LAST_CHECK_SECONDS: Final = 0.05
+"""The last part of a timeout. An event loop that was blocked finds an answer that has arrived."""
+OPEN_SECONDS: Final = 1.0
+"""How long the circuit is open after a failure."""
+FIRST_PAUSE_SECONDS: Final = 0.05
+LONGEST_PAUSE_SECONDS: Final = 1.0
+WARNING_INTERVAL_SECONDS: Final = 60.0
+"""The least time between two warnings about the same store."""
 
 Answer = TypeVar("Answer")
 
 
-class CircuitBreaker:
-    """Ask for a short time, and not at all for a while where there was no answer.
+class FailureReport:
+    """Notify observers of failures, and log one of them per minute.
 
     Args:
-        failures: what says that there is none.
-        observers: who is told of failures.
+        observers: are notified of each failure.
+        describe: returns the failure with its cause and the store's address, as a sentence.
+        consequence: the features that still work, and the remedy.
     """
 
     def __init__(
-        self, failures: tuple[type[BaseException], ...], observers: Sequence[Observer]
+        self,
+        observers: Sequence[Observer],
+        describe: Callable[[BaseException], str],
+        consequence: str,
     ) -> None:
-        self._failures = failures
         self._observers = observers
-        self._rests_until = 0.0
-        self._failed = False
-        self._seconds = FIRST_SECONDS
+        self._describe = describe
+        self._consequence = consequence
+        self._warned_at = -math.inf
 
-    async def ask(self, question: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Return the answer to what `question` asks.
+    def failed(self, operation: str, exc: BaseException) -> None:
+        """Report a failure of an operation."""
+        logger.debug("%s: %s", operation, type(exc).__name__)
+        if time.monotonic() > self._warned_at + WARNING_INTERVAL_SECONDS:
+            self._warned_at = time.monotonic()
+            logger.warning("%s %s", self._describe(exc), self._consequence)
+        for observer in self._observers:
+            observer.store_failed(operation)
+
+
+class CircuitBreaker:
+    """Send requests with a short timeout, and none for a while after a failure.
+
+    Args:
+        failures: the exceptions that open the circuit.
+        report: receives each failure of `call`.
+        operation: the name under which it receives them.
+        open_seconds: how long the circuit is open after a failure.
+
+    Attributes:
+        open_until: the time (`time.monotonic`) at which the circuit closes.
+    """
+
+    def __init__(
+        self,
+        failures: tuple[type[BaseException], ...],
+        report: FailureReport,
+        operation: str,
+        *,
+        open_seconds: float = OPEN_SECONDS,
+    ) -> None:
+        self.open_until = -math.inf
+        self._failures = failures
+        self._report = report
+        self._operation = operation
+        self._open_seconds = open_seconds
+        self._timeout = FIRST_CALL_TIMEOUT_SECONDS
+
+    @property
+    def is_open(self) -> bool:
+        """Whether requests fail at once."""
+        return time.monotonic() < self.open_until
+
+    def check(self, operation: str) -> None:
+        """Raise if the circuit is open.
 
         Raises:
-            StoreError: there is none, now or a moment ago.
+            StoreError: a request has failed a moment ago.
         """
-        if time.monotonic() < self._rests_until:
-            raise StoreError("limit: there was no answer a moment ago")
+        if self.is_open:
+            raise StoreError(f"{operation}: the store did not answer a moment ago")
+
+    async def call(self, request: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Send a request, and return its answer.
+
+        Raises:
+            StoreError: the circuit is open, or there was no answer in time.
+        """
+        self.check(self._operation)
         try:
-            answer = await _in_time(asyncio.ensure_future(question()), self._seconds)
+            answer = await _in_time(asyncio.ensure_future(request()), self._timeout)
         except self._failures as exc:
             self.failed(exc)
-            raise StoreError(f"limit: {type(exc).__name__}") from exc
-        self.worked()
+            raise StoreError(f"{self._operation}: {type(exc).__name__}") from exc
+        self.close()
         return answer
 
-    def worked(self) -> None:
-        """Take note that there are answers."""
-        self._failed = False
-        self._seconds = PATIENCE_SECONDS
-
     def failed(self, exc: BaseException) -> None:
-        """Take note that there are none for now."""
-        if not self._failed:
-            logger.warning("limits count in this process alone for now: %s", type(exc).__name__)
-        self._failed = True
-        self._seconds = PATIENCE_SECONDS
-        self._rests_until = time.monotonic() + REST_SECONDS
-        for observer in self._observers:
-            observer.store_failed("limit")
+        """Report a failure and open the circuit."""
+        self._report.failed(self._operation, exc)
+        self.open()
+
+    def open(self) -> None:
+        """Let requests fail at once, for some time."""
+        self._timeout = CALL_TIMEOUT_SECONDS
+        self.open_until = time.monotonic() + self._open_seconds
+
+    def close(self) -> None:
+        """Send requests again."""
+        self._timeout = CALL_TIMEOUT_SECONDS
+        self.open_until = -math.inf
 
 
-async def _in_time(answer: "asyncio.Future[Answer]", patience: float) -> Answer:
-    """Wait for an answer, so many seconds.
+class Backoff:
+    """Pauses before repeated attempts, each twice as long as the one before, up to a bound."""
+
+    def __init__(self) -> None:
+        self._pause = FIRST_PAUSE_SECONDS
+
+    def next(self) -> float:
+        """Return the pause in seconds before the next attempt."""
+        pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+        return pause
+
+    def reset(self) -> None:
+        """Begin with a short pause again, after an attempt has succeeded."""
+        self._pause = FIRST_PAUSE_SECONDS
+
+
+async def _in_time(answer: "asyncio.Future[Answer]", limit: float) -> Answer:
+    """Return an answer if it arrives within `limit` seconds.
 
     Raises:
-        TimeoutError: it has not come in time.
+        TimeoutError: it has not.
     """
-    answer.add_done_callback(_hear)  # nobody may be left who does
+    answer.add_done_callback(_retrieve_exception)
     try:
-        for seconds in (patience - _LAST_LOOK_SECONDS, _LAST_LOOK_SECONDS):
+        for seconds in (limit - _LAST_CHECK_SECONDS, _LAST_CHECK_SECONDS):
             await asyncio.wait((answer,), timeout=seconds)
             if answer.done():
                 return answer.result()
@@ -91,6 +172,7 @@ async def _in_time(answer: "asyncio.Future[Answer]", patience: float) -> Answer:
     raise TimeoutError
 
 
-def _hear(answer: "asyncio.Future[Any]") -> None:
+def _retrieve_exception(answer: "asyncio.Future[Any]") -> None:
+    """Prevent asyncio's log of an exception that no caller retrieves."""
     if not answer.cancelled():
         answer.exception()

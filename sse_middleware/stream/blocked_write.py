@@ -1,7 +1,19 @@
-"""Freeing: an app that its client blocks goes on, where others wait for what it writes next.
+"""Interrupt a write in which the app waits for a client that does not read.
 
-Only a cancellation ends a write that waits in a server. It is ours alone, meets the app's task
-nowhere but in that write, and is taken back before anybody else can see it.
+Theory of operation. If a stream is kept, its app must not wait for one client while others follow
+the log. A write that waits in the server can only be ended by a cancellation of its task, which is
+the task of the app. This cancellation must not be visible to the app or to other code:
+
+- `interrupt` cancels the task only if it is suspended in a write of the stream. It follows the
+  chain of awaited coroutines (`cr_await`, `gi_yieldfrom`) from the coroutine of the task, until it
+  finds the code of our write with the stream as its `self`. If the chain cannot be followed,
+  because a coroutine is not Python's own or the app writes in another task, the app stays blocked
+  until the server ends the write.
+- The write catches the `CancelledError` and calls `uncancel`. If this was the only cancellation of
+  the task, the write returns as if it had succeeded, and the app continues. If other code has
+  cancelled the task too, `task.uncancel()` returns a higher count, and the exception is raised.
+
+The server may have sent a part of the bytes, so nothing else is written to this connection.
 """
 
 from types import CodeType
@@ -12,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class BlockedWrite:
-    """Let the app in `task` go.
+    """A write of the app in `task` that may be blocked.
 
     Args:
-        task: the one that writes, `None` where it is not known.
+        task: the task that writes, `None` if it is not known.
     """
 
     __slots__ = ("_cancel_count", "_task")
@@ -25,13 +37,13 @@ class BlockedWrite:
         self._cancel_count: int | None = None
 
     def interrupt(self, codes: tuple[CodeType, ...], writer: object) -> None:
-        """End the write in which the app waits, if it is one of `codes` of `writer`."""
+        """Cancel the write in which the app waits, if its code is one of `codes` of `writer`."""
         if self._task is not None and _is_suspended_in(self._task.get_coro(), codes, writer):
             self._cancel_count = self._task.cancelling()
             self._task.cancel()
 
     def uncancel(self) -> bool:
-        """Undo our cancellation; tell whether there was one, and no other."""
+        """Undo our cancellation; return whether there was one, and no other."""
         if self._cancel_count is None or self._task is None:
             return False
         cancel_count, self._cancel_count = self._cancel_count, None
@@ -39,7 +51,7 @@ class BlockedWrite:
 
 
 def _is_suspended_in(awaited: Any, codes: tuple[CodeType, ...], writer: object) -> bool:
-    """Follow what a task awaits down to the write of `writer`, as far as it can be followed."""
+    """Return whether a coroutine is suspended in a write of `writer`."""
     while awaited is not None:
         if getattr(awaited, "cr_code", None) in codes:
             frame = awaited.cr_frame

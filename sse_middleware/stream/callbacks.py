@@ -1,39 +1,39 @@
-"""The seam between what writes a stream and whoever runs its app."""
+"""The interface between a stream and the object that runs its app."""
 
 import asyncio
 from typing import Final, Protocol
 
 
 class StreamCallbacks(Protocol):
-    """Whoever runs the app of an outbox."""
+    """The object that runs the app of a stream."""
 
     def on_cap(self) -> None:
-        """Hear that the time of the stream or its connection was over."""
+        """Handle the cap of the stream or of its connection."""
 
     def on_end(self) -> None:
-        """Hear that the stream has ended while the app was still at it."""
+        """Handle the end of the stream while the app still runs."""
 
     def watch_for_disconnect(self) -> None:
-        """Hear that somebody should listen for the client's leaving."""
+        """Receive the client's disconnect if the app does not."""
 
     async def on_write_after_end(self) -> None:
-        """Hear that the app writes behind the end."""
+        """Handle a message that the app writes after the end."""
 
 
 class _NoCallbacks:
-    """Who owns an outbox when its app has left."""
+    """The callbacks of a stream after its app has returned."""
 
     def on_cap(self) -> None:
-        """Tell nobody."""
+        """Do nothing."""
 
     def on_end(self) -> None:
-        """Tell nobody."""
+        """Do nothing."""
 
     def watch_for_disconnect(self) -> None:
-        """Listen no more."""
+        """Do nothing."""
 
     async def on_write_after_end(self) -> None:
-        """Let the loop turn: whoever still writes may never wait for anything else."""
+        """Yield to the loop: a task that still writes may never wait for anything else."""
         await asyncio.sleep(0)
 
 

@@ -1,32 +1,49 @@
-"""The farewell: how an app leaves whose stream we have ended.
+"""Stop the app after its stream has ended.
 
-It hears `http.disconnect`, also where it is listening at that moment, and has some time to go. Who
-has not heard of it by then, or still writes, is cancelled, so that its `finally` blocks run; who
-has heard and writes no more is cleaning up, or runs a background task, as behind any disconnect.
-Each cancellation of ours is taken back before anybody else can see it.
+Theory of operation. When a stream ends on our side (cap, eviction, drain, a client that blocks),
+the app still runs. It is stopped in two steps.
+
+First, the app is disconnected. Its pending calls of `receive()` are cancelled, and the responder
+turns each of these cancellations into an `http.disconnect`; later calls return it at once. An app
+that ends by itself does so within the grace period.
+
+Second, when the grace period is over, the task of the app is cancelled, so that its `finally`
+blocks run, in two cases: the disconnect has not been delivered, or a write of the app is in
+progress. An app that has received the disconnect and does not write is cleaning up, or runs a
+background task. It may continue, as after any disconnect. If it writes again later, it is cancelled
+then.
+
+Messages that the app sends after the end are discarded. The first is discarded without yielding, so
+that a cancellation meets the app in its own code, not in `send`: a generator that is cancelled at
+its `yield` runs its cleanup only when it is collected. Later messages yield to the loop, since the
+app may never wait for anything else.
+
+Each cancellation is undone (`task.uncancel()`) before code outside of the middleware sees it. The
+count of `task.cancelling()` at the response start shows whether there was another cancellation. If
+the app has returned before the cancellation is delivered, `aclose` receives and undoes it.
 """
 
 import asyncio
 from collections.abc import Callable
 
 GRACE_SECONDS = 1.0
-"""How long an app may take to leave, and a last write to get through."""
+"""The time for an app to return, and for the last write."""
 SHUTDOWN_GRACE_SECONDS = 0.5
-"""The same where the server ends."""
+"""The same if the server shuts down."""
 
 
 class AppCancellation:
-    """See the app in `task` off.
+    """Disconnect the app that runs in `task`, and cancel it after the grace period.
 
     Args:
-        task: the one that runs the request, and so the app.
-        cancels: how many cancellations `task` had when the request began.
-        listeners: the tasks that wait for the server's next message.
-        app_waits: tells whether a write of the app is under way.
-        grace_seconds: how long the app may take.
+        task: the task of the request, in which the app runs.
+        cancel_count: the value of `task.cancelling()` when the response began.
+        listeners: the tasks that wait in `receive()`.
+        is_app_writing: returns whether a write of the app is in progress.
+        grace_seconds: the length of the grace period.
 
     Attributes:
-        heard: whether the app was told by a disconnect.
+        disconnect_delivered: whether the app has received `http.disconnect`.
     """
 
     __slots__ = (
@@ -63,12 +80,7 @@ class AppCancellation:
         )
 
     async def discard_write(self) -> None:
-        """Drop what the app writes behind its end.
-
-        The first time at once, so that an app which is told of its end meanwhile meets it where it
-        waits itself, and not in here: a generator that is cancelled at its `yield` cleans up only
-        when it is collected. Further ones let the loop turn.
-        """
+        """Discard a message that the app writes after the end."""
         self._discarded_writes += 1
         if self._discarded_writes > 1:
             if self._is_grace_over:
@@ -76,14 +88,14 @@ class AppCancellation:
             await asyncio.sleep(0)
 
     def uncancel(self) -> bool:
-        """Undo our cancellation of the app; tell whether there was no other one."""
+        """Undo our cancellation of the app; return whether it was the only one."""
         if not self._cancelled:
             return False
         self._cancelled = False
         return self._task.uncancel() <= self._cancel_count
 
     async def aclose(self) -> None:
-        """Cancel no more, and undo a cancellation that came when the app had left already."""
+        """Stop the timer, and undo a cancellation that has not been delivered."""
         self._grace_timer.cancel()
         if self._cancelled:
             only_ours = self.uncancel()

@@ -1,7 +1,7 @@
-"""The reader: one connection that follows a log, without running the app.
+"""A connection that follows a log, without running the app.
 
-What is kept and what then comes are one sequence for it. It keeps its place by itself, takes from
-the log only as fast as its client reads, and writes nothing into it.
+Stored events and later ones are one sequence. The connection tracks its own position, reads from
+the log only as fast as its client reads, and never writes to the log.
 """
 
 import asyncio
@@ -38,10 +38,10 @@ _LOG_END_SECONDS = 0.1
 
 
 class ConnectionSender(Producer):
-    """An outbox whose events come from a log, whole and numbered.
+    """Write complete events that a log has already numbered.
 
     Attributes:
-        is_elsewhere: whether its client may as well read on at another worker.
+        is_resumable_elsewhere: whether the client can resume on another worker.
     """
 
     __slots__ = ("is_resumable_elsewhere",)
@@ -50,22 +50,22 @@ class ConnectionSender(Producer):
 
     @property
     def drain_seconds(self) -> float:
-        """How long the stream may go on, and a little more: the log has an end to tell first."""
+        """A little more than the time of the stream, so that its end arrives first."""
         return super().drain_seconds + _LOG_END_SECONDS
 
     def on_drain(self) -> None:
-        """Let the client go where it can follow elsewhere."""
+        """Disconnect the client if it can resume on another worker."""
         if self.is_resumable_elsewhere:
             self.on_drain_over()
 
     def on_drain_over(self) -> None:
-        """Let the client go, for the server waits for nothing else."""
+        """Disconnect the client, because the server waits for nothing else."""
         if not self._is_ended():
             self._state.prepare_to_drain()
             self._end_connection(self._clock(), Reason.SHUTDOWN)
 
     async def write_frames(self, frames: bytes, last: int, *, reason: Reason | None = None) -> None:
-        """Send frames up to the event `last`, and the end with them where there is a `reason`."""
+        """Send frames up to the event `last`, and end the response if there is a `reason`."""
         await self._wait_for_turn()
         if self._closed:
             return
@@ -84,14 +84,14 @@ class Connection:
 
     Args:
         context: the objects that all requests of one middleware share.
-        request: the request.
-        receive: the server's.
-        send: the server's.
-        info: the log's.
-        after: the event behind which the client comes back.
-        event_id: the id that the client holds, `None` for none.
-        secret: what opens the stream, `""` where the ids are not ours, or not known here.
-        reset: why it cannot go on there, `""` where it can.
+        scope: the scope of the request.
+        receive: the server's `receive`.
+        send: the server's `send`.
+        info: the description of the log.
+        after: the number of the event after which the client resumes.
+        event_id: the event id that the client has, `None` for none.
+        secret: the secret of the stream, `""` if the ids are not ours or it is not known here.
+        reset: why the client cannot resume there, `""` if it can.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Connection:
         self._sender.is_resumable_elsewhere = context.store.is_shared
 
     async def run(self) -> None:
-        """Send it, until the stream ends, or its time is over, or the client leaves."""
+        """Send events until the stream ends, the cap is reached or the client disconnects."""
         grace_seconds = GRACE_SECONDS
         try:
             await self._sender.open(self._start(), self._preamble)
@@ -165,18 +165,18 @@ class Connection:
             await self._aclose(grace_seconds)
 
     def on_cap(self) -> None:
-        """Hear that the time of the connection is over; the end follows."""
+        """Do nothing: `on_end` follows."""
 
     def on_end(self) -> None:
-        """Stop, for the end of the connection is on its way."""
+        """Cancel the tasks, because the end of the connection is being written."""
         for task in self._tasks:
             task.cancel()
 
     def watch_for_disconnect(self) -> None:
-        """Listen on: a reader always does."""
+        """Do nothing: a connection always receives."""
 
     async def on_write_after_end(self) -> None:
-        """Hear of nothing: no app writes here."""
+        """Do nothing: no app writes here."""
 
     def _start(self) -> Message:
         info = self._info
@@ -198,7 +198,7 @@ class Connection:
             ) as log:
                 await self._forward_log(log)
         except StoreError:
-            # The client keeps its place and asks again.
+            # The client keeps its event id and retries.
             await self._sender.write_frames(b"", self._record.chunks, reason=Reason.UNAVAILABLE)
 
     async def _forward_log(self, log: AsyncGenerator[Batch, None]) -> None:
@@ -222,7 +222,7 @@ class Connection:
             task.cancel()
         try:
             results = await asyncio.gather(*self._tasks, return_exceptions=True)
-        except asyncio.CancelledError:  # once more, as anyio does in each turn
+        except asyncio.CancelledError:  # repeated, as anyio does in each iteration
             grace_seconds = 0.0
             raise
         finally:

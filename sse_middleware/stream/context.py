@@ -1,4 +1,4 @@
-"""What all requests of one middleware share: settings, store, and what an operator brings."""
+"""The objects that all requests of one middleware share: settings, store and callbacks."""
 
 import logging
 import time
@@ -26,27 +26,27 @@ from sse_middleware.stream.linger_queue import LingerQueue
 logger = logging.getLogger("sse_middleware")
 
 Authorize = Callable[[Scope, LogInfo], bool | Awaitable[bool]]
-"""Tells whether a request may go on with a stream."""
+"""Returns whether a request may resume a stream."""
 ExpiresAt = Callable[[Scope], float | None]
-"""Tells when the credentials of a request end, in seconds since the epoch, `None` for never."""
+"""Returns when the credentials of a request expire, in seconds since 1970, `None` for never."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What all requests of one middleware share.
+    """The objects that all requests of one middleware share.
 
     Attributes:
-        app: the app that is wrapped.
+        app: the wrapped app.
         options: the settings.
-        options_of: the settings of a mark.
-        store: where events are kept.
-        lingering: the streams that wait for a reader.
-        marks: the marks that lie on paths, the first that matches counts.
-        observers: who is told of streams.
-        identify: tells whose a request is.
-        authorize_resume: has the last word on a resume.
-        expires_at: tells when the credentials of a request end.
-        capped_routes: the routes whose first cap has been told of; it grows, up to a bound.
+        options_for: returns the settings of a mark.
+        store: keeps the events.
+        linger_queue: the streams that wait for a reader.
+        marks: marks for paths; the first that matches applies.
+        observers: are notified of streams.
+        identify: returns the identity that a request belongs to.
+        authorize_resume: permits or denies a resume after all other checks.
+        expires_at: returns the time at which the credentials of a request expire.
+        capped_routes: the routes for which a cap has been logged; its size is bounded.
     """
 
     app: ASGIApp
@@ -62,7 +62,7 @@ class Context:
     capped_routes: set[str] = field(default_factory=set)
 
     def get_mark(self, scope: Scope) -> Mark | None:
-        """Return the mark that lies on the endpoint of `scope`, else on its path."""
+        """Return the mark of the endpoint of `scope`, else the mark of its path."""
         return self._mark(scope.get("endpoint"), scope)
 
     def match_mark(self, scope: Scope) -> Mark | None:
@@ -70,17 +70,17 @@ class Context:
         return self.match_route(scope)[0]
 
     def match_route(self, scope: Scope) -> tuple[Mark | None, str]:
-        """Return that mark, and what the route is called, before the app has found the endpoint."""
+        """Return that mark and the name of the route, before the app has found the endpoint."""
         endpoint, template = route_ahead(dict(scope), self.app)
         mark = self._mark(endpoint, scope)
         return mark, template or (mark.name if mark else None) or UNMATCHED
 
     def client_kind(self, request: SSERequest, mark: Mark | None) -> ClientKind:
-        """Return the kind of a client, `OFF` for one that the rollout leaves out.
+        """Return the kind of a client, `OFF` if the rollout excludes it.
 
         Args:
             request: the request.
-            mark: the mark of its endpoint, if there is one.
+            mark: the mark of its endpoint, if it has one.
         """
         percent = self.options.rollout_percent
         if percent < ALL_PERCENT and not in_rollout(percent, request.headers, request.peer_host):
@@ -98,19 +98,19 @@ class Context:
         return mark
 
     def key_name(self, mark: Mark | None, request: SSERequest) -> str | None:
-        """Return what the store calls the stream that a request asks for by its `stream_key`."""
+        """Return the name in the store of the stream that a request selects by its `stream_key`."""
         if mark is None or mark.stream_key is None:
             return None
         try:
             return stream_key_name(mark.stream_key(request.scope), request.request_path)
         except Exception:
-            logger.exception("stream_key(scope) has failed; the stream is not kept")
+            logger.exception("stream_key(scope) has failed; the stream cannot be resumed")
             return None
 
     def credential_ttl(self, scope: Scope) -> float | None:
-        """Return how long the credentials of a request are good for, `None` for as long as any.
+        """Return how long the credentials of a request are valid, `None` for no limit.
 
-        Where that cannot be told they are not.
+        If that is not known, they are not valid.
         """
         if self.expires_at is None:
             return None

@@ -1,4 +1,4 @@
-"""The stream that a handler is writing, as the handler may see it and speak of it."""
+"""The handler's view of the stream that it writes."""
 
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -12,36 +12,36 @@ from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.event_ids import new_secret, stream_id
 
 IN_SCOPE = "sse_middleware"
-"""The scope's key of the current stream while a request is ours; a second layer stands back."""
+"""The key of the current stream in the scope; a nested middleware that finds it does nothing."""
 
 _LONGEST_NAME = 200
 
 Follow = Callable[[str, SSERequest, Receive, Send], Awaitable[None]]
-"""Answers a request with the stream of a name."""
+"""Responds to a request with the stream of a name."""
 
 
 class OpenStream(Protocol):
-    """What is asked of a stream that is open."""
+    """The interface of a stream that is open."""
 
     @property
     def is_draining(self) -> bool:
-        """Whether the server ends."""
+        """Whether the server shuts down."""
 
     def remaining_seconds(self) -> float | None:
-        """Return the time until the stream ends by its cap, `None` where it has none."""
+        """Return the time until the cap ends the stream, `None` if it has none."""
 
     def set_name(self, name: str) -> None:
-        """Let it be found by a name."""
+        """Make the stream available under a name."""
 
 
 class CurrentStream:
     """The stream of the current request.
 
-    Outside of a request, or where the middleware is off, it is one that nobody listens to, so that
-    code which speaks of its stream works everywhere.
+    Outside of a request, or if the middleware is disabled, it has no client and all calls have no
+    effect, so that handlers need no condition.
     """
 
-    # All is made when somebody asks for it: most requests are no streams.
+    # All values are computed on demand: most requests are no streams.
     __slots__ = (
         "_follow",
         "_name",
@@ -77,24 +77,24 @@ class CurrentStream:
 
     @property
     def stream_id(self) -> str:
-        """The public name that the stream has, or will have once the response starts."""
+        """The public id that the stream has, or will have after the response start."""
         return self.record.stream_id
 
     @property
     def remaining_seconds(self) -> float | None:
-        """The time until the cap; `None` where there is none, or no stream yet.
+        """The time until the cap; `None` if there is none, or no stream yet.
 
-        Where the cap ends connections only, the stream has none.
+        If the cap ends only connections, the stream has none.
         """
         return None if self._stream is None else self._stream.remaining_seconds()
 
     @property
     def draining(self) -> bool:
-        """Whether the server ends, so that the stream will, within `SSE_DRAIN_SECONDS`."""
+        """Whether the server shuts down, so that the stream will end within `SSE_DRAIN_SECONDS`."""
         return self._stream is not None and self._stream.is_draining
 
     def add_tokens(self, count: int) -> None:
-        """Add to the tokens of the stream, which heartbeats, `complete` and the log tell.
+        """Add to the token count of the stream; heartbeats, `complete` and the log contain it.
 
         Raises:
             ValueError: `count` is negative.
@@ -104,17 +104,18 @@ class CurrentStream:
         self.record.tokens += count
 
     def annotate(self, **fields: object) -> None:
-        """Add fields to the log record of the stream; a later one of a name replaces it."""
+        """Add fields to the log record of the stream; a later value replaces an earlier one."""
         self.record.annotations = {**(self.record.annotations or {}), **fields}
 
     def name(self, name: str) -> None:
-        """Let the stream be followed by `name`, through a `resume_endpoint`.
+        """Make the stream available under `name`, through a `resume_endpoint`.
 
-        The latest stream of a name counts, so that a name may be that of a chat. It works for
-        streams that are kept: those of an `EventSource`.
+        The latest stream of a name is used, so that a name can be the id of a chat. Only streams
+        that are kept have names: those of an `EventSource`.
 
         Args:
-            name: 1 to 200 characters; whoever `identify` says has opened the stream can use it.
+            name: 1 to 200 characters; only the identity that has opened the stream can use it
+                (see `identify`).
 
         Raises:
             ValueError: `name` is empty or too long.
@@ -125,7 +126,7 @@ class CurrentStream:
         if self._stream is not None:
             self._stream.set_name(stream_name(name))
 
-    # What follows is the middleware's, not the handler's.
+    # The rest is for the middleware, not for handlers.
 
     @property
     def request(self) -> SSERequest:
@@ -137,49 +138,49 @@ class CurrentStream:
 
     @property
     def secret(self) -> str:
-        """What opens the stream."""
+        """The secret from which the event ids of the stream are made."""
         if self._secret is None:
             self._secret = new_secret()
         return self._secret
 
     @property
     def record(self) -> StreamRecord:
-        """What is told of the stream."""
+        """The numbers of the stream."""
         if self._record is None:
             self._record = StreamRecord(stream_id(self.secret), self.trace_id, UNMATCHED, "")
         return self._record
 
     def take_secret(self) -> str:
-        """Return what opens the stream, and forget it."""
+        """Return the secret, and delete it here."""
         secret, self._secret = self.secret, None
         return secret
 
     def open(self, stream: OpenStream) -> None:
-        """Begin to tell the time that is left, and give the stream the name that it has."""
+        """Attach the open stream, and give it the name that the handler has set."""
         self._stream = stream
-        self._scope = self._request = None  # not needed any more, and alive for as long as this
+        self._scope = self._request = None  # not needed after this; released early
         if self._name:
             stream.set_name(stream_name(self._name))
 
     async def follow(self, name: str, scope: Any, receive: Any, send: Any) -> None:
-        """Answer the request with the stream of a name; it is no new one of the app's.
+        """Respond to the request with the stream of a name, in place of a new stream of the app.
 
         Args:
             name: the name of the stream.
-            scope: the scope that the endpoint has, which may be a copy of the request's.
-            receive: the endpoint's.
-            send: the endpoint's.
+            scope: the scope of the endpoint, which may be a copy of the request's.
+            receive: the endpoint's `receive`.
+            send: the endpoint's `send`.
 
         Raises:
-            RuntimeError: the request did not come through the middleware.
+            RuntimeError: the request did not pass the middleware.
         """
         if self._follow is None:
-            raise RuntimeError("a resume_endpoint needs SSEMiddleware in front of it")
+            raise RuntimeError("resume_endpoint needs SSEMiddleware around the app")
         self.is_answered = True
         await self._follow(name, self.request.with_scope(scope), receive, send)
 
     def close(self) -> None:
-        """Tell it no more; tasks that the app has left behind may keep this object for long."""
+        """Detach the stream; tasks that outlive the request may hold this object for long."""
         self._stream = None
 
 

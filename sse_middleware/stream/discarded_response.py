@@ -1,4 +1,4 @@
-"""A response that we have given in place of the app's: whatever the app still says is dropped."""
+"""A request that was rejected at its response start: the app's messages are discarded."""
 
 from starlette.types import Message
 
@@ -6,10 +6,10 @@ from sse_middleware.stream.callbacks import NO_CALLBACKS, StreamCallbacks
 
 
 class DiscardedResponse:
-    """Stand where the outbox of a stream would, that was not let in.
+    """Replace the producer of a stream that was not admitted.
 
     Args:
-        owner: runs the app.
+        callbacks: those of the object that runs the app.
     """
 
     __slots__ = ("_callbacks",)
@@ -18,32 +18,32 @@ class DiscardedResponse:
         self._callbacks = callbacks
 
     async def write(self, _: Message) -> None:
-        """Drop a message of the app."""
+        """Discard a message of the app."""
         await self._callbacks.on_write_after_end()
 
     def fail(self) -> bool:
-        """Say that there is nothing that could fail."""
+        """Return that no stream was open."""
         return False
 
     def on_disconnect(self) -> bool:
-        """Say that the app may know."""
+        """Return that the app receives the disconnect."""
         return False
 
     @property
     def is_draining(self) -> bool:
-        """Say that there is nothing to hurry for."""
+        """Return that the app gets the full grace period."""
         return False
 
     def abort(self) -> None:
-        """End nothing."""
+        """Do nothing."""
 
     def is_app_writing(self) -> bool:
-        """Say that no write is under way."""
+        """Return that no write is in progress."""
         return False
 
     async def wait_until_ended(self) -> None:
         """Return at once."""
 
     async def aclose(self, grace_seconds: float, outcome: str) -> None:  # noqa: ARG002
-        """Release the app's runner, which has a reference to this object."""
+        """Release the object that runs the app, which has a reference to this one."""
         self._callbacks = NO_CALLBACKS

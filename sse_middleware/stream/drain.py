@@ -1,7 +1,7 @@
-"""Drain: when their server ends, the streams of one event loop end in time.
+"""The drain: when its server shuts down, the streams of one event loop end in time.
 
-Each hears of it at once, and may let its client go; what still runs when its time is over ends. A
-server that waits for its connections can end then.
+Each stream is notified at once and may disconnect its client. When the time of a stream is over, it
+ends. A server that waits for its connections can then exit.
 """
 
 import asyncio
@@ -9,24 +9,24 @@ from typing import Protocol
 
 
 class Drainable(Protocol):
-    """A stream, or a reader of one."""
+    """A stream, or a connection that follows one."""
 
     @property
     def drain_seconds(self) -> float:
-        """How long it may go on when its server ends."""
+        """How long it may continue when its server shuts down."""
 
     def on_drain(self) -> None:
-        """Hear that the server ends."""
+        """Handle the start of the drain."""
 
     def on_drain_over(self) -> None:
         """End."""
 
 
 class Drain:
-    """End the streams of a loop in time; all is called in that loop.
+    """End the streams of a loop in time; all methods are called in that loop.
 
     Attributes:
-        begun: whether the server ends.
+        is_draining: whether the server shuts down.
     """
 
     __slots__ = ("__weakref__", "_streams", "is_draining")
@@ -39,17 +39,17 @@ class Drain:
         return len(self._streams)
 
     def add(self, stream: Drainable) -> None:
-        """Take note of a stream; one that comes late has as much time as all."""
+        """Add a stream; one that opens during the drain has as much time as the others."""
         self._streams[stream] = None
         if self.is_draining:
             asyncio.get_running_loop().call_soon(self._notify, stream)
 
     def remove(self, stream: Drainable) -> None:
-        """Take note that a stream has ended."""
+        """Remove a stream that has ended."""
         self._streams.pop(stream, None)
 
     def begin(self) -> None:
-        """Tell all streams that the server ends; once."""
+        """Notify all streams that the server shuts down; once."""
         if not self.is_draining:
             self.is_draining = True
             for stream in tuple(self._streams):

@@ -1,9 +1,9 @@
-"""The outbox of a stream that is kept: it outlives its reader.
+"""The producer of a stream that is kept: it continues without its client.
 
-Where the client goes away, or its connection reaches the cap, the app goes on and does not know; so
-it does where its client blocks it and another one reads. Its events go to the log, and a reader who
-comes back follows that. Who waits for a reader and gets none gives up: the app hears
-`http.disconnect`, and the log goes.
+If the client disconnects, or its connection reaches the cap, the app continues and is not notified.
+The same applies if the client blocks the app while another connection follows the log. The events
+go to the log, and a client that reconnects follows the log. If no client follows in time, the
+stream expires: the app receives `http.disconnect`, and the log is deleted.
 """
 
 import asyncio
@@ -24,22 +24,22 @@ from sse_middleware.stream.sender import APP, Sender
 
 _THROTTLE_BYTES = 1 << 16
 _THROTTLE_SECONDS = 0.005
-"""The pace of an app that writes as fast as it can while no client slows it down."""
+"""The pause of an app that writes as fast as it can while no client slows it down."""
 _MAX_UNREAD_BYTES = 2 << 20
-"""What an app may write while nobody reads; then it waits, as for a client that is slow."""
+"""An app that has written more without a reader waits, as it does for a slow client."""
 _WRITE_CODES = (Producer.write.__code__, Sender._send_as_app.__code__)  # noqa: SLF001
-"""Where an app waits for the server."""
+"""The code in which an app waits for the server."""
 
 
 class KeptProducer(Producer):
     """Write one stream, and its log.
 
     Args:
-        *arguments: those of an `Producer`.
-        store: where the log is kept.
-        info: the log's.
-        lingering: the streams that wait for a reader.
-        **options: those of an `Producer`.
+        *arguments: those of `Producer`.
+        store: keeps the log.
+        info: the description of the log.
+        linger_queue: the streams that wait for a reader.
+        **options: those of `Producer`.
     """
 
     __slots__ = (
@@ -68,7 +68,7 @@ class KeptProducer(Producer):
         self._linger_queue = linger_queue
         self._linger_deadline = math.inf
         self._has_readers = False
-        self._changed: asyncio.Event | None = None  # of who reads, or the end
+        self._changed: asyncio.Event | None = None  # set when the readers change or the stream ends
         self._unthrottled_bytes = 0
         self._unread_bytes = 0
         self._task: asyncio.Task[Any] | None = None
@@ -81,12 +81,12 @@ class KeptProducer(Producer):
         return self._state.options.linger_seconds
 
     async def open(self, start: Message, data: bytes) -> None:
-        """Do so as any outbox, and know who it is that writes."""
+        """Open the stream as `Producer` does, and store the task that writes."""
         self._task = asyncio.current_task()
         await super().open(start, data)
 
     def set_name(self, name: str) -> None:
-        """Let the stream be found by a name."""
+        """Make the stream available under a name."""
         self._log.set_name(name)
 
     async def wait_until_ended(self) -> None:
@@ -95,13 +95,13 @@ class KeptProducer(Producer):
             await self._wait_for_change()
 
     def on_cancel(self) -> None:
-        """End the stream because a reader has asked for that."""
+        """End the stream because a reader has requested it."""
         if not self._is_ended():
             self._close(self._state.cancel(self._clock()), LogState.CANCELLED)
             self._callbacks.on_end()
 
     def on_readers_changed(self, *, has_readers: bool) -> None:
-        """Wait for a reader where the last one has gone."""
+        """Linger after the last reader has left, and stop lingering for the first one."""
         self._has_readers = has_readers
         self._notify_change()
         if self._is_log_complete():
@@ -109,37 +109,37 @@ class KeptProducer(Producer):
         if self._is_detached:
             self._update_linger()
         else:
-            self._set_timer()  # a client may block the app no longer
+            self._set_timer()  # the time for which its client may block the app has changed
 
     def on_drain(self) -> None:
-        """Let the client go where it can follow elsewhere; the log is filled on."""
+        """Disconnect the client if it can follow on another worker; the app continues."""
         may_follow = self._is_shared and self._is_recording() and bool(self._linger_seconds)
         if may_follow and not (self._is_detached or self.broken or self._is_ended()):
             self._state.prepare_to_drain()
             self._rotate(self._clock())
 
     def evict(self) -> None:
-        """End the stream, without a word where nobody reads it."""
+        """End the stream, without a final event if it has no reader."""
         if self._is_detached and not self._has_readers:
             self.expire()
         else:
             super().evict()
 
     def expire(self) -> None:
-        """End what nobody has come back to."""
+        """End a stream to which no client has reconnected."""
         if self._is_detached and not self._is_ended():
             self._log.end(LogState.GONE)
             self._close(End(b"", clean=False))
             self._callbacks.on_end()
 
     async def aclose(self, grace_seconds: float, outcome: str) -> None:
-        """Leave nothing behind."""
+        """End the log, then close as `Producer` does."""
         self._collect_events()
-        self._end_log(LogState.LOST)  # where nothing else has ended it
-        self._state.recording = None  # a write that fails from here on is no reason to linger
+        self._end_log(LogState.LOST)  # if nothing else has ended it
+        self._state.recording = None  # a later write error is no reason to linger
         await super().aclose(grace_seconds, outcome)
         self._task = self._blocked_write = None
-        if self.is_draining:  # the server may end when this request has
+        if self.is_draining:  # the server may exit after this request
             with suppress(TimeoutError):
                 async with asyncio.timeout(SHUTDOWN_GRACE_SECONDS):
                     await self._log.flush()
@@ -192,15 +192,15 @@ class KeptProducer(Producer):
 
     def _next_deadline(self) -> float:
         deadline = min(super()._next_deadline(), self._linger_deadline)
-        # Where nothing else is due: observers want to hear, and others may wait for a blocked app.
+        # Without another deadline: notify observers, and check whether the client blocks the app.
         return (
             min(deadline, self._progress_at) if self._is_detached or self._has_readers else deadline
         )
 
     def _write_timeout(self) -> float:
-        """Return less where the app waits for a client that does not count any more."""
-        does_not_count = (self._has_readers or self._is_detached) and self._is_recording()
-        if does_not_count and self.is_app_writing() and self._blocked_write is None:
+        """Return a shorter time if the app waits for a client that does not matter any more."""
+        is_irrelevant = (self._has_readers or self._is_detached) and self._is_recording()
+        if is_irrelevant and self.is_app_writing() and self._blocked_write is None:
             return GRACE_SECONDS
         return super()._write_timeout()
 
@@ -213,7 +213,7 @@ class KeptProducer(Producer):
             self._record.disconnects = 1
             self._detach_client()
         self._take_pending()
-        # What the client has got of the write is not known: nothing may stand behind it.
+        # The client may have received a part of the write, so no bytes may follow.
         self._pending_end = None if self.broken else End(b"", clean=True)
         self._write_queue = ()
         self._notify_write_done()
@@ -235,7 +235,7 @@ class KeptProducer(Producer):
             super()._reach_cap(now)
 
     def _rotate(self, now: float) -> None:
-        """End the connection, and go on."""
+        """End the connection, and continue the stream."""
         end = self._state.rotate(now, random.random())  # noqa: S311 - no secret
         self._detach_client()
         self._pending_end = end
@@ -244,7 +244,7 @@ class KeptProducer(Producer):
     def _feed(self, body: Any, now: float) -> list[bytes]:
         parts = super()._feed(body, now)
         if self._is_detached and not self._is_recording():
-            self.expire()  # nobody can come back to a stream that the app numbers itself
+            self.expire()  # the app writes its own ids, so no client can resume
         return parts
 
     def _close(self, end: End, state: LogState = LogState.FINISHED) -> None:

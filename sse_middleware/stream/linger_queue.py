@@ -1,4 +1,4 @@
-"""The streams that wait for a reader: so many at once, and who has waited longest gives way."""
+"""The streams that linger: their number is limited, and the oldest one expires."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,18 +7,18 @@ from sse_middleware.observability.observer import Observer
 
 
 class LingeringStream(Protocol):
-    """A stream that goes on without a reader."""
+    """A stream that continues without a reader."""
 
     def expire(self) -> None:
-        """End it."""
+        """End the stream."""
 
 
 class LingerQueue:
-    """Count who waits for a reader.
+    """Count the streams that wait for a reader.
 
     Args:
-        limit: how many may do so at once.
-        observers: who is told.
+        limit: the maximum number of lingering streams.
+        observers: are notified of changes.
     """
 
     __slots__ = ("_limit", "_observers", "_streams")
@@ -26,13 +26,13 @@ class LingerQueue:
     def __init__(self, limit: int, observers: Sequence[Observer]) -> None:
         self._limit = limit
         self._observers = observers
-        self._streams: dict[LingeringStream, None] = {}  # in the order in which they came
+        self._streams: dict[LingeringStream, None] = {}  # oldest first
 
     def __len__(self) -> int:
         return len(self._streams)
 
     def add(self, stream: LingeringStream) -> None:
-        """Take note that `waiter` waits, and let the one give up that is too many."""
+        """Add a stream, and let the oldest one expire if there are too many."""
         if stream not in self._streams:
             self._streams[stream] = None
             self._notify(1)
@@ -42,7 +42,7 @@ class LingerQueue:
             oldest.expire()
 
     def discard(self, stream: LingeringStream) -> None:
-        """Take note that `waiter` does not wait any more."""
+        """Remove a stream that does not linger any more."""
         if stream in self._streams:
             del self._streams[stream]
             self._notify(-1)

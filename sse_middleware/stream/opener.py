@@ -1,4 +1,4 @@
-"""Opening: how a response becomes a stream of ours, and what its log begins with."""
+"""Turn a response into a stream: its state, its response head and the description of its log."""
 
 import time
 
@@ -25,12 +25,13 @@ class StreamOpener:
 
     Args:
         context: the objects that all requests of one middleware share.
-        current: the stream as the handler sees it.
-        mark: the endpoint's, if it has one.
-        body: what has come of the request's body, if it may count.
+        current: the handler's view of the stream.
+        scope: the scope of the request, after the app has routed it.
+        mark: the mark of the endpoint, if it has one.
+        body: the received part of the request body, if it identifies the stream.
 
     Attributes:
-        words: the first bytes of ours.
+        preamble: the bytes to write before the first event.
     """
 
     __slots__ = (
@@ -61,7 +62,7 @@ class StreamOpener:
         record = current.record
         record.family = client_kind = context.client_kind(request, mark)
         record.route = route_name(request.scope, mark)
-        numbers, style = client_kind is ClientKind.EVENTSOURCE, self._options.comment_style
+        has_ids, style = client_kind is ClientKind.EVENTSOURCE, self._options.comment_style
         is_off = client_kind is ClientKind.OFF
         secret = current.take_secret()
         self._state = StreamState(
@@ -69,24 +70,24 @@ class StreamOpener:
             StreamTerms.from_options(self._options, client_kind, marked=mark is not None),
             client_kind=client_kind,
             record=record,
-            secret=secret if numbers else "",
+            secret=secret if has_ids else "",
             marked=mark is not None,
-            comment=CommentForm.BLOCK if numbers else comment_form(request.headers, style),
+            comment=CommentForm.BLOCK if has_ids else comment_form(request.headers, style),
             app_ids=mark is not None and mark.stream_key is not None,
         )
         self._timers = current_timers()
         self.preamble = self._state.open(
             self._timers.clock(),
             self._timers.epoch(),
-            reset=request.intent.reset if numbers else "",
-            event_id=self._client_event_id() if numbers else None,
+            reset=request.intent.reset if has_ids else "",
+            event_id=self._client_event_id() if has_ids else None,
             ends_in=None if is_off else context.credential_ttl(request.scope),
         )
 
     def create_producer(
         self, send: Send, start: Message, *, callbacks: StreamCallbacks
     ) -> Producer:
-        """Return what writes the stream to `send`, and keeps it where it is to be kept."""
+        """Return the producer that writes to `send`, with a log if the stream is to be kept."""
         context, state = self._context, self._state
         info = self._log_info(start) if state.client_kind is ClientKind.EVENTSOURCE else None
         producer: Producer
@@ -114,7 +115,7 @@ class StreamOpener:
         return producer
 
     def start(self, start: Message) -> Message:
-        """Return the response start with our headers, or as it is where we only look on."""
+        """Return the response start with our headers, or unchanged for an excluded client."""
         state = self._state
         if state.client_kind is ClientKind.OFF:
             return start
@@ -129,16 +130,16 @@ class StreamOpener:
         return {**start, "headers": headers}
 
     def _client_event_id(self) -> str | None:
-        """Return the id of the app's that the client has come with, and keeps until the next one.
+        """Return the id of the app with which the client has reconnected, and which it keeps.
 
-        The app has been handed it, and ours in its place would make it begin anew.
+        The app has continued after this id. If our own id replaced it, the app would start again.
         """
         if self._request.intent.reset:
             return None
         return None if self._request.event_id is not None else self._request.last_event_id
 
     def _log_info(self, start: Message) -> LogInfo | None:
-        """Return what the log begins with, `None` where there is to be none."""
+        """Return the description of the log, `None` if the stream is not kept."""
         state, request, context, mark = self._state, self._request, self._context, self._mark
         if not self._options.replay_max_events:
             return None

@@ -1,7 +1,7 @@
-"""The outbox of one stream: what is written, when, as its state decides.
+"""The app's side of one stream: pass its messages through the state machine, and write the result.
 
-The app's events go through the state in its own task. What time makes due stands in `timed`; how
-bytes come to the server is the writer's.
+This runs in the app's own task. `TimedSender` adds the actions that time causes; `Sender` passes
+bytes to the server.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ class Producer(TimedSender):
     """Write one stream.
 
     Args:
-        state: the stream's.
-        send: the server's.
-        ticker: that of the running loop.
-        observers: who is told of the stream.
-        owner: hears of the end that time has brought.
+        state: the state machine of the stream.
+        send: the server's `send`.
+        timers: the timers of the running loop.
+        observers: are notified of the stream.
+        callbacks: are called when time has ended the stream.
     """
 
     __slots__ = ("_pacing",)
@@ -57,23 +57,23 @@ class Producer(TimedSender):
             options.batch
             and self._pacing is None
             and state.client_kind is not ClientKind.OFF
-            and not logger.isEnabledFor(logging.DEBUG)  # which tells of each event
+            and not logger.isEnabledFor(logging.DEBUG)  # logs each event
         )
 
     async def open(self, start: Message, data: bytes) -> None:
-        """Send the response start at once, and the first bytes of ours with the app's, or soon."""
+        """Send the response start at once; the preamble follows with the first event, or soon."""
         await self._send_as_app(start, 0)
         self.app_context = (
             contextvars.copy_context()
-        )  # with what an outer middleware has set meanwhile
+        )  # includes values that outer middlewares have set
         if data:
             self._enqueue(data)
 
     async def write(self, message: Message) -> None:  # noqa: C901, PLR0912, PLR0915 - few calls
-        """Send a message of the app's in its turn; behind the end that the cap made, drop it.
+        """Write a message of the app in its turn; discard it after the end of the stream.
 
         Raises:
-            Exception: what the server has raised, now or in a background write before.
+            Exception: the exception of the server in this write or in a background write.
         """
         now = self._clock()
         is_coalescing = now < self._coalesce_until
@@ -98,7 +98,7 @@ class Producer(TimedSender):
             if self._pending_bytes >= MAX_PENDING_BYTES:
                 await self._flush()
             return
-        if now >= self._busy_deadline:  # timers do not fire where the loop never turns
+        if now >= self._busy_deadline:  # timers do not fire if the app never yields to the loop
             self._on_deadline(now)
             if not self._fast_path:
                 await self._write_slow_path(message, now)
@@ -107,13 +107,13 @@ class Producer(TimedSender):
             self._collect_events()
         data = state.feed(body, now)
         if not data:
-            return  # nothing is whole yet
+            return  # no event is complete yet
         if self._active_writer or self._write_queue:
             self._enqueue(data)
             if self._pending_bytes >= MAX_PENDING_BYTES:
                 await self._flush()
             return
-        # What follows is _send_as_app, without the price of a call.
+        # The rest is `_send_as_app`, inlined to save the call.
         self._write_started = now
         coalesce_until, deadline = now + self._timers.tick_seconds, self._busy_deadline
         self._coalesce_until = coalesce_until if coalesce_until < deadline else deadline  # noqa: FURB136 - a call
@@ -138,10 +138,10 @@ class Producer(TimedSender):
                 self._on_write_done(now)
 
     async def wait_until_ended(self) -> None:
-        """Wait until a stream that goes on without this client has ended."""
+        """Wait until a stream that continues without its client has ended."""
 
     def set_name(self, name: str) -> None:
-        """Let the stream be found by a name, where it is kept."""
+        """Make the stream available under a name, if it is kept."""
 
     def _feed(self, body: Any, now: float) -> list[bytes]:
         before = self._record.chunks
@@ -152,7 +152,7 @@ class Producer(TimedSender):
         return parts
 
     async def _write_slow_path(self, message: Message, now: float) -> None:
-        """Write what cannot be held: the end, what is no body, and all of an irregular stream."""
+        """Write a message that is not coalesced, such as the end of the response."""
         if now >= self._busy_deadline:
             self._on_deadline(now)
         if self._closed:
@@ -185,11 +185,11 @@ class Producer(TimedSender):
             async with self._pacing.turn:
                 await self._write_paced(self._pacing, body, now)
             body = b""
-        for part in self._feed(body, now):  # in the order in which they are numbered
+        for part in self._feed(body, now):  # in the order of their numbers
             self._append(part)
         if not more_body and self._state.reports_end:
-            # FastAPI's event streams end the response before the exception of their generator
-            # comes through, by cancelling us in the next turn of the loop.
+            # FastAPI's event streams end the response before they raise the exception of their
+            # generator, and cancel this write in the next iteration of the loop.
             await asyncio.sleep(0)
         if not self._is_detached:
             await self._wait_for_turn()
@@ -210,7 +210,7 @@ class Producer(TimedSender):
         return self._state.finish(now)
 
     async def _throttle(self, size: int) -> None:
-        """Hold an app back that writes `size` bytes more while its client reads none."""
+        """Delay an app that writes `size` bytes while no client slows it down."""
 
     async def _write_paced(self, pacing: "_Pacing", body: Any, now: float) -> None:
         for part in self._feed(body, now):
@@ -224,15 +224,15 @@ class Producer(TimedSender):
                 await self._flush()
 
     async def _write_file(self, path: str) -> None:
-        """Write the file that the server was to send by itself: ours stands around its events."""
-        # Opened here and not in a thread, from which a cancellation could not take it over.
+        """Write the content of a file in place of the server, with our events around it."""
+        # Opened here, not in a thread: a cancellation would leave the file open.
         with open(path, "rb") as file:  # noqa: ASYNC230, PTH123
             while chunk := await asyncio.to_thread(file.read, _PATHSEND_CHUNK_BYTES):
                 await self._write_body(body_message(chunk), self._clock())
         await self._write_body(body_message(b"", more_body=False), self._clock())
 
     async def _pass_through(self, message: Message, now: float) -> None:
-        """Count what passes untouched."""
+        """Count a message that is passed on unchanged."""
         body = message.get("body", b"")
         if message["type"] == BODY:
             self._feed(body, now)
@@ -242,13 +242,13 @@ class Producer(TimedSender):
 
 
 class _Pacing:
-    """The least time between two content events, and when the next one may come.
+    """The minimum interval of two content events, and the earliest time of the next one.
 
     Args:
-        seconds: that time.
+        seconds: the interval.
 
     Attributes:
-        turn: whose events are written.
+        turn: the lock of the write that is paced.
     """
 
     __slots__ = ("next_at", "seconds", "turn")

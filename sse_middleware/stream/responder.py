@@ -1,8 +1,23 @@
-"""The responder: all state of one request, between the server and the app.
+"""One request between server and app: the `send` and the `receive` that the app gets.
 
-It decides at the response start whether the response is a stream of ours. If not, every message
-passes as the very same object. If so, the app goes on in its own task, and every way out of it
-(return, exception, cancellation, cap) ends in the one `finally` of the middleware.
+Theory of operation. `send` passes messages on until the response start. There the responder decides
+whether the response is a stream. If not, all further messages pass as the same objects. If it is, a
+producer gets them. The app stays in its own task, and each way in which it can end (return,
+exception, cancellation, cap) leads to the single `finally` of the middleware, which calls `aclose`.
+
+`receive` is more difficult, because two sides need the disconnect of the client: the stream, and
+the app, which may call `receive()` in several tasks or never.
+
+- A `receive()` of the app waits in the task that calls it. The task is in `_listeners`. If the
+  stream ends on our side, `AppCancellation` cancels the listeners. `_receive_or_disconnect` catches
+  this cancellation, undoes it and returns `http.disconnect`. If the task has been cancelled by
+  other code too, which `task.uncancel()` shows, the exception is raised.
+- If the app does not receive, and the stream needs to notice a disconnect (it is kept, or its slot
+  is needed), `watch_for_disconnect` starts a `receive()` of its own, the prefetch. The message of a
+  prefetch is stored for the next call of the app.
+- A disconnect is stored, because some servers send it only once.
+- If the stream is kept, the app gets no disconnect while the stream continues: its `receive()`
+  waits until the stream has ended.
 """
 
 import asyncio
@@ -49,21 +64,21 @@ class StreamAdmission(Protocol):
 
 
 class Responder:
-    """Look after one request; `send` and `receive` are those that the app gets.
+    """The state of one request.
 
     Args:
         context: the objects that all requests of one middleware share.
         current: as its attribute.
-        scope: the request's, as the server gave it.
-        receive: the server's.
-        send: the server's.
-        task: the one that runs the request, and so the app.
-        entry: as its attribute, `None` where all are let in.
+        scope: the scope of the request, as the server has passed it.
+        receive: the server's `receive`.
+        send: the server's `send`.
+        task: the task of the request, in which the app runs.
+        admission: as its attribute, `None` without limits.
 
     Attributes:
-        current: the stream as the handler sees it.
-        entry: what has let it in, or may have to.
-        outbox: what writes the response, `None` as long as it is no stream.
+        current: the handler's view of the stream.
+        admission: the admission check of the request.
+        producer: writes the response, `None` unless it is a stream.
     """
 
     __slots__ = (
@@ -86,7 +101,7 @@ class Responder:
         "producer",
     )
 
-    def __init__(  # noqa: PLR0917 - in the order of an ASGI call, around which they stand
+    def __init__(  # noqa: PLR0917 - ordered as in an ASGI call
         self,
         context: Context,
         current: CurrentStream,
@@ -113,7 +128,7 @@ class Responder:
         self._cancellation: AppCancellation | None = None
 
     def suppresses(self, exc: BaseException) -> bool:
-        """Take note of the exception by which the app has left; tell whether it was our doing."""
+        """Handle the exception that the app has raised; return whether we have caused it."""
         if self.producer is None:
             return False
         if isinstance(exc, asyncio.CancelledError):
@@ -122,17 +137,17 @@ class Responder:
             self._outcome = "aborted"
         elif isinstance(exc, Exception) and self.producer.fail():
             logger.error(
-                "stream ended by %s of the app, trace id %s",
+                "the app raised %s and its stream has ended, trace id %s",
                 type(exc).__name__,
                 self.current.trace_id,
             )
         return False
 
     async def aclose(self) -> None:
-        """Leave nothing of an opened stream behind."""
+        """End the stream, and release its resources."""
         assert self.producer is not None
         is_urgent = self._outcome == "aborted" or self.producer.is_draining
-        if is_urgent:  # an app may look for its server's end by itself
+        if is_urgent:  # the app may have returned because of the shutdown
             self.producer.abort()
         grace_seconds = SHUTDOWN_GRACE_SECONDS if is_urgent else GRACE_SECONDS
         try:
@@ -140,7 +155,7 @@ class Responder:
                 await self._cancellation.aclose()
         finally:
             self.current.close()
-            self._is_disconnected = True  # for whoever asks still
+            self._is_disconnected = True  # for tasks that receive later
             try:
                 await self.producer.aclose(grace_seconds, self._outcome)
             finally:
@@ -149,7 +164,7 @@ class Responder:
                     await asyncio.wait((self._prefetch,))
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message of the app's on, through the outbox once the response is a stream."""
+        """Pass a message of the app on, through the producer if the response is a stream."""
         if self._decided:
             return (self._send if self.producer is None else self.producer.write)(message)
         if message["type"] != "http.response.start":
@@ -164,16 +179,16 @@ class Responder:
         return self._send(message)
 
     def _decide(self, start: Message) -> Awaitable[None]:
-        """Open a stream, or pass on what is none after all."""
+        """Open a stream, or pass the response start on if the response is not to be one."""
         method = self._scope.get("method", "")
         reason = passthrough_reason(method, start["status"], start.get("headers") or ())
         if reason is None and self.current.is_answered:
-            reason = "it is of ours already"
+            reason = "it is written by sse_middleware"
         mark = self._context.get_mark(self._scope) if reason is None else None
         if mark is None and reason is None and self._context.options.only_marked:
-            reason = "its endpoint is not marked"
+            reason = "its endpoint has no mark"
         elif mark is not None and mark.overrides.get("enabled") is False:
-            reason = "its endpoint is marked so"
+            reason = "its mark disables streams"
         if reason is None:
             if self.admission is not None:
                 return self._open_if_admitted(self.admission, start, mark)
@@ -183,17 +198,19 @@ class Responder:
             self.admission = None
         self._body = None
         if logger.isEnabledFor(logging.DEBUG):
-            logger.debug("response left alone: %s, trace id %s", reason, self.current.trace_id)
+            logger.debug(
+                "response passed on unchanged: %s, trace id %s", reason, self.current.trace_id
+            )
         return self._send(start)
 
     def receive(self) -> Awaitable[Message]:
-        """Pass the server's next message on; behind the cap, the client is gone for the app."""
+        """Return the server's next message, or a disconnect after the stream has ended."""
         if self._decided and self.producer is None:
             return self._receive()
         return self._receive_or_disconnect()
 
     async def _receive_or_disconnect(self) -> Message:
-        """Wait for the server's next message, in a way that a farewell can interrupt."""
+        """Wait for the server's next message; `AppCancellation` can interrupt it."""
         if self._cancellation is None:
             task = asyncio.current_task()
             assert task is not None
@@ -205,7 +222,7 @@ class Responder:
                     message = await self._get_prefetched()
                 if message is None:
                     message = await self._receive()
-                    # Some servers tell it once, and the app may not have heard yet.
+                    # Stored: some servers send it only once, and the app may receive again.
                     self._is_disconnected = message["type"] == "http.disconnect"
                 if message["type"] == "http.request":
                     self._buffer_body(message)
@@ -224,7 +241,7 @@ class Responder:
         return {"type": "http.disconnect"}
 
     async def _get_prefetched(self) -> Message | None:
-        """Return the message that has come ahead of the app's asking, if there is one."""
+        """Return the prefetched message, `None` if there is none."""
         while (prefetch := self._prefetch) is not None and self._prefetched is None:
             await asyncio.shield(prefetch)
             self._on_prefetched(prefetch)
@@ -234,14 +251,14 @@ class Responder:
         return {"type": "http.disconnect"} if self._is_disconnected else None
 
     def _remove_listener(self, task: asyncio.Task[object]) -> None:
-        # A task listens once at a time, so that one of its entries is as good as another.
+        # A task waits in one `receive()` at a time, so at most one entry is removed.
         if len(self._listeners) == 1:
             self._listeners = ()
         else:
             self._listeners = tuple(other for other in self._listeners if other is not task)
 
     def watch_for_disconnect(self) -> None:
-        """Listen where the app does not, so that somebody hears when the client leaves."""
+        """Receive the client's disconnect if the app does not receive."""
         if not (self._listeners or self._prefetch or self._prefetched or self._is_disconnected):
             self._start_prefetch()
 
@@ -254,7 +271,7 @@ class Responder:
 
     def _on_prefetched(self, prefetch: asyncio.Future[Message]) -> None:
         if prefetch is not self._prefetch:
-            return  # taken already
+            return  # handled already
         self._prefetch = None
         if prefetch.cancelled() or prefetch.exception() is not None or self._is_disconnected:
             return
@@ -264,16 +281,16 @@ class Responder:
             self._is_disconnected = True
             self.producer.on_disconnect()
             return
-        # For the app, should it ask; behind the last part of a body only a disconnect can come.
+        # For the app. After the last part of a body only a disconnect can follow.
         self._prefetched = message
         if not message.get("more_body", False):
             self._start_prefetch()
 
     def _open(self, start: Message, mark: Mark | None) -> Awaitable[None]:
-        """Turn the response into a stream of ours and send its start at once."""
+        """Turn the response into a stream, and send its start at once."""
         opener = StreamOpener(self._context, self.current, mark, self._body)
         self._cancel_count = self._task.cancelling()
-        self._outcome = "incomplete"  # unless something ends it
+        self._outcome = "incomplete"  # unless the stream is ended
         self.producer = producer = opener.create_producer(self._send, start, callbacks=self)
         self._body = None
         if self.admission is not None:
@@ -283,8 +300,8 @@ class Responder:
     async def _open_if_admitted(
         self, admission: StreamAdmission, start: Message, mark: Mark | None
     ) -> None:
-        """Open the stream where there is room for it, else answer in its place."""
-        self._decided = False  # what comes meanwhile is listened to as before
+        """Open the stream if it is admitted, else send a rejection in its place."""
+        self._decided = False  # `receive` continues as before meanwhile
         try:
             admitted = await admission.check_at_start(mark, route_name(self._scope, mark))
         finally:
@@ -299,18 +316,18 @@ class Responder:
         self.on_end()
 
     def _buffer_body(self, message: Message) -> None:
-        """Keep the body of a POST until it is known whether a stream comes of it."""
+        """Store the body of a POST until it is known whether the response is a stream."""
         if self._scope.get("method") == "POST" and self.producer is None:
             if self._body is None:
                 self._body = RequestBody()
             self._body.add(message)
 
     def on_cap(self) -> None:
-        """Tell the operator, once a route."""
+        """Log a warning, once per route."""
         self._warn_about_cap()
 
     def on_end(self) -> None:
-        """Let the app hear that its client is gone, and give it some time to leave."""
+        """Disconnect the app, and cancel it after a grace period."""
         assert self.producer is not None
         self._cancellation = AppCancellation(
             self._task,
@@ -321,7 +338,7 @@ class Responder:
         )
 
     async def on_write_after_end(self) -> None:
-        """Drop what the app writes behind its end."""
+        """Discard a message that the app writes after the end."""
         if self._cancellation is not None:
             await self._cancellation.discard_write()
 
@@ -331,7 +348,7 @@ class Responder:
             return
         warned.add(route)
         logger.warning(
-            "a stream of route %s was ended at its cap, trace id %s; this is told once a route; "
+            "a stream of route %s has reached its cap, trace id %s; this is logged once per route; "
             "SSE_STREAM_MAX_SECONDS sets the cap",
             route,
             self.current.trace_id,

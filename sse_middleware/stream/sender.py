@@ -1,8 +1,8 @@
-"""The writer of one stream: one write at a time, in order, and few of them.
+"""Write the bytes of one stream: one write at a time, in order, in as few messages as possible.
 
-An event that comes behind a pause is sent at once, by the app's own task. What comes within the
-next tick is held, and leaves as one message: written by the scribe when the tick is over, or by the
-app's own task with what it writes next. An app that holds much has to wait.
+An event that follows a pause is sent at once, in the app's own task. Events that follow within the
+next tick are pending: they leave as one message, which the background writer sends after the tick,
+or the app's own task with its next write. An app with too many pending bytes waits.
 """
 
 import asyncio
@@ -21,29 +21,29 @@ from sse_middleware.stream.timers import LoopTimers
 logger = logging.getLogger("sse_middleware.stream")
 
 
-NO_WRITER, APP, BACKGROUND = range(3)  # who is in the server's `send`
+NO_WRITER, APP, BACKGROUND = range(3)  # the task in the server's `send`
 MAX_PENDING_BYTES = 1 << 14
-"""What is held before the app has to wait. (A record of TLS.)"""
-_NOTHING: Final[list[bytes]] = []  # held by all streams that hold nothing; nobody adds to it
+"""The app waits if more is pending. (The size of a TLS record.)"""
+_NOTHING: Final[list[bytes]] = []  # shared by all streams without pending bytes; never changed
 STALL_SECONDS = 0.1
-"""A write that takes longer is told of as a stall; one that suspends takes some milliseconds."""
+"""A longer write is reported as a stall; one that is only suspended takes some milliseconds."""
 
 
 class Sender:
     """Write the bytes of one stream in their order.
 
-    It is the half of an `Outbox` that knows neither what they are nor why they are written.
+    It does not know the content of the bytes, nor the reason for which they are written.
 
     Args:
-        send: the server's.
-        ticker: that of the running loop.
-        record: the stream's.
-        observers: who is told of stalls.
+        send: the server's `send`.
+        timers: the timers of the running loop.
+        record: the record of the stream.
+        observers: are notified of stalls.
 
     Attributes:
         broken: whether the server has refused a write, so that the client is gone.
-        context: where the app began the response; the scribe writes in it.
-        waits_in: the task of the scribe's in which a write of ours has to wait.
+        app_context: the context of the app at the response start; background writes run in it.
+        write_task: the task of the background writer in which a write of this stream is suspended.
     """
 
     __slots__ = (
@@ -81,12 +81,12 @@ class Sender:
         self._observers = observers
         self._pending: list[bytes] = _NOTHING
         self._pending_bytes = 0
-        self._dequeued_bytes = 0  # of all that was ever held
-        self._coalesce_until = 0.0  # what comes before is held: it follows a write at once
-        self._write_started = 0.0  # the last write, or the one that is under way
+        self._dequeued_bytes = 0  # in total, including discarded ones
+        self._coalesce_until = 0.0  # earlier events are pending: they follow a write
+        self._write_started = 0.0  # the last write, or the one in progress
         self._active_writer = NO_WRITER
-        self._flushes = 0  # of the app, under way
-        self._write_queue: tuple[object, ...] = ()  # writes of the app that wait for another one
+        self._flushes = 0  # of the app, in progress
+        self._write_queue: tuple[object, ...] = ()  # waiting writes of the app
         self._write_done: asyncio.Event | None = None
         self.write_task: asyncio.Task[Any] | None = None
         self._failure: Exception | None = None
@@ -95,15 +95,15 @@ class Sender:
         timers.background_writer.attach()
 
     def is_app_writing(self) -> bool:
-        """Whether a write of the app is under way."""
+        """Whether a write of the app is in progress."""
         return bool(self._flushes or self._write_queue) or self._active_writer == APP
 
     def blocked_at(self) -> int | None:
-        """Return how much was sent before the write that is under way, `None` where none is."""
+        """Return the bytes sent before the write in progress, `None` if there is no write."""
         return self._record.sent_bytes if self._active_writer else None
 
     async def flush_pending(self) -> None:
-        """Write what is held, and what is to be the last, until none is left or somebody waits."""
+        """Write all that is pending, unless another write is in progress or queued."""
         while not (self._active_writer or self._write_queue) and self._has_pending():
             started = self._write_started = self._clock()
             data, more_body = self._take_output()
@@ -112,13 +112,13 @@ class Sender:
                 if data or not more_body:
                     await self._send(body_message(data, more_body=more_body))
                     self._record.sent_bytes += len(data)
-            except Exception as exc:  # noqa: BLE001 - the app is told at its next write
+            except Exception as exc:  # noqa: BLE001 - raised in the app's next write
                 if not self._on_client_lost():
                     self._failure = exc
             except asyncio.CancelledError:
                 if not self._on_client_lost():
                     self._failure = ConnectionAbortedError(
-                        "a write was cancelled, the stream has a gap"
+                        "a write to the client was cancelled; the stream has a gap"
                     )
                 raise
             finally:
@@ -127,16 +127,16 @@ class Sender:
                 self._on_write_done(started)
 
     def on_tick(self) -> None:
-        """Look at what waits, so that it is kept even where a write is blocked, and let it out."""
+        """Store the pending events in the log, even if a write is blocked, and write them."""
         self._collect_events()
         self._write_in_background()
 
     def _has_pending(self) -> bool:
-        """Whether there is anything to be written in the background."""
+        """Whether there is anything to write in the background."""
         return bool(self._pending)
 
     def _take_output(self) -> tuple[bytes, bool]:
-        """Return what is to be written in the background, and whether more may follow it."""
+        """Return the bytes to write in the background, and whether more may follow them."""
         return joined(self._take_pending()), True
 
     def _enqueue(self, data: bytes) -> None:
@@ -152,23 +152,23 @@ class Sender:
         self._pending_bytes += len(data)
 
     def _collect_events(self) -> None:
-        """Hold what is to be held."""
+        """Make the events that the stream state buffers pending."""
 
     def _take_pending(self) -> list[bytes]:
         self._collect_events()
-        held, self._pending = self._pending, _NOTHING
+        pending, self._pending = self._pending, _NOTHING
         self._dequeued_bytes += self._pending_bytes
         self._pending_bytes = 0
-        return held
+        return pending
 
     async def _flush(self) -> None:
-        """Wait until what is held now has been written.
+        """Wait until all bytes that are pending now have been written.
 
-        The scribe writes it: whoever cancels the app's write does not take along what it has got
-        rid of already.
+        The background writer writes them: if the app's write is cancelled, earlier bytes are not
+        lost.
 
         Raises:
-            Exception: what the server has raised in a write of the scribe's.
+            Exception: the exception that the server has raised in a background write.
         """
         self._collect_events()
         target_bytes = self._dequeued_bytes + self._pending_bytes
@@ -183,7 +183,7 @@ class Sender:
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
-            self._take_pending()  # nothing may follow the gap
+            self._take_pending()  # no bytes may follow the gap
             raise self._failure
 
     async def _send_as_app(self, message: Message, size: int) -> None:
@@ -203,11 +203,11 @@ class Sender:
             self._on_write_done(started)
 
     def _uncancel_write(self) -> bool:
-        """Tell whether the app is to go on though its write was cancelled."""
+        """Return whether the app continues although its write was cancelled."""
         return False
 
     async def _wait_for_turn(self) -> None:
-        """Wait until nobody writes, behind whoever waits already, or until there is no need."""
+        """Wait until no write is in progress, in order, or until the queue is cleared."""
         if not (self._active_writer or self._write_queue):
             return
         ticket = object()
@@ -220,7 +220,7 @@ class Sender:
         finally:
             self._write_queue = tuple(other for other in self._write_queue if other is not ticket)
             self._notify_write_done()
-            self._write_in_background()  # in case that this one does not write after all
+            self._write_in_background()  # if this write was cancelled
 
     async def _wait_for_write_done(self) -> None:
         if self._write_done is None:
@@ -233,18 +233,18 @@ class Sender:
             self._write_done = None
 
     def _on_client_lost(self) -> bool:
-        """Give up what was to be written; tell whether the app goes on and need not know."""
+        """Discard all pending bytes; return whether the app continues and is not disconnected."""
         self._abandon_writes()
         return False
 
     def _abandon_writes(self) -> None:
-        """Give up what was to be written, for it cannot be."""
+        """Discard all pending bytes, because they cannot be written."""
         self.broken = True
         self._take_pending()
         self._notify_write_done()
 
     def _on_write_done(self, started: float) -> None:
-        """Look at how long a write has taken, and let the next one begin."""
+        """Start the next write, and report a stall if this one took long."""
         self._notify_write_done()
         self._write_in_background()
         took = self._clock() - started
@@ -257,7 +257,7 @@ class Sender:
             self._timers.background_writer.write_soon(self)
 
     async def _finish_writes(self, grace_seconds: float) -> None:
-        """Wait `patience` seconds for what is to be written yet, and give the rest up."""
+        """Wait `grace_seconds` until all pending bytes are written, and discard the rest."""
         self._timers.background_writer.detach()
         try:
             if self._active_writer or self._has_pending():
@@ -275,5 +275,5 @@ class Sender:
 
 
 def joined(parts: list[bytes]) -> bytes:
-    """Return `parts` as one."""
+    """Return `parts` as one bytes object."""
     return parts[0] if len(parts) == 1 else b"".join(parts)

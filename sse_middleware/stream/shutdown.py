@@ -1,8 +1,24 @@
-"""What there is once in a process, whatever the number of middlewares and event loops in it.
+"""Notice that the server shuts down, and drain the streams of all event loops of the process.
 
-Metrics of one name can stand in a registry once, so that all middlewares which count in it share
-them. A signal comes to the process, so that all its loops hear of it by one handler, which hands it
-on to the one that was there.
+Theory of operation. A server that shuts down waits for its open connections before it sends
+`lifespan.shutdown`, so the drain has to begin earlier. There are three ways:
+
+- Signals. When the first stream of a loop opens in the main thread, or the lifespan begins, a
+  handler is installed in front of the server's own for SIGTERM and SIGINT. It starts the drain and
+  then calls the server's handler. It has the `__self__` of that handler, by which sse-starlette
+  finds the server. No handler is installed if the default one is active, because it ends the
+  process, and none in front of `asyncio.Runner`'s, which cancels the main task.
+- `drain()`. The app calls it if the server gets no signal, for example in a thread.
+- hypercorn stops its workers without a signal. The main task of a worker is recognised by the name
+  of a coroutine, and checked twice a second: when it waits in `asyncio.Server.wait_closed`, the
+  drain begins. If hypercorn or asyncio rename these coroutines, only this way is lost: the drain
+  then does not begin by itself under hypercorn, and `drain()` still works.
+
+A second signal ends all streams at once. Ctrl-C can reach a worker twice, from the terminal and
+from its parent, so a signal counts as the second one only after a second.
+
+The streams of a loop are drained in that loop, by `call_soon_threadsafe`. There is one `Shutdown`
+per process, because a signal is sent to the process and not to a loop.
 """
 
 import asyncio
@@ -18,18 +34,18 @@ from sse_middleware.stream.drain import Drain
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _DUPLICATE_SIGNAL_SECONDS = 1.0
-"""Ctrl-C reaches a worker twice: from the terminal, and from its parent, which has got it too."""
+"""A repeated signal within this time is the same Ctrl-C, sent by the parent process."""
 _POLL_SECONDS = 0.02
 _HYPERCORN_POLL_SECONDS = 0.5
 _HYPERCORN_MAIN = "worker_serve"
-"""What hypercorn's main task runs."""
+"""The name of hypercorn's main coroutine."""
 
 
 class Shutdown:
-    """Tell the streams of all loops in the process that it ends.
+    """Start the drain of all loops in the process.
 
     Attributes:
-        begun: whether any loop's server has ever begun to end.
+        is_draining: whether the drain of any loop has begun.
     """
 
     def __init__(self) -> None:
@@ -38,7 +54,7 @@ class Shutdown:
         self._signalled_at: float | None = None
 
     def on_signal(self) -> None:
-        """Begin; a second signal, later than by the way of the first, ends all now."""
+        """Start the drain; end all streams if it is a second signal."""
         now = time.monotonic()
         first = self._signalled_at is None
         if self._signalled_at is None:
@@ -47,14 +63,14 @@ class Shutdown:
             self._broadcast(Drain.begin if first else Drain.force)
 
     async def drain(self) -> None:
-        """Let go or end all streams of the process, in `SSE_DRAIN_SECONDS`, and wait for that.
+        """Disconnect or end all streams of the process in `SSE_DRAIN_SECONDS`; return after that.
 
-        For servers whose signals we do not see, such as one that runs in a thread. It may be called
-        in any event loop, before the server is told to end; new streams are refused from then on.
+        For servers without observable signals, such as one that runs in a thread. It can be called
+        in any event loop, before the server is stopped; new streams are rejected from then on.
         """
         self.drain_for(asyncio.get_running_loop())
         self._broadcast(Drain.begin)
-        # Events are of one loop each, so it is asked.
+        # Polled, because an `asyncio.Event` belongs to one loop.
         while any(  # noqa: ASYNC110
             len(drain) or not drain.is_draining
             for loop, drain in self.drain_for.items()
@@ -81,9 +97,9 @@ class Shutdown:
     def _poll_hypercorn(
         self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], drain: Drain
     ) -> None:
-        """Begin to drain where hypercorn, which tells nobody, waits for its connections.
+        """Start the drain if hypercorn waits for its connections.
 
-        From Python 3.12.1 on it does so for ever: "wait until ... all active connections have
+        From Python 3.12.1 on it would wait forever: "wait until ... all active connections have
         finished" (https://docs.python.org/3/library/asyncio-eventloop.html#asyncio.Server).
         """
         if any(code.co_name == "wait_closed" for code in _awaited_code(task)):
@@ -94,9 +110,9 @@ class Shutdown:
 
 
 class ChainedSignalHandler:
-    """A signal handler in front of another one.
+    """A signal handler that runs before another one.
 
-    It carries the `__self__` of the other, by which sse-starlette finds the server.
+    It has the `__self__` of the other handler, by which sse-starlette finds the server.
     """
 
     def __init__(self, shutdown: Shutdown, handler: Callable[[int, FrameType | None], Any]) -> None:
@@ -112,7 +128,7 @@ class ChainedSignalHandler:
 
 
 def _chain_handler(number: int, shutdown: Shutdown) -> None:
-    """Hear of a signal, where a server handles it: else it ends the process, or its main task."""
+    """Install our handler if a server handles the signal; the default handlers stay."""
     handler = signal.getsignal(number)
     if not callable(handler) or handler is signal.default_int_handler:
         return

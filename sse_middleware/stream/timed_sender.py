@@ -1,6 +1,6 @@
-"""What time does to one stream: heartbeats, its end, a client that takes nothing.
+"""The actions of one stream that time causes: heartbeats, its cap, a client that blocks, the drain.
 
-All that it makes due is written in the background. The end of the server is time, too.
+Their bytes are written in the background.
 """
 
 import logging
@@ -22,7 +22,7 @@ from sse_middleware.stream.timers import LoopTimers
 logger = logging.getLogger("sse_middleware.stream")
 
 _PROGRESS_INTERVAL_SECONDS = 10.0
-"""How often observers are told of a stream that goes on, at most; scrapes come each 15 s or so."""
+"""The shortest interval of `progressed` for one stream; a scrape comes every 15 s or so."""
 
 
 class StreamSlot(Protocol):
@@ -36,14 +36,17 @@ class StreamSlot(Protocol):
 
 
 class TimedSender(Sender):
-    """Write what time makes due, and what the end of the stream is.
+    """Write heartbeats and the end of the stream when they are due.
 
     Args:
-        state: the stream's.
-        send: the server's.
-        ticker: that of the running loop.
-        observers: who is told of the stream.
-        owner: hears of the end that time has brought.
+        state: the state machine of the stream.
+        send: the server's `send`.
+        timers: the timers of the running loop.
+        observers: are notified of the stream.
+        callbacks: are called when time has ended the stream.
+
+    Attributes:
+        slot: released at the end, `None` if the number of streams is not limited.
     """
 
     __slots__ = (
@@ -71,13 +74,13 @@ class TimedSender(Sender):
         super().__init__(send, timers, state.record, observers)
         self._state = state
         self._callbacks = callbacks
-        self._fast_path = False  # whether an event takes the shortest way
-        self._is_detached = False  # whether it goes on though this client reads no more
-        self._closed = False  # by the cap or an exception, while the app was at it
-        self._pending_end: End | None = None  # what is to be written then, until it is
+        self._fast_path = False
+        self._is_detached = False  # whether it continues without this client
+        self._closed = False  # ended by something other than the app
+        self._pending_end: End | None = None  # until it is written
         self._timer: int | None = None
         self._progress_at = self._clock() + _PROGRESS_INTERVAL_SECONDS
-        self.slot: StreamSlot | None = None  # given back at the end, where streams are limited
+        self.slot: StreamSlot | None = None
         self._set_timer()
         for observer in observers:
             observer.opened(self._record)
@@ -85,45 +88,45 @@ class TimedSender(Sender):
 
     @property
     def is_draining(self) -> bool:
-        """Whether the server ends."""
+        """Whether the server shuts down."""
         return self._timers.drain.is_draining
 
     def remaining_seconds(self) -> float | None:
-        """Return the time until the cap ends the stream, `None` where none does."""
+        """Return the time until the cap ends the stream, `None` if it has none."""
         return None if self._state.terms.rotates else self._state.remaining_seconds(self._clock())
 
     @property
     def drain_seconds(self) -> float:
-        """How long the stream may go on when its server ends."""
+        """How long the stream may continue when its server shuts down."""
         return self._state.options.drain_seconds
 
     def abort(self) -> None:
-        """Say that the server ends, where the app has left for that without an end."""
-        is_mute = self._is_ended() or self._active_writer or (self.broken and not self._is_detached)
-        if self._state.reports_end and not is_mute:
+        """Write the end for a shutdown, if the app has returned because of it without an end."""
+        is_over = self._is_ended() or self._active_writer or (self.broken and not self._is_detached)
+        if self._state.reports_end and not is_over:
             self._close(self._state.shut_down(self._clock(), random.random()))  # noqa: S311
 
     def on_drain(self) -> None:
-        """Hear that the server ends."""
+        """Handle the start of the drain: the stream continues until its time is over."""
 
     def on_drain_over(self) -> None:
-        """End, for the server waits for nothing else."""
+        """End the stream, because the server waits for nothing else."""
         if not (self._is_ended() or self._state.client_kind is ClientKind.OFF):
             self._close(self._state.shut_down(self._clock(), random.random()))  # noqa: S311
             self._callbacks.on_end()
 
     def fail(self) -> bool:
-        """End the stream because the app has raised an exception; tell whether it was open."""
+        """End the stream because the app has raised an exception; return whether it was open."""
         if self._is_ended() or (self.broken and not self._is_detached):
             return False
         self._close(self._state.fail(self._clock()))
         return True
 
     def on_disconnect(self) -> bool:
-        """Take note that nobody reads any more; the cap still holds for the app.
+        """Detach the client; the cap still applies to the app.
 
         Returns:
-            Whether the app goes on as if it had a reader, and need not know yet.
+            Whether the app continues and does not receive the disconnect yet.
         """
         if not self._is_ended() and self._on_client_lost():
             return True
@@ -131,21 +134,21 @@ class TimedSender(Sender):
         return False
 
     def evict(self) -> None:
-        """End the stream because its place is needed."""
+        """End the stream because its slot is needed."""
         if not self._is_ended():
             self._close(self._state.evict(self._clock()))
             self._callbacks.on_end()
 
     def watch_for_disconnect(self) -> None:
-        """See to it that somebody hears when the client leaves."""
+        """Make sure that a disconnect of the client is received."""
         self._callbacks.watch_for_disconnect()
 
     async def aclose(self, grace_seconds: float, outcome: str) -> None:
-        """Leave nothing behind.
+        """Write the rest, report the end and release all references.
 
         Args:
-            grace_seconds: how long to wait for what is to be written yet, in seconds.
-            outcome: how the stream has ended, where nothing else has ended it.
+            grace_seconds: how long to wait for pending bytes to be written.
+            outcome: the outcome to report if nothing else has ended the stream.
         """
         self._stop_timer()
         outcome = "disconnected" if self.broken else outcome
@@ -154,13 +157,13 @@ class TimedSender(Sender):
         finally:
             self._timers.drain.remove(self)
             self._report_end(outcome)
-            # Nothing of a stream that has ended is to wait for the garbage collector.
+            # Break the reference cycles: the objects are freed without the garbage collector.
             self._callbacks = NO_CALLBACKS
             self.slot = None
             self.app_context = self._timers.empty_context
 
     def on_timer(self, now: float) -> None:
-        """Do what time has made due."""
+        """Perform the actions that are due."""
         if self._timer is None:
             return
         if now >= self._progress_at:
@@ -182,7 +185,7 @@ class TimedSender(Sender):
             return
         if due is Due.HEARTBEAT:
             self._state.plan_heartbeat(now)
-            if not self._active_writer and not self.broken:  # never behind a blocked write
+            if not self._active_writer and not self.broken:  # nothing follows a blocked write
                 heartbeat = self._state.heartbeat(now)
                 if heartbeat:
                     self._append(heartbeat)
@@ -198,7 +201,7 @@ class TimedSender(Sender):
             self._callbacks.on_end()
 
     def _end_connection(self, now: float, reason: Reason) -> None:
-        """End the connection of somebody who is to come back, and with it what is done here."""
+        """End the connection of a client that is to reconnect, and this stream with it."""
         end = self._state.rotate(now, random.random())  # noqa: S311 - no secret
         self._state.end_from_log(reason)
         self._close(end)
@@ -213,7 +216,7 @@ class TimedSender(Sender):
             self._timer = self._timers.call_at(self, deadline)
 
     def _next_deadline(self) -> float:
-        """Return when the stream is to be looked at; also for a write that may begin meanwhile."""
+        """Return the next time of a check, early enough for a write that may start meanwhile."""
         started = self._write_started if self._active_writer else self._clock()
         return min(self._state.deadline(), started + self._write_timeout())
 
@@ -225,7 +228,7 @@ class TimedSender(Sender):
         return math.inf if timeout is None or self._state.client_kind is ClientKind.OFF else timeout
 
     def _on_client_blocked(self) -> None:
-        """Take note that nobody reads any more; what a server has of a write stays there."""
+        """Disconnect a client that does not read; the server keeps the unfinished write."""
         self._abandon_writes()
         self._closed = True
         self._stop_timer()
@@ -233,7 +236,7 @@ class TimedSender(Sender):
         self._callbacks.on_end()
 
     def _leave_fast_path(self) -> None:
-        """Look at each message by itself from here on."""
+        """Check each message separately from now on."""
         self._fast_path = False
         self._coalesce_until = 0.0
 
@@ -250,7 +253,7 @@ class TimedSender(Sender):
         self._closed = True
         self._leave_fast_path()
         self._stop_timer()
-        if self.broken or self._is_detached:  # this connection has ended, or is about to
+        if self.broken or self._is_detached:  # the connection has ended, or ends now
             self._report_end("disconnected")
         else:
             if end.before:
@@ -264,11 +267,11 @@ class TimedSender(Sender):
         self._pending_end = None
 
     def _has_pending(self) -> bool:
-        """Whether there is anything to be written."""
+        """Whether there is anything to write."""
         return bool(self._pending or self._state.pending) or self._pending_end is not None
 
     def _collect_events(self) -> None:
-        """Hold what waits in the state as what it becomes."""
+        """Make the events that the state buffers pending, as the state has edited them."""
         if not self._state.pending:
             return
         if data := self._state.take_pending():
@@ -277,13 +280,13 @@ class TimedSender(Sender):
 
     def _take_output(self) -> tuple[bytes, bool]:
         end, self._pending_end = self._pending_end, None
-        held = self._take_pending()
+        pending = self._take_pending()
         if end is None or not end.clean or self.broken:
-            return joined(held), True
-        return joined([*held, end.data]), False
+            return joined(pending), True
+        return joined([*pending, end.data]), False
 
-    def _on_write_done(self, began: float) -> None:
-        super()._on_write_done(began)
+    def _on_write_done(self, started: float) -> None:
+        super()._on_write_done(started)
         if self._closed and not self._has_pending():
             self._report_end("disconnected")
 

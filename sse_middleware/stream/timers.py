@@ -1,8 +1,9 @@
-"""The ticker of one event loop: what its streams share instead of a timer and a clock each.
+"""The timers of one event loop: its streams share them, in place of a timer and a clock each.
 
-It tells the streams that hold events back for a moment when that is over, and wakes those whose
-time has come, by one timer each for all of them. A stream that writes an event stores a time and
-touches no timer: it is asked when its last deadline has come.
+All streams that coalesce events are flushed after the same tick. All deadlines share one timer of
+the loop: they are grouped in buckets of a few milliseconds, and a heap contains the times of the
+buckets. A stream that writes an event stores a time and changes no timer; it computes its next
+deadline when the last one is reached.
 """
 
 import asyncio
@@ -19,48 +20,48 @@ from sse_middleware.stream.background_writer import BackgroundWriter
 from sse_middleware.stream.shutdown import SHUTDOWN
 
 TICK_SECONDS = 0.002
-"""How long a stream holds events back that come right behind one that it has sent."""
+"""How long a stream coalesces the events that directly follow one that it has sent."""
 LONGEST_TICK_SECONDS = 0.01
 _TURNS_PER_TICK = 4
-"""How many turns of the loop a tick has at least, up to the longest one.
+"""A tick lasts this many iterations of the loop, within the limits above.
 
-Where a hundred streams write, a turn takes longer than a millisecond: who held back for less than
-a few of them would write each event by itself, just where that costs most.
+If a hundred streams write, an iteration takes longer than a millisecond. With a tick shorter than a
+few iterations each event would be written separately, although the load is highest.
 """
 
 _BUCKET_SECONDS = 0.005
-"""How coarse the timers are; a heartbeat that is 5 ms late is on time for everybody."""
+"""The resolution of the timers; no client notices a heartbeat that is 5 ms late."""
 
 _EPOCH_TOLERANCE_SECONDS = 0.001
-"""How far the time of day may drift off before it is looked at anew."""
+"""If the system clock deviates more, `epoch` is computed again."""
 
 _MAX_CALLBACKS_PER_TURN = 64
-"""How many sleepers wake in one turn of the loop, so that a thousand heartbeats delay nobody."""
+"""A limit per iteration of the loop, so that a thousand heartbeats do not delay other tasks."""
 
 
 class TimerTarget(Protocol):
-    """What can be woken."""
+    """An object with deadlines."""
 
     def on_timer(self, now: float) -> None:
-        """Do what time has made due, without waiting; it may be called once behind `forget`."""
+        """Perform the actions that are due, without blocking; one call may follow `cancel`."""
 
 
 class TickTarget(Protocol):
-    """Whoever holds something back for a tick."""
+    """An object that coalesces events for a tick."""
 
     def on_tick(self) -> None:
-        """Hear that it is over."""
+        """Flush the events: the tick is over."""
 
 
 class LoopTimers:
-    """Keep the time for the streams of `loop`.
+    """The clock and the timers of the streams of `loop`.
 
     Attributes:
         clock: the time in seconds on the scale of `loop.time()`.
-        context: nobody's; sleepers and authors bring their own.
-        drain: the loop's, which outlives the ticker.
-        scribe: who writes in the background.
-        tick_seconds: how long to hold events back, as the loop is now.
+        empty_context: an empty context; targets that need one bring their own.
+        drain: the drain of the loop, which outlives this object.
+        background_writer: the background writer of the loop.
+        tick_seconds: the length of a tick, adapted to the load of the loop.
     """
 
     __slots__ = (
@@ -90,17 +91,17 @@ class LoopTimers:
         self.tick_seconds = TICK_SECONDS
         self._tick_targets: list[TickTarget] = []
         self._epoch = 0.0
-        self._latest_bucket = 0  # of the slots, by who was to be woken last
+        self._latest_bucket = 0  # as used by the last `call_at`
         self._buckets: dict[int, set[TimerTarget]] = {}
-        self._bucket_heap: list[int] = []  # a heap; some of them may be gone
+        self._bucket_heap: list[int] = []  # includes buckets that are deleted already
         self._due: deque[TimerTarget] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_bucket = math.inf
 
     def epoch(self) -> float:
-        """Return the seconds since 1970 at which `clock` stood at 0: one object for many streams.
+        """Return the seconds since 1970 at which `clock` was 0: one object for many streams.
 
-        It follows a clock that is set, for those who ask behind that.
+        If the system clock is set, later calls return the new value.
         """
         epoch = time.time() - self.clock()
         if abs(epoch - self._epoch) > _EPOCH_TOLERANCE_SECONDS:
@@ -108,22 +109,22 @@ class LoopTimers:
         return self._epoch
 
     def flush_after_tick(self, target: TickTarget) -> None:
-        """Tell `holder` when the tick is over."""
+        """Call `target.on_tick` after the tick."""
         if not self._tick_targets:
             self._loop.call_later(self.tick_seconds, self._on_tick, context=self.empty_context)
         self._tick_targets.append(target)
 
     def call_at(self, target: TimerTarget, at: float) -> int:
-        """Wake `sleeper` once, at the time `at` or a few milliseconds later.
+        """Call `target.on_timer` once, at the time `at` or a few milliseconds later.
 
         Returns:
-            The number that `forget` asks for.
+            The bucket, an argument of `cancel`.
         """
         bucket = math.ceil(at / _BUCKET_SECONDS)
-        if bucket * _BUCKET_SECONDS < at:  # by the last bit
+        if bucket * _BUCKET_SECONDS < at:  # a rounding error of one bit
             bucket += 1
         if bucket == self._latest_bucket:
-            bucket = self._latest_bucket  # one object for all who keep it
+            bucket = self._latest_bucket  # one int object for all streams
         self._latest_bucket = bucket
         targets = self._buckets.get(bucket)
         if targets is not None:
@@ -140,12 +141,12 @@ class LoopTimers:
         return bucket
 
     def cancel(self, target: TimerTarget, bucket: int) -> None:
-        """Let `sleeper` sleep; harmless where it was woken already."""
+        """Cancel the call; no effect if it has already been made."""
         targets = self._buckets.get(bucket)
         if targets is not None:
             targets.discard(target)
             if not targets:
-                del self._buckets[bucket]  # its number goes with the timer, which need not be moved
+                del self._buckets[bucket]  # the heap and the timer keep its time
 
     def _on_tick(self) -> None:
         targets, self._tick_targets = self._tick_targets, []
@@ -171,36 +172,39 @@ class LoopTimers:
 
     def _on_timer(self) -> None:
         self._disarm()
-        self._timer_bucket = -math.inf  # who wants to be woken again meanwhile arms none
-        now, numbers, due = self.clock(), self._bucket_heap, self._due
-        while numbers and numbers[0] * _BUCKET_SECONDS <= now:
-            due.extend(self._buckets.pop(heappop(numbers), ()))
+        self._timer_bucket = -math.inf  # calls of `call_at` meanwhile arm no timer
+        now, heap, due = self.clock(), self._bucket_heap, self._due
+        while heap and heap[0] * _BUCKET_SECONDS <= now:
+            due.extend(self._buckets.pop(heappop(heap), ()))
         for _ in range(min(len(due), _MAX_CALLBACKS_PER_TURN)):
             self._notify(due.popleft().on_timer, now)
         self._timer_bucket = math.inf
         if due:
             self._arm(0)
             return
-        while numbers and numbers[0] not in self._buckets:
-            heappop(numbers)
-        if numbers:
-            self._arm(numbers[0])
+        while heap and heap[0] not in self._buckets:
+            heappop(heap)
+        if heap:
+            self._arm(heap[0])
 
     def _notify(self, callback: Callable[..., None], *args: float) -> None:
         try:
             callback(*args)
-        except Exception as exc:  # noqa: BLE001 - a fault of one stream must not stop the others
+        except Exception as exc:  # noqa: BLE001 - an error in one stream must not stop the others
             self._loop.call_exception_handler(
-                {"message": "an event stream failed when its time came", "exception": exc}
+                {
+                    "message": "an event stream failed at its deadline; others continue",
+                    "exception": exc,
+                }
             )
 
 
 def _select_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
-    # asyncio's loop reads this very clock; uvloop's stands still while code runs, so that a
-    # handler that holds the loop would never see time go by. A test's is its own.
+    # asyncio reads this clock too. uvloop's does not advance while code runs, so that a handler
+    # that blocks the loop would see no time pass. The loop of a test has its own clock.
     same = abs(loop.time() - time.monotonic()) < 1
     return time.monotonic if same else loop.time
 
 
 current_timers = OncePerLoop(lambda: LoopTimers(asyncio.get_running_loop()))
-"""The ticker of the loop that runs."""
+"""Return the timers of the running loop."""

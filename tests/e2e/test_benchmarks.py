@@ -1,11 +1,17 @@
-"""The benchmarks run; what they say is for people to judge."""
+"""The benchmarks run, and their tables are complete.
 
+No time is checked. Instruction counts do not depend on the load of the machine, so that a few
+relations between them are checked.
+"""
+
+import json
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +22,7 @@ pytestmark = pytest.mark.alone
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("asgi_correlation_id", "fastapi", "prometheus_fastapi_instrumentator", "sse_starlette")
-EVERYBODY = (
+ALL = (
     "bare",
     "starlette",
     "sse-starlette",
@@ -27,38 +33,39 @@ EVERYBODY = (
     "sse_middleware as eventsource, not kept",
     "sse_middleware as plain",
 )
-BEATING = ("sse-starlette", *EVERYBODY[-3:])
-STREAMING = ("starlette", *BEATING[:2], BEATING[-1])
-RECORDED = BEATING[1:2]
+WITH_HEARTBEAT = ("sse-starlette", *ALL[-3:])
+STREAMING = ("starlette", *WITH_HEARTBEAT[:2], WITH_HEARTBEAT[-1])
+RECORDED = WITH_HEARTBEAT[1:2]
 OPENED = ("fresh", "resumed")
+COUNTED = (*ALL[:3], *WITH_HEARTBEAT[1:])
 ON_CHANNELS = ("channels", "pub/sub of redis-py")
 TABLES = {
-    "bursts": EVERYBODY,
-    "bursts of 50": EVERYBODY,
-    "turns-1": EVERYBODY,
-    "turns-100": EVERYBODY,
-    "short": EVERYBODY,
-    "json": EVERYBODY,
-    "first-byte": EVERYBODY,
-    "in-process: bursts, asyncio": EVERYBODY,
-    "in-process: bursts, uvloop": EVERYBODY,
-    "in-process: turns, asyncio": EVERYBODY,
-    "in-process: turns, uvloop": EVERYBODY,
-    "idle: memory": EVERYBODY,
-    "idle: heartbeats": BEATING,
-    "lateness: p50": BEATING[:2],
-    "lateness: p99": BEATING[:2],
-    "lateness: max": BEATING[:2],
-    "lateness: max while they open": BEATING[:2],
+    "bursts": ALL,
+    "bursts of 50": ALL,
+    "turns-1": ALL,
+    "turns-100": ALL,
+    "short": ALL,
+    "json": ALL,
+    "first-byte": ALL,
+    "in-process: bursts, asyncio": ALL,
+    "in-process: bursts, uvloop": ALL,
+    "in-process: turns, asyncio": ALL,
+    "in-process: turns, uvloop": ALL,
+    "idle: memory": ALL,
+    "idle: heartbeats": WITH_HEARTBEAT,
+    "lateness: p50": WITH_HEARTBEAT[:2],
+    "lateness: p99": WITH_HEARTBEAT[:2],
+    "lateness: max": WITH_HEARTBEAT[:2],
+    "lateness: max while they open": WITH_HEARTBEAT[:2],
     "frozen: CPU per event": STREAMING,
     "frozen: p50 of latency": STREAMING,
     "frozen: p99 of latency": STREAMING,
     "frozen: memory": STREAMING,
-    "recording": (*RECORDED, BEATING[2]),
+    "recording": (*RECORDED, WITH_HEARTBEAT[2]),
     "recorded-bytes": RECORDED,
     "resume: p50": OPENED,
     "resume: p99": OPENED,
-    "redis-recording": ("eventsource in Redis", BEATING[2], "Redis itself"),
+    "redis-recording": ("eventsource in Redis", WITH_HEARTBEAT[2], "Redis itself"),
     "redis-recording: memory": ("a stream", "an event"),
     "redis-replay": ("eventsource in Redis", "bare"),
     "redis-latency: p50": ("its own worker", "another worker"),
@@ -81,7 +88,7 @@ def rows(section: str) -> list[list[str]]:
 
 
 def living(group: int) -> list[str]:
-    """Return the processes of a group, but for those that only wait to be buried."""
+    """Return the processes of a group, except for zombies."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -91,38 +98,54 @@ def living(group: int) -> list[str]:
     return found
 
 
-@pytest.fixture
+def run(command: list[str]) -> str:
+    """Run the benchmarks; check that they succeed and that no process of theirs is left."""
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        printed, errors = process.communicate()
+    assert process.returncode == 0, printed + errors
+    assert not living(process.pid)
+    return printed
+
+
+def tables(printed: str) -> dict[str, list[list[str]]]:
+    _, *sections = printed.split("\n## ")
+    return {section.partition("\n")[0]: rows(section) for section in sections}
+
+
+@pytest.fixture(scope="module")
 def benchmarks() -> list[str]:
     for package in PACKAGES:
         needs.module(package)
     need_redis_server()
-    return [sys.executable, "-m", "benchmarks"]
+    return [sys.executable, "-m", "benchmarks", "--quick"]
+
+
+@pytest.fixture(scope="module")
+def counts(benchmarks: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return the file with the instruction counts of a run, and the run's output."""
+    needs.program("valgrind")
+    file = tmp_path_factory.mktemp("counts") / "counts.json"
+    return file, run([*benchmarks, "instructions", "--json", str(file)])
 
 
 @pytest.mark.timeout(300)
-def test_every_suite_has_a_row_of_every_contestant(benchmarks: list[str]) -> None:
-    from benchmarks.__main__ import SUITES  # noqa: PLC0415 - what it imports may be missing
+def test_every_suite_has_a_row_for_every_contestant(benchmarks: list[str]) -> None:
+    from benchmarks.__main__ import SUITES  # noqa: PLC0415 - its imports may be missing
 
-    def run(suites: list[str]) -> str:
-        with subprocess.Popen(
-            [*benchmarks, "--quick", *suites],
-            cwd=ROOT,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        ) as process:
-            printed, errors = process.communicate()
-        assert process.returncode == 0, printed + errors
-        assert not living(process.pid)
-        return printed
-
+    suites = [suite for suite in SUITES if suite != "instructions"]
     found: dict[str, list[list[str]]] = {}
     budgets = []
-    with ThreadPoolExecutor(2) as threads:  # nobody looks at the figures
-        for printed in threads.map(run, (list(SUITES)[::2], list(SUITES)[1::2])):
-            _, *sections = printed.split("\n## ")
-            found |= {section.partition("\n")[0]: rows(section) for section in sections}
+    with ThreadPoolExecutor(2) as threads:  # the figures are not checked
+        commands = ([*benchmarks, *suites[::2]], [*benchmarks, *suites[1::2]])
+        for printed in threads.map(run, commands):
+            found |= tables(printed)
             budgets += found.pop("Budgets")
     assert {name: {row[0] for row in table} for name, table in found.items()} == {
         name: set(contestants) for name, contestants in TABLES.items()
@@ -131,10 +154,58 @@ def test_every_suite_has_a_row_of_every_contestant(benchmarks: list[str]) -> Non
     assert {row[-1] for row in budgets} <= {"met", "**missed**"}
 
 
+@pytest.mark.timeout(300)
+def test_instructions_have_a_table_for_each_operation(counts: tuple[Path, str]) -> None:
+    _, printed = counts
+    found = tables(printed)
+    del found["Budgets"]
+    every = {name: set(COUNTED) for name in ("json", "stream", "event", "burst")}
+    assert {name: {row[0] for row in table} for name, table in found.items()} == {
+        f"instructions: {name}": contestants
+        for name, contestants in {**every, "heartbeat": set(WITH_HEARTBEAT)}.items()
+    }
+
+
+@pytest.mark.timeout(300)
+def test_instruction_counts_are_plausible(counts: tuple[Path, str]) -> None:
+    content: dict[str, Any] = json.loads(counts[0].read_text())
+    found: dict[str, dict[str, float]] = content["instructions"]
+    for operation in ("json", "stream", "event", "burst"):
+        assert 1_000 < found[operation]["bare"] < found[operation]["starlette"], operation
+        for contestant in COUNTED[3:]:
+            assert found[operation]["starlette"] < found[operation][contestant], operation
+    for contestant in COUNTED:
+        assert found["burst"][contestant] < found["event"][contestant], contestant
+    assert content["versions"].keys() > {"Python", "starlette"}
+    assert content["sizes"] == "quick"
+
+
+@pytest.mark.timeout(300)
+def test_a_baseline_is_compared_with_a_run_of_the_same_code(
+    benchmarks: list[str], counts: tuple[Path, str]
+) -> None:
+    baseline = ["--baseline", str(counts[0])]
+    printed = run([*benchmarks, "instructions", "--only", "bare", *baseline])
+    changes = tables(printed)["Changes"]
+    assert [row[:2] for row in changes] == [
+        [operation, "bare"] for operation in ("json", "stream", "event", "burst")
+    ]
+    assert {row[-1] for row in changes} == {"same"}
+    assert "Not like for like" not in printed
+
+
+def test_instructions_are_left_out_without_valgrind(
+    benchmarks: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    printed = run([*benchmarks, "instructions"])
+    assert "\ninstructions is left out: valgrind is not installed\n" in printed
+
+
 @pytest.mark.timeout(60)
-def test_nothing_is_left_of_a_run_that_was_killed(benchmarks: list[str]) -> None:
+def test_a_killed_run_leaves_no_process(benchmarks: list[str]) -> None:
     with subprocess.Popen(
-        [*benchmarks, "--quick", "short", "bursts"],
+        [*benchmarks, "short", "bursts"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -143,7 +214,7 @@ def test_nothing_is_left_of_a_run_that_was_killed(benchmarks: list[str]) -> None
         assert process.stdout is not None
         while process.stdout.readline() != b"## short\n":
             assert process.poll() is None
-        assert len(living(process.pid)) > len(EVERYBODY)
+        assert len(living(process.pid)) > len(ALL)
         process.kill()
     deadline = time.monotonic() + 10
     while living(process.pid):

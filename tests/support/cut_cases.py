@@ -1,6 +1,6 @@
-"""Cases of cut connections, on one server or on several behind a balancer, and what each has cost.
+"""Cases of cut connections, with one server or several, and the checks of their outcomes.
 
-What fails tells the seed of its sample, which the variable `CUTS_SEED` repeats.
+A failure prints the seed of its sample; the variable `CUTS_SEED` repeats it.
 """
 
 import asyncio
@@ -19,35 +19,35 @@ from tests.support import scripted_app
 from tests.support.cut_proxy import Cut, CuttingProxy, How
 from tests.support.event_source import ENDS, Dispatched, EventSource, events_in
 from tests.support.servers import Server
+from tests.support.waiting import HANG_SECONDS
 
 ENVIRON = {"SSE_HEARTBEAT_INTERVAL": str(scripted_app.HEARTBEAT_SECONDS)}
 
 SEED = int(os.environ.get("CUTS_SEED") or random.SystemRandom().randrange(10**6))
 AT_ONCE = 40
-PATIENCE_SECONDS = 20
 HASTES = (0.0, 0.005)
 FRAMING_BYTES = 16
-"""What may follow the last event, and make one answer longer than another."""
+"""The bytes that may follow the last event, and make one answer longer than another."""
 MARKS = ("marked", "unmarked")
 SHAPES = ("lf", "crlf", "cr")
-"""Those that are short enough to be cut at each byte."""
+"""The shapes that are short enough to be cut at each byte."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A client on one answer, and what happens to its connections."""
+    """A client of one answer, and the cuts of its connections."""
 
     path: str
     cuts: Sequence[Cut]
     haste: float = 0.0
     closes: bool = True
-    comes_often: bool = False  # more often than it is cut, as it is told to
-    may_be_too_soon: bool = False  # for its stream, which has sent nothing, to be gone everywhere
+    comes_often: bool = False  # the server disconnects it, too
+    may_be_too_soon: bool = False  # a stream without events may not have ended everywhere yet
     end: str = "complete"
 
 
 class Outcome(NamedTuple):
-    """What has become of a case."""
+    """The outcome of a case."""
 
     case: Case
     client: EventSource
@@ -67,17 +67,19 @@ async def play(ports: Sequence[int], case: Case, name: str) -> Outcome:
         client = EventSource(proxy.port, path, haste=case.haste, closes=case.closes)
         trouble = ""
         try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                await client.run(most_connections=len(case.cuts) + (20 if case.comes_often else 4))
+            async with asyncio.timeout(HANG_SECONDS):
+                await client.run(
+                    most_connections=len(case.cuts) + (1000 if case.comes_often else 4)
+                )
         except (RuntimeError, TimeoutError) as exc:
             trouble = repr(exc)
     return Outcome(case, client, len(proxy.made), trouble, proxy.passed)
 
 
 def play_all(servers: Sequence[Server], cases: Iterable[Case]) -> dict[str, Outcome]:
-    """Play cases, many at once, and return what has become of each by the name of its client.
+    """Play cases, many at once, and return the outcome of each by the name of its client.
 
-    The first connections are spread over the servers too.
+    The first connections are distributed over the servers, too.
     """
     group = random.SystemRandom().randrange(10**12)
     waiting = ((f"{group}-{number}", case) for number, case in enumerate(cases))
@@ -99,24 +101,24 @@ def play_all(servers: Sequence[Server], cases: Iterable[Case]) -> dict[str, Outc
 
 
 def length_of(servers: Sequence[Server], path: str) -> int:
-    """Return how many bytes an answer has, its head and framing included, and some more.
+    """Return the number of bytes of an answer, including its head and framing, rounded up.
 
-    The number is a round one, so that a seed means the same cuts each time.
+    The number is round, so that a seed gives the same cuts each time.
     """
     (outcome,) = play_all(servers, [Case(path, ())]).values()
     return 100 * (1 + (outcome.passed + FRAMING_BYTES) // 100)
 
 
 def complaint(outcome: Outcome, expected: Sequence[Dispatched]) -> str:
-    """Return what is wrong with what a client has got, `""` where nothing is."""
+    """Return the faults in the events that a client has received, `""` if there are none."""
     case, client, made, trouble, _ = outcome
     secret = client.events[0].last_event_id.rpartition("-")[0] if client.events else ""
     wanted = [
         Dispatched(event.type, event.data, f"{secret}-{number}")
         for number, event in enumerate(expected, 1)
     ]
-    told = [event.type for event in client.controls if event.type in ENDS]
-    to_be_told = [] if expected[-1].type in ENDS else [case.end]
+    ends = [event.type for event in client.controls if event.type in ENDS]
+    expected_ends = [] if expected[-1].type in ENDS else [case.end]
     asked_with = client.asked_with
     too_soon = sum(
         cursor.endswith("-0") and cursor == next_cursor
@@ -124,14 +126,14 @@ def complaint(outcome: Outcome, expected: Sequence[Dispatched]) -> str:
         if case.may_be_too_soon
     )
     too_often = len(asked_with) > made + too_soon + 1 + (not case.closes)
-    since_it_holds_a_cursor = itertools.dropwhile(lambda cursor: not cursor, asked_with)
+    since_first_id = itertools.dropwhile(lambda cursor: not cursor, asked_with)
     problems = (
         (trouble, trouble),
         (client.stopped_by != (case.end if case.closes else "204"), f"{client.stopped_by=}"),
         (client.events != wanted, f"{client.events=}"),
-        (told != to_be_told, f"{told=}"),
+        (ends != expected_ends, f"{ends=}"),
         (client.discarded, f"{client.discarded=}"),
-        (not all(since_it_holds_a_cursor), f"it has lost its cursor: {asked_with}"),
+        (not all(since_first_id), f"it has lost its event id: {asked_with}"),
         (too_often and not case.comes_often, f"{made} cuts, but {asked_with=}"),
     )
     return "; ".join(problem for is_there, problem in problems if is_there)
@@ -140,18 +142,18 @@ def complaint(outcome: Outcome, expected: Sequence[Dispatched]) -> str:
 def complaints(
     servers: Sequence[Server], cases: Iterable[Case], *, all_made: bool = False
 ) -> list[str]:
-    """Play cases on the app of shapes, and return what is wrong."""
+    """Play cases on the scripted app, and return the faults."""
     outcomes = play_all(servers, cases)
     runs = Counter[str]()
     for server in servers:
-        runs.update(httpx.get(f"{server.url}/runs", timeout=20).json())
+        runs.update(httpx.get(f"{server.url}/runs", timeout=HANG_SECONDS).json())
     found = []
     for name, outcome in outcomes.items():
         case = outcome.case
         shape = re.split(r"[/?]", case.path)[2]
         problem = complaint(outcome, events_in(scripted_app.body_of(shape)))
         begun = outcome.client.asked_with.count("")
-        # An app that has sent nothing yet ends with its client, which then begins anew.
+        # An app without an event stops if its client leaves, and the client starts it again.
         with_nothing = sum(cursor.endswith("-0") for cursor in outcome.client.asked_with)
         if not begun <= runs[name] <= begun + with_nothing:
             problem += f"; the app ran {runs[name]} times and not {begun}"
@@ -224,7 +226,7 @@ PLACES: dict[str, tuple[str, Sequence[bytes]]] = {
 
 
 def one_case_each(mark: str = "marked", **fields: Any) -> Iterator[Case]:
-    """Cut at each place that has a name, in one of the ways."""
+    """Cut at each named place, in one of the ways."""
     rng = random.Random(SEED)
     for shape, places in PLACES.values():
         cuts = [Cut(place, rng.choice(list(How)), rng.choice((False, True))) for place in places]
@@ -244,7 +246,7 @@ def sampled_cases(length_of_shape: Mapping[str, int], number: int) -> Iterator[C
 
 
 def all_cuts(rng: random.Random, length: int, *, held: bool) -> Iterator[list[Cut]]:
-    """Cut at each byte, and again somewhere in what follows."""
+    """Cut at each byte, and again somewhere in the rest."""
     for place in range(1, length):
         yield [Cut(place, rng.choice(list(How)), held)]
         yield [Cut(place, rng.choice(list(How)), held), random_cut(rng, length)]

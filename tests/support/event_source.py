@@ -144,6 +144,7 @@ class EventSource:
 
     Attributes:
         events: the app's events since the last `reset`.
+        times: the time of each of the app's events, by the clock of the event loop.
         controls: the middleware's events.
         discarded: the app's events that it has discarded, one list for each `reset`.
         asked_with: the last event id of each connection, `""` for none.

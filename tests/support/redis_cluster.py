@@ -30,6 +30,7 @@ class RedisCluster:
     Attributes:
         nodes: the masters, as they are at the beginning, and then the replicas.
         url: for `RedisStore`, with the first node only.
+        patient_url: the same, with a timeout that does not depend on the speed of the machine.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class RedisCluster:
         self.url = f"redis+cluster://127.0.0.1:{self._port}"
         if certificate is not None:
             self.url = f"rediss+cluster://127.0.0.1:{self._port}?ssl_ca_certs={certificate}"
+        self.patient_url = f"{self.url}{'&' if '?' in self.url else '?'}socket_timeout=30"
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:  # which ends them all where one cannot begin

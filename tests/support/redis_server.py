@@ -58,6 +58,7 @@ class RedisServer:
     Attributes:
         port: where it listens on 127.0.0.1.
         url: the same.
+        patient_url: the same, with a timeout that does not depend on the speed of the machine.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
         self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.patient_url = f"{self.url}?socket_timeout=30"
         self.client = redis.Redis(port=self.port, socket_timeout=10)
 
     def start(self) -> None:

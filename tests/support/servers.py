@@ -1,4 +1,4 @@
-"""Real servers in processes of their own."""
+"""Real servers, each in a process of its own."""
 
 import os
 import re
@@ -6,13 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.ports import free_port
+from tests.support.waiting import HANG_SECONDS, wait_until
 
 SERVERS = {
     "uvicorn-httptools": ("uvicorn", "--http", "httptools", "--port", "{port}"),
@@ -20,15 +20,15 @@ SERVERS = {
     "hypercorn": ("hypercorn", "--bind", "127.0.0.1:{port}"),
     "granian": ("granian", "--interface", "asgi", "--port", "{port}"),
 }
-"""Each server's command line without the app."""
+"""The command line of each server, without the app."""
 
 _INHERITED = dict(os.environ)  # once: pytest writes a variable while threads start servers
-_PATIENCE_SECONDS = 10.0  # hypercorn takes some five to let a stream go
+_TERMINATE_SECONDS = 10.0  # hypercorn needs about 5 s to end a stream
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that listens."""
+    """A server that accepts connections."""
 
     url: str
     port: int
@@ -43,7 +43,7 @@ class Server:
 def serving(
     name: str, app: str, directory: Path, environ: dict[str, str] | None = None, *more: str
 ) -> Iterator[Server]:
-    """Run `app` ("module:attribute") by the server `name`, with `more` options, in the block."""
+    """Serve `app` ("module:attribute") by the server `name` until the block ends."""
     port = free_port()
     module, *arguments = (part.format(port=port) for part in SERVERS[name])
     command = [sys.executable, "-m", module, *arguments, *more, app]
@@ -56,7 +56,7 @@ def serving(
 def running_process(
     command: list[str], log: Path, environ: dict[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """Run `command` with its output in `log`, and end it and its children behind the block."""
+    """Run `command` with its output in `log`; end it and its children after the block."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -68,37 +68,39 @@ def running_process(
         try:
             yield process, log
         finally:
-            # Not its children as well: a worker of hypercorn's that dies while it holds the lock of
-            # an event that it shares with its parent would leave that waiting for ever.
+            # The signal is not for its children: a worker of hypercorn that dies while it holds the
+            # lock of an event that it shares with its parent would block its parent for ever.
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(_PATIENCE_SECONDS)
+                process.wait(_TERMINATE_SECONDS)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait(_PATIENCE_SECONDS)
+            process.wait(HANG_SECONDS)
 
 
 def wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
+    """Wait until a process accepts connections on a port."""
+
+    def is_listening() -> bool:
+        assert process.poll() is None, f"the server has ended:\n{log.read_text()}"
         try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
+            socket.create_connection(("127.0.0.1", port), HANG_SECONDS).close()
         except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    message = f"the server did not listen on {port}:\n{log.read_text()}"
-    raise RuntimeError(message)
+            return False
+        return True
+
+    wait_until(is_listening, lambda: f"no server listens on {port}:\n{log.read_text()}")
 
 
 def until_logged(log: Path, pattern: str) -> str:
-    """Return what of a log matches `pattern`, once something does."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if (found := re.search(pattern, log.read_text())) is not None:
-            return found[0]
-        time.sleep(0.05)
-    message = f"{pattern} was to be logged:\n{log.read_text()}"
-    raise RuntimeError(message)
+    """Wait until a line of a log matches `pattern`, and return the match."""
+    wait_until(
+        lambda: _search(log, pattern) is not None,
+        lambda: f"{pattern} was not logged:\n{log.read_text()}",
+    )
+    return str(_search(log, pattern))
+
+
+def _search(log: Path, pattern: str) -> str | None:
+    found = re.search(pattern, log.read_text())
+    return None if found is None else found[0]

@@ -1,41 +1,42 @@
--- Publish some events of one publisher on one channel, each once, however often they are sent.
+-- Publish events of one publisher on one channel, each once, even if they are sent repeatedly.
 --
--- KEYS  1 the log, a stream: n (number), e (event), d (data), k (key, if it has one)
---       2 what is known of the channel, a hash: n (events so far), f (of which are gone), b (bytes
---         kept), i (id of the last one), e (its name), p (who has published it), s (the number of
---         the last event that p is done with), t (until when both keys live, in ms), a (whether a
---         worker has said that it is at it), and k:<key> for each key: who has taken it
---       3 the same number of this publisher, where another one has published since
--- ARGV  1 ttl in ms  2 most events  3 most bytes  4 topic  5 name of the ack  6 publisher
---       7 how long KEYS[3] lives, in ms; then for each event: number, key or '', event, data
+-- KEYS  1 the log, a stream: n (number), e (event), d (data), k (key, if the event has one)
+--       2 the counters of the channel, a hash: n (events so far), f (dropped events), b (bytes
+--         kept), i (id of the last event), e (its name), p (its publisher), s (the sequence number
+--         of the last event that p has finished), t (the expiry of both keys, in ms), a (exists if
+--         a worker has taken the job), and k:<key> for each key: the event that has it
+--       3 s of this publisher, if another one has published since
+-- ARGV  1 ttl in ms  2 max. events  3 max. bytes  4 topic  5 name of the ack event  6 publisher
+--       7 expiry of KEYS[3] in ms; then for each event: sequence number, key or '', event, data
 --
--- Answers 1 for each event that stands in the channel by this publisher, 0 where the key is taken.
--- A further attempt finds its numbers in s, and so does a first one that comes after it.
+-- Returns 1 for each event that this publisher has published, 0 if its key is in use. A repeated
+-- command finds its sequence numbers in s; so does the first one if it arrives later.
 --
--- Each command takes its time, and readers wait: one event of who has published the last one takes
--- four, HMGET, XADD, HSET and PUBLISH.
+-- Readers wait for each Redis command. One event of the publisher of the last event takes four
+-- commands: HMGET, XADD, HSET and PUBLISH.
 local log, about, seen = KEYS[1], KEYS[2], KEYS[3]
 local ttl, publisher = tonumber(ARGV[1]), ARGV[6]
-local known = redis.call('HMGET', about, 'n', 'f', 'b', 'p', 's', 't')
-local n, gone, bytes = tonumber(known[1] or 0), tonumber(known[2] or 0), tonumber(known[3] or 0)
-local before, done = known[4], known[5]
+local about_fields = redis.call('HMGET', about, 'n', 'f', 'b', 'p', 's', 't')
+local n, dropped = tonumber(about_fields[1] or 0), tonumber(about_fields[2] or 0)
+local bytes = tonumber(about_fields[3] or 0)
+local before, done = about_fields[4], about_fields[5]
 if before ~= publisher then
   done = redis.call('GET', seen) or 0
 end
 done = tonumber(done)
-local was_done, was_gone, news, results, taken, learnt = done, gone, {n + 1}, {}, {}, {}
+local was_done, was_dropped, message = done, dropped, {n + 1}
+local results, taken, fields_to_set = {}, {}, {}
 local id, last, failure
 
-local function learn(field, value)
-  learnt[#learnt + 1], learnt[#learnt + 2] = field, value
+local function set_field(field, value)
+  fields_to_set[#fields_to_set + 1], fields_to_set[#fields_to_set + 2] = field, value
 end
 
-
--- Where there is no log, a new one has to be given its time.
+-- A new log needs an expiry.
 local function add(...)
   local added = redis.pcall('XADD', log, 'NOMKSTREAM', '*', ...)
   if not added then
-    added, known[6] = redis.pcall('XADD', log, '*', ...), nil
+    added, about_fields[6] = redis.pcall('XADD', log, '*', ...), nil
   end
   return added
 end
@@ -62,23 +63,23 @@ for at = 8, #ARGV, 4 do
     end
     id, last, n, bytes, done = added, event, n + 1, bytes + #event + #data, number
     results[#results + 1] = 1
-    news[#news + 1], news[#news + 2], news[#news + 3] = id, event, data
+    message[#message + 1], message[#message + 2], message[#message + 3] = id, event, data
     if token then
       taken[key] = token
-      learn('k:' .. key, token)
+      set_field('k:' .. key, token)
     end
     if event == ARGV[5] then
-      learn('a', 1)
+      set_field('a', 1)
     end
   end
 end
 
--- What is over the bounds goes, the oldest first, and a user's key with it; keys of ours stay.
-local most, most_bytes, forgotten = tonumber(ARGV[2]), tonumber(ARGV[3]), {}
-while n - gone > 1 and (n - gone > most or bytes > most_bytes) do
+-- Drop the oldest events over the limits, and users' keys with them; our own keys stay.
+local most, most_bytes, dropped_keys = tonumber(ARGV[2]), tonumber(ARGV[3]), {}
+while n - dropped > 1 and (n - dropped > most or bytes > most_bytes) do
   local oldest = redis.call('XRANGE', log, '-', '+', 'COUNT', 1)[1]
   if not oldest then
-    gone, bytes = n, 0
+    dropped, bytes = n, 0
     break
   end
   redis.call('XDEL', log, oldest[1])
@@ -87,39 +88,39 @@ while n - gone > 1 and (n - gone > most or bytes > most_bytes) do
     fields[oldest[2][at]] = oldest[2][at + 1]
   end
   if fields.n and fields.e and fields.d then
-    gone, bytes = gone + 1, bytes - #fields.e - #fields.d
+    dropped, bytes = dropped + 1, bytes - #fields.e - #fields.d
   end
   if fields.k and string.sub(fields.k, 1, 2) == 'u:' then
-    forgotten[#forgotten + 1] = 'k:' .. fields.k
+    dropped_keys[#dropped_keys + 1] = 'k:' .. fields.k
   end
 end
 
 if id then
-  if gone ~= was_gone then
-    learn('f', gone)
+  if dropped ~= was_dropped then
+    set_field('f', dropped)
   end
   if before ~= publisher then
-    learn('p', publisher)
-    if before then -- its key is of the same slot
+    set_field('p', publisher)
+    if before then -- its key is in the same hash slot
       local other = string.sub(seen, 1, -#publisher - 1) .. before
-      redis.call('SET', other, known[5], 'PX', ARGV[7])
+      redis.call('SET', other, about_fields[5], 'PX', ARGV[7])
     end
   end
-  -- Both keys live a little longer than they have to, and are not told so for each event.
+  -- The expiry is longer than the ttl, so that not each event has to renew it.
   local now, longer = tonumber(string.match(id, '%d+')), nil
-  if now + ttl > tonumber(known[6] or 0) then
+  if now + ttl > tonumber(about_fields[6] or 0) then
     longer = ttl + math.floor(math.min(ttl / 16, 60000))
-    learn('t', now + longer)
+    set_field('t', now + longer)
   end
-  redis.call('HSET', about, 'n', n, 'b', bytes, 'i', id, 'e', last, 's', done, unpack(learnt))
-  for _, field in ipairs(forgotten) do
+  redis.call('HSET', about, 'n', n, 'b', bytes, 'i', id, 'e', last, 's', done, unpack(fields_to_set))
+  for _, field in ipairs(dropped_keys) do
     redis.call('HDEL', about, field)
   end
   if longer then
     redis.call('PEXPIRE', log, longer)
     redis.call('PEXPIRE', about, longer)
   end
-  redis.pcall('PUBLISH', ARGV[4], table.concat(news, '\n'))
+  redis.pcall('PUBLISH', ARGV[4], table.concat(message, '\n'))
 elseif done > was_done then
   if before == publisher then
     redis.call('HSET', about, 's', done)

@@ -1,12 +1,12 @@
--- Keep the places of a process in the share of a client, and give others back.
+-- Renew the leases of a process for one client, and give others back.
 --
--- KEYS[1]  the leases of the client: members by the time at which they run out
--- KEYS[2]  those that were taken away, until their owners have heard
--- ARGV[1]  how long a lease is good for, in milliseconds
--- ARGV[2]  how many of the members behind it are kept; the rest are given back
+-- KEYS[1]  the leases of the client: members by the time at which they expire
+-- KEYS[2]  the leases that were taken from their owners, until the owners have been notified
+-- ARGV[1]  how long a lease is valid, in milliseconds
+-- ARGV[2]  how many of the members after it are renewed; the rest are given back
 --
--- A lease that has run out, or that Redis has forgotten, is taken again without asking: its stream
--- runs. Returns how many there are, and then which of the kept ones were taken away.
+-- A lease that has expired, or that Redis has lost, is taken again without a check, because its
+-- stream is running. Returns the number of leases, and those of the renewed ones that were taken.
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

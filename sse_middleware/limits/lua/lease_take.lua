@@ -1,13 +1,14 @@
--- Take a place in the share of a client, or say that there is none.
+-- Take a lease of a client, or refuse it.
 --
--- KEYS[1]  the leases of the client: members by the time at which they run out
--- KEYS[2]  those that were taken away, until their owners have heard
--- ARGV[1]  how long a lease is good for, in milliseconds
--- ARGV[2]  how many leases there may be
--- ARGV[3]  whose may be taken away: "nobody", "e" (of streams that can tell it) or "any"
--- ARGV[4]  the member: a letter for its kind, then what sorts by age
+-- KEYS[1]  the leases of the client: members by the time at which they expire
+-- KEYS[2]  the leases that were taken from their owners, until the owners have been notified
+-- ARGV[1]  how long a lease is valid, in milliseconds
+-- ARGV[2]  the most leases of the client
+-- ARGV[3]  the leases that may be taken from their owners: "nobody" (none), "e" (of streams that
+--          can send an event about it) or "any"
+-- ARGV[4]  the member: a letter for its kind, then text that sorts by age
 --
--- Returns how many there are with it, or -1, and then who has lost a lease.
+-- Returns the number of leases with this one, or -1, and then the leases that were taken.
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -18,28 +19,28 @@ redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
 local count = redis.call('ZCARD', KEYS[1])
 local lost = {}
 if redis.call('ZSCORE', KEYS[1], ARGV[4]) then
-  count = count - 1  -- it has asked before, and has not heard the answer
+  count = count - 1  -- a repeated request: the answer was lost
 elseif count >= tonumber(ARGV[2]) then
-  local able = {}
+  local candidates = {}
   if ARGV[3] ~= 'nobody' then
     for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
       if ARGV[3] == 'any' or string.sub(member, 1, 1) == ARGV[3] then
-        able[#able + 1] = member
+        candidates[#candidates + 1] = member
       end
     end
   end
-  local many = count - tonumber(ARGV[2]) + 1
-  if #able < many then
+  local surplus = count - tonumber(ARGV[2]) + 1
+  if #candidates < surplus then
     return {-1}
   end
-  table.sort(able, function(one, other) return string.sub(one, 2) < string.sub(other, 2) end)
-  for index = 1, many do
-    lost[index] = able[index]
-    redis.call('ZREM', KEYS[1], able[index])
-    redis.call('ZADD', KEYS[2], now + lease, able[index])
+  table.sort(candidates, function(one, other) return string.sub(one, 2) < string.sub(other, 2) end)
+  for index = 1, surplus do
+    lost[index] = candidates[index]
+    redis.call('ZREM', KEYS[1], candidates[index])
+    redis.call('ZADD', KEYS[2], now + lease, candidates[index])
   end
   redis.call('PEXPIRE', KEYS[2], lease)
-  count = count - many
+  count = count - surplus
 end
 redis.call('ZADD', KEYS[1], now + lease, ARGV[4])
 redis.call('PEXPIRE', KEYS[1], lease)

@@ -1,14 +1,14 @@
-"""Clients to a Redis: one for an event loop and one for a thread, from a URL or a user's client.
+"""Redis clients for one event loop or one thread, from a URL or from a user's client.
 
-Whatever cannot work is refused here, before anything is connected.
+A URL or client that cannot work is rejected here, before it connects.
 """
 
 import asyncio
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
 import redis
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -18,7 +18,14 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode as ThreadClusterNode
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    NoPermissionError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry as ThreadRetry
 from redis.sentinel import Sentinel
 from redis.sentinel import SentinelConnectionPool as ThreadSentinelConnectionPool
@@ -27,51 +34,77 @@ from sse_middleware.errors import ConfigurationError
 
 AnyRedis = Redis | RedisCluster
 
-# uvloop raises a RuntimeError where a transport is closed.
+# uvloop raises a RuntimeError if a transport is closed.
 FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError, RuntimeError)
-PATIENCE_SECONDS: Final = 1.0
-"""How long a reader waits for Redis to answer."""
-ANSWER_SECONDS: Final = 3.0
-"""How long a writer does, whom nobody waits for."""
-_CONNECTIONS: Final = 8
-_AT_ONCE: Final = 3
-"""How many connections are in use at a time: one reads, one writes, one listens."""
+READ_TIMEOUT_SECONDS: Final = 1.0
+"""Bounds the time in which Redis must answer a client that waits; also bounds a connect."""
+WRITE_TIMEOUT_SECONDS: Final = 3.0
+"""Bounds the time in which Redis must take a write, which delays no client."""
+_MAX_CONNECTIONS: Final = 8
+_MIN_CONNECTIONS: Final = 3
+"""The connections in use at the same time: one reads, one writes, one waits for messages."""
 _CLUSTER: Final = "+cluster"
-_URL: Final = "a URL that redis-py takes, with +cluster behind the scheme of a cluster"
-_OF_AN_ADDRESS: Final = ("host", "port", "db", "username", "password", "cred", "ssl", "unix")
+_URL: Final = "a URL of redis-py, with +cluster after the scheme for a cluster"
+_ADDRESS_OPTIONS: Final = ("host", "port", "db", "username", "password", "cred", "ssl", "unix")
 
 
-def client_for(url: str) -> AnyRedis:
-    """Return a client to the Redis at `url`, which connects when it is used.
+class Timeouts(NamedTuple):
+    """The times in seconds within which Redis must answer.
+
+    Attributes:
+        read: a request of a client that waits.
+        write: a write, which delays no client.
+    """
+
+    read: float
+    write: float
+
+
+def timeouts_for(url: str, timeout: float | None = None) -> Timeouts:
+    """Return the timeouts of a client.
 
     Args:
-        url: as redis-py has them; that of a cluster may name several nodes, with commas between.
+        url: its `socket_timeout`, in seconds, replaces the default.
+        timeout: replaces both.
+    """
+    (given,) = parse_qs(urlsplit(url).query).get("socket_timeout", ["0"])
+    read = timeout or float(given) or READ_TIMEOUT_SECONDS
+    return Timeouts(read, max(read, WRITE_TIMEOUT_SECONDS))
+
+
+def client_for(url: str, timeout: float | None = None) -> AnyRedis:
+    """Return a client of the Redis at `url`, which connects when it is used.
+
+    Args:
+        url: in the form of redis-py; that of a cluster may name several nodes, with commas.
+        timeout: the time in seconds for a connect, instead of the URL's.
 
     Raises:
-        ConfigurationError: there is no such URL.
+        ConfigurationError: the URL is not allowed.
     """
-    options: dict[str, Any] = {
-        "socket_connect_timeout": PATIENCE_SECONDS,
-        "socket_timeout": None,  # who asks does not wait for ever: one timer, not one for an answer
-        "retry": Retry(NoBackoff(), 0),  # and knows what to do
-    }
     try:
+        seconds = timeouts_for(url, timeout).read
+        options: dict[str, Any] = {
+            "socket_connect_timeout": seconds,
+            "socket_timeout": None,  # callers have one timer for many answers
+            "retry": Retry(NoBackoff(), 0),  # callers decide
+        }
         if is_of_cluster(url):
             first, others = _nodes_of(url)
             nodes = [ClusterNode(*other) for other in others]
             return checked(RedisCluster.from_url(first, startup_nodes=nodes, **options))
-        options |= {"max_connections": _CONNECTIONS, "timeout": PATIENCE_SECONDS}
+        options |= {"max_connections": _MAX_CONNECTIONS, "timeout": seconds}
         return checked(Redis.from_pool(BlockingConnectionPool.from_url(url, **options)))
     except (ValueError, TypeError, AttributeError, RedisError, RedisClusterException) as exc:
         raise ConfigurationError("url", url.rpartition("@")[2], _URL) from exc
 
 
 def checked(client: AnyRedis) -> AnyRedis:
-    """Return a client that will do.
+    """Return a client if it can be used.
 
     Raises:
-        TypeError: it is none of redis-py's for asyncio.
-        ValueError: it has too few connections, or reads what is out of date.
+        TypeError: it is not a client of `redis.asyncio`.
+        ValueError: it has too few connections, or reads from replicas.
     """
     if not isinstance(client, Redis | RedisCluster):
         kind = f"{type(client).__module__}.{type(client).__qualname__}"
@@ -79,36 +112,64 @@ def checked(client: AnyRedis) -> AnyRedis:
     if isinstance(client, RedisCluster):
         if client.read_from_replicas or getattr(client, "load_balancing_strategy", None):
             raise ValueError("client reads from replicas, allowed is one that asks the masters")
-    elif client.connection_pool.max_connections < _AT_ONCE:
+    elif client.connection_pool.max_connections < _MIN_CONNECTIONS:
         number = client.connection_pool.max_connections
-        raise ValueError(f"client has {number} connections at most, allowed are {_AT_ONCE} or more")
+        raise ValueError(
+            f"client has {number} connections at most, allowed are {_MIN_CONNECTIONS} or more"
+        )
     return client
 
 
-def patience_of(client: AnyRedis) -> float:
-    """Return how many seconds a client waits for an answer before it gives up."""
+def socket_timeout_of(client: AnyRedis) -> float:
+    """Return the time in seconds after which a client itself stops to wait for an answer."""
     given = client if isinstance(client, RedisCluster) else client.connection_pool
     return float(given.connection_kwargs.get("socket_timeout") or math.inf)
 
 
-def is_to_end() -> bool:
-    """Tell whether the running task was cancelled, though the driver may have kept that to itself.
+def address_of(client: AnyRedis) -> str:
+    """Return the address of a client's Redis, without credentials."""
+    if isinstance(client, RedisCluster):
+        return ",".join(client.nodes_manager.startup_nodes)
+    pool = client.connection_pool
+    if isinstance(pool, SentinelConnectionPool):
+        return f"sentinel's {pool.service_name}"
+    options = pool.connection_kwargs
+    return str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port')}")
 
-    A loop that does not ask goes on for ever when its event loop is to end.
+
+def describe_failure(address: str, exc: BaseException) -> str:
+    """Return a sentence with a failure, its cause and its address, without any payload."""
+    name, text = type(exc).__name__, str(exc).rstrip(".")
+    if isinstance(exc, AuthenticationError):
+        return f"Cannot log in to Redis at {address} ({name}: {text})."
+    if isinstance(exc, NoPermissionError):
+        return f"Redis at {address} refuses a command ({name}: {text})."
+    if isinstance(exc, ResponseError):  # its text may repeat arguments
+        return f"Redis at {address} refuses a command ({name})."
+    if isinstance(exc, TimeoutError | RedisTimeoutError):
+        return f"Redis at {address} does not answer ({name})."
+    return f"Cannot reach Redis at {address} ({name}: {text})."
+
+
+def is_cancelled() -> bool:
+    """Return whether the running task was cancelled; redis-py may have suppressed the exception.
+
+    A loop that does not check this continues while its event loop is closing.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
-def blocking_client(url: str, client: AnyRedis) -> Any:
-    """Return a client for a thread, to the Redis at `url`, or else where `client` goes."""
+def blocking_client(url: str, client: AnyRedis | None) -> Any:
+    """Return a client for a thread, to the Redis at `url`, or to that of `client` without a URL."""
+    seconds = timeouts_for(url).read
     options: dict[str, Any] = {
-        "socket_connect_timeout": PATIENCE_SECONDS,
-        "socket_timeout": PATIENCE_SECONDS,
+        "socket_connect_timeout": seconds,
+        "socket_timeout": seconds,
         "retry": ThreadRetry(NoBackoff(), 0),
     }
     if isinstance(client, RedisCluster):
-        options["retry"] = ThreadRetry(NoBackoff(), 1)  # a failure lets it look where nodes are
+        options["retry"] = ThreadRetry(NoBackoff(), 1)  # after a failure it looks up the nodes
     if is_of_cluster(url):
         first, others = _nodes_of(url)
         nodes = [ThreadClusterNode(*other) for other in others]  # type: ignore[no-untyped-call]
@@ -120,6 +181,7 @@ def blocking_client(url: str, client: AnyRedis) -> Any:
         known = list(client.nodes_manager.startup_nodes.values())
         nodes = [ThreadClusterNode(node.host, node.port) for node in known]  # type: ignore[no-untyped-call]
         return redis.RedisCluster(startup_nodes=nodes, **options)
+    assert client is not None
     pool = client.connection_pool
     options |= _address_in({**pool.connection_kwargs, "connection_class": pool.connection_class})
     if isinstance(pool, SentinelConnectionPool):
@@ -130,7 +192,7 @@ def blocking_client(url: str, client: AnyRedis) -> Any:
 
 
 def close_blocking(client: Any) -> None:
-    """Close a client of `blocking_client`, and the connections that redis-py leaves open then."""
+    """Close a client of `blocking_client`, and the connections that redis-py itself leaves open."""
     if isinstance(client, redis.RedisCluster):
         client.disconnect_connection_pools()  # type: ignore[no-untyped-call]
     elif isinstance(client.connection_pool, ThreadSentinelConnectionPool):
@@ -140,7 +202,7 @@ def close_blocking(client: Any) -> None:
 
 
 def is_of_cluster(url: str) -> bool:
-    """Tell whether a URL is that of a cluster."""
+    """Return whether a URL is that of a cluster."""
     return urlsplit(url).scheme.endswith(_CLUSTER)
 
 
@@ -154,18 +216,18 @@ def _nodes_of(url: str) -> tuple[str, list[tuple[str, int]]]:
     parts = urlsplit(url.replace(_CLUSTER, "", 1))
     login, at, hosts = parts.netloc.rpartition("@")
     first, *others = hosts.split(",")
-    places = [urlsplit(f"//{other}") for other in others]
-    nodes = [(place.hostname or "localhost", place.port or 6379) for place in places]
+    addresses = [urlsplit(f"//{other}") for other in others]
+    nodes = [(address.hostname or "localhost", address.port or 6379) for address in addresses]
     return parts._replace(netloc=f"{login}{at}{first}").geturl(), nodes
 
 
 def _address_in(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a client's options says where its Redis is, and how to get in."""
+    """Return the options of a client that contain its address and its credentials."""
     known = inspect.signature(redis.Redis).parameters
     address = {
         name: value
         for name, value in {**given, "unix_socket_path": given.get("path")}.items()
-        if value is not None and name in known and name.startswith(_OF_AN_ADDRESS)
+        if value is not None and name in known and name.startswith(_ADDRESS_OPTIONS)
     }
     if issubclass(given.get("connection_class", object), SSLConnection):
         address["ssl"] = True

@@ -1,19 +1,16 @@
-"""The link of one event loop to Redis: its keys, its client, and the lease that says that it lives.
+"""The Redis commands of one event loop: queries of readers, writes, and the lease of the process.
 
-What many readers ask at a time is asked in one go, by one connection, and what several ask alike is
-asked once. Whatever goes wrong comes out of here as a `StoreError`, at once where Redis did not
-answer a moment ago.
+Queries that are asked at the same time leave in one pipeline on one connection, and equal queries
+are sent once. Each failure is reported, and leaves as a `StoreError`; after one, queries fail at
+once for a moment (see `circuit_breaker`).
 """
 
 import asyncio
-import hashlib
-import logging
 import math
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from importlib.resources import files
 from itertools import islice
 from typing import Any, Final
 
@@ -23,92 +20,117 @@ from redis.exceptions import ClusterError, ResponseError
 
 from sse_middleware.errors import StoreError
 from sse_middleware.observability.observer import Observer
+from sse_middleware.stores.circuit_breaker import CircuitBreaker, FailureReport
 from sse_middleware.stores.redis.client import (
-    ANSWER_SECONDS,
     FAILURES,
-    PATIENCE_SECONDS,
     AnyRedis,
+    Timeouts,
+    address_of,
     blocking_client,
     checked,
     client_for,
-    is_to_end,
-    patience_of,
+    describe_failure,
+    is_cancelled,
+    socket_timeout_of,
 )
+from sse_middleware.stores.redis.keys import Keys
 from sse_middleware.stores.redis.process_lease import ProcessLease, lease_milliseconds
+from sse_middleware.stores.redis.scripts import Command
 
-logger = logging.getLogger("sse_middleware")
-
-Command = tuple[str | bytes | int, ...]
-
-SCHEMA: Final = 1
-"""Stands in each key, so that two versions of us can share a Redis during an upgrade."""
 _BLOCK_SECONDS: Final = 1.0
-"""How long a command waits at Redis for messages."""
-_PAUSE_SECONDS: Final = 0.5
-"""How long nobody asks behind a failure."""
-_FORGETFUL_SECONDS: Final = 2.0
-_WARNING_SECONDS: Final = 60.0
-"""How often at most a failure is told to the operator."""
-_ASKED_AT_ONCE: Final = 64
+"""How long Redis holds a command that waits for messages."""
+_OPEN_SECONDS: Final = 0.5
+"""How long queries fail at once after a failure."""
+_RESTORE_SECONDS: Final = 2.0
+"""After a failure, Redis may have been emptied. Within this time the workers write all again."""
+_MAX_BATCH: Final = 64
+"""The most queries in one pipeline."""
 _INBOX_LENGTH: Final = 10_000
-# XADD makes a key that lives for ever, and no command sets its time with it.
-_APPEND: Final = files(__package__).joinpath("lua/append.lua").read_text()
 
 
-class Keys:
-    """The names of what we keep; all of one stream hash to one slot of a cluster.
+class QueryCoalescer:
+    """Send the queries of many callers in one pipeline at a time, and equal queries once.
 
     Args:
-        prefix: what stands before all of them.
+        send: sends commands and returns the answers, an exception for a refused one.
+        timeout: the time in seconds for one pipeline.
+        failed: receives each failure.
     """
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = f"{prefix}{SCHEMA}:"
+    def __init__(
+        self,
+        send: Callable[[Sequence[Command]], Awaitable[Sequence[Any]]],
+        timeout: float,
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._send = send
+        self._timeout = timeout
+        self._failed = failed
+        self._queries: dict[Command, asyncio.Future[Any]] = {}
+        self._task: asyncio.Task[None] | None = None
 
-    def log(self, stream_id: str) -> str:
-        """Return the key of the entries of a stream."""
-        return f"{self._prefix}{{{stream_id}}}:log"
+    def query(self, command: Command) -> "asyncio.Future[Any]":
+        """Send a query, and return its answer, or the exception that it has caused."""
+        loop = asyncio.get_running_loop()
+        answer = self._queries.get(command)
+        if answer is None or answer.done():
+            answer = self._queries[command] = loop.create_future()
+        if self._task is None:
+            self._task = loop.create_task(self._run())
+        return answer
 
-    def info(self, stream_id: str) -> str:
-        """Return the key of what is known of it."""
-        return f"{self._prefix}{{{stream_id}}}:info"
+    async def close(self) -> None:
+        """Cancel all queries."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
 
-    def name(self, digest: str) -> str:
-        """Return the key of the latest stream of a name."""
-        return f"{self._prefix}name:{digest}"
-
-    def lease(self, process: str) -> str:
-        """Return the key that lives as long as a process."""
-        return f"{self._prefix}{{{process}}}:lease"
-
-    def inbox(self, process: str) -> str:
-        """Return the key of what other processes have to say to it."""
-        return f"{self._prefix}{{{process}}}:inbox"
-
-
-def digest(name: str) -> str:
-    """Return what stands for a name of the app's in a key."""
-    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def append(key: str, milliseconds: int, *words: str | bytes | int) -> Command:
-    """Return the command that adds to a stream which may be new, and lives so long then."""
-    return ("EVAL", _APPEND, 1, key, milliseconds, *words)
+    async def _run(self) -> None:
+        """Send all queries, a bounded number at a time."""
+        sent: dict[Command, asyncio.Future[Any]] = {}
+        try:
+            while self._queries and not is_cancelled():
+                sent = dict(islice(self._queries.items(), _MAX_BATCH))
+                for command, query in list(sent.items()):
+                    del self._queries[command]
+                    if query.done():  # its caller has cancelled it
+                        del sent[command]
+                async with asyncio.timeout(self._timeout):
+                    answers = await self._send(list(sent))
+                failures = [answer for answer in answers if isinstance(answer, Exception)]
+                if failures:
+                    self._failed(failures[0])
+                for query, answer in zip(sent.values(), answers, strict=True):
+                    _settle(query, answer)
+        except FAILURES as exc:
+            self._failed(exc)
+            for query in (*sent.values(), *self._queries.values()):
+                _settle(query, exc)
+        finally:
+            self._task = None
+            for query in (*sent.values(), *self._queries.values()):
+                query.cancel()
+            self._queries.clear()
 
 
 class CommandClient:
-    """The link of one event loop to Redis.
+    """Send the commands of one event loop.
 
     Args:
-        url: where it is, `""` where a client is given.
+        url: of Redis, `""` if a client is given.
         client: the user's own client.
-        keys: how keys are named.
-        observers: who is told of failures.
-        lease_seconds: within which time a process that has died is known to be dead.
+        keys: builds keys.
+        observers: are notified of failures.
+        lease_seconds: within this time other processes notice that this one has died.
+        timeouts: within which Redis must answer.
+        consequence: what a log line about a failure says after the cause: the features that still
+            work, and the remedy.
 
     Attributes:
-        process: a name for this process and loop, which nobody can guess.
+        process: a name of this process and loop that cannot be guessed.
+        keys: as given.
         lease_seconds: as given.
+        timeouts: as given.
     """
 
     def __init__(
@@ -117,186 +139,166 @@ class CommandClient:
         client: AnyRedis | None,
         keys: Keys,
         observers: Sequence[Observer],
+        *,
         lease_seconds: float,
+        timeouts: Timeouts,
+        consequence: str,
     ) -> None:
         self.keys = keys
         self.process = secrets.token_hex(8)
         self.lease_seconds = lease_seconds
-        self._client: AnyRedis = client_for(url) if client is None else checked(client)
+        self.timeouts = timeouts
+        self._client = client_for(url, timeouts.read) if client is None else checked(client)
         self._is_ours = client is None
         self._url = url
         self._observers = observers
-        self._rests_until = 0.0
+        describe = partial(describe_failure, address_of(self._client))
+        self._report = FailureReport(observers, describe, consequence)
+        self._breaker = CircuitBreaker(FAILURES, self._report, "read", open_seconds=_OPEN_SECONDS)
         self._failed_at = -math.inf
         self._lease: ProcessLease | None = None
-        self._warned_at = -math.inf
-        self._is_lost = False
-        self._questions: dict[Command, asyncio.Future[Any]] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._must_reconnect = False
+        self._queries = QueryCoalescer(self._send, timeouts.read, partial(self.failed, "read"))
 
-    async def ask(self, operation: str, *commands: Command) -> list[Any]:
-        """Ask Redis something, for as long as a reader waits, and return the answers.
+    async def query(self, operation: str, *commands: Command) -> list[Any]:
+        """Send queries of a reader, and return the answers.
 
         Raises:
-            StoreError: it is out of reach, has refused, or was out of reach a moment ago.
+            StoreError: Redis is out of reach, has refused, or was out of reach a moment ago.
         """
-        if time.monotonic() < self._rests_until:
-            raise StoreError(f"{operation}: Redis did not answer a moment ago")
-        loop = asyncio.get_running_loop()
-        answers = [self._questions.setdefault(one, loop.create_future()) for one in commands]
-        if self._task is None:
-            self._task = loop.create_task(self._answer())
-        await asyncio.wait(answers)  # others may wait for the same
+        self._breaker.check(operation)
+        answers = [self._queries.query(command) for command in commands]
+        await asyncio.wait(answers)  # no answer is cancelled: other callers may share it
         try:
             return [answer.result() for answer in answers]
         except (*FAILURES, asyncio.CancelledError) as exc:
             raise StoreError(f"{operation}: {type(exc).__name__}") from exc
 
-    async def write(self, commands: Iterable[Command]) -> list[Any]:
-        """Have Redis do something, one command after the other.
+    async def write(self, commands: Sequence[Command]) -> list[Any]:
+        """Send commands that change something, in order.
 
         Returns:
-            The answers, an exception where one was refused.
+            The answers, an exception for a refused command.
 
         Raises:
             Exception: one of `FAILURES`; the outcome is unknown.
         """
-        async with asyncio.timeout(ANSWER_SECONDS):
-            return await self._pipe(commands)
+        async with asyncio.timeout(self.timeouts.write):
+            return await self._send(commands)
 
     @property
-    def may_be_forgetful(self) -> bool:
-        """Whether Redis may have been emptied a moment ago, and not have all again so far."""
-        return time.monotonic() < self._failed_at + _FORGETFUL_SECONDS
+    def may_be_incomplete(self) -> bool:
+        """Whether Redis may have been emptied a moment ago; a missing key then proves nothing."""
+        return time.monotonic() < self._failed_at + _RESTORE_SECONDS
 
-    async def read_inbox(self, place: bytes) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        """Wait a while for messages behind `place`.
+    async def read_inbox(self, after: bytes) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """Return the messages after the id `after`; wait for one for a while.
 
         Raises:
             Exception: one of `FAILURES`.
         """
-        block = min(_BLOCK_SECONDS, patience_of(self._client) / 2)
+        block = min(_BLOCK_SECONDS, socket_timeout_of(self._client) / 2)
         milliseconds, inbox = int(block * 1000), self.keys.inbox(self.process)
-        words: Command = ("XREAD", "BLOCK", milliseconds, "STREAMS", inbox, place)
-        async with asyncio.timeout(block + PATIENCE_SECONDS):
-            return _messages(await self._client.execute_command(*words, **{NEVER_DECODE: True}))
+        command: Command = ("XREAD", "BLOCK", milliseconds, "STREAMS", inbox, after)
+        async with asyncio.timeout(block + self.timeouts.read):
+            return _messages(await self._client.execute_command(*command, **{NEVER_DECODE: True}))
 
-    def message_to(self, process: str, words: str) -> Command:
-        """Return the command that puts a message into the inbox of a process, if it has one."""
+    def message_command(self, process: str, words: str) -> Command:
+        """Return the command that adds a message to the inbox of a process, if it has one."""
         inbox = self.keys.inbox(process)
         bounds = ("NOMKSTREAM", "MAXLEN", "~", _INBOX_LENGTH)
         return ("XADD", inbox, *bounds, "*", "p", self.process, "w", words)
 
     def lease_command(self) -> Command:
-        """Return the command that says once that this process lives."""
-        return (
-            "SET",
-            self.keys.lease(self.process),
-            "1",
-            "PX",
-            lease_milliseconds(self.lease_seconds),
-        )
+        """Return the command that renews the lease of this process once."""
+        milliseconds = lease_milliseconds(self.lease_seconds)
+        return ("SET", self.keys.lease(self.process), "1", "PX", milliseconds)
 
     def failed(self, operation: str, exc: BaseException) -> None:
-        """Take note that Redis did not do its work."""
-        logger.debug("%s: %s", operation, type(exc).__name__)
-        # What has refused this may do that, and one that waits proves nothing.
-        refuses = isinstance(exc, ResponseError) and not isinstance(exc, ClusterError)
-        if operation != "inbox" and not refuses:
-            self._is_lost = True
+        """Report a failure, and let queries fail at once for a moment.
+
+        A refusal does not: Redis may accept other commands. A failed wait for messages does not
+        either: it proves nothing about other connections.
+        """
+        is_refusal = isinstance(exc, ResponseError) and not isinstance(exc, ClusterError)
+        if operation != "inbox" and not is_refusal:
+            self._must_reconnect = True
             self._failed_at = time.monotonic()
-            self._rests_until = self._failed_at + _PAUSE_SECONDS
-        if time.monotonic() > self._warned_at + _WARNING_SECONDS:
-            self._warned_at = time.monotonic()
-            text = "Redis does not %s: %s; streams go on, and may not be resumed"
-            logger.warning(text, operation, type(exc).__name__)
-        for observer in self._observers:
-            observer.store_failed(operation)
+            self._breaker.open()
+        self._report.failed(operation, exc)
 
     def flushed(self, seconds: float) -> None:
-        """Take note that events were written."""
-        self._rests_until = 0.0
+        """Report that events were written, which took so many seconds."""
+        self._breaker.close()
         for observer in self._observers:
             observer.store_flushed(seconds)
 
-    def hold_lease(self) -> None:
-        """Say that this process lives, from now on."""
+    def start_lease(self) -> None:
+        """Hold the lease of this process from now on."""
         if self._lease is None:
             self._lease = ProcessLease(
                 partial(blocking_client, self._url, self._client),
                 self.keys.lease(self.process),
                 self.keys.inbox(self.process),
-                append,
                 self.lease_seconds,
+                self.timeouts.write,
             )
 
     def renew_lease(self) -> None:
-        """Say so again at once, for Redis may have forgotten."""
+        """Renew the lease now; Redis may have lost it."""
         if self._lease is not None:
-            self._lease.hurry()
+            self._lease.renew_now()
 
     async def close(self) -> None:
-        """Let go of the lease and the connections, and ask no more."""
-        self._rests_until = math.inf
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        """Give back the lease, close the connections, and let all queries fail."""
+        self._breaker.open_until = math.inf
+        await self._queries.close()
         if self._lease is not None:
             await self._lease.stop()
             self._lease = None
         if self._is_ours:
             await self._client.aclose()
 
-    async def _answer(self) -> None:
-        """Ask what is to be asked, as much as there is at a time."""
-        asked: dict[Command, asyncio.Future[Any]] = {}
-        try:
-            while self._questions and not is_to_end():
-                asked = dict(islice(self._questions.items(), _ASKED_AT_ONCE))
-                for command in asked:
-                    del self._questions[command]
-                async with asyncio.timeout(PATIENCE_SECONDS):
-                    answers = await self._pipe(asked)
-                failures = [answer for answer in answers if isinstance(answer, Exception)]
-                if failures:
-                    self.failed("read", failures[0])
-                for question, answer in zip(asked.values(), answers, strict=True):
-                    _settle(question, answer)
-        except FAILURES as exc:
-            self.failed("read", exc)
-            for question in (*asked.values(), *self._questions.values()):
-                _settle(question, exc)
-        finally:
-            self._task = None
-            for question in (*asked.values(), *self._questions.values()):
-                question.cancel()
-            self._questions.clear()
-
-    async def _pipe(self, commands: Iterable[Command]) -> list[Any]:
-        if self._is_lost and isinstance(self._client, RedisCluster):
-            await self._client.aclose()  # or it goes on to ask a node that is not there any more
-        self._is_lost = False
+    async def _send(self, commands: Iterable[Command]) -> list[Any]:
+        if self._must_reconnect and isinstance(self._client, RedisCluster):
+            await self._client.aclose()  # otherwise it still asks a node that has gone
+        self._must_reconnect = False
         pipe = self._client.pipeline(transaction=False)
         for command in commands:
             pipe.execute_command(*command, **{NEVER_DECODE: True})
         return list(await pipe.execute(raise_on_error=False))
 
 
-def _settle(question: "asyncio.Future[Any]", answer: Any) -> None:
-    if question.done():
+def circuit_breaker_for(
+    url: str, observers: Sequence[Observer], operation: str, consequence: str
+) -> CircuitBreaker:
+    """Return a circuit breaker for requests to the Redis at `url`.
+
+    Args:
+        url: of Redis.
+        observers: are notified of failures.
+        operation: the name under which they receive them.
+        consequence: what a log line about a failure says after the cause.
+    """
+    describe = partial(describe_failure, address_of(client_for(url)))
+    return CircuitBreaker(FAILURES, FailureReport(observers, describe, consequence), operation)
+
+
+def _settle(query: "asyncio.Future[Any]", answer: Any) -> None:
+    if query.done():
         return
     if isinstance(answer, Exception):
-        question.set_exception(answer)
-        question.exception()  # whoever has asked may have left
+        query.set_exception(answer)
+        query.exception()  # no log if the caller has gone
     else:
-        question.set_result(answer)
+        query.set_result(answer)
 
 
 def _messages(answer: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """Return the ids and fields that XREAD has given, by whichever protocol and version."""
+    """Return the ids and fields in an answer to XREAD, of each protocol and version of redis-py."""
     parts = answer.values() if isinstance(answer, dict) else [part[1] for part in answer or ()]
     messages: list[tuple[bytes, dict[bytes, bytes]]] = []
     for part in parts:
-        for one in part:
-            messages += [one] if isinstance(one[0], bytes) else one
+        for message in part:
+            messages += [message] if isinstance(message[0], bytes) else message
     return messages

@@ -1,11 +1,12 @@
-"""The entries of a log in Redis: several frames in one, and never another one under the same id.
+"""The entries of a log in Redis: each contains several frames, and each id has one content.
 
-The id of an entry is the number of its LAST event, and its first stands in a field: whoever reads
-behind an event in the middle of an entry gets that entry, and a hole between two entries is seen.
-What was handed out once is handed out again unchanged until it is known to be there, so that a
-write whose outcome is unknown can be repeated: Redis refuses an id that it has already.
+The id of an entry is the number of its LAST event; a field contains the number of its first. A
+reader that continues after an event in the middle of an entry therefore gets that entry, and gaps
+between entries are visible. An entry that was returned once is returned again unchanged until its
+write has succeeded. A write with an unknown outcome can be repeated, because Redis refuses an id
+that it already has.
 
-Nothing here does I/O.
+This module does no I/O.
 """
 
 import json
@@ -19,13 +20,13 @@ from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import Batch, LogInfo, LogState
 
 _ENTRY_BYTES: Final = 1 << 15
-"""What one entry holds, so that a reader is given no more at once than it can take."""
-_SHARE: Final = 8
-"""An entry holds no more than this part of what is kept, since whole entries are trimmed."""
-_ENTRIES_AT_ONCE: Final = 8
-"""How many entries of one log are on their way together."""
+"""The size of an entry, so that a reader gets a bounded amount at a time."""
+_MIN_ENTRIES: Final = 8
+"""The limits of a log are divided into so many entries, because Redis trims whole entries."""
+_MAX_IN_FLIGHT: Final = 8
+"""The most entries of one log that are being written at the same time."""
 _BATCH_BYTES: Final = 1 << 16
-"""Entries are read as one batch up to about this size."""
+"""The approximate size of a batch that a reader gets."""
 
 
 class LogEntry(NamedTuple):
@@ -33,11 +34,11 @@ class LogEntry(NamedTuple):
 
     Attributes:
         id: its id.
-        fields: its fields, names and values by turns.
-        oldest: the id of the oldest entry that is kept with this one, `b""` where none has to go.
-        first: the number of its first event, one behind `last` where it has none.
-        last: the number of its last event, or of the last one before it.
-        size: of its frames, in bytes.
+        fields: its fields, names and values in turn.
+        oldest: the id of the oldest entry that Redis keeps from now on, `b""` if it drops none.
+        first: the number of its first event, `last + 1` if it has none.
+        last: the number of its last event, or of the last event before it.
+        size: the size of its frames in bytes.
     """
 
     id: bytes
@@ -49,26 +50,28 @@ class LogEntry(NamedTuple):
 
     @property
     def ends(self) -> bool:
-        """Whether it tells the end of the log."""
+        """Whether it contains the end of the log."""
         return self.fields[:1] == (b"s",)
 
 
 class Pending:
-    """What of one log is not in Redis yet, or not known to be.
+    """The entries of one log that may not be in Redis yet.
 
     Args:
-        max_events: how many events are kept, here and in Redis.
-        max_bytes: how many bytes of them are kept here, and how many in Redis; the oldest go first.
+        max_events: the most events that are kept, here and in Redis.
+        max_bytes: the most bytes of events that are kept here, and in Redis. The oldest events
+            are dropped first.
 
     Attributes:
         last: the number of the last event.
-        tells_end: whether a frame stands behind it, which says how the stream has ended.
-        dropped: how many events were too many to be kept until Redis took them, since last asked.
+        tells_end: whether a frame follows it that contains the end of the stream.
+        dropped: the number of events that were dropped before Redis took them, since the last
+            `take_dropped`.
     """
 
     __slots__ = (
         "_end",
-        "_frozen",
+        "_in_flight",
         "_kept",
         "_kept_bytes",
         "_max_bytes",
@@ -83,10 +86,10 @@ class Pending:
     def __init__(self, max_events: int, max_bytes: int) -> None:
         self._max_events = max(1, max_events)
         self._max_bytes = max_bytes
-        self._queue: deque[tuple[int, bytes | None]] = deque()  # `None` for what is not kept
+        self._queue: deque[tuple[int, bytes | None]] = deque()  # `None`: not kept
         self._size = 0
-        self._frozen: deque[LogEntry] = deque()
-        self._kept: deque[LogEntry] = deque()  # in Redis or on its way; without the frames
+        self._in_flight: deque[LogEntry] = deque()
+        self._kept: deque[LogEntry] = deque()  # in Redis or in flight; without frames
         self._kept_bytes = 0
         self._end: tuple[LogState, bytes] | None = None
         self.last = 0
@@ -105,16 +108,16 @@ class Pending:
 
     @property
     def is_empty(self) -> bool:
-        """Whether all is known to be in Redis."""
-        return not self._frozen and self.is_on_its_way
+        """Whether all entries are in Redis."""
+        return not self._in_flight and self.is_in_flight
 
     @property
-    def is_on_its_way(self) -> bool:
-        """Whether all was handed out."""
+    def is_in_flight(self) -> bool:
+        """Whether `freeze` has returned all entries."""
         return not self._queue and self._end is None
 
     def append(self, seq: int, frame: bytes) -> None:
-        """Take the frame of the event `seq`; a number that does not grow is ignored."""
+        """Add the frame of the event `seq`; a number that does not grow is ignored."""
         if len(frame) > self._max_bytes:
             self.skip(seq)
         elif seq > self.last:
@@ -125,7 +128,7 @@ class Pending:
                 self._drop_oldest()
 
     def skip(self, seq: int) -> None:
-        """Take note that the event `seq` is not kept."""
+        """Record that the event `seq` is not kept."""
         if seq > self.last:
             self.last = seq
             if self._queue and self._queue[-1][1] is None:
@@ -133,47 +136,47 @@ class Pending:
             self._queue.append((seq, None))
 
     def end(self, state: LogState, frame: bytes) -> None:
-        """Take the end; with a log that goes or is disowned all its events go."""
+        """Add the end. It drops all events of a log that is gone or contains the app's own ids."""
         if state in (LogState.APP_OWNS_IDS, LogState.GONE):
             self._queue.clear()
-            self._frozen.clear()
+            self._in_flight.clear()
             self._kept.clear()
         if state is not LogState.GONE:
             self._end = state, frame
             self.tells_end = bool(frame)
 
     def freeze(self) -> Sequence[LogEntry]:
-        """Return what is to be written next: what was on its way, unchanged, and what has come."""
-        while len(self._frozen) < _ENTRIES_AT_ONCE and not self.is_on_its_way:
-            self._frozen.append(self._cut())
-        return tuple(self._frozen)
+        """Return the entries to be written next: those in flight, unchanged, and new ones."""
+        while len(self._in_flight) < _MAX_IN_FLIGHT and not self.is_in_flight:
+            self._in_flight.append(self._next_entry())
+        return tuple(self._in_flight)
 
-    def written(self, entry: LogEntry) -> None:
-        """Take note that an entry, the next of those on their way, is in Redis."""
-        if self._frozen and self._frozen[0] is entry:
-            self._frozen.popleft()
+    def mark_written(self, entry: LogEntry) -> None:
+        """Record that the oldest entry in flight is in Redis."""
+        if self._in_flight and self._in_flight[0] is entry:
+            self._in_flight.popleft()
 
     def take_dropped(self) -> int:
-        """Return how many events were too many since this was asked last."""
+        """Return the number of events that were dropped since the last call."""
         dropped, self.dropped = self.dropped, 0
         return dropped
 
-    def forget(self) -> None:
-        """Take note that Redis has nothing of it any more."""
-        self._kept = deque(_without_frames(one) for one in self._frozen if not one.ends)
+    def forget_written(self) -> None:
+        """Record that Redis has lost all entries."""
+        self._kept = deque(_without_frames(one) for one in self._in_flight if not one.ends)
         self._kept_bytes = sum(entry.size for entry in self._kept)
 
-    def _cut(self) -> LogEntry:
+    def _next_entry(self) -> LogEntry:
         if not self._queue:
             assert self._end is not None
             end, self._end = self._end, None
             return self._end_entry(*end)
         seq, frame = self._queue.popleft()
         if frame is None:
-            return self._keep(LogEntry(b"%d-0" % seq, (b"h", b""), b"", seq + 1, seq, 0))
+            return self._record(LogEntry(b"%d-0" % seq, (b"h", b""), b"", seq + 1, seq, 0))
         frames, size = [frame], len(frame)
-        max_events = max(1, self._max_events // _SHARE)
-        max_bytes = min(_ENTRY_BYTES, self._max_bytes // _SHARE)
+        max_events = max(1, self._max_events // _MIN_ENTRIES)
+        max_bytes = min(_ENTRY_BYTES, self._max_bytes // _MIN_ENTRIES)
         while self._queue and len(frames) < max_events:
             number, frame = self._queue[0]
             if frame is None or number != seq + len(frames) or size + len(frame) > max_bytes:
@@ -182,20 +185,20 @@ class Pending:
             frames.append(frame)
             size += len(frame)
         self._size -= size
-        return self._keep(_frames_entry(seq, frames, size))
+        return self._record(_frames_entry(seq, frames, size))
 
-    def _keep(self, entry: LogEntry) -> LogEntry:
-        """Take note of an entry, and of how much has to go for it."""
+    def _record(self, entry: LogEntry) -> LogEntry:
+        """Count an entry, and return it with the id of the oldest entry that is kept with it."""
         self._kept.append(_without_frames(entry))
         self._kept_bytes += entry.size
-        goes = False
+        trims = False
         while len(self._kept) > 1 and (
             self._kept_bytes > self._max_bytes
             or entry.last - self._kept[0].first >= self._max_events
         ):
             self._kept_bytes -= self._kept.popleft().size
-            goes = True
-        return entry._replace(oldest=self._kept[0].id) if goes else entry
+            trims = True
+        return entry._replace(oldest=self._kept[0].id) if trims else entry
 
     def _end_entry(self, state: LogState, frame: bytes) -> LogEntry:
         own_id = b"%d-1" % self.last
@@ -211,19 +214,19 @@ class Pending:
 
 
 def batches(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]], after: int) -> Iterator[Batch]:
-    """Return what a reader behind the event `after` gets of some entries.
+    """Return the batches that a reader gets from some entries.
 
     Args:
         entries: their ids and fields, in order.
-        after: the event that the reader has last.
+        after: the number of the last event that the reader has.
 
     Raises:
-        ValueError: one of them is none of ours.
+        ValueError: the content of an entry is unknown.
     """
     frames: list[bytes] = []
     size = 0
     for entry_id, fields in entries:
-        first, last, data = _opened(entry_id, fields, after)
+        first, last, data = _parse(entry_id, fields, after)
         if frames and (first > after + 1 or not data or size > _BATCH_BYTES):
             yield Batch(LogState.RUNNING, after, b"".join(frames))
             frames, size = [], 0
@@ -246,21 +249,21 @@ def batches(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]], after: int) 
         yield Batch(LogState.RUNNING, after, b"".join(frames))
 
 
-def end_told(entry_id: bytes, fields: Mapping[bytes, bytes], after: int) -> Batch | None:
-    """Return the end of a log for a reader that is ahead of it, by its newest entry."""
-    if b"s" not in fields or last_of(entry_id) >= after:
+def end_of(entry_id: bytes, fields: Mapping[bytes, bytes], after: int) -> Batch | None:
+    """Return the end of a log from its newest entry, for a reader that has a later event."""
+    if b"s" not in fields or last_number(entry_id) >= after:
         return None
     return Batch(LogState(fields[b"s"].decode()), after, fields[b"e"])
 
 
-def last_of(entry_id: bytes) -> int:
+def last_number(entry_id: bytes) -> int:
     """Return the number of the last event of an entry."""
     return int(entry_id.partition(b"-")[0])
 
 
-def first_of(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
-    """Return the number of the first event of an entry, one behind its last where it has none."""
-    return int(fields[b"f"]) if b"f" in fields else last_of(entry_id) + 1
+def first_number(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
+    """Return the number of the first event of an entry, its last plus one if it has none."""
+    return int(fields[b"f"]) if b"f" in fields else last_number(entry_id) + 1
 
 
 def _frames_entry(first: int, frames: list[bytes], size: int) -> LogEntry:
@@ -274,9 +277,9 @@ def _without_frames(entry: LogEntry) -> LogEntry:
     return LogEntry(entry.id, (), b"", entry.first, entry.last, entry.size)
 
 
-def _opened(entry_id: bytes, fields: Mapping[bytes, bytes], after: int) -> tuple[int, int, bytes]:
-    """Return the first and last event of an entry, and its frames behind the event `after`."""
-    last, first = last_of(entry_id), first_of(entry_id, fields)
+def _parse(entry_id: bytes, fields: Mapping[bytes, bytes], after: int) -> tuple[int, int, bytes]:
+    """Return the first and last event of an entry, and its frames after the event `after`."""
+    last, first = last_number(entry_id), first_number(entry_id, fields)
     if b"f" not in fields:
         if b"h" not in fields and not {b"s", b"e"} <= fields.keys():
             raise ValueError(f"an entry has the fields {sorted(fields)}")
@@ -289,13 +292,13 @@ def _opened(entry_id: bytes, fields: Mapping[bytes, bytes], after: int) -> tuple
     return first, last, data[start:] if start else data
 
 
-class Known(NamedTuple):
-    """What is known of a log.
+class LogMetadata(NamedTuple):
+    """The metadata of a log.
 
     Attributes:
-        info: what is known of the stream from its beginning.
-        process: the process that writes it.
-        name: a digest of its name, `""` where it has none.
+        info: the metadata of the stream.
+        process: the process that writes the log.
+        name: the digest of its name, `""` if it has none.
     """
 
     info: LogInfo
@@ -303,18 +306,19 @@ class Known(NamedTuple):
     name: str
 
 
-def pack_known(known: Known) -> bytes:
-    """Write what is known of a log."""
-    fields = {**asdict(known.info), "headers": known.info.headers.decode("latin-1")}
+def pack_metadata(metadata: LogMetadata) -> bytes:
+    """Serialize the metadata of a log."""
+    info = metadata.info
+    fields = {**asdict(info), "headers": info.headers.decode("latin-1")}
     fields |= fields.pop("terms")  # the terms are stored as fields of their own
-    return json.dumps([fields, known.process, known.name]).encode()
+    return json.dumps([fields, metadata.process, metadata.name]).encode()
 
 
-def unpack_known(data: bytes) -> Known:
-    """Read what `pack_known` has written.
+def unpack_metadata(data: bytes) -> LogMetadata:
+    """Parse the result of `pack_metadata`.
 
     Raises:
-        ValueError: it is none of ours.
+        ValueError: another version has written it.
     """
     try:
         fields, process, name = json.loads(data)
@@ -322,5 +326,5 @@ def unpack_known(data: bytes) -> Known:
         headers = fields.pop("headers").encode("latin-1")
         info = LogInfo(**fields, headers=headers, terms=terms)
     except (TypeError, KeyError, AttributeError, ValueError) as exc:
-        raise ValueError("what is known of a stream was written by another version") from exc
-    return Known(info, process, name)
+        raise ValueError("the metadata of a stream was written by another version") from exc
+    return LogMetadata(info, process, name)

@@ -1,7 +1,8 @@
-"""What one event loop has of the store in Redis: its logs, its readers, and its inbox.
+"""The part of the store in one event loop: its logs, its readers, and the inbox of its process.
 
-Processes tell each other by inboxes, one for each: that a stream is followed, that it has grown,
-that it is to end. A message that is lost costs a reader a second and nobody an event.
+Processes send each other messages, and each has one inbox: `follow` and `leave` (a process has
+readers of a stream, or has none any more), `news` and `gone` (a stream has grown, or is gone),
+`cancel` (a reader ends a stream). A lost message delays a reader by a second; no event is lost.
 """
 
 import asyncio
@@ -13,322 +14,332 @@ from typing import Final
 
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.base import Batch, LogSnapshot, LogState
-from sse_middleware.stores.redis.client import FAILURES, is_to_end
+from sse_middleware.stores.circuit_breaker import Backoff
+from sse_middleware.stores.redis.client import FAILURES, is_cancelled
 from sse_middleware.stores.redis.commands import CommandClient
 from sse_middleware.stores.redis.entries import (
-    Known,
+    LogMetadata,
     batches,
-    end_told,
-    first_of,
-    last_of,
-    unpack_known,
+    end_of,
+    first_number,
+    last_number,
+    unpack_metadata,
 )
 from sse_middleware.stores.redis.log_writer import PRESENCE_SECONDS, LogWriter, RedisLog
 
 logger = logging.getLogger("sse_middleware")
 
-_PAUSE_SECONDS: Final = 0.25
-_CLOSING_SECONDS: Final = 3.0
+_LAST_WRITE_SECONDS: Final = 3.0
+"""Bounds the write of all remaining events when the store is closed."""
 _GONE_SECONDS: Final = 1.0
+"""How long a log that was there must be missing until a reader takes it for gone."""
 
 
 class RedisSession:
-    """What one event loop has of the store: its link, its writer, its readers and its inbox.
+    """The logs, the readers and the inbox of one event loop.
+
+    Args:
+        client: sends commands.
+        ttl: how long a log is kept after its end, in seconds.
 
     Attributes:
-        link: to Redis.
+        client: as given.
         writer: writes the logs.
     """
 
-    def __init__(self, link: CommandClient, ttl: float) -> None:
-        self.link = link
-        self.writer = LogWriter(link, ttl, self._on_written)
+    def __init__(self, client: CommandClient, ttl: float) -> None:
+        self.client = client
+        self.writer = LogWriter(client, ttl, self._on_written)
         self._ttl = ttl
-        self._logs: dict[str, RedisLog] = {}  # that are written here
+        self._logs: dict[str, RedisLog] = {}  # those that this process writes
         self._readers: dict[str, set[asyncio.Event]] = {}  # of any log, by its stream
-        self._producers: dict[str, str] = {}  # the process that writes what is read here
-        self._mail: dict[str, list[str]] = {}  # what is to be told to which process
-        self._postman: asyncio.Task[None] | None = None
-        self._place = b"0-0"  # in the inbox
+        self._producers: dict[str, str] = {}  # the processes that write the logs read here
+        self._messages: dict[str, list[str]] = {}  # to be sent, by process
+        self._send_task: asyncio.Task[None] | None = None
+        self._last_message = b"0-0"
+        self._backoff = Backoff()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def keep(self, log: RedisLog) -> None:
+    def add_log(self, log: RedisLog) -> None:
         """Write a log until it has ended."""
-        self._attend()
+        self.start()
         self._logs[log.info.stream_id] = log
-        self.writer.write_soon(log, urgent=True)
+        self.writer.schedule(log, urgent=True)
 
     def log(self, stream_id: str) -> RedisLog | None:
-        """Return a log that is written here, `None` where it is not."""
+        """Return a log that this process writes, `None` for any other."""
         return self._logs.get(stream_id)
 
     async def find(self, stream_id: str, name: str = "") -> LogSnapshot | None:
-        """Return a log as it is, `None` where there is none, or not by that name."""
+        """Return a log, `None` if there is none, or none with this name."""
         log = self._logs.get(stream_id)
         if log is not None:
-            return log.found() if name in ("", log.name) else None
-        keys = self.link.keys
-        data, oldest, newest = await self.link.ask(
+            return log.snapshot() if name in ("", log.name) else None
+        keys = self.client.keys
+        data, oldest, newest = await self.client.query(
             "find",
             ("GET", keys.info(stream_id)),
             ("XRANGE", keys.log(stream_id), "-", "+", "COUNT", 1),
             ("XREVRANGE", keys.log(stream_id), "+", "-", "COUNT", 1),
         )
-        known = self._known(data)
-        if known is None or name not in ("", known.name):
+        metadata = self._parse_metadata(data)
+        if metadata is None or name not in ("", metadata.name):
             return None
         last, first, state, frame = 0, 1, LogState.RUNNING, b""
-        with _ours_only():
+        with _own_format_only():
             for entry_id, fields in newest:
-                last = last_of(entry_id)
-                state, frame = (
-                    LogState(fields.get(b"s", b"running").decode()),
-                    fields.get(b"e", b""),
-                )
+                last = last_number(entry_id)
+                state = LogState(fields.get(b"s", b"running").decode())
+                frame = fields.get(b"e", b"")
             for entry_id, fields in oldest:
-                first = first_of(entry_id, fields)
-        if state is LogState.RUNNING and not await self._lives(known.process):
+                first = first_number(entry_id, fields)
+        if state is LogState.RUNNING and not await self._is_alive(metadata.process):
             state = LogState.LOST
-        return LogSnapshot(known.info, state, last, bool(frame), first)
+        return LogSnapshot(metadata.info, state, last, bool(frame), first)
 
     async def find_named(self, name: str) -> LogSnapshot | None:
-        """Return the latest log of a name, by its digest, `None` where there is none."""
-        (stream_id,) = await self.link.ask("find", ("GET", self.link.keys.name(name)))
+        """Return the latest log of a name, by the name's digest, `None` if there is none."""
+        (stream_id,) = await self.client.query("find", ("GET", self.client.keys.name(name)))
         return None if stream_id is None else await self.find(stream_id.decode(), name)
 
-    async def producer_of(self, stream_id: str) -> str | None:
-        """Return the process that writes a log, `None` where there is no such log."""
+    async def producer_process(self, stream_id: str) -> str | None:
+        """Return the process that writes a log, `None` if there is no such log."""
         log = self._logs.get(stream_id)
         if log is not None:
-            return None if log.is_gone else self.link.process
-        (data,) = await self.link.ask("follow", ("GET", self.link.keys.info(stream_id)))
-        known = self._known(data)
-        return None if known is None else known.process
+            return None if log.is_gone else self.client.process
+        (data,) = await self.client.query("follow", ("GET", self.client.keys.info(stream_id)))
+        metadata = self._parse_metadata(data)
+        return None if metadata is None else metadata.process
 
     async def read(self, stream_id: str, after: int, count: int) -> tuple[list[Batch], bool]:
-        """Return what stands behind the event `after`, and whether there is more.
+        """Return the batches after the event `after`, and whether there may be more.
 
         Args:
             stream_id: of which stream.
-            after: the event that the reader has last.
-            count: how many entries are read.
+            after: the number of the last event that the reader has.
+            count: the number of entries to read.
         """
-        question = ("XRANGE", self.link.keys.log(stream_id), f"({after}-0", "+", "COUNT", count)
-        (entries,) = await self.link.ask("follow", question)
-        with _ours_only():
+        query = ("XRANGE", self.client.keys.log(stream_id), f"({after}-0", "+", "COUNT", count)
+        (entries,) = await self.client.query("follow", query)
+        with _own_format_only():
             return list(batches(entries, after)), len(entries) == count
 
-    async def look_for_end(
+    async def find_end(
         self, stream_id: str, process: str, after: int
     ) -> tuple[Batch | None, float]:
-        """Return why nothing comes any more, `None` where something may.
+        """Return the end of a log that does not grow, `None` if it may still grow.
 
-        And for how many seconds that has to be so until it is beyond doubt.
+        The second value is the time in seconds for which the end must stay the same before a
+        reader may believe it.
         """
-        keys = self.link.keys
-        # As it is now, and not when the answer has come: it may be written to its end meanwhile.
-        is_written_yet = stream_id in self._logs or stream_id in self._producers
-        exists, newest = await self.link.ask(
+        keys = self.client.keys
+        # Checked before the query: the log may end while the answer is in flight.
+        was_running = stream_id in self._logs or stream_id in self._producers
+        exists, newest = await self.client.query(
             "follow",
             ("EXISTS", keys.info(stream_id)),
             ("XREVRANGE", keys.log(stream_id), "+", "-", "COUNT", 1),
         )
-        with _ours_only():
+        with _own_format_only():
             for entry_id, fields in newest:
-                if (end := end_told(entry_id, fields, after)) is not None:
+                if (end := end_of(entry_id, fields, after)) is not None:
                     return end, 0.0
         if stream_id in self._logs:
             return None, 0.0
-        if not exists:  # or Redis was emptied, and the producer is about to write all again
-            return Batch(LogState.GONE, after, b""), _GONE_SECONDS if is_written_yet else 0.0
-        if not await self._lives(process):
-            return Batch(LogState.LOST, after, b""), self.link.lease_seconds / 5
+        if not exists:  # or Redis was emptied, and the producer will write the log again
+            return Batch(LogState.GONE, after, b""), _GONE_SECONDS if was_running else 0.0
+        if not await self._is_alive(process):
+            return Batch(LogState.LOST, after, b""), self.client.lease_seconds / 5
         return None, 0.0
 
-    def join(self, stream_id: str, process: str) -> asyncio.Event:
-        """Take note of a reader, and return what is set when there may be more for it."""
-        self._attend()
+    def add_reader(self, stream_id: str, process: str) -> asyncio.Event:
+        """Count a reader, and return the event that is set if the log may have grown."""
+        self.start()
         news = asyncio.Event()
         readers = self._readers.setdefault(stream_id, set())
         readers.add(news)
         if (log := self._logs.get(stream_id)) is not None:
-            log.join()
-        elif process != self.link.process and stream_id not in self._producers:
+            log.add_reader()
+        elif process != self.client.process and stream_id not in self._producers:
             self._producers[stream_id] = process
-            self._tell(process, "follow", stream_id)
+            self.enqueue(process, "follow", stream_id)
         return news
 
-    def leave(self, stream_id: str, news: asyncio.Event) -> None:
-        """Take note that a reader has left."""
+    def remove_reader(self, stream_id: str, news: asyncio.Event) -> None:
+        """Remove a reader."""
         readers = self._readers[stream_id]
         readers.discard(news)
         if not readers:
             del self._readers[stream_id]
         if (log := self._logs.get(stream_id)) is not None:
-            log.leave()
+            log.remove_reader()
         elif not readers and (process := self._producers.pop(stream_id, None)) is not None:
-            self._tell(process, "leave", stream_id)
+            self.enqueue(process, "leave", stream_id)
 
     async def cancel(self, stream_id: str) -> bool:
-        """Tell the producer of a stream to end it; `False` where there is no such log."""
-        process = await self.producer_of(stream_id)
+        """Ask the producer of a stream to end it; return `False` if there is no such log."""
+        process = await self.producer_process(stream_id)
         if process is None:
             return False
-        if process == self.link.process:
-            self._hear("cancel", stream_id, process)
+        if process == self.client.process:
+            self._on_message("cancel", stream_id, process)
         else:
-            message = self.link.message_to(process, f"cancel {stream_id}")
-            (heard,) = await self.link.ask("cancel", message)
-            if heard is None and await self._lives(process):
+            message = self.client.message_command(process, f"cancel {stream_id}")
+            (message_id,) = await self.client.query("cancel", message)
+            if message_id is None and await self._is_alive(process):
                 raise StoreError("the process that writes the stream has no inbox at the moment")
         return True
 
     async def close(self) -> None:
-        """Write what there is, and let go of all."""
+        """Write all remaining events, and close all connections."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.writer.close(_CLOSING_SECONDS)
-        if self._postman is not None:
-            await self._postman
-        await self.link.close()
+        await self.writer.close(_LAST_WRITE_SECONDS)
+        if self._send_task is not None:
+            await self._send_task
+        await self.client.close()
 
     # The inbox
 
-    def _attend(self) -> None:
-        """Listen to other processes from now on, and let them know of this one."""
+    def start(self) -> None:
+        """Hold the lease of this process, and read its inbox, from now on."""
         if not self._tasks:
-            self.link.hold_lease()
+            self.client.start_lease()
             loop = asyncio.get_running_loop()
-            for step in (self._listen, self._keep_touch):
-                self._tasks.append(loop.create_task(self._go_on(step)))
+            for step in (self._read_inbox, self._maintain):
+                self._tasks.append(loop.create_task(self._repeat(step)))
 
-    async def _go_on(self, step: Callable[[], Awaitable[None]]) -> None:
-        while not is_to_end():
+    async def _repeat(self, step: Callable[[], Awaitable[None]]) -> None:
+        while not is_cancelled():
             try:
                 await step()
             except Exception:
-                logger.exception("the store in Redis goes on, whatever this was")
-                await asyncio.sleep(_PAUSE_SECONDS)
+                logger.exception("Redis store: an unexpected error. The store continues.")
+                await asyncio.sleep(self._backoff.next())
 
-    async def _listen(self) -> None:
+    async def _read_inbox(self) -> None:
         try:
-            messages = await self.link.read_inbox(self._place)
+            messages = await self.client.read_inbox(self._last_message)
         except FAILURES as exc:
-            self.link.failed("inbox", exc)
-            await asyncio.sleep(_PAUSE_SECONDS)
-            self.link.renew_lease()
+            self.client.failed("inbox", exc)
+            await asyncio.sleep(self._backoff.next())
+            self.client.renew_lease()
             return
+        self._backoff.reset()
         for message_id, fields in messages:
-            self._place = message_id
+            self._last_message = message_id
             process = fields.get(b"p", b"").decode()
             words = fields[b"w"].decode().split()
             if words == ["hello"]:
-                self._restore()
-            for what, stream_id in zip(words[::2], words[1::2], strict=False):
-                self._hear(what, stream_id, process)
+                self._on_new_inbox()
+            for kind, stream_id in zip(words[::2], words[1::2], strict=False):
+                self._on_message(kind, stream_id, process)
 
-    def _hear(self, what: str, stream_id: str, process: str) -> None:
+    def _on_message(self, kind: str, stream_id: str, process: str) -> None:
         log = self._logs.get(stream_id)
-        if what == "news":
-            self._wake(stream_id)
-        elif what == "gone":
+        if kind == "news":
+            self._wake_readers(stream_id)
+        elif kind == "gone":
             if self._producers.get(stream_id) == process:
                 del self._producers[stream_id]
-                self._wake(stream_id)
+                self._wake_readers(stream_id)
         elif log is None:
-            if what == "follow":  # it has gone since that process found it
-                self._tell(process, "gone", stream_id)
-        elif what == "follow":
-            log.join(process)
-        elif what == "leave":
-            log.leave(process)
-        elif what == "cancel":
+            if kind == "follow":  # the log has gone since that process found it
+                self.enqueue(process, "gone", stream_id)
+        elif kind == "follow":
+            log.add_reader(process)
+        elif kind == "leave":
+            log.remove_reader(process)
+        elif kind == "cancel":
             log.cancel()
 
-    def _restore(self) -> None:
-        """Look after all, since Redis had no inbox for what was told us: it is new, or Redis is."""
+    def _on_new_inbox(self) -> None:
+        """Check all logs and readers: messages were lost if Redis or the inbox is new."""
         for log in self._logs.values():
             log.renew_at = 0.0
-            self.writer.write_soon(log)
+            self.writer.schedule(log)
         for stream_id in self._readers:
-            self._wake(stream_id)
-        self._show_presence()
+            self._wake_readers(stream_id)
+        self._announce_readers()
 
-    def _wake(self, stream_id: str) -> None:
+    def _wake_readers(self, stream_id: str) -> None:
         for news in self._readers.get(stream_id, ()):
             news.set()
 
     def _on_written(self, logs: Iterable[RedisLog]) -> None:
-        """Let readers know of the logs that have grown, here and elsewhere."""
+        """Notify readers, here and in other processes, of logs that have grown."""
         for log in logs:
             stream_id = log.info.stream_id
             if log.has_news:
                 log.has_news = False
-                self._wake(stream_id)
-                for process in log.readers_elsewhere:
-                    self._tell(process, "gone" if log.is_gone else "news", stream_id)
+                self._wake_readers(stream_id)
+                for process in log.reader_processes:
+                    self.enqueue(process, "gone" if log.is_gone else "news", stream_id)
             if log.is_done:
                 self._logs.pop(stream_id, None)
 
-    def _tell(self, process: str, what: str, stream_id: str) -> None:
-        """Say something to another process, soon, if it can be reached."""
-        self._mail.setdefault(process, []).append(f"{what} {stream_id}")
-        if self._postman is None:
-            self._postman = asyncio.get_running_loop().create_task(self._post())
+    def enqueue(self, process: str, kind: str, stream_id: str) -> None:
+        """Send a message to another process soon; it is lost if Redis is out of reach."""
+        self._messages.setdefault(process, []).append(f"{kind} {stream_id}")
+        if self._send_task is None:
+            self._send_task = asyncio.get_running_loop().create_task(self._send_messages())
 
-    async def _post(self) -> None:
+    async def _send_messages(self) -> None:
         try:
-            while self._mail:
-                mail, self._mail = self._mail, {}
-                commands = [self.link.message_to(to, " ".join(says)) for to, says in mail.items()]
+            while self._messages:
+                messages, self._messages = self._messages, {}
+                commands = [
+                    self.client.message_command(process, " ".join(words))
+                    for process, words in messages.items()
+                ]
                 try:
-                    await self.link.ask("tell", *commands)
+                    await self.client.query("tell", *commands)
                 except StoreError as exc:
-                    logger.debug("what other processes were to be told is lost: %s", exc)
+                    logger.debug("messages to other processes are lost: %s", exc)
         finally:
-            self._postman = None
+            self._send_task = None
 
-    async def _keep_touch(self) -> None:
-        """Say again what is followed, and forget what is over."""
+    async def _maintain(self) -> None:
+        """Announce readers again, renew running logs, and drop those that cannot be written."""
         await asyncio.sleep(PRESENCE_SECONDS / 3)
-        self._show_presence()
+        self._announce_readers()
         now = time.monotonic()
         for stream_id, log in list(self._logs.items()):
-            log.look_for_readers(now)
+            log.expire_readers(now)
             if log.state is not LogState.RUNNING and now > log.ended_at + self._ttl:
-                self.writer.forsake(log)
+                self.writer.discard(log)
                 del self._logs[stream_id]
             elif now >= log.renew_at:
-                self.writer.write_soon(log)
+                self.writer.schedule(log)
 
-    def _show_presence(self) -> None:
+    def _announce_readers(self) -> None:
         for stream_id, process in self._producers.items():
-            self._tell(process, "follow", stream_id)
+            self.enqueue(process, "follow", stream_id)
 
-    def _known(self, data: bytes | None) -> Known | None:
+    def _parse_metadata(self, data: bytes | None) -> LogMetadata | None:
         if data is None:
-            if self.link.may_be_forgetful:
+            if self.client.may_be_incomplete:
                 raise StoreError("Redis has no such log, but was out of reach a moment ago")
             return None
-        with _ours_only():
-            return unpack_known(data)
+        with _own_format_only():
+            return unpack_metadata(data)
 
-    async def _lives(self, process: str) -> bool:
-        if process == self.link.process:
+    async def _is_alive(self, process: str) -> bool:
+        if process == self.client.process:
             return True
-        (lives,) = await self.link.ask("follow", ("EXISTS", self.link.keys.lease(process)))
-        return bool(lives)
+        (exists,) = await self.client.query("follow", ("EXISTS", self.client.keys.lease(process)))
+        return bool(exists)
 
 
 @contextmanager
-def _ours_only() -> Iterator[None]:
-    """Refuse what another version may have written.
+def _own_format_only() -> Iterator[None]:
+    """Reject data that another version may have written.
 
     Raises:
-        StoreError: it is none of ours.
+        StoreError: its format is unknown.
     """
     try:
         yield
     except (ValueError, KeyError) as exc:
-        raise StoreError(f"Redis has something that is none of ours: {exc}") from exc
+        raise StoreError(f"Redis contains data in an unknown format: {exc}") from exc

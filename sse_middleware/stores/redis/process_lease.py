@@ -1,6 +1,7 @@
-"""The lease of a process: a key that is renewed by a thread, and says that the process lives.
+"""The lease of a process: a key that exists while the process lives.
 
-A thread, since a blocked event loop is not a dead one. The inbox lives as long as the lease.
+A thread renews it, because a blocked event loop does not mean a dead process. The inbox of the
+process lives as long as the lease.
 """
 
 import asyncio
@@ -9,20 +10,21 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from sse_middleware.stores.redis.client import ANSWER_SECONDS, FAILURES, close_blocking
+from sse_middleware.stores.redis.client import FAILURES, close_blocking
+from sse_middleware.stores.redis.scripts import append
 
 logger = logging.getLogger("sse_middleware")
 
 
 class ProcessLease:
-    """Hold a lease, from now on until it is given back or its event loop is closed.
+    """Hold a lease until `stop` is called or the event loop is closed.
 
     Args:
-        connect: makes a client for a thread; that of a cluster waits for an answer.
-        lease: the key that says so.
+        connect: returns a client for a thread; that of a cluster blocks until it has connected.
+        lease: the key of the lease.
         inbox: the key of the inbox.
-        append: makes the command that adds to an inbox that may be new.
-        seconds: within which time a process that has died is known to be dead.
+        seconds: within this time other processes notice that this one has died.
+        stop_timeout: how long `stop` waits for the thread, in seconds.
     """
 
     def __init__(
@@ -30,53 +32,53 @@ class ProcessLease:
         connect: Callable[[], Any],
         lease: str,
         inbox: str,
-        append: Callable[..., tuple[Any, ...]],
         seconds: float,
+        stop_timeout: float,
     ) -> None:
         self._connect = connect
         self._client: Any = None
         self._lease = lease
         self._inbox = inbox
-        self._append = append
         self._milliseconds = lease_milliseconds(seconds)
-        self._pause = seconds / 8
+        self._renewal_seconds = seconds / 8
+        self._stop_timeout = stop_timeout
         self._loop = asyncio.get_running_loop()
-        self._poked = threading.Event()
+        self._is_due = threading.Event()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="sse_middleware lease", daemon=True)
         self._thread.start()
 
-    def hurry(self) -> None:
-        """Renew it now, for Redis may have forgotten."""
-        self._poked.set()
+    def renew_now(self) -> None:
+        """Renew the lease now; Redis may have lost it."""
+        self._is_due.set()
 
     async def stop(self) -> None:
-        """Give it back."""
+        """Give the lease back."""
         self._stopped = True
-        self._poked.set()
-        await self._loop.run_in_executor(None, self._thread.join, ANSWER_SECONDS)
+        self._is_due.set()
+        await self._loop.run_in_executor(None, self._thread.join, self._stop_timeout)
 
     def _run(self) -> None:
         while not (self._stopped or self._loop.is_closed()):
-            self._poked.clear()
+            self._is_due.clear()
             self._try(self._renew)
-            self._poked.wait(self._pause)
+            self._is_due.wait(self._renewal_seconds)
         if self._client is not None:
             self._try(self._give_back)
             close_blocking(self._client)
 
-    def _try(self, call: Callable[[], None]) -> None:
+    def _try(self, action: Callable[[], None]) -> None:
         try:
             if self._client is None:
                 self._client = self._connect()
-            call()
+            action()
         except FAILURES as exc:
-            logger.debug("the lease: %s", type(exc).__name__)
+            logger.debug("lease: %s", type(exc).__name__)
         except Exception:
-            logger.exception("the lease goes on, whatever this was")
+            logger.exception("The lease of this process was not renewed. It is tried again.")
 
     def _renew(self) -> None:
-        # PEXPIRE, since a Redis that is full refuses SET.
+        # PEXPIRE, because a Redis that is full refuses SET.
         with self._client.pipeline(transaction=False) as pipe:
             pipe.pexpire(self._lease, self._milliseconds)
             pipe.pexpire(self._inbox, 4 * self._milliseconds)
@@ -84,9 +86,7 @@ class ProcessLease:
                 return
         with self._client.pipeline(transaction=False) as pipe:
             pipe.set(self._lease, 1, px=self._milliseconds)
-            pipe.execute_command(
-                *self._append(self._inbox, 4 * self._milliseconds, "*", "w", "hello")
-            )
+            pipe.execute_command(*append(self._inbox, 4 * self._milliseconds, "*", "w", "hello"))
             pipe.execute()
 
     def _give_back(self) -> None:
@@ -97,5 +97,5 @@ class ProcessLease:
 
 
 def lease_milliseconds(seconds: float) -> int:
-    """Return how long a lease is good for; the rest of its time is for doubts."""
+    """Return the expiry of a lease; the rest of the time is for readers that check it again."""
     return int(seconds * 600)

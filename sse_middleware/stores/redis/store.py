@@ -1,7 +1,8 @@
-"""The store in Redis, which all workers share: two keys for each log.
+"""The store in Redis, which all workers share. Each log has two keys.
 
-Writing is the writer's. A reader asks Redis when its process is told that there is more, by one
-inbox for all streams, and once a second in case that it was not.
+`LogWriter` writes the logs. A reader queries Redis if a message to its process announces that the
+log has grown. The process has one inbox for all streams. A reader also queries once per second,
+because messages may be lost.
 """
 
 import asyncio
@@ -12,43 +13,51 @@ from typing import Final
 from sse_middleware._once import OncePerLoop
 from sse_middleware.observability.observer import Observer
 from sse_middleware.stores.base import Batch, Log, LogInfo, LogListener, LogSnapshot, LogState
-from sse_middleware.stores.redis.client import AnyRedis, checked, client_for
-from sse_middleware.stores.redis.commands import CommandClient, Keys, digest
+from sse_middleware.stores.redis.client import AnyRedis, checked, client_for, timeouts_for
+from sse_middleware.stores.redis.commands import CommandClient
 from sse_middleware.stores.redis.entries import Pending
 from sse_middleware.stores.redis.inbox import RedisSession
+from sse_middleware.stores.redis.keys import Keys, digest
 from sse_middleware.stores.redis.log_writer import RedisLog
 
 _POLL_SECONDS: Final = 1.0
-"""How long a reader waits for news before it looks itself."""
-_LOOK_EVERY: Final = 4
-"""How many polls find nothing until one looks for the reason."""
-_ON_ITS_WAY_SECONDS: Final = (0.01, 0.02, 0.04, 0.08, 0.15, 0.2)
-"""The pauses in which one asks again for a log that there is not.
+"""How long a reader waits for a message before it queries Redis itself."""
+_POLLS_PER_END_CHECK: Final = 4
+"""After so many polls without an event, a reader checks whether the log has ended."""
+_FIND_PAUSES: Final = (0.01, 0.02, 0.04, 0.08, 0.15, 0.2)
+"""The pauses before a missing log is looked up again.
 
-A client that is cut right behind its first event may come back sooner than Redis hears of it.
+A client that is disconnected right after its first event may reconnect before Redis has the log.
 """
 _READ_BYTES: Final = 1 << 16
-"""How much a reader is given at once, about."""
-_ENTRIES: Final = 8
+"""The approximate size of one read."""
+_MIN_ENTRIES: Final = 8
 _MAX_ENTRIES: Final = 512
+_CONSEQUENCE: Final = (
+    "Streams continue but cannot be resumed on other workers. Check SSE_REDIS_URL."
+)
 
 
 class RedisStore:
-    """Keep events in Redis, for all workers that have the same one.
+    """Keep events in Redis, for all workers that use the same Redis.
 
     Args:
-        url: `redis://`, `rediss://`, `unix://` or `redis+cluster://`; or
-        client: a `Redis` or `RedisCluster` of `redis.asyncio`, of your own, in one event loop.
-        prefix: what stands before all keys.
-        max_events: how many of a stream are kept.
-        max_bytes: how many bytes of a stream are kept, there and while Redis is out of reach.
-        ttl: how long a log is kept behind its end, in seconds.
-        lease_seconds: within which time readers hear of a process that has died.
-        observers: who is told of failures.
+        url: `redis://`, `rediss://`, `unix://` or `redis+cluster://`. Give this or `client`.
+        client: a `Redis` or `RedisCluster` of `redis.asyncio`, for one event loop.
+        prefix: of all Redis keys.
+        max_events: the most events of a stream that are kept.
+        max_bytes: the most bytes of a stream that are kept, in Redis, and here while Redis is
+            out of reach.
+        ttl: how long a log is kept after its end, in seconds.
+        lease_seconds: within this time readers notice that a process has died.
+        timeout: how long a reader waits for an answer of Redis, in seconds. The default is the
+            `socket_timeout` in the URL, or 1. Writes have 3 seconds, or this time if it is longer.
+        observers: are notified of failures.
 
     Raises:
-        ConfigurationError: the URL is none.
-        TypeError: the client is none.
+        ConfigurationError: the URL is not allowed.
+        TypeError: both or neither of `url` and `client` are given, or the client is of a wrong
+            type.
         ValueError: the client reads from replicas, or has fewer than 3 connections.
     """
 
@@ -64,11 +73,12 @@ class RedisStore:
         max_bytes: int = 4 << 20,
         ttl: float = 60.0,
         lease_seconds: float = 20.0,
+        timeout: float | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
         if bool(url) is (client is not None):
             raise TypeError("a RedisStore takes a url or a client, and not both")
-        checked(client or client_for(url))  # so that it is refused here and not in a request
+        checked(client or client_for(url))  # an error must not wait until the first request
         self._url = url
         self._client = client
         self._keys = Keys(prefix)
@@ -76,40 +86,41 @@ class RedisStore:
         self._max_bytes = max_bytes
         self._ttl = ttl
         self._lease_seconds = lease_seconds
+        self._timeouts = timeouts_for(url, timeout)
         self._observers = observers
-        self._station = OncePerLoop(self._new_station)
+        self._session = OncePerLoop(self._new_session)
 
     def create(self, info: LogInfo, producer: LogListener) -> Log:
         """Begin the log of a new stream."""
-        station = self._station()
-        log = RedisLog(station.writer, info, producer, Pending(self._max_events, self._max_bytes))
-        station.keep(log)
+        session = self._session()
+        log = RedisLog(session.writer, info, producer, Pending(self._max_events, self._max_bytes))
+        session.add_log(log)
         return log
 
     async def find(self, stream_id: str) -> LogSnapshot | None:
-        """Return the log of a stream, `None` where there is none, and none is on its way."""
-        station = self._station()
-        found = await station.find(stream_id)
-        for pause in _ON_ITS_WAY_SECONDS:
+        """Return the log of a stream, `None` if there is none, and none is being written."""
+        session = self._session()
+        found = await session.find(stream_id)
+        for pause in _FIND_PAUSES:
             if found is not None:
                 break
             await asyncio.sleep(pause)
-            found = await station.find(stream_id)
+            found = await session.find(stream_id)
         return found
 
     async def find_named(self, name: str) -> LogSnapshot | None:
-        """Return the latest log of a name, `None` where there is none."""
-        return await self._station().find_named(digest(name))
+        """Return the latest log of a name, `None` if there is none."""
+        return await self._session().find_named(digest(name))
 
     async def follow(self, stream_id: str, after: int) -> AsyncGenerator[Batch, None]:
-        """Read a log behind the event `after`, and go on as it grows, until it ends."""
-        station = self._station()
-        process = await station.producer_of(stream_id)
+        """Read a log after the event `after`, and continue as it grows, until it ends."""
+        session = self._session()
+        process = await session.producer_process(stream_id)
         if process is None:
             yield Batch(LogState.GONE, after, b"")
             return
-        news = station.join(stream_id, process)
-        tail = _Tail(station, stream_id, process, news)
+        news = session.add_reader(stream_id, process)
+        tail = _Tail(session, stream_id, process, news)
         try:
             while True:
                 for batch in await tail.read(after):
@@ -118,56 +129,62 @@ class RedisStore:
                     if batch.state not in (LogState.RUNNING, LogState.TRUNCATED):
                         return
         finally:
-            station.leave(stream_id, news)
+            session.remove_reader(stream_id, news)
 
     async def cancel(self, stream_id: str) -> bool:
-        """Tell the producer of a stream to end it; `False` where there is no such log."""
-        return await self._station().cancel(stream_id)
+        """Ask the producer of a stream to end it; return `False` if there is no such log."""
+        return await self._session().cancel(stream_id)
 
     async def close(self) -> None:
-        """Write what is to be written, and let go of connections, tasks and the lease."""
-        station = self._station.take()
-        if station is not None:
-            await station.close()
+        """Write all remaining events, and close connections, tasks and the lease."""
+        session = self._session.take()
+        if session is not None:
+            await session.close()
 
-    def _new_station(self) -> RedisSession:
-        link = CommandClient(
-            self._url, self._client, self._keys, self._observers, self._lease_seconds
+    def _new_session(self) -> RedisSession:
+        client = CommandClient(
+            self._url,
+            self._client,
+            self._keys,
+            self._observers,
+            lease_seconds=self._lease_seconds,
+            timeouts=self._timeouts,
+            consequence=_CONSEQUENCE,
         )
-        return RedisSession(link, self._ttl)
+        return RedisSession(client, self._ttl)
 
 
 class _Tail:
-    """One reader's view of a log: reads when there may be more, and looks why nothing comes."""
+    """One reader's view of a log: it reads when the log may have grown, and looks for the end."""
 
     def __init__(
-        self, station: RedisSession, stream_id: str, process: str, news: asyncio.Event
+        self, session: RedisSession, stream_id: str, process: str, news: asyncio.Event
     ) -> None:
-        self._station = station
+        self._session = session
         self._stream_id = stream_id
         self._process = process
         self._news = news
-        self._log = station.log(stream_id)
-        self._count = _ENTRIES
-        self._is_behind = True
+        self._log = session.log(stream_id)
+        self._count = _MIN_ENTRIES
+        self._has_more = True
         self._polls = 0
-        self._doubted: dict[LogState, float] = {}  # what the end may be, and since when
+        self._possible_ends: dict[LogState, float] = {}  # with the time of their first sight
 
     async def read(self, after: int) -> list[Batch]:
-        """Return what stands behind the event `after`, or nothing where nobody knows yet."""
-        if not self._is_behind:
+        """Return the batches after the event `after`; an empty list does not mean the end."""
+        if not self._has_more:
             await self._wait()
         self._news.clear()
         if self._log is not None and self._log.is_gone:
             return [Batch(LogState.GONE, after, b"")]
-        batches, self._is_behind = await self._station.read(self._stream_id, after, self._count)
+        batches, self._has_more = await self._session.read(self._stream_id, after, self._count)
         if batches:
-            self._doubted.clear()
+            self._possible_ends.clear()
             size = sum(len(batch.frames) for batch in batches)
             count = self._count * _READ_BYTES // (size + 1)
-            self._count = min(_MAX_ENTRIES, max(_ENTRIES, count))
-        elif self._polls % _LOOK_EVERY == 0 or self._doubted:
-            return await self._look_for_end(after)
+            self._count = min(_MAX_ENTRIES, max(_MIN_ENTRIES, count))
+        elif self._polls % _POLLS_PER_END_CHECK == 0 or self._possible_ends:
+            return await self._find_end(after)
         return batches
 
     async def _wait(self) -> None:
@@ -178,12 +195,12 @@ class _Tail:
         except TimeoutError:
             self._polls += 1
 
-    async def _look_for_end(self, after: int) -> list[Batch]:
-        """Return the end, once it is beyond doubt."""
-        end, patience = await self._station.look_for_end(self._stream_id, self._process, after)
+    async def _find_end(self, after: int) -> list[Batch]:
+        """Return the end, once it has stayed the same for long enough."""
+        end, seconds = await self._session.find_end(self._stream_id, self._process, after)
         if end is None:
-            self._doubted.clear()
+            self._possible_ends.clear()
             return []
         now = time.monotonic()
-        since = self._doubted.setdefault(end.state, now)
-        return [end] if now - since >= patience else []
+        since = self._possible_ends.setdefault(end.state, now)
+        return [end] if now - since >= seconds else []

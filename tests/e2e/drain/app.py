@@ -1,4 +1,7 @@
-"""An app of endless streams, for servers that are told to end."""
+"""An app of endless streams, for servers that receive a signal to end.
+
+`ONE_SHUTDOWN_SECONDS`, if it is set, is the time within which two signals count as one.
+"""
 
 import asyncio
 import os
@@ -12,6 +15,11 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
+from sse_middleware.stream import shutdown
+from tests.support.product_constants import override
+
+if "ONE_SHUTDOWN_SECONDS" in os.environ:
+    override(float(os.environ["ONE_SHUTDOWN_SECONDS"]), "_ONE_SHUTDOWN_SECONDS", shutdown)
 
 
 async def _events(pause: float = 0.1) -> AsyncIterator[str]:
@@ -30,12 +38,12 @@ async def feed(request: Request) -> Response:
 
 
 async def sse_starlettes(request: Request) -> Response:
-    """Do so by sse-starlette, which looks for its server's end by itself."""
+    """Do the same by sse-starlette, which polls its server for the end by itself."""
     return EventSourceResponse(_events())
 
 
 async def deaf(scope: Scope, receive: Receive, send: Send) -> None:
-    """Do so and never listen."""
+    """Do the same, and never call `receive`."""
     headers = [(b"content-type", b"text/event-stream")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     async for number in _events():
@@ -44,7 +52,7 @@ async def deaf(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def pid(request: Request) -> Response:
-    """Tell which process answers."""
+    """Return the id of the process that responds."""
     return PlainTextResponse(str(os.getpid()))
 
 

@@ -1,9 +1,14 @@
-"""The app of `streams`, whose places are given back soon when its process dies."""
+"""The app of `servers.app`, with leases that expire soon and a long wait for Redis."""
 
-from sse_middleware.limits import redis_leases as leases
+from sse_middleware.limits import redis_leases
+from sse_middleware.stores import circuit_breaker
+from tests.support.product_constants import override
 
-leases.LEASE_SECONDS = 2.0
+override(4.0, "LEASE_SECONDS", redis_leases)
+# A worker that waits too short for a busy Redis counts alone, and lets too many streams in.
+override(2.0, "PATIENCE_SECONDS", circuit_breaker)
+override(2.0, "FIRST_SECONDS", circuit_breaker, redis_leases)
 
-from tests.e2e.servers.app import app  # noqa: E402 - it is made with what is set above
+from tests.e2e.servers.app import app  # noqa: E402 - it is created with these values
 
 __all__ = ["app"]

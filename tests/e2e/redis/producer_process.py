@@ -1,6 +1,6 @@
-"""A producer in a process of its own: writes a stream into Redis, and does what it is told.
+"""A producer in a process of its own, which writes a stream into Redis by commands.
 
-It prints the stream's id and then, for each command that it reads, "done": `write <count>`,
+It prints the id of the stream, and "done" after each command that it reads: `write <count>`,
 `block <seconds>` (its event loop), `end`.
 """
 
@@ -13,7 +13,7 @@ from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -21,17 +21,17 @@ def say(text: str) -> None:
 async def main(url: str, lease_seconds: str) -> None:
     store = RedisStore(url, lease_seconds=float(lease_seconds))
     stream = FakeStream(store)
-    say(stream.id)
+    report(stream.id)
     while line := await asyncio.to_thread(sys.stdin.readline):
         match line.split():
             case ["write", count]:
                 stream.write(int(count))
             case ["block", seconds]:
-                say("blocks")
-                time.sleep(float(seconds))  # noqa: ASYNC251 - it is to block
+                report("blocks")
+                time.sleep(float(seconds))  # noqa: ASYNC251 - the command is to block
             case ["end"]:
                 stream.log.end(LogState.FINISHED)
-        say("done")
+        report("done")
     await store.close()
 
 

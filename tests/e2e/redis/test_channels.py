@@ -1,4 +1,4 @@
-"""The example's agent: web processes, workers in processes of their own, a Redis between them."""
+"""The agent of the example: web processes and worker processes that share a Redis."""
 
 import asyncio
 import json
@@ -17,6 +17,7 @@ from example_app.search import SearchIndex, load_passages
 from sse_middleware import Event, EventParser
 from tests.support.redis_server import RedisServer
 from tests.support.servers import running_process, until_logged
+from tests.support.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -31,17 +32,16 @@ def anyio_backend() -> str:
 
 
 class Site:
-    """Two web processes and a Redis; workers come and go.
+    """Three web processes and a Redis, with any number of workers.
 
     Attributes:
-        webs: their addresses.
+        webs: the addresses of two web processes.
+        impatient: the address of a web process that soon reports a worker as missing.
 
     Args:
         directory: for logs.
-        redis: which they share.
+        redis: of all processes.
         stack: ends the web processes.
-        ack: how many seconds each web process waits for a worker.
-        idle: how many seconds both wait for its next word.
     """
 
     def __init__(
@@ -49,27 +49,23 @@ class Site:
         directory: Path,
         redis: RedisServer,
         stack: ExitStack,
-        *,
-        ack: tuple[str, ...] = ("20", "1"),
-        idle: str = "2",
     ) -> None:
         self._directory = directory
         self._environ = {
             "SSE_REDIS_URL": redis.url,
-            "EXAMPLE_IDLE_SECONDS": idle,
             "EXAMPLE_WORD_SECONDS": "0.01",
         }
         self._numbers = count()
         self._workers: list[tuple[ExitStack, Popen[bytes]]] = []
         stack.callback(self.workers, 0)
         logs = [
-            stack.enter_context(self._runs("example_app", "--port", "0", ack=seconds))[1]
-            for seconds in ack
+            stack.enter_context(self._runs("example_app", "--port", "0", timeout=seconds))[1]
+            for seconds in (120, 120, 3)
         ]
-        self.webs = [until_logged(log, r"http://\S+?:\d+") for log in logs]
+        *self.webs, self.impatient = (until_logged(log, r"http://\S+?:\d+") for log in logs)
 
     def workers(self, number: int, *, ready: bool = True) -> list[Popen[bytes]]:
-        """Have so many workers, no more and no less, and return them."""
+        """Start or end workers until there are `number`, and return them."""
         dead = [one for one in self._workers if one[1].poll() is not None]
         living = [one for one in self._workers if one not in dead]
         self._workers = living[:number]
@@ -85,10 +81,14 @@ class Site:
 
     @contextmanager
     def _runs(
-        self, module: str, *arguments: str, ack: str = "20"
+        self, module: str, *arguments: str, timeout: int = 120
     ) -> Iterator[tuple[Popen[bytes], Path]]:
         log = self._directory / f"{next(self._numbers)}.log"
-        environ = {**self._environ, "EXAMPLE_ACK_SECONDS": ack}
+        environ = {
+            **self._environ,
+            "EXAMPLE_ACK_SECONDS": str(timeout),
+            "EXAMPLE_IDLE_SECONDS": str(timeout),
+        }
         with running_process([sys.executable, "-m", module, *arguments], log, environ) as found:
             yield found
 
@@ -103,7 +103,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(timeout=60, limits=limits) as client:
+    async with httpx.AsyncClient(timeout=HANG_SECONDS, limits=limits) as client:
         yield client
 
 
@@ -113,15 +113,15 @@ def answer() -> str:
 
 
 async def ask(client: httpx.AsyncClient, web: str, question: str = QUESTION) -> list[Any]:
-    """Return what a session's events say, name and payload."""
+    """Return the events of a session, each as its name and payload."""
     body = {"user_query": question, "model_alias": "any"}
     response = await client.post(web + SESSIONS, json=body)
     assert response.status_code == 200, response.text
     events = EventParser().feed(response.content)
     assert {event.event for event in events} <= {"message"}
-    said = [json.loads(event.data) for event in events]
-    assert all(one.keys() == {"event_type", "payload"} for one in said)
-    return [(one["event_type"], one["payload"]) for one in said]
+    found = [json.loads(event.data) for event in events]
+    assert all(one.keys() == {"event_type", "payload"} for one in found)
+    return [(one["event_type"], one["payload"]) for one in found]
 
 
 def whole_session(question: str, answer: str) -> list[Any]:
@@ -134,15 +134,15 @@ def whole_session(question: str, answer: str) -> list[Any]:
     ]
 
 
-async def test_a_worker_that_never_comes_is_told_of(site: Site, client: httpx.AsyncClient) -> None:
+async def test_a_missing_worker_is_reported(site: Site, client: httpx.AsyncClient) -> None:
     site.workers(0)
-    ((name, payload),) = await ask(client, site.webs[1])
+    ((name, payload),) = await ask(client, site.impatient)
     assert name == "error"
     assert payload.keys() == {"error"}
     assert payload["error"]["code"] == "worker_timeout"
 
 
-async def test_a_browser_may_come_before_the_worker(
+async def test_a_browser_may_connect_before_the_worker_starts(
     site: Site, client: httpx.AsyncClient, answer: str
 ) -> None:
     site.workers(0)
@@ -164,7 +164,7 @@ async def test_two_workers_do_each_job_once(
 async def events(
     client: httpx.AsyncClient, web: str, headers: dict[str, str] | None = None
 ) -> AsyncGenerator[Event, None]:
-    """Hand out what a client dispatches, while it comes."""
+    """Yield events as they arrive."""
     body = {"user_query": QUESTION, "model_alias": "any"}
     parser = EventParser()
     async with client.stream("POST", web + SESSIONS, json=body, headers=headers) as response:
@@ -174,40 +174,42 @@ async def events(
                 yield event
 
 
-async def test_a_reader_that_is_cut_gets_the_rest_from_another_process(
+async def test_a_reader_that_is_cut_receives_the_rest_from_another_process(
     site: Site, client: httpx.AsyncClient, answer: str
 ) -> None:
-    said: list[Any] = []
-    cursor = ""
+    received: list[Any] = []
+    last_event_id = ""
     site.workers(2)
     for number, web in enumerate((*site.webs, *site.webs), 1):
-        stream = events(client, web, {**NAMED, "last-event-id": cursor} if cursor else NAMED)
+        stream = events(
+            client, web, {**NAMED, "last-event-id": last_event_id} if last_event_id else NAMED
+        )
         async with aclosing(stream):
             async for event in stream:
-                cursor = event.id or cursor
+                last_event_id = event.id or last_event_id
                 if event.event == "message":
                     one = json.loads(event.data)
-                    said.append((one["event_type"], one["payload"]))
-                if number < 4 and len(said) == 50 * number:
+                    received.append((one["event_type"], one["payload"]))
+                if number < 4 and len(received) == 50 * number:
                     break
-    assert said == whole_session(QUESTION, answer)
+    assert received == whole_session(QUESTION, answer)
 
 
-async def test_a_worker_that_dies_half_way_is_told_of(
+async def test_a_worker_that_dies_during_a_job_is_reported(
     site: Site, client: httpx.AsyncClient
 ) -> None:
     (worker,) = site.workers(1)
     names: list[str] = []
-    async for event in events(client, site.webs[0]):
-        said = json.loads(event.data)
-        names.append(said["event_type"])
+    async for event in events(client, site.impatient):
+        last = json.loads(event.data)
+        names.append(last["event_type"])
         if len(names) == 20:
             worker.kill()
     assert [name for name, _ in groupby(names)] == ["worker_ack", "AgentThoughtStream", "error"]
-    assert said["payload"]["error"]["code"] == "idle_timeout"
+    assert last["payload"]["error"]["code"] == "idle_timeout"
 
 
-async def test_what_fails_before_the_stream_is_told_as_detail(
+async def test_an_error_before_the_stream_is_a_detail_in_json(
     site: Site, client: httpx.AsyncClient
 ) -> None:
     for body in ({"user_query": " "}, {"model_alias": "any"}, {"user_query": "x" * 1001}):
@@ -218,13 +220,13 @@ async def test_what_fails_before_the_stream_is_told_as_detail(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-async def test_a_thousand_sessions_at_once_each_get_all_of_their_own(
+async def test_each_of_a_thousand_sessions_at_once_receives_its_own_events(
     tmp_path: Path, answer: str
 ) -> None:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(timeout=300, limits=limits) as client:
         with RedisServer(tmp_path) as redis, ExitStack() as stack:
-            site = Site(tmp_path, redis, stack, ack=("120", "120"), idle="120")
+            site = Site(tmp_path, redis, stack)
             site.workers(2)
             sessions = await asyncio.gather(
                 *(ask(client, site.webs[number % 2]) for number in range(1000)),

@@ -1,4 +1,4 @@
-"""Whichever worker a request reaches, it can follow, cancel and name the streams of all."""
+"""Requests to any worker can follow, cancel and name the streams of all workers."""
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,6 +9,7 @@ import pytest
 from tests.support.cut_proxy import CuttingProxy
 from tests.support.redis_server import RedisServer
 from tests.support.viewers import Viewer
+from tests.support.waiting import HANG_SECONDS
 from tests.support.workers import working
 
 pytestmark = pytest.mark.anyio
@@ -52,7 +53,7 @@ async def test_readers_at_each_worker_follow_one_stream_to_its_end(ports: list[i
     async with watched(ports, "/ticks?pause=0.01&n=100") as (live, followers):
         for viewer in (live, *followers):
             assert await viewer.until_stopped() == "complete"
-            assert viewer.told("complete")[0]["reason"] == "finished"
+            assert viewer.data_of("complete")[0]["reason"] == "finished"
             assert viewer.last == 100
             assert len(viewer.asked_with) == 1
         assert live.is_whole()
@@ -63,7 +64,10 @@ async def test_readers_at_each_worker_follow_one_stream_to_its_end(ports: list[i
 
 @pytest.mark.parametrize("by", ["DELETE", "POST"])
 async def test_a_stream_is_cancelled_from_another_worker(ports: list[int], by: str) -> None:
-    async with watched(ports, "/ticks") as (live, followers), httpx.AsyncClient() as client:
+    async with (
+        watched(ports, "/ticks") as (live, followers),
+        httpx.AsyncClient(timeout=HANG_SECONDS) as client,
+    ):
 
         async def cancel(port: int, cursor: str) -> int:
             url = f"http://127.0.0.1:{port}/ticks"
@@ -73,15 +77,17 @@ async def test_a_stream_is_cancelled_from_another_worker(ports: list[int], by: s
                 answer = await client.post(url, params={"sse_cancel": cursor})
             return answer.status_code
 
-        secret, _, _ = live.cursor.rpartition("-")
-        assert await cancel(ports[1], f"{secret[::-1]}-1") == 405  # of the app, for it is not ours
+        secret, _, _ = live.last_event_id.rpartition("-")
+        assert (
+            await cancel(ports[1], f"{secret[::-1]}-1") == 405
+        )  # from the app: the id is not ours
         assert not live.stopped_by
-        assert await cancel(ports[1], live.cursor) == 204
+        assert await cancel(ports[1], live.last_event_id) == 204
         for viewer in (live, *followers):
             assert await viewer.until_stopped() == "complete"
-            assert viewer.told("complete")[0]["reason"] == "cancelled"
-        assert await cancel(ports[2], live.cursor) == 204
-        again = Viewer(ports[2], "/ticks", last_event_id=live.cursor)
+            assert viewer.data_of("complete")[0]["reason"] == "cancelled"
+        assert await cancel(ports[2], live.last_event_id) == 204
+        again = Viewer(ports[2], "/ticks", last_event_id=live.last_event_id)
         await again.run()
         assert again.stopped_by == "204"
 
@@ -99,15 +105,15 @@ async def test_a_named_stream_is_followed_at_another_worker(ports: list[int]) ->
                 assert await viewer.until_stopped() == "complete"
                 assert viewer.is_whole()
                 assert viewer.last == 100
-            stream = latest.told("start")[0]["stream_id"]
-            assert all(viewer.told("start")[0]["stream_id"] == stream for viewer in followers)
+            stream = latest.data_of("start")[0]["stream_id"]
+            assert all(viewer.data_of("start")[0]["stream_id"] == stream for viewer in followers)
         assert not older.stopped_by
     late = Viewer(ports[2], "/chats/1")
     await late.run()
     assert late.stopped_by == "204"
 
 
-async def test_a_client_that_is_rotated_goes_round_all_workers(ports: list[int]) -> None:
+async def test_a_client_that_is_rotated_visits_all_workers(ports: list[int]) -> None:
     async with (
         CuttingProxy(ports) as balancer,
         Viewer(balancer.port, "/turns?n=100&pause=0.03", haste=0.1) as viewer,
@@ -116,4 +122,4 @@ async def test_a_client_that_is_rotated_goes_round_all_workers(ports: list[int])
     assert viewer.is_whole()
     assert viewer.last == 100
     assert len(viewer.asked_with) > 4
-    assert len({start["stream_id"] for start in viewer.told("start")}) == 1
+    assert len({start["stream_id"] for start in viewer.data_of("start")}) == 1

@@ -1,6 +1,6 @@
-"""What workers serve that share a Redis: the answers in all shapes, and streams that go on.
+"""The app of workers that share a Redis: the scripted app, and endless streams.
 
-`LEASE_SECONDS`, where it is set, is the time within which a worker that has died is known to be.
+`LEASE_SECONDS`, if it is set, is the time after which the streams of a dead worker are lost.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from tests.support import scripted_app
 
 @streaming()
 async def ticks(request: Request) -> Response:
-    """Count to `n`, with `pause` seconds between; with `?chat=` it is that chat's stream."""
+    """Count to `n` with `pause` seconds after each number; `?chat=` names the stream."""
     query = request.query_params
     if chat := query.get("chat"):
         current_stream().name(f"chat:{chat}")
@@ -33,15 +33,21 @@ async def ticks(request: Request) -> Response:
     return StreamingResponse(events(), media_type="text/event-stream")
 
 
+@streaming(enabled=False)
+async def control(request: Request) -> Response:
+    """Count in a stream of which the middleware does not know."""
+    return await ticks(request)
+
+
 @streaming(stream_max_seconds=0.4, cap_action="rotate")
 async def turns(request: Request) -> Response:
-    """Count, and send the client round every 0.4 s."""
+    """Count, and rotate the client every 0.4 s."""
     return await ticks(request)
 
 
 async def block(request: Request) -> Response:
-    """Block the event loop for so many `seconds`."""
-    time.sleep(float(request.query_params["seconds"]))  # noqa: ASYNC251 - it is to block
+    """Block the event loop for `seconds`."""
+    time.sleep(float(request.query_params["seconds"]))  # noqa: ASYNC251 - the request is to block
     return Response()
 
 
@@ -57,6 +63,7 @@ app = Starlette(
         *scripted_app.app.routes,
         Route("/ticks", ticks),
         Route("/turns", turns),
+        Route("/control", control),
         Route("/chats/{chat}", resume_endpoint("chat:{chat}")),
         Route("/block", block, methods=["POST"]),
     ]

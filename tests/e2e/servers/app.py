@@ -1,4 +1,4 @@
-"""A Starlette app behind the middleware, to be run by real servers."""
+"""A Starlette app with the middleware, for real servers."""
 
 import asyncio
 import gc
@@ -11,13 +11,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware
+from sse_middleware import SSEMiddleware, streaming
 
 left: dict[str, int] = {}
-"""How often each way out of a stream was taken."""
+"""How often a stream has run its `finally` block, and its background task."""
 
-in_flight: set[object] = set()
-"""The requests that a server has given us and not got back."""
+counts = {"begun": 0, "in_flight": 0, "yielded": 0}
+"""The requests that have begun, those that run, and the events that apps have yielded."""
 
 asked = asyncio.Semaphore(0)
 """How many events of `/wait-for-each` may be sent."""
@@ -28,9 +28,9 @@ def _leave(how: str) -> None:
 
 
 async def count(request: Request) -> Response:
-    """Send `n` events with `pause` seconds between them; `boom` raises behind them.
+    """Send `n` events with `pause` seconds after each; with `boom`, raise an exception at the end.
 
-    Behind each number stand `size` further bytes.
+    Each event is padded by `size` bytes.
     """
     query = request.query_params
     more = " " * int(query.get("size", "0"))
@@ -38,6 +38,7 @@ async def count(request: Request) -> Response:
     async def events() -> AsyncIterator[bytes]:
         try:
             for number in range(int(query.get("n", "3"))):
+                counts["yielded"] += 1
                 yield f"data: {number}{more}\n\n".encode()
                 await asyncio.sleep(float(query.get("pause", "0.01")))
             if "boom" in query:
@@ -50,8 +51,14 @@ async def count(request: Request) -> Response:
     )
 
 
+@streaming(stream_max_seconds=None)
+async def uncapped(request: Request) -> Response:
+    """Do the same without a cap."""
+    return await count(request)
+
+
 async def wait_for_each(request: Request) -> Response:
-    """Send three events, each when somebody has asked for one at `/ask`."""
+    """Send three events, each after a request to `/ask`."""
 
     async def events() -> AsyncIterator[bytes]:
         for number in range(3):
@@ -67,7 +74,7 @@ async def ask(request: Request) -> Response:
 
 
 async def flood(request: Request) -> Response:
-    """Send as much as the client takes, with hardly a turn of the loop."""
+    """Send as much as the client reads, and rarely yield to the event loop."""
 
     async def events() -> AsyncIterator[bytes]:
         while True:
@@ -79,14 +86,14 @@ async def flood(request: Request) -> Response:
 
 
 async def state(request: Request) -> Response:
-    """Tell what this process holds."""
+    """Return the number of requests, tasks and objects of this process, and its memory."""
     gc.collect()
     with open("/proc/self/statm") as statm:  # noqa: ASYNC230, PTH123 - a file without a disk
         pages = int(statm.read().split()[1])
     return JSONResponse(
         {
             "left": left,
-            "requests": len(in_flight),
+            **counts,
             "tasks": len(asyncio.all_tasks()),
             "objects": len(gc.get_objects()),
             "resident_mib": pages * 4 / 1024,
@@ -97,6 +104,7 @@ async def state(request: Request) -> Response:
 _app = Starlette(
     routes=[
         Route("/count", count, methods=["GET", "POST"]),
+        Route("/uncapped", uncapped),
         Route("/wait-for-each", wait_for_each),
         Route("/ask", ask),
         Route("/flood", flood),
@@ -107,10 +115,13 @@ _app.add_middleware(SSEMiddleware)
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Count the requests around the middleware."""
-    request = object()
-    in_flight.add(request)
+    """Count the requests around the middleware, except those for the state."""
+    if scope["type"] != "http" or scope["path"] == "/state":
+        await _app(scope, receive, send)
+        return
+    counts["begun"] += 1
+    counts["in_flight"] += 1
     try:
         await _app(scope, receive, send)
     finally:
-        in_flight.discard(request)
+        counts["in_flight"] -= 1

@@ -1,10 +1,10 @@
-"""The example as a visitor meets it: by its command, by HTTP, and in Chromium."""
+"""The example as a visitor uses it: by its command, by HTTP, and in Chromium."""
 
 import re
 import socket
 import sys
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,37 +13,35 @@ import pytest
 
 from sse_middleware import Event, EventParser
 from tests.support import needs
-from tests.support.servers import running_process
+from tests.support.raw_http import EVENTSOURCE
+from tests.support.servers import running_process, until_logged
+from tests.support.waiting import HANG_SECONDS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
 
-EVENTSOURCE = {"accept": "text/event-stream", "cache-control": "no-cache"}
 QUESTION = "What is an event loop?"
 
 
-def _until_announced(log: Path) -> str:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if (found := re.search(r"http://\S+?:\d+", log.read_text())) is not None:
-            return found[0]
-        time.sleep(0.05)
-    message = f"the example did not say where it listens:\n{log.read_text()}"
-    raise RuntimeError(message)
+ENVIRON = {
+    "SSE_HEARTBEAT_INTERVAL": "0.5",
+    "SSE_STREAM_MAX_SECONDS": "600",
+    "SSE_RETRY_MS": "200",
+}
+
+
+@contextmanager
+def example(directory: Path, **environ: str) -> Iterator[str]:
+    """Run the example by its command, and give its address."""
+    command = [sys.executable, "-m", "example_app", "--port", "0"]
+    with running_process(command, directory / "example.log", ENVIRON | environ) as (_, log):
+        yield until_logged(log, r"http://\S+?:\d+")
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log = tmp_path_factory.mktemp("example") / "example.log"
-    command = [sys.executable, "-m", "example_app", "--port", "0"]
-    environ = {
-        "SSE_HEARTBEAT_INTERVAL": "0.5",
-        "SSE_STREAM_MAX_SECONDS": "6",
-        "SSE_CAP_ACTION": "complete",
-        "SSE_RETRY_MS": "200",
-    }
-    with running_process(command, log, environ):
-        yield _until_announced(log)
+    with example(tmp_path_factory.mktemp("example")) as address:
+        yield address
 
 
 def events_of(response: httpx.Response) -> list[Event]:
@@ -53,7 +51,10 @@ def events_of(response: httpx.Response) -> list[Event]:
 
 def test_stream_search_as_an_eventsource(url: str) -> None:
     response = httpx.get(
-        f"{url}/stream/search", params={"query": QUESTION}, headers=EVENTSOURCE, timeout=20
+        f"{url}/stream/search",
+        params={"query": QUESTION},
+        headers=EVENTSOURCE,
+        timeout=HANG_SECONDS,
     )
     names = [event.event for event in events_of(response)]
     assert names[0] == "start"
@@ -63,7 +64,7 @@ def test_stream_search_as_an_eventsource(url: str) -> None:
 
 
 def test_stream_search_as_a_plain_client(url: str) -> None:
-    response = httpx.get(f"{url}/stream/search", params={"query": QUESTION}, timeout=20)
+    response = httpx.get(f"{url}/stream/search", params={"query": QUESTION}, timeout=HANG_SECONDS)
     assert {event.event for event in events_of(response)} == {"content_chunk", "complete"}
     assert b"\nid:" not in response.content
     assert response.headers["x-trace-id"]
@@ -72,7 +73,7 @@ def test_stream_search_as_a_plain_client(url: str) -> None:
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/json, text/event-stream"])
 def test_post_search_as_a_plain_client(url: str, accept: str) -> None:
     response = httpx.post(
-        f"{url}/search", json={"query": QUESTION}, headers={"accept": accept}, timeout=20
+        f"{url}/search", json={"query": QUESTION}, headers={"accept": accept}, timeout=HANG_SECONDS
     )
     names = [event.event for event in events_of(response)]
     assert sorted(set(names), key=names.index) == ["token", "citation", "done"]
@@ -80,13 +81,15 @@ def test_post_search_as_a_plain_client(url: str, accept: str) -> None:
 
 def test_post_search_as_a_client_that_wants_named_events(url: str) -> None:
     accept = {"accept": "text/event-stream;events=named"}
-    response = httpx.post(f"{url}/search", json={"query": QUESTION}, headers=accept, timeout=20)
+    response = httpx.post(
+        f"{url}/search", json={"query": QUESTION}, headers=accept, timeout=HANG_SECONDS
+    )
     names = [event.event for event in events_of(response) if event.event != "heartbeat"]
     assert names[0] == "start"
     assert names[-2:] == ["done", "complete"]
 
 
-def test_a_port_in_use_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         log = tmp_path / "second.log"
@@ -94,7 +97,7 @@ def test_a_port_in_use_is_told_in_one_line(tmp_path: Path) -> None:
             process,
             _,
         ):
-            assert process.wait(20) == 1
+            assert process.wait(HANG_SECONDS) == 1
     assert log.read_text().count("\n") == 1
     assert str(port) in log.read_text()
 
@@ -116,7 +119,7 @@ def browser() -> Iterator["Browser"]:
 def page(browser: "Browser", url: str) -> Iterator["Page"]:
     complaints: list[str] = []
     opened = browser.new_page()
-    opened.set_default_timeout(15_000)
+    opened.set_default_timeout(HANG_SECONDS * 1000)
 
     def complain(message: "ConsoleMessage") -> None:
         expected = re.search("INCOMPLETE_CHUNKED|status of 401", message.text)  # by a test below
@@ -146,20 +149,22 @@ def test_the_page_streams_a_cited_answer_with_its_trace_id(page: "Page") -> None
     assert "disconnected" in page.inner_text("#state").lower()
 
 
-def test_the_page_shows_heartbeats_and_the_time_that_is_left(page: "Page") -> None:
+def test_the_page_shows_heartbeats_and_the_remaining_time(page: "Page") -> None:
     page.fill("#delay", "400")
     ask(page, QUESTION)
-    for _ in range(100):
-        if int(page.inner_text("#heartbeats")) >= 3:
-            break
-        page.wait_for_timeout(100)
-    assert int(page.inner_text("#heartbeats")) >= 3
+    page.wait_for_function("() => document.querySelector('#heartbeats').textContent >= 3")
     assert re.search(r"\d", page.inner_text("#remaining"))
     page.click("#stop")
     page.wait_for_selector("#state[data-state=disconnected]")
 
 
-def test_the_page_shows_an_answer_that_the_cap_has_cut_short(page: "Page") -> None:
+def test_the_page_shows_that_the_cap_has_ended_an_answer(page: "Page", tmp_path: Path) -> None:
+    with example(tmp_path, SSE_STREAM_MAX_SECONDS="1", SSE_CAP_ACTION="complete") as url:
+        page.goto(url)
+        see_a_capped_answer(page)
+
+
+def see_a_capped_answer(page: "Page") -> None:
     page.fill("#delay", "2000")
     ask(page, QUESTION)
     page.wait_for_selector("#notice:visible")
@@ -174,7 +179,7 @@ def wait_for_words(page: "Page", count: int) -> None:
     )
 
 
-def test_a_connection_that_the_page_has_cut_costs_no_word(page: "Page", url: str) -> None:
+def test_no_word_is_lost_if_the_page_cuts_its_connections(page: "Page", url: str) -> None:
     page.fill("#delay", "40")
     ask(page, QUESTION)
     for cuts in (1, 2):
@@ -182,7 +187,7 @@ def test_a_connection_that_the_page_has_cut_costs_no_word(page: "Page", url: str
         page.click("#cut")
         page.wait_for_selector(f"#connections:text-is('{cuts + 1}')")
     page.wait_for_selector("#answer[data-state=complete]")
-    body = httpx.post(f"{url}/search", json={"query": QUESTION}, timeout=20).json()
+    body = httpx.post(f"{url}/search", json={"query": QUESTION}, timeout=HANG_SECONDS).json()
     marked = re.sub(r"\[(\d+)\]", r"\1", body["answer"])
     assert page.text_content("#answer") == marked
     assert page.inner_text("#connections") == "3"
@@ -190,7 +195,7 @@ def test_a_connection_that_the_page_has_cut_costs_no_word(page: "Page", url: str
     assert "event: reset" not in page.inner_text("#debug")
 
 
-def test_a_page_that_is_loaded_again_has_the_whole_answer(page: "Page") -> None:
+def test_a_reloaded_page_shows_the_whole_answer(page: "Page") -> None:
     page.fill("#delay", "40")
     ask(page, QUESTION)
     wait_for_words(page, 10)
@@ -203,7 +208,7 @@ def test_a_page_that_is_loaded_again_has_the_whole_answer(page: "Page") -> None:
     assert page.input_value("#query") == QUESTION
 
 
-def test_an_answer_that_is_stopped_can_be_asked_for_again(page: "Page") -> None:
+def test_a_stopped_answer_can_be_requested_again(page: "Page") -> None:
     page.fill("#delay", "40")
     ask(page, QUESTION)
     wait_for_words(page, 5)
@@ -215,7 +220,7 @@ def test_an_answer_that_is_stopped_can_be_asked_for_again(page: "Page") -> None:
     page.wait_for_selector("#answer[data-state=complete]")
 
 
-def test_a_server_that_is_gone_is_told_and_can_be_tried_again(page: "Page") -> None:
+def test_a_refused_request_is_reported_and_can_be_repeated(page: "Page") -> None:
     page.route("**/stream/search**", lambda route: route.fulfill(status=401, body="no"))
     ask(page, QUESTION)
     page.wait_for_selector("#retry:visible")
@@ -227,7 +232,7 @@ def test_a_server_that_is_gone_is_told_and_can_be_tried_again(page: "Page") -> N
     assert page.is_hidden("#notice")
 
 
-def test_a_mark_in_the_answer_opens_its_source(page: "Page") -> None:
+def test_a_citation_mark_in_the_answer_opens_its_source(page: "Page") -> None:
     page.fill("#delay", "0")
     ask(page, QUESTION)
     page.wait_for_selector("#answer[data-state=complete]")
@@ -249,14 +254,14 @@ def test_the_trace_id_is_copied(page: "Page") -> None:
     assert page.evaluate("navigator.clipboard.readText()") == page.inner_text("#trace-id")
 
 
-def test_a_screen_reader_is_told_whole_sentences_once(page: "Page") -> None:
+def test_a_screen_reader_announces_whole_sentences_once(page: "Page") -> None:
     page.fill("#delay", "20")
     ask(page, QUESTION)
     page.wait_for_selector("#answer[data-state=complete]")
-    said = page.locator("#spoken p").all_text_contents()
-    assert said[-1] == "The answer is complete."
-    assert all(re.search(r"[.!?:]\W*$|^connected|^asking", text) for text in said), said
-    assert len(said) == len(set(said))
+    sentences = page.locator("#spoken p").all_text_contents()
+    assert sentences[-1] == "The answer is complete."
+    assert all(re.search(r"[.!?:]\W*$|^connected|^asking", text) for text in sentences)
+    assert len(sentences) == len(set(sentences))
     assert page.get_attribute("#answer", "aria-live") is None
 
 

@@ -1,10 +1,11 @@
-"""The configurations of docs/deployment.md, in front of two workers that share nothing."""
+"""The configurations of docs/deployment.md, with two workers that share nothing."""
 
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx2 as httpx
 import pytest
@@ -12,23 +13,24 @@ import pytest
 from sse_middleware import Event, EventParser
 from tests.support.needs import program
 from tests.support.ports import free_port
-from tests.support.servers import running_process, serving, wait_until_listening
+from tests.support.raw_http import EVENTSOURCE
+from tests.support.servers import Server, running_process, serving, wait_until_listening
+from tests.support.waiting import HANG_SECONDS
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "deployment.md"
-EVENTSOURCE = {"accept": "text/event-stream", "cache-control": "no-cache"}
 APP = "tests.e2e.servers.app:app"
-IDLE_SECONDS = 1
-"""In place of the minute of the documents, so that silence is told soon."""
+IDLE_SECONDS = 2
+"""The timeout of the proxies; the documents set 60 s."""
 
 
 def configured(proxy: str, ports: dict[str, int]) -> str:
-    """Return the configuration of the documents, with other ports and a short patience."""
+    """Return the configuration of the documents, with other ports and a short timeout."""
     found = re.search(rf"^```{proxy}\n(.*?)^```", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
     assert found is not None
     text = re.sub(r"\b60s\b", f"{IDLE_SECONDS}s", found[1])
-    for told, port in ports.items():
-        assert f"127.0.0.1:{told}" in text
-        text = text.replace(f"127.0.0.1:{told}", f"127.0.0.1:{port}")
+    for documented, port in ports.items():
+        assert f"127.0.0.1:{documented}" in text
+        text = text.replace(f"127.0.0.1:{documented}", f"127.0.0.1:{port}")
     return text
 
 
@@ -54,9 +56,16 @@ def haproxy(directory: Path, text: str) -> list[str]:
 PROXIES: dict[str, Callable[[Path, str], list[str]]] = {"nginx": nginx, "haproxy": haproxy}
 
 
+class Proxied(NamedTuple):
+    """Two workers with a proxy in front of them."""
+
+    url: str
+    workers: list[Server]
+
+
 @contextmanager
-def behind(proxy: str, directory: Path, **environ: str) -> Iterator[str]:
-    """Run two workers behind a proxy and give its URL."""
+def proxied(proxy: str, directory: Path, **environ: str) -> Iterator[Proxied]:
+    """Run two workers and a proxy."""
     port = free_port()
     with ExitStack() as stack:
         workers = []
@@ -70,28 +79,37 @@ def behind(proxy: str, directory: Path, **environ: str) -> Iterator[str]:
         log = directory / "proxy.log"
         process, log = stack.enter_context(running_process(command, log))
         wait_until_listening(port, process, log)
-        yield f"http://127.0.0.1:{port}"
+        yield Proxied(f"http://127.0.0.1:{port}", workers)
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
-def test_events_pass_a_proxy_when_they_are_sent_and_heartbeats_keep_it_awake(
+def test_an_event_passes_a_proxy_before_the_next_is_sent_and_heartbeats_prevent_its_timeout(
     proxy: str, tmp_path: Path
 ) -> None:
-    with behind(proxy, tmp_path, SSE_HEARTBEAT_INTERVAL="0.3") as proxied:
-        url = f"{proxied}/count?n=2&pause=2.5"
-        parser, arrived = EventParser(), list[tuple[float, Event]]()
-        with httpx.stream("GET", url, headers=EVENTSOURCE, timeout=20) as response:
-            for chunk in response.iter_raw():
-                arrived += [(time.monotonic(), event) for event in parser.feed(chunk)]
-    numbers = [at for at, event in arrived if event.event == "message"]
-    assert arrived[-1][1].event == "complete"
-    assert 2.2 < numbers[1] - numbers[0] < 3
+    heartbeats = {"SSE_HEARTBEAT_INTERVAL": str(IDLE_SECONDS / 10)}
+    with proxied(proxy, tmp_path, **heartbeats) as site:
+        parser, events = EventParser(), list[Event]()
+        url = f"{site.url}/wait-for-each"
+        with httpx.stream("GET", url, headers=EVENTSOURCE, timeout=HANG_SECONDS) as response:
+            chunks = response.iter_raw()
+            for number in range(3):
+                if number == 2:
+                    time.sleep(1.5 * IDLE_SECONDS)
+                for worker in site.workers:  # one of them has the stream
+                    httpx.get(f"{worker.url}/ask", timeout=HANG_SECONDS)
+                while str(number) not in [event.data for event in events]:
+                    events += parser.feed(next(chunks))
+            for chunk in chunks:
+                events += parser.feed(chunk)
+    assert [event.data for event in events if event.event == "message"] == ["0", "1", "2"]
+    assert events[-1].event == "complete"
     assert response.headers["x-trace-id"]
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
 def test_without_heartbeats_a_proxy_cuts_a_silent_stream(proxy: str, tmp_path: Path) -> None:
-    with behind(proxy, tmp_path, SSE_HEARTBEAT_INTERVAL="off") as proxied:
-        url = f"{proxied}/count?n=2&pause=3"
+    environ = {"SSE_HEARTBEAT_INTERVAL": "off", "SSE_LINGER_SECONDS": "0"}
+    with proxied(proxy, tmp_path, **environ) as site:
+        url = f"{site.url}/count?n=2&pause={HANG_SECONDS}"
         with pytest.raises(httpx.RemoteProtocolError):
-            httpx.get(url, headers=EVENTSOURCE, timeout=20)
+            httpx.get(url, headers=EVENTSOURCE, timeout=HANG_SECONDS)

@@ -19,10 +19,10 @@ from sse_middleware.channels.events import (
     EMPTY,
     Position,
     StoredEvent,
-    entry_of,
-    number_of,
-    page_of,
-    post_of,
+    outgoing_event,
+    parse_entry,
+    parse_number,
+    read_result,
 )
 from sse_middleware.channels.memory import ChannelMemory
 from tests.support.channel_contract import ChannelContract, new_channel, whole
@@ -113,11 +113,11 @@ def limits(**given: float) -> Limits:
 def test_all_channels_together_take_so_much_memory() -> None:
     memory = ChannelMemory(max_total_bytes=100_000)
     for number in range(100):
-        post = post_of(f"channel-{number}", "step", "x" * 1000, None, 1 << 20)
+        post = outgoing_event(f"channel-{number}", "step", "x" * 1000, None, 1 << 20)
         assert memory.publish(post, Limits())
     assert 10 < len(memory) < 40
-    assert memory.tip("channel-99").place.number == 1
-    assert memory.tip("channel-0").place == EMPTY
+    assert memory.last_event("channel-99").position.number == 1
+    assert memory.last_event("channel-0").position == EMPTY
 
 
 def test_memory_is_counted_as_it_is_taken() -> None:
@@ -125,7 +125,9 @@ def test_memory_is_counted_as_it_is_taken() -> None:
     tracemalloc.start()
     memory = ChannelMemory()
     for number in range(2000):
-        memory.publish(post_of(f"c{number % 20}", "step", f"{number:060}", None, 1 << 20), Limits())
+        memory.publish(
+            outgoing_event(f"c{number % 20}", "step", f"{number:060}", None, 1 << 20), Limits()
+        )
     taken = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert 0.4 * taken < memory.total_bytes < 3 * taken
@@ -134,11 +136,11 @@ def test_memory_is_counted_as_it_is_taken() -> None:
 def test_channels_in_memory_go_with_their_time() -> None:
     now = 0.0
     memory = ChannelMemory(clock=lambda: now)
-    memory.publish(post_of("long", "step", 1, None, 100), limits(ttl=100.0))
-    memory.publish(post_of("short", "step", 1, None, 100), limits(ttl=1.0))
+    memory.publish(outgoing_event("long", "step", 1, None, 100), limits(ttl=100.0))
+    memory.publish(outgoing_event("short", "step", 1, None, 100), limits(ttl=1.0))
     now = 2.0
-    assert memory.tip("short").place == EMPTY
-    assert memory.tip("long").place.number == 1
+    assert memory.last_event("short").position == EMPTY
+    assert memory.last_event("long").position.number == 1
     now = 101.0
     assert len(memory) == 0
     assert memory.total_bytes == 0
@@ -191,14 +193,14 @@ def entry(number: int) -> tuple[str, StoredEvent]:
 
 
 def test_a_page_has_no_holes() -> None:
-    assert page_of([], BEGINNING).place == EMPTY
-    page = page_of([entry(7), ("7-1", None), entry(8)], BEGINNING)
+    assert read_result([], BEGINNING).position == EMPTY
+    page = read_result([entry(7), ("7-1", None), entry(8)], BEGINNING)
     assert [one.number for one in page.entries] == [7, 8]
     assert page.is_whole
-    page = page_of([entry(7), entry(9)], Position("6-0", 6))
+    page = read_result([entry(7), entry(9)], Position("6-0", 6))
     assert [one.number for one in page.entries] == [7]
     assert not page.is_whole
-    assert page_of([("9-9", None)], Position("6-0", 6)).place == Position("9-9", 6)
+    assert read_result([("9-9", None)], Position("6-0", 6)).position == Position("9-9", 6)
 
 
 @pytest.mark.parametrize(
@@ -215,15 +217,15 @@ def test_a_page_has_no_holes() -> None:
     ],
 )
 def test_what_is_no_entry_is_none(event: bytes, data: bytes) -> None:
-    assert entry_of(b"1-0", 1, event, data) is None
-    assert entry_of(b"1-0", 1, b"step", b'{"a":1}') is not None
-    assert entry_of(b"1-0", 1, b"step", b' {"a":1} ') is not None
+    assert parse_entry(b"1-0", 1, event, data) is None
+    assert parse_entry(b"1-0", 1, b"step", b'{"a":1}') is not None
+    assert parse_entry(b"1-0", 1, b"step", b' {"a":1} ') is not None
 
 
 @pytest.mark.parametrize("text", [b"", b"x", b"0", b"-1", b"1\n", b"9" * 5000])
 def test_what_is_no_number_of_an_entry_is_none(text: bytes) -> None:
-    assert number_of(text) is None
-    assert number_of(b"12") == 12
+    assert parse_number(text) is None
+    assert parse_number(b"12") == 12
 
 
 async def test_an_event_is_written_once_for_all_its_readers() -> None:

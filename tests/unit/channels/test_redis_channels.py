@@ -17,24 +17,27 @@ from redis.asyncio import Connection
 from sse_middleware.channels import (
     BlockingPublisher,
     Publisher,
+    blocking_redis,
     close_channels,
+    publish_batch,
+    publish_pipeline,
+    pubsub,
     subscribe,
 )
-from sse_middleware.channels import publish_batch as channel_dispatch
-from sse_middleware.channels import publish_pipeline as channel_sender
-from sse_middleware.channels import pubsub as channel_hub
 from sse_middleware.channels.base import Limits
-from sse_middleware.channels.events import BEGINNING, post_of
-from sse_middleware.channels.publish_batch import ChannelKeys, PublishBatch, PublisherSequence
+from sse_middleware.channels.events import BEGINNING, outgoing_event
+from sse_middleware.channels.publish_batch import PublishBatch, PublisherSequence
 from sse_middleware.channels.redis import RedisChannels
 from sse_middleware.errors import StoreError
+from sse_middleware.stores.redis import client as redis_client
+from sse_middleware.stores.redis.keys import Keys
 from sse_middleware.testing.streams import eventually
 from tests.support.channel_contract import ChannelContract, code, new_channel, said, take, whole
 from tests.support.redis_server import Proxy, RedisServer
 
 pytestmark = pytest.mark.anyio
 
-KEYS = ChannelKeys("sse:")
+KEYS = Keys("sse:")
 
 
 @pytest.fixture
@@ -119,7 +122,7 @@ def count(operation: str) -> float:
 async def test_an_event_whose_answer_was_lost_is_neither_lost_nor_doubled(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_sender, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(redis_client, "WRITE_TIMEOUT_SECONDS", 0.3)
     channel = new_channel()
     async with Proxy(server) as proxy, Publisher(proxy.url) as publisher:
         assert await publisher.ack(channel)
@@ -140,7 +143,7 @@ async def test_an_event_whose_answer_was_lost_is_neither_lost_nor_doubled(
 async def test_a_claim_whose_answer_was_lost_is_ours(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_sender, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(redis_client, "WRITE_TIMEOUT_SECONDS", 0.3)
     channel = new_channel()
     async with Proxy(server) as proxy, Publisher(proxy.url) as one:
         await one.publish(channel, "queued", 1)
@@ -175,54 +178,61 @@ async def test_a_blocking_publisher_doubles_nothing_either(server: RedisServer) 
 async def test_a_first_attempt_that_comes_behind_the_second_is_too_late(
     server: RedisServer,
 ) -> None:
-    numbering, posts = PublisherSequence(), [post_of("c", "step", n, None, 100) for n in range(3)]
+    numbering, posts = (
+        PublisherSequence(),
+        [outgoing_event("c", "step", n, None, 100) for n in range(3)],
+    )
     late = PublishBatch(posts, numbering, KEYS, Limits())
-    later = PublishBatch([post_of("c", "step", 9, "key", 100)], numbering, KEYS, Limits())
+    later = PublishBatch([outgoing_event("c", "step", 9, "key", 100)], numbering, KEYS, Limits())
 
     def send(dispatch: PublishBatch) -> list[Any]:
         (command,) = dispatch.commands()
         return [ask(server, *command)]
 
-    late._knows_script = later._knows_script = False
+    late._has_script = later._has_script = False
     assert send(late) == [[1, 1, 1]]
     assert send(later) == [[1]]
     assert send(late) == [[1, 1, 1]]
     assert send(later) == [[1]]
-    assert server.client.xlen(KEYS.log("c")) == 4
+    assert server.client.xlen(KEYS.channel("c").log) == 4
 
 
 async def test_publishers_that_take_turns_are_known_by_their_numbers(server: RedisServer) -> None:
     first, second = (
-        PublishBatch([post_of("c", "step", n, None, 100)], PublisherSequence(), KEYS, Limits())
+        PublishBatch(
+            [outgoing_event("c", "step", n, None, 100)], PublisherSequence(), KEYS, Limits()
+        )
         for n in range(2)
     )
     for dispatch in (first, second, first, second, first):
-        dispatch._knows_script = False
+        dispatch._has_script = False
         (command,) = dispatch.commands()
         assert ask(server, *command) == [1]
-    assert server.client.xlen(KEYS.log("c")) == 2
+    assert server.client.xlen(KEYS.channel("c").log) == 2
 
 
 async def test_a_claim_that_was_refused_and_comes_late_is_refused_still(
     server: RedisServer, publisher: Publisher
 ) -> None:
     await publisher.publish("c", "step", 1, key="k")
-    late = PublishBatch([post_of("c", "step", 2, "k", 100)], PublisherSequence(), KEYS, Limits())
-    late._knows_script = False
+    late = PublishBatch(
+        [outgoing_event("c", "step", 2, "k", 100)], PublisherSequence(), KEYS, Limits()
+    )
+    late._has_script = False
     (command,) = late.commands()
     assert ask(server, *command) == [0]
-    server.client.hdel(KEYS.about("c"), "k:u:k")  # as if its event were not kept any more
+    server.client.hdel(KEYS.channel("c").about, "k:u:k")  # as if its event were not kept any more
     assert ask(server, *command) == [0]
-    assert server.client.xlen(KEYS.log("c")) == 1
+    assert server.client.xlen(KEYS.channel("c").log) == 1
 
 
 async def test_a_log_that_redis_has_evicted_has_its_time_again(
     server: RedisServer, publisher: Publisher
 ) -> None:
     await publisher.publish("c", "step", 1)
-    server.client.delete(KEYS.log("c"))
+    server.client.delete(KEYS.channel("c").log)
     await publisher.publish("c", "step", 2)
-    assert 0 < server.client.pttl(KEYS.log("c")) <= 3_660_000
+    assert 0 < server.client.pttl(KEYS.channel("c").log) <= 3_660_000
 
 
 async def test_a_channel_lives_on_as_long_as_it_is_published_on(server: RedisServer) -> None:
@@ -230,8 +240,11 @@ async def test_a_channel_lives_on_as_long_as_it_is_published_on(server: RedisSer
         for number in range(8):
             await asyncio.sleep(0.1)
             await publisher.publish("c", "step", number)
-            assert all(server.client.pttl(key) > 1500 for key in (KEYS.log("c"), KEYS.about("c")))
-    assert server.client.xlen(KEYS.log("c")) == 8
+            assert all(
+                server.client.pttl(key) > 1500
+                for key in (KEYS.channel("c").log, KEYS.channel("c").about)
+            )
+    assert server.client.xlen(KEYS.channel("c").log) == 8
 
 
 async def test_every_key_has_its_time(server: RedisServer, publisher: Publisher) -> None:
@@ -249,8 +262,8 @@ async def test_every_key_has_its_time(server: RedisServer, publisher: Publisher)
 async def test_where_redis_is_gone_a_publisher_is_told_after_a_while(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (channel_sender,):
-        monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.5)
+    for module in (publish_pipeline, blocking_redis):
+        monkeypatch.setattr(module, "PUBLISH_SECONDS", 0.5)
     before = count("publish")
     async with Publisher("redis://127.0.0.1:1/0") as publisher:
         with pytest.raises(StoreError, match=r"ConnectionError.*under a key"):
@@ -264,7 +277,7 @@ async def test_where_redis_is_gone_a_publisher_is_told_after_a_while(
 async def test_where_redis_is_gone_a_reader_is_told_after_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sse_middleware.channels.subscriber._OUTAGE_SECONDS", 0.7)
+    monkeypatch.setattr("sse_middleware.channels.subscriber._MAX_OUTAGE_SECONDS", 0.7)
     (event,) = await whole(subscribe("channel", url="redis://127.0.0.1:1/0"))
     assert code(event) == "store_unavailable"
 
@@ -301,7 +314,7 @@ async def test_a_redis_that_lost_all_is_told_of(tmp_path: Path) -> None:
 async def test_what_redis_refuses_is_told_at_once_and_hinders_nobody(
     server: RedisServer, publisher: Publisher
 ) -> None:
-    server.client.set(KEYS.log("taken"), "by something else")
+    server.client.set(KEYS.channel("taken").log, "by something else")
     began = time.monotonic()
     refused, fine = await asyncio.gather(
         publisher.publish("taken", "step", 1),
@@ -375,8 +388,8 @@ async def test_readers_hear_without_news_too(server: RedisServer) -> None:
 async def test_what_is_not_told_is_read_in_a_few_seconds(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert channel_hub._LOOK_EVERY * channel_hub._TICK_SECONDS <= 5  # which the docs promise
-    monkeypatch.setattr(channel_hub, "_TICK_SECONDS", 0.05)
+    assert pubsub._TICKS_PER_CHECK * pubsub._TICK_SECONDS <= 5  # which the docs promise
+    monkeypatch.setattr(pubsub, "_TICK_SECONDS", 0.05)
     channel, name = new_channel(), "mute" + secrets.token_hex(4)
     ask(server, "ACL", "SETUSER", name, "on", ">pass", "~*", "+@all", "resetchannels")
     reading = asyncio.ensure_future(whole(subscribe(channel, url=server.url)))
@@ -412,7 +425,7 @@ async def test_what_something_else_has_written_is_passed_over_counted_and_logged
     server: RedisServer, publisher: Publisher, caplog: pytest.LogCaptureFixture
 ) -> None:
     channel = new_channel()
-    log = KEYS.log(channel)
+    log = KEYS.channel(channel).log
     before = count("malformed")
     strange: list[dict[Any, Any]] = [
         {"hello": "s3cret"},
@@ -431,7 +444,7 @@ async def test_what_something_else_has_written_is_passed_over_counted_and_logged
         await asyncio.sleep(0.2)
         server.client.xadd(log, {"n": "s3cret"})
         for message in (b"s3cret", b"2\n1-1\nstep\ns3cret", b"2\n1-1\nstep", b"\xff", b""):
-            server.client.publish(KEYS.topic(channel), message)
+            server.client.publish(KEYS.channel(channel).topic, message)
         await publisher.publish(channel, "step", 1)
         await publisher.finish(channel)
         for events in await asyncio.gather(*readings):
@@ -448,7 +461,7 @@ async def test_a_flood_of_strange_entries_is_read_through(
     await publisher.ack(channel)
     pipe = server.client.pipeline(transaction=False)
     for _ in range(1000):
-        pipe.xadd(KEYS.log(channel), {"x": 1})
+        pipe.xadd(KEYS.channel(channel).log, {"x": 1})
     pipe.execute()
     await publisher.finish(channel)
     events = await whole(subscribe(channel, url=server.url))
@@ -494,7 +507,7 @@ async def test_a_publisher_is_closed_while_those_who_called_it_have_left(
         one.cancel()
     async with asyncio.timeout(2):
         await publisher.close()
-    assert server.client.xlen(KEYS.log(channel)) == 10
+    assert server.client.xlen(KEYS.channel(channel).log) == 10
 
 
 async def test_a_publisher_whose_connection_was_cut_between_two_events_makes_another(
@@ -522,10 +535,10 @@ async def test_no_task_is_made_for_an_event(server: RedisServer, publisher: Publ
 
 
 async def test_what_is_packed_is_what_redis_py_would_send(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_dispatch, "_HEADS_KEPT", 4)
+    monkeypatch.setattr(publish_batch, "_MAX_HEADS", 4)
     numbering = PublisherSequence()
     for names in ("a", "a", "aab", "bcdefgh", "ah"):
-        posts = [post_of(name, "schön", "ä" * 9, f"k{name}", 99) for name in names]
+        posts = [outgoing_event(name, "schön", "ä" * 9, f"k{name}", 99) for name in names]
         dispatch = PublishBatch(posts, numbering, KEYS, Limits())
         assert packed_by_redis_py(dispatch) == dispatch.packed()
     assert len(numbering.heads) <= 4
@@ -561,16 +574,16 @@ async def test_a_full_channel_costs_no_more_with_its_length(
     server: RedisServer, publisher: Publisher
 ) -> None:
     await asyncio.gather(*(publisher.publish("full", "n", "x" * 100) for _ in range(10_500)))
-    assert server.client.xlen(KEYS.log("full")) == 10_000
+    assert server.client.xlen(KEYS.channel("full").log) == 10_000
     with script_timed(server) as full:
         for number in range(50):
             await publisher.publish("full", "n", number)
-    assert server.client.xlen(KEYS.log("full")) == 10_000
+    assert server.client.xlen(KEYS.channel("full").log) == 10_000
     assert full["microseconds"] < 20_000
 
 
 async def test_a_reader_of_a_redis_that_refuses_reads_is_told(server: RedisServer) -> None:
-    server.client.set(KEYS.log("taken"), json.dumps("by something else"))
+    server.client.set(KEYS.channel("taken").log, json.dumps("by something else"))
     channels = RedisChannels(server.url)
     with pytest.raises(StoreError), channels.follow("taken") as feed:
         await feed.read(BEGINNING)

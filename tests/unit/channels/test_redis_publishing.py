@@ -14,14 +14,15 @@ from sse_middleware.channels import (
     ChannelEvent,
     Publisher,
     close_channels,
+    publish_batch,
     subscribe,
 )
-from sse_middleware.channels import publish_batch as channel_dispatch
-from sse_middleware.channels.publish_batch import ChannelKeys, PublisherSequence
+from sse_middleware.channels.publish_batch import PublisherSequence
+from sse_middleware.stores.redis.keys import Keys
 from tests.support.channel_contract import said, whole
 from tests.support.redis_server import RedisServer
 
-KEYS = ChannelKeys("sse:")
+KEYS = Keys("sse:")
 
 
 async def read(channel: str, url: str) -> list[ChannelEvent]:
@@ -40,7 +41,7 @@ def test_a_publisher_serves_one_loop_after_the_other(running_server: RedisServer
 
     for number in range(3):
         asyncio.run(publish(number))
-    assert running_server.client.xlen(KEYS.log("loops")) == 3
+    assert running_server.client.xlen(KEYS.channel("loops").log) == 3
 
 
 FORKING = """
@@ -84,13 +85,13 @@ def test_a_publisher_that_is_interrupted_goes_on(
 ) -> None:
     publisher = BlockingPublisher(running_server.url)
     publisher.ack("limits")
-    real = publisher._channels._pipe  # type: ignore[attr-defined]
+    real = publisher._channels._attempt  # type: ignore[attr-defined]
 
     def limited(commands: Any) -> Any:
-        monkeypatch.setattr(publisher._channels, "_pipe", real)
+        monkeypatch.setattr(publisher._channels, "_attempt", real)
         raise TimeLimitError
 
-    monkeypatch.setattr(publisher._channels, "_pipe", limited)
+    monkeypatch.setattr(publisher._channels, "_attempt", limited)
     with pytest.raises(TimeLimitError):
         publisher.publish("limits", "n", 1)
     assert publisher.publish("limits", "n", 2)
@@ -104,4 +105,4 @@ def test_no_two_publishers_have_one_name() -> None:
 
 
 def test_the_numbers_of_a_publisher_are_kept_longer_than_it_tries() -> None:
-    assert channel_dispatch._SEEN_SECONDS > 5 * channel_dispatch.PATIENCE_SECONDS
+    assert publish_batch._SEEN_SECONDS > 5 * publish_batch.PUBLISH_SECONDS

@@ -5,7 +5,16 @@ from collections.abc import Iterable, Mapping
 
 import pytest
 
-from sse_middleware.http.request import SSERequest
+from sse_middleware.http.request import (
+    NO_INTENT,
+    ResumeIntent,
+    SSERequest,
+    app_path,
+    is_request_for,
+    may_have_event_id,
+)
+from sse_middleware.http.routes import Mark, streaming
+from sse_middleware.protocol.event_ids import EventId
 from tests.support.asgi import http_scope
 
 TRACE = b"0af7651916cd43dd8448eb211c80319c"
@@ -164,3 +173,121 @@ def test_a_fresh_trace_id_is_never_the_same() -> None:
     made = {trace_id_of({}) for _ in range(100)}
     assert len(made) == 100
     assert all(is_fresh(value) for value in made)
+
+
+# --- event ids ----------------------------------------------------------------------------------
+
+OURS = EventId("-" + "A" * 20 + "_", 17)
+ACCEPT = (b"accept", b"text/event-stream")
+HEADER = (b"last-event-id", str(OURS).encode())
+
+
+def request_of(method: str, *headers: tuple[bytes, bytes], query: str = "") -> SSERequest:
+    return SSERequest(http_scope(method=method, headers=list(headers), query_string=query.encode()))
+
+
+def test_a_request_without_an_event_id_has_no_intent() -> None:
+    request = request_of("GET", query="a=1")
+    assert not may_have_event_id(request.scope)
+    assert (request.last_event_id, request.event_id, request.cancel_target) == (None, None, None)
+    assert request.intent == NO_INTENT
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_event_id_of_ours_is_the_position_to_continue_from(method: str) -> None:
+    request = request_of(method, HEADER)
+    assert may_have_event_id(request.scope)
+    assert request.event_id == OURS
+    assert request.intent == ResumeIntent(OURS)
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "HEAD", "OPTIONS"])
+def test_other_methods_continue_no_stream(method: str) -> None:
+    request = request_of(method, HEADER)
+    assert request.event_id == OURS
+    assert request.intent == NO_INTENT
+
+
+def test_the_header_has_precedence_over_the_query() -> None:
+    request = request_of("GET", HEADER, query=f"last_event_id={EventId(OURS.secret, 3)}")
+    assert request.event_id == OURS
+    request.hide_event_id()
+    assert request.scope["headers"] == []
+    assert request.event_id == OURS
+
+
+def test_two_event_id_headers_count_as_none() -> None:
+    assert request_of("GET", HEADER, HEADER).last_event_id is None
+
+
+def test_a_delete_ends_the_stream_of_its_event_id() -> None:
+    request = request_of("DELETE", HEADER)
+    assert (request.cancel_target, request.intent) == (OURS, NO_INTENT)
+    assert request_of("DELETE", (b"last-event-id", b"7")).cancel_target is None
+
+
+def test_a_post_ends_the_stream_in_its_query() -> None:
+    request = request_of("POST", HEADER, query=f"sse_cancel={OURS}")
+    assert (request.cancel_target, request.intent) == (OURS, NO_INTENT)
+    assert request_of("GET", query=f"sse_cancel={OURS}").cancel_target is None
+
+
+def test_a_copied_scope_keeps_what_is_parsed() -> None:
+    request = request_of("GET", HEADER)
+    request.hide_event_id()
+    copy = request.with_scope({**request.scope, "user": "ann"})
+    assert copy.scope["user"] == "ann"
+    assert (copy.event_id, copy.intent, copy.headers) == (OURS, request.intent, request.headers)
+
+
+# --- streams ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("accept", "types"),
+    [
+        (b"text/event-stream", {b"text/event-stream"}),
+        (b"Text/Event-Stream;q=0.9, */*", {b"text/event-stream", b"*/*"}),
+        (b"", {b""}),
+    ],
+)
+def test_accepted_types_have_no_parameters(accept: bytes, types: set[bytes]) -> None:
+    assert request_of("GET", (b"accept", accept)).accepted_types == types
+    assert request_of("GET").accepted_types == {b"*/*"}
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "mark", "wanted"),
+    [
+        ("PUT", [ACCEPT], None, True),
+        ("HEAD", [ACCEPT], None, False),
+        ("GET", [], None, False),
+        ("PUT", [HEADER], None, True),
+        ("DELETE", [HEADER], None, False),
+        ("GET", [], streaming(), True),
+        ("OPTIONS", [ACCEPT], streaming(), False),
+        ("GET", [ACCEPT], streaming(enabled=False), False),
+    ],
+)
+def test_a_request_wants_a_stream_by_its_accept_its_event_id_or_its_mark(
+    method: str, headers: list[tuple[bytes, bytes]], mark: Mark | None, *, wanted: bool
+) -> None:
+    request = request_of(method, *headers)
+    assert request.wants_stream(mark, only_marked=False) is wanted
+    assert request.wants_stream(mark, only_marked=True) is (wanted and mark is not None)
+
+
+@pytest.mark.parametrize(
+    ("path", "root", "expected"),
+    [
+        ("/a", "", "/a"),
+        ("/root/a", "/root", "/a"),
+        ("/a", "/root", "/a"),
+        ("/rooted", "/root", "/rooted"),
+    ],
+)
+def test_the_path_of_the_app_is_below_the_root_path(path: str, root: str, expected: str) -> None:
+    scope = http_scope(path=path, root_path=root)
+    assert app_path(scope) == expected
+    assert is_request_for(scope, "/other", expected)
+    assert not is_request_for({**scope, "method": "POST"}, expected)

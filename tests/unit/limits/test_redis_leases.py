@@ -14,9 +14,8 @@ from sse_middleware.limits import redis_leases as leases
 from sse_middleware.limits.open_rate import supports_installed_redis
 from sse_middleware.limits.redis_leases import Leases
 from sse_middleware.limits.slots import SlotPool
-from sse_middleware.stores import circuit_breaker as patience
-from sse_middleware.stores.circuit_breaker import CircuitBreaker
-from sse_middleware.stores.redis.client import FAILURES
+from sse_middleware.stores import circuit_breaker
+from sse_middleware.stores.redis.commands import circuit_breaker_for
 from tests.support.asgi import Exchange  # noqa: TC001 - as the others
 from tests.support.limiting import ANY, PLAIN, answer, asked, limited, reasons, tab
 from tests.support.redis_server import RedisServer
@@ -48,7 +47,7 @@ def hanging_server(running_server: RedisServer, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def server(hanging_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
     """The same for tests in which it does not hang, though the machine may for a moment."""
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 5.0)
+    monkeypatch.setattr(circuit_breaker, "CALL_TIMEOUT_SECONDS", 5.0)
     return hanging_server
 
 
@@ -300,7 +299,7 @@ async def test_an_answer_that_was_lost_is_asked_for_again_without_a_second_lease
     server: RedisServer,
 ) -> None:
     places = SlotPool(None, 2)
-    held = Leases(server.url, "sse:", places, 2, CircuitBreaker(FAILURES, ()))
+    held = Leases(server.url, "sse:", places, 2, circuit_breaker_for(server.url, (), "limit", ""))
     place = places.take("a", tells_end=True)
     assert await held.take(place, "nobody") == 1
     assert await held.take(place, "nobody") == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -17,8 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
-from sse_middleware.observability.metrics import CountedHistogram, Metrics
-from sse_middleware.observability.stream_record import GAP_BOUNDS, StreamRecord
+from sse_middleware.observability.metrics import Metrics
 from tests.support.asgi import (
     EVENTSOURCE,
     Exchange,
@@ -152,26 +151,6 @@ async def test_trace_ids_are_exemplars_but_never_too_long_ones() -> None:
     assert value(registry, "sse_stream_duration_seconds_count", route="unmatched") == 2
 
 
-def test_a_counted_histogram_is_one_that_has_observed_each_value() -> None:
-    observed = [0.001, 0.005, 0.3, 0.3, 7.0, 100.0]
-    one, other = CollectorRegistry(), CollectorRegistry()
-    plain = Histogram("x", "x", buckets=GAP_BOUNDS, registry=one)
-    counted = CountedHistogram("x", "x", buckets=GAP_BOUNDS, registry=other)
-    record = StreamRecord("s", "t", "r", "f")
-    now = 0.0
-    record.count_events(1, now)
-    for seconds in observed:
-        plain.observe(seconds)
-        now += seconds
-        record.count_events(1, now)
-    counted.add(record.gaps, record.gap_seconds)
-    lines = [
-        [line for line in generate_latest(registry).splitlines() if b"created" not in line]
-        for registry in (one, other)
-    ]
-    assert lines[0] == lines[1]
-
-
 def test_two_middlewares_share_the_metrics_of_one_registry() -> None:
     registry = CollectorRegistry()
     for _ in range(2):
@@ -186,7 +165,7 @@ async def test_names_that_are_taken_cost_the_metrics_and_not_the_app(
     Gauge("sse_streams_active", "Somebody else's.", registry=registry)
     exchange = await handle(SSEMiddleware(stream_of(b"data: x\n\n"), registry=registry))
     assert exchange.body == b"data: x\n\n"
-    assert "streams are not counted" in caplog.text
+    assert "Streams are not counted" in caplog.text
 
 
 # Where they are served
@@ -208,6 +187,22 @@ async def test_metrics_are_served_if_the_app_does_not_serve_the_path() -> None:
     assert len(exchange.messages) == 2
     assert (await scrape(app, "/other")).start["status"] == 404
     assert (await scrape(app, method="POST")).start["status"] == 404
+
+
+async def test_metrics_are_sent_after_an_app_has_received_the_request_body() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await plain_app(scope, receive, send)
+
+    exchange = await scrape(SSEMiddleware(app, registry=CollectorRegistry()))
+    assert exchange.start["status"] == 200
+    assert b"sse_streams_active" in exchange.body
+
+
+async def test_metrics_replace_the_404_of_a_path_that_is_left_out() -> None:
+    app = SSEMiddleware(plain_app, registry=CollectorRegistry(), exclude=("/*",))
+    assert b"sse_streams_active" in (await scrape(app)).body
+    assert (await scrape(app, "/other")).body == b"no"
 
 
 async def test_an_app_that_serves_the_path_keeps_it_and_one_line_is_logged(

@@ -15,7 +15,7 @@ from redis.asyncio.cluster import RedisCluster as ClusterClient
 from sse_middleware import SSEMiddleware, StoreError
 from sse_middleware.stores.base import LogState
 from sse_middleware.stores.redis import RedisStore
-from sse_middleware.stores.redis.commands import Keys
+from sse_middleware.stores.redis.keys import Keys
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
 from tests.support.redis_cluster import RedisCluster
@@ -45,7 +45,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
 async def stores(cluster: RedisCluster, count: int = 1) -> AsyncGenerator[list[RedisStore]]:
     """Make stores as different processes have them."""
     async with AsyncExitStack() as stack:
-        made = [RedisStore(cluster.url) for _ in range(count)]
+        made = [RedisStore(cluster.patient_url) for _ in range(count)]
         for store in made:
             stack.push_async_callback(store.close)
         yield made
@@ -104,15 +104,15 @@ async def test_a_flush_is_one_round_trip_to_each_node(
 
     async with stores(cluster) as (store,):
         streams = [FakeStream(store) for _ in range(60)]
-        await asyncio.sleep(0.4)
+        for stream in streams:
+            await stream.log.flush()
         monkeypatch.setattr(ClusterNode, "execute_pipeline", note)
         for _ in range(2):  # the first entries of their logs, and some more
             for stream in streams:
                 stream.write(3)
             trips.clear()
             for stream in streams:
-                await visible(store, stream, 3)
-            await asyncio.sleep(0.4)
+                await stream.log.flush()
             writes = [trip for trip in trips if any(args[0] in adding for args in trip[1])]
             assert len(writes) == 3
             assert {port for port, _ in writes} == {node.port for node in cluster.nodes}
@@ -173,7 +173,9 @@ async def test_a_master_that_is_restarted_empty_is_survived(cluster: RedisCluste
             for stream in streams:
                 began = time.monotonic()
                 stream.write()
-                assert time.monotonic() - began < 0.05
+                assert (
+                    time.monotonic() - began < 1
+                )  # a call that waits for Redis takes three seconds
             await asyncio.sleep(0.05)
         down.start()
         cluster.wait()
@@ -188,7 +190,7 @@ async def test_a_master_that_is_restarted_empty_is_survived(cluster: RedisCluste
 
 async def whole(store: RedisStore, stream: FakeStream) -> Reader:
     """Read all of a stream that has ended, as soon as the store can be reached."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while True:
         try:
             await visible(store, stream, stream.last)
@@ -210,7 +212,7 @@ async def test_the_client_of_a_user_with_a_password(cluster: RedisCluster) -> No
         )
 
     async with client() as ours, client() as theirs:
-        here, there = RedisStore(client=ours), RedisStore(client=theirs)
+        here, there = RedisStore(client=ours, timeout=30), RedisStore(client=theirs, timeout=30)
         stream = FakeStream(here)
         stream.write(3)
         await visible(there, stream, 3)
@@ -230,7 +232,7 @@ async def test_the_client_of_a_user_with_a_password(cluster: RedisCluster) -> No
 async def test_a_stream_is_resumed_by_another_app_that_has_the_same_variable(
     cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SSE_REDIS_URL", cluster.url)
+    monkeypatch.setenv("SSE_REDIS_URL", cluster.patient_url)
     other = Counting(0)
     apps = [SSEMiddleware(app, linger_seconds=5) for app in (Counting(5, pause=0.05), other)]
     async with opened(apps[0]) as exchange:
@@ -262,4 +264,4 @@ async def use(seconds):
 for milliseconds in range(0, 100, 10):
     asyncio.run(use(milliseconds / 1000))
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=20)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=120)

@@ -20,7 +20,6 @@ from tests.support.redis_server import RedisServer, need_old_redis_server
 from tests.unit.stores.test_redis_clients import check_url
 
 AT_ONCE = 4
-"""A read has a second, and the client of a cluster takes a tenth of one to get to know it."""
 LONG = ("a_running_log_is_kept_however_old", "a_reader_too_slow", "is_kept_for_its_time")
 
 
@@ -43,13 +42,13 @@ def check_contract(make: Callable[..., RedisStore]) -> None:
 def test_the_contract_holds_on_redis_6_2(tmp_path: Path) -> None:
     with RedisServer(tmp_path, program=need_old_redis_server()) as server:
         assert server.client.info("server")["redis_version"].startswith("6.2.")
-        check_contract(lambda **bounds: RedisStore(server.url, **bounds))
+        check_contract(lambda **bounds: RedisStore(server.patient_url, **bounds))
         asyncio.run(check_url(server.url, server))
 
 
 def test_the_contract_holds_on_a_cluster(tmp_path: Path) -> None:
     with RedisCluster(tmp_path) as cluster:
-        check_contract(lambda **bounds: RedisStore(cluster.url, **bounds))
+        check_contract(lambda **bounds: RedisStore(cluster.patient_url, **bounds))
         assert all(node.client.info("stats")["total_commands_processed"] for node in cluster.nodes)
 
 
@@ -61,7 +60,7 @@ def test_the_contract_holds_on_a_cluster_of_6_2_by_the_users_client(tmp_path: Pa
         class Store(RedisStore):
             def __init__(self, **bounds: Any) -> None:
                 self.client = RedisClusterClient(host="127.0.0.1", port=port, decode_responses=True)
-                super().__init__(client=self.client, **bounds)
+                super().__init__(client=self.client, timeout=30, **bounds)
 
             async def close(self) -> None:
                 await super().close()

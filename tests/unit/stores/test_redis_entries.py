@@ -10,14 +10,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sse_middleware.stores.base import Batch, LogState
 from sse_middleware.stores.redis.entries import (
-    Known,
     LogEntry,
+    LogMetadata,
     Pending,
     batches,
-    end_told,
-    first_of,
-    pack_known,
-    unpack_known,
+    end_of,
+    first_number,
+    pack_metadata,
+    unpack_metadata,
 )
 from sse_middleware.testing import Reader, log_info
 
@@ -127,13 +127,13 @@ class Writing(RuleBasedStateMachine):
             if number < arrive:
                 self.redis.add(entry)
                 if number < known:
-                    self.pending.written(entry)
+                    self.pending.mark_written(entry)
 
     @precondition(lambda self: not (self.has_ended and self.pending.is_empty))
     @rule()
     def empty_redis(self) -> None:
         self.redis = StreamOfRedis()
-        self.pending.forget()
+        self.pending.forget_written()
 
     @rule(back=st.integers(0, 60))
     def come(self, back: int) -> None:
@@ -161,7 +161,7 @@ class Writing(RuleBasedStateMachine):
             told = reader.reader
             if told.end is None:  # it is ahead of a log that was never written so far
                 entry_id, fields = list(self.redis.entries.items())[-1]
-                assert end_told(entry_id, fields, told.last) is not None
+                assert end_of(entry_id, fields, told.last) is not None
             assert told.frames == b"".join(self.shown[seq] for seq in told.numbers)
 
 
@@ -174,7 +174,7 @@ def written(pending: Pending) -> StreamOfRedis:
     while not pending.is_empty:
         for entry in pending.freeze():
             assert redis.add(entry)
-            pending.written(entry)
+            pending.mark_written(entry)
     return redis
 
 
@@ -218,7 +218,7 @@ def test_entries_that_follow_each_other_are_one_batch_up_to_a_size() -> None:
         pending.append(seq, frame_of(seq, 1000))
         for entry in pending.freeze():
             redis.add(entry)
-            pending.written(entry)
+            pending.mark_written(entry)
     found = read(redis)
     assert len(redis.entries) == 200
     assert [batch.last for batch in found] == [66, 132, 198, 200]
@@ -246,8 +246,8 @@ def test_the_end_stands_behind_the_last_event() -> None:
     assert read(redis, 1) == [end]
     assert read(redis, 2) == []
     (entry_id, fields) = list(redis.entries.items())[-1]
-    assert end_told(entry_id, fields, 2) == end._replace(last=2)
-    assert end_told(entry_id, fields, 1) is None
+    assert end_of(entry_id, fields, 2) == end._replace(last=2)
+    assert end_of(entry_id, fields, 1) is None
 
 
 def test_a_disowned_log_has_nothing_but_its_end() -> None:
@@ -284,9 +284,9 @@ def test_the_oldest_event_is_the_same_here_and_in_redis() -> None:
         pending.append(seq, frame_of(seq))
         for entry in pending.freeze():
             redis.add(entry)
-            pending.written(entry)
+            pending.mark_written(entry)
         entry_id, fields = next(iter(redis.entries.items()))
-        assert first_of(entry_id, fields) == pending.first
+        assert first_number(entry_id, fields) == pending.first
     assert pending.first == 120 - MAX_EVENTS
 
 
@@ -313,22 +313,22 @@ def test_an_entry_of_somebody_else_is_refused_or_harmless(
 )
 def test_what_is_known_of_a_stream_is_refused_where_it_is_not_ours(data: bytes) -> None:
     with pytest.raises(ValueError):
-        unpack_known(data)
+        unpack_metadata(data)
 
 
 @given(headers=st.binary(), path=st.text(), identity=st.text(), name=st.text())
 def test_what_is_known_of_a_stream_comes_back_as_it_was(
     headers: bytes, path: str, identity: str, name: str
 ) -> None:
-    known = Known(log_info(headers=headers, path=path, identity=identity), "process", name)
-    assert unpack_known(pack_known(known)) == known
+    known = LogMetadata(log_info(headers=headers, path=path, identity=identity), "process", name)
+    assert unpack_metadata(pack_metadata(known)) == known
 
 
 def test_the_terms_of_a_stream_are_stored_as_fields_of_the_log() -> None:
     info = log_info(
         stream_id="s", identity="i", body_digest=None, path="/", route="/", headers=b"a:\xe9\r\n"
     )
-    assert pack_known(Known(info, "process", "name")) == (
+    assert pack_metadata(LogMetadata(info, "process", "name")) == (
         b'[{"stream_id": "s", "path": "/", "identity": "i", "method": "POST", "body_digest": null, '
         b'"origin": "https://example.org", "headers": "a:\\u00e9\\r\\n", "route": "/", '
         b'"marked": true, "app_ids": false, "opened_on": 1800000000.125, "max_seconds": 60.0, '

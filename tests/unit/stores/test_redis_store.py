@@ -15,7 +15,10 @@ from sse_middleware.errors import StoreError
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.stores.base import Batch, LogState
 from sse_middleware.stores.redis import RedisStore
-from sse_middleware.stores.redis import commands as redis_link
+from sse_middleware.stores.redis import client as redis_client
+from sse_middleware.stores.redis import keys as redis_keys
+from sse_middleware.stores.redis.commands import CommandClient
+from sse_middleware.stores.redis.log_writer import LogWriter, RedisLog
 from sse_middleware.testing import FakeStream, Reader, StoreContract
 from sse_middleware.testing.streams import eventually
 from tests.support.redis_server import Proxy, RedisServer
@@ -40,7 +43,7 @@ class TestContract(StoreContract):
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
     def _server(cls, running_server: RedisServer) -> None:
-        cls.url = running_server.url
+        cls.url = running_server.patient_url
 
     def make_store(self, *, max_events: int, max_bytes: int, ttl: float) -> RedisStore:
         return RedisStore(self.url, max_events=max_events, max_bytes=max_bytes, ttl=ttl)
@@ -50,9 +53,10 @@ class TestContract(StoreContract):
 async def stores(
     server: RedisServer | Proxy, count: int = 1, **options: Any
 ) -> AsyncGenerator[list[RedisStore]]:
-    """Make stores as different processes have them."""
+    """Make stores as different processes have them; only a test of a timeout has a short one."""
+    url = server.patient_url if isinstance(server, RedisServer) else server.url
     async with AsyncExitStack() as stack:
-        made = [RedisStore(server.url, **options) for _ in range(count)]
+        made = [RedisStore(url, **options) for _ in range(count)]
         for store in made:
             stack.push_async_callback(store.close)
         yield made
@@ -70,12 +74,29 @@ async def visible(store: RedisStore, stream: FakeStream, **fields: object) -> No
     )
 
 
-async def hidden(server: RedisServer, within: float = 5.0) -> None:
+async def hidden(server: RedisServer, within: float = 20.0) -> None:
     """Wait until there is no key."""
     deadline = time.monotonic() + within
     while keys := server.all_keys():
         assert time.monotonic() < deadline, keys
         await asyncio.sleep(0.05)
+
+
+async def whole(store: RedisStore, stream: FakeStream) -> Reader:
+    """Read all of a stream as soon as Redis can be reached."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return await Reader(store, stream.id).read_all()
+        except StoreError:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+
+
+@pytest.fixture
+def no_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let readers depend on messages: without one they wait longer than any test does."""
+    monkeypatch.setattr("sse_middleware.stores.redis.store._POLL_SECONDS", 600.0)
 
 
 class Counting:
@@ -84,6 +105,12 @@ class Counting:
     def __init__(self) -> None:
         self.failures: list[str] = []
         self.flushes = 0
+
+    async def until_failed(self, operation: str) -> None:
+        async def failures() -> list[str]:
+            return self.failures
+
+        await eventually(failures, lambda found: operation in found, f"{operation} was to fail")
 
     def store_failed(self, operation: str) -> None:
         self.failures.append(operation)
@@ -101,6 +128,13 @@ class Counting:
     def rejected(self, route: str, reason: str) -> None: ...
 
 
+async def until_read_by(log: RedisLog, count: int) -> None:
+    async def processes() -> int:
+        return len(log.reader_processes)
+
+    await eventually(processes, lambda got: got == count, f"{count} processes were to read it")
+
+
 # Another process
 
 
@@ -115,7 +149,9 @@ async def test_a_log_is_found_though_redis_is_about_to_hear_of_it(server: RedisS
         assert found.info == stream.info
 
 
-async def test_a_reader_in_another_process_gets_all_of_it_soon(server: RedisServer) -> None:
+async def test_a_reader_in_another_process_gets_each_event_by_a_message(
+    server: RedisServer, no_polls: None
+) -> None:
     async with stores(server, 2) as (here, there):
         stream = FakeStream(here)
         stream.write(3)
@@ -123,13 +159,9 @@ async def test_a_reader_in_another_process_gets_all_of_it_soon(server: RedisServ
         async with Reader(there, stream.id) as reader:
             await reader.until(3)
             await stream.producer.until_notified("followed")
-            delays = []
             for _ in range(20):
-                began = time.monotonic()
                 stream.write()
                 await reader.until(stream.last)
-                delays.append(time.monotonic() - began)
-            assert sorted(delays)[10] < 0.1
             stream.log.end(LogState.FINISHED, b"event: complete\n\n")
             assert await reader.until_end() is LogState.FINISHED
         assert (len(reader.numbers), reader.holes) == (23, [])
@@ -142,7 +174,8 @@ async def test_a_producer_hears_of_readers_in_other_processes(server: RedisServe
         async with Reader(there, stream.id), Reader(there, stream.id):
             await stream.producer.until_notified("followed")
             async with Reader(elsewhere, stream.id), Reader(here, stream.id):
-                await asyncio.sleep(0.1)
+                assert isinstance(stream.log, RedisLog)
+                await until_read_by(stream.log, 2)
         await stream.producer.until_notified("followed", "left")
 
 
@@ -174,32 +207,28 @@ async def test_who_waits_in_another_process_hears_that_a_log_has_gone(server: Re
 
 
 async def test_who_comes_to_a_log_of_another_process_as_it_goes_hears_so_at_once(
-    server: RedisServer,
+    server: RedisServer, no_polls: None
 ) -> None:
     async with stores(server, 2) as (here, there):
         for pause in (0.0, 0.001, 0.002, 0.004, 0.008):
             stream = FakeStream(here)
             await visible(there, stream)
-            began = time.monotonic()
             stream.log.end(LogState.GONE)
             await asyncio.sleep(pause)
             reader = await Reader(there, stream.id).read_all()
             assert reader.end == Batch(LogState.GONE, 0, b"")
-            assert time.monotonic() - began < 0.5, f"it came {pause} s behind the end"
 
 
 async def test_who_waits_for_a_log_of_another_process_that_goes_hears_so_at_once(
-    server: RedisServer,
+    server: RedisServer, no_polls: None
 ) -> None:
     async with stores(server, 2) as (here, there):
         stream = FakeStream(here)
         await visible(there, stream)
         async with Reader(there, stream.id) as reader, Reader(there, stream.id) as other:
             await stream.producer.until_notified("followed")
-            began = time.monotonic()
             stream.log.end(LogState.GONE)
             assert [await one.until_end() for one in (reader, other)] == 2 * [LogState.GONE]
-            assert time.monotonic() - began < 0.5
 
 
 async def test_an_answer_that_comes_late_is_no_proof_that_a_log_has_gone(
@@ -207,11 +236,9 @@ async def test_an_answer_that_comes_late_is_no_proof_that_a_log_has_gone(
 ) -> None:
     async with stores(server) as (store,):
         stream = FakeStream(store)
-        ask = redis_link.CommandClient.ask
+        ask = CommandClient.query
 
-        async def ask_slowly(
-            link: redis_link.CommandClient, what: str, *commands: Any
-        ) -> list[Any]:
+        async def ask_slowly(link: CommandClient, what: str, *commands: Any) -> list[Any]:
             """Look whether there is a log before Redis has heard of it, and say so much later."""
             if commands[0][0] != "EXISTS" or stream.last:
                 return await ask(link, what, *commands)
@@ -221,7 +248,7 @@ async def test_an_answer_that_comes_late_is_no_proof_that_a_log_has_gone(
             await asyncio.sleep(0.1)
             return [0, []]
 
-        monkeypatch.setattr(redis_link.CommandClient, "ask", ask_slowly)
+        monkeypatch.setattr(CommandClient, "query", ask_slowly)
         reader = await Reader(store, stream.id).read_all()
         assert reader.end == Batch(LogState.FINISHED, 3, b"event: complete\n\n")
 
@@ -280,7 +307,7 @@ async def test_each_key_has_the_prefix_the_schema_and_an_end(server: RedisServer
 
         await eventually(all_keys, lambda keys: len(keys) == 5, "there were to be five keys")
         keys = server.all_keys()
-        assert all(key.startswith(f"app:{redis_link.SCHEMA}:") for key in keys)
+        assert all(key.startswith(f"app:{redis_keys.SCHEMA}:") for key in keys)
         assert all(0 < server.client.pttl(key) <= 60_000 for key in keys), keys
         of_the_stream = [key for key in keys if stream.id in key]
         assert len({key[key.index("{") : key.index("}")] for key in of_the_stream}) == 1
@@ -290,7 +317,7 @@ async def test_two_prefixes_and_two_schemas_do_not_see_each_other(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stores(server) as (ours,), stores(server, prefix="b:") as (other,):
-        monkeypatch.setattr(redis_link, "SCHEMA", redis_link.SCHEMA + 1)
+        monkeypatch.setattr(redis_keys, "SCHEMA", redis_keys.SCHEMA + 1)
         async with stores(server) as (newer,):
             streams = [FakeStream(store, stream_id="same") for store in (ours, other, newer)]
             for number, stream in enumerate(streams, 1):
@@ -309,7 +336,7 @@ async def test_two_versions_of_the_schema_do_not_disturb_each_other_in_a_rolling
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with stores(server, 2) as (old, older):
-        monkeypatch.setattr(redis_link, "SCHEMA", redis_link.SCHEMA + 1)
+        monkeypatch.setattr(redis_keys, "SCHEMA", redis_keys.SCHEMA + 1)
         async with stores(server, 2) as (new, newer):
             for here, there, *others in ((old, older, new), (new, newer, old)):
                 stream = FakeStream(here)
@@ -359,21 +386,34 @@ async def test_a_log_whose_process_has_died_goes_as_well(
     async with stores(server, ttl=0.3) as (store,):
         stream = FakeStream(store)
         stream.write(3)
-        await asyncio.sleep(0.1)
-        assert len(server.all_keys()) == 4
+
+        async def all_keys() -> int:
+            return len(server.all_keys())
+
+        await eventually(all_keys, lambda count: count == 4, "there were to be four keys")
     await hidden(server)
 
 
 async def test_a_running_log_is_renewed(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_middleware.stores.redis.log_writer._RUNNING_SECONDS", 0.6)
     monkeypatch.setattr("sse_middleware.stores.redis.inbox.PRESENCE_SECONDS", 0.3)
-    async with stores(server, 2, ttl=0.6) as (here, there):
+    async with stores(server, 2) as (here, there):
         stream = FakeStream(here)
         stream.log.set_name("chat")
         stream.write(3)
-        await asyncio.sleep(0.7)
+        await stream.log.flush()
+        keys = [key for key in server.all_keys() if "lease" not in key and "inbox" not in key]
+        assert len(keys) == 3
+        for key in keys:
+            server.client.pexpire(key, 30_000)
+        assert isinstance(stream.log, RedisLog)
+        stream.log.renew_at = 0.0
+
+        async def shortest() -> int:
+            return min(server.client.pttl(key) for key in keys)
+
+        await eventually(shortest, lambda ttl: ttl > 30_000, "all keys were to be renewed")
         assert await there.find_named("chat") is not None
         async with Reader(there, stream.id) as reader:
             await reader.until(3)
@@ -386,20 +426,18 @@ async def test_a_running_log_is_renewed(
 async def test_a_write_whose_answer_is_lost_is_not_doubled(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_link, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(redis_client, "WRITE_TIMEOUT_SECONDS", 0.3)
     observer = Counting()
     async with Proxy(server) as proxy, stores(server) as (there,):
-        async with stores(proxy, observers=[observer]) as (here,):
+        async with stores(proxy, timeout=0.3, observers=[observer]) as (here,):
             stream = FakeStream(here)
             stream.write(3)
             await visible(there, stream, last=3)
             proxy.swallows = True
             stream.write(3)
             await visible(there, stream, last=6)  # it has arrived
-            for _ in range(3):
-                stream.write(1)
-                await asyncio.sleep(0.2)
-            assert "flush" in observer.failures
+            stream.write(3)
+            await observer.until_failed("flush")
             proxy.swallows = False
             stream.write(2)
             stream.log.end(LogState.FINISHED)
@@ -411,12 +449,18 @@ async def test_a_write_whose_answer_is_lost_is_not_doubled(
 async def test_a_first_write_whose_answer_is_lost_is_not_doubled(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_link, "ANSWER_SECONDS", 0.3)
-    async with Proxy(server) as proxy, stores(server) as (there,), stores(proxy) as (here,):
+    monkeypatch.setattr(redis_client, "WRITE_TIMEOUT_SECONDS", 0.3)
+    observer = Counting()
+    options: dict[str, Any] = {"timeout": 0.3, "observers": [observer]}
+    async with (
+        Proxy(server) as proxy,
+        stores(server) as (there,),
+        stores(proxy, **options) as (here,),
+    ):
         proxy.swallows = True
         stream = FakeStream(here)
         stream.write(3)
-        await asyncio.sleep(0.5)
+        await observer.until_failed("flush")
         proxy.swallows = False
         stream.write(2)
         stream.log.end(LogState.FINISHED)
@@ -476,23 +520,26 @@ async def test_a_late_write_does_not_make_a_key_that_lives_for_ever(server: Redi
 async def test_what_waits_for_redis_is_bounded_and_what_is_dropped_is_told_and_counted(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_link, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(redis_client, "WRITE_TIMEOUT_SECONDS", 0.2)
     observer = Counting()
-    async with stores(server, max_bytes=10_000, observers=[observer]) as (store,):
+    options: dict[str, Any] = {"timeout": 0.2, "max_bytes": 10_000, "observers": [observer]}
+    async with stores(server, **options) as (store,):
         stream = FakeStream(store)
         stream.write(10, size=100)
-        await visible(store, stream, last=10)
+        await stream.log.flush()
         with server.stopped():
             for _ in range(10):
                 stream.write(100, size=100)
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.01)
+            await observer.until_failed("flush")
+            stream.write(200, size=100)
+            await observer.until_failed("drop")
         stream.log.end(LogState.FINISHED)
-        assert "drop" in observer.failures
-        await asyncio.sleep(0.7)
-        reader = await Reader(store, stream.id).read_all()
+        await stream.log.flush()
+        reader = await whole(store, stream)
     assert reader.holes
     assert len(reader.numbers) <= 100
-    assert reader.last == 1010
+    assert reader.last == stream.last
 
 
 # Out of reach
@@ -507,13 +554,12 @@ async def test_a_store_out_of_reach_says_so_at_once_and_writing_goes_on(
     store = RedisStore(url, observers=[observer])
     stream = FakeStream(store)
     stream.write(3)
-    began = time.monotonic()
-    for ask in (store.find("a"), store.find_named("a"), store.cancel("a")):
+    async with asyncio.timeout(10):
+        for query in (store.find("a"), store.find_named("a"), store.cancel("a")):
+            with pytest.raises(StoreError):
+                await query
         with pytest.raises(StoreError):
-            await ask
-    with pytest.raises(StoreError):
-        await anext(store.follow("a", 0))
-    assert time.monotonic() - began < 1
+            await anext(store.follow("a", 0))
     found = await store.find(stream.id)
     assert found is not None
     assert found.last == 3
@@ -530,7 +576,7 @@ async def test_what_another_version_has_written_is_refused_and_not_misread(
         await visible(there, stream, last=2)
         info, log = sorted(key for key in server.all_keys() if stream.id in key)
         server.client.xadd(log, {"f": "3", "l": "?", "d": "?"}, id="9-0")
-        with pytest.raises(StoreError, match="none of ours"):
+        with pytest.raises(StoreError, match="unknown format"):
             await Reader(there, stream.id, 2).read_all()
         server.client.set(info, "{}")
         with pytest.raises(StoreError, match="another version"):
@@ -542,7 +588,7 @@ async def test_what_another_version_has_written_is_refused_and_not_misread(
 
 async def test_a_client_of_the_users_own_is_used_and_left_open(server: RedisServer) -> None:
     client = Redis.from_url(server.url)
-    store = RedisStore(client=client)
+    store = RedisStore(client=client, timeout=30)
     stream = FakeStream(store)
     stream.write(3)
     stream.log.end(LogState.FINISHED)
@@ -570,14 +616,14 @@ async def test_a_closed_store_leaves_no_connection_and_no_lease(server: RedisSer
 
             await eventually(leases, lambda count: count == 2, "each process was to have a lease")
     assert not any("lease" in key or "inbox" in key for key in server.all_keys())
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 20
     while server.connections():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
 
 
 def test_a_store_serves_one_loop_after_the_other(server: RedisServer) -> None:
-    store = RedisStore(server.url)
+    store = RedisStore(server.patient_url)
 
     async def use() -> None:
         stream = FakeStream(store)
@@ -596,17 +642,23 @@ def test_a_store_serves_one_loop_after_the_other(server: RedisServer) -> None:
 async def test_a_thousand_streams_that_write_at_once_wait_for_one_flush(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_middleware.stores.redis.log_writer._FLUSH_SECONDS", 0.5)
+    until_due, waits = LogWriter._until_due, list[LogWriter]()
+
+    async def note(writer: LogWriter) -> None:
+        waits.append(writer)
+        await until_due(writer)
+
+    monkeypatch.setattr(LogWriter, "_until_due", note)
     async with stores(server, 2) as (here, there):
         streams = [FakeStream(here) for _ in range(1000)]
-        await asyncio.sleep(0.7)
-        began = time.monotonic()
+        for stream in streams:
+            await stream.log.flush()
+        before = len(waits)
         for stream in streams:
             stream.write()
-        await asyncio.sleep(0)
         for stream in streams[::100]:
             await visible(there, stream, last=1)
-        assert time.monotonic() - began < 3  # one flush and its work, and not eight
+        assert len(waits) <= before + 1  # one flush and its work, and not eight
 
 
 async def test_a_cancel_that_nobody_can_hear_is_not_said_to_have_been_heard(
@@ -615,7 +667,7 @@ async def test_a_cancel_that_nobody_can_hear_is_not_said_to_have_been_heard(
     async with stores(server, 2) as (here, there):
         stream = FakeStream(here)
         await visible(there, stream)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while not (inboxes := [key for key in server.all_keys() if "inbox" in key]):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
@@ -634,10 +686,10 @@ async def test_an_end_that_another_version_tells_is_refused(server: RedisServer)
         await visible(there, stream, last=2)
         log = next(key for key in server.all_keys() if stream.id in key and key.endswith("log"))
         server.client.xadd(log, {"s": "frozen", "e": ""}, id="2-1")
-        with pytest.raises(StoreError, match="none of ours"):
+        with pytest.raises(StoreError, match="unknown format"):
             await there.find(stream.id)
         for after in (0, 5):
-            with pytest.raises(StoreError, match="none of ours"):
+            with pytest.raises(StoreError, match="unknown format"):
                 await Reader(there, stream.id, after).read_all()
 
 
@@ -647,7 +699,7 @@ async def test_who_follows_a_store_that_is_closed_is_told_and_makes_no_connectio
     async with stores(server) as (writes,):
         stream = FakeStream(writes)
         stream.write(1)
-        store = RedisStore(server.url)
+        store = RedisStore(server.patient_url)
         await visible(store, stream, last=1)
         async with aclosing(store.follow(stream.id, 0)) as batches:
             await anext(batches)
@@ -661,16 +713,16 @@ async def test_who_follows_a_store_that_is_closed_is_told_and_makes_no_connectio
 def test_a_store_made_before_a_fork_serves_each_child(server: RedisServer) -> None:
     program = f"""
 import asyncio, os
-from sse_middleware.stores.base import Batch, State
+from sse_middleware.stores.base import LogState
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream, Reader
 
-store = RedisStore({server.url!r})
+store = RedisStore({server.patient_url!r})
 
 async def use():
     stream = FakeStream(store)
     stream.write(3)
-    stream.log.end(State.FINISHED)
+    stream.log.end(LogState.FINISHED)
     assert (await Reader(store, stream.id).read_all()).numbers == [1, 2, 3]
     await store.close()
 

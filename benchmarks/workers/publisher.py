@@ -1,8 +1,8 @@
-"""A worker: `python -m benchmarks.publishing CONTESTANT [CORE]`.
+"""A publisher on channels: `python -m benchmarks.workers.publisher CONTESTANT CORES`.
 
-Each line on stdin, `CHANNEL COUNT PER_SECOND`, publishes so many events, which carry the time they
-were sent at, and is answered by how many there were; a count of 0 says that a worker is there. It
-ends with stdin.
+Each line on stdin, `CHANNEL COUNT PER_SECOND`, publishes COUNT events with the time at which they
+are sent, and is answered with COUNT. A count of 0 announces that a worker is there. The process
+ends when stdin is closed.
 """
 
 import asyncio
@@ -14,14 +14,14 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
-from benchmarks.contestants import CHANNELS, REDIS_VARIABLE
-from benchmarks.server import pin
+from benchmarks.apps import CHANNELS, REDIS_VARIABLE
+from benchmarks.workers.cores import pin_to_argument
 
 Publish = Callable[[str, object], Awaitable[object]]
 
 
-def by_us() -> Publish:
-    """Return what publishes on a channel."""
+def channels_publisher() -> Publish:
+    """Return a function that publishes on a channel of the middleware."""
     from sse_middleware.channels import Publisher
 
     publisher = Publisher(os.environ[REDIS_VARIABLE])
@@ -32,8 +32,8 @@ def by_us() -> Publish:
     return publish
 
 
-def by_redis_py() -> Publish:
-    """Return what publishes by Redis' own means."""
+def pubsub_publisher() -> Publish:
+    """Return a function that publishes with redis-py."""
     from redis.asyncio import Redis
 
     client = Redis.from_url(os.environ[REDIS_VARIABLE])
@@ -45,7 +45,7 @@ def by_redis_py() -> Publish:
 
 
 async def publish_all(publish: Publish, channel: str, count: int, per_second: float) -> None:
-    """Publish events at a pace, or as fast as they are taken where that is slower."""
+    """Publish events at a rate, or as fast as possible if that is slower."""
     if not count:
         await publish(channel, {})
     due = time.monotonic()
@@ -55,13 +55,12 @@ async def publish_all(publish: Publish, channel: str, count: int, per_second: fl
         await asyncio.sleep(max(0.0, due - time.monotonic()))
 
 
-def main(contestant: str, core: str | None = None) -> None:
-    """Publish what stdin asks for."""
-    if core is not None:
-        pin(core)
+def main(contestant: str, cores: str = "") -> None:
+    """Publish the events that the lines on stdin ask for."""
+    pin_to_argument(cores)
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    publish = by_us() if contestant == CHANNELS else by_redis_py()
+    publish = channels_publisher() if contestant == CHANNELS else pubsub_publisher()
     print("ready", flush=True)
     for line in sys.stdin:
         channel, count, per_second = line.split()

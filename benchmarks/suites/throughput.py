@@ -1,4 +1,4 @@
-"""Suites that send as fast as they can: the CPU time of an event, a stream, a request."""
+"""Suites at full speed: the CPU time of an event, of a stream and of a request."""
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping
@@ -6,28 +6,30 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from benchmarks.bench import Bench, Sizes, Table, cpu_of, undisturbed
-from benchmarks.children import InProcess
-from benchmarks.contestants import CONTESTANTS
-from benchmarks.load import Load, Request, first_byte, stream_request
+from benchmarks.apps import CONTESTANTS, OURS
+from benchmarks.harness.bench import Bench, Sizes, Table, cpu_of, undisturbed
+from benchmarks.harness.budgets import Budget
+from benchmarks.load_generator import Load, Request, first_byte, stream_request
+from benchmarks.processes import InProcess
 
-_FEW = 20  # events, of a short stream and of any in a hurry
+_FEW = 20  # events of a short stream, and the minimum of a quick run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One way to ask.
+    """A pattern of requests.
 
     Attributes:
         name: of the table.
-        unit: what a figure is of: an event, or a response, by whatever name.
-        events: in each response; 0 asks for JSON instead.
-        burst: events between two turns of the loop, 0 for no turn.
-        connections: at once.
+        unit: `event`, or another name for a response; a figure is the cost of one.
+        events: in each response; 0 requests JSON instead.
+        burst: events between two turns of the loop; 0: no turns.
+        connections: that are open at the same time.
         responses: in each pass.
         passes: in each round.
-        precise: whether percents count. Two processes of one app differ by two or three, as their
-            memory is laid out, so that each round has its own, and there are more of them.
+        precise: whether a difference of one percent matters. Two processes of one app differ by two
+            or three percent because of their memory layout, so that each round then starts new
+            processes, and there are more rounds.
     """
 
     name: str
@@ -40,7 +42,7 @@ class Case:
     precise: bool = False
 
     def request(self, headers: Mapping[str, str]) -> Request:
-        """Return what is asked."""
+        """Return the request of each connection."""
         if self.events:
             return stream_request(headers, self.events, self.burst)
         return Request("/json", headers, mark=b'"price":1.5}', end=b'"price":1.5}')
@@ -70,13 +72,32 @@ CASES = {
 }
 
 
+BUDGETS = (
+    Budget("bursts", 0.5, "starlette"),
+    Budget("bursts", 0.25, "sse-starlette"),
+    Budget("bursts of 50", 0.5, "starlette"),
+    Budget("bursts of 50", 0.25, "sse-starlette"),
+    Budget("turns-1", 1.25, "starlette"),
+    Budget("turns-100", 1.15, "starlette"),
+    Budget("turns-100", 0.7, "sse-starlette"),
+    Budget("short", 1.3, "starlette"),
+    Budget("json", 1.03, "starlette", contestants=OURS),
+    Budget("first-byte", 1.05, "starlette"),
+    *(
+        Budget(f"in-process: {pattern}, {loop}", 1.5, "starlette", "difference")
+        for pattern in ("bursts", "turns")
+        for loop in ("asyncio", "uvloop")
+    ),
+)
+
+
 def run_cases(bench: Bench, suite: str) -> list[Table]:
     """Measure each case of a suite."""
     return [_measured(bench, _fitted(case, bench.sizes)) for case in CASES[suite]]
 
 
 def _fitted(case: Case, sizes: Sizes) -> Case:
-    """Return what a run of these sizes has time for."""
+    """Return the case with the amount of work of a run of these sizes."""
     return replace(
         case,
         events=max(sizes.of(case.events), min(case.events, _FEW)),
@@ -104,7 +125,7 @@ def _measured(bench: Bench, case: Case) -> Table:
 
 @contextmanager
 def _costs(bench: Bench, case: Case) -> Iterator[dict[str, Callable[[], float]]]:
-    """Connect to all servers, and yield by contestant what tells the CPU time of a pass."""
+    """Connect to all servers; yield a function per contestant that measures a pass."""
     costs: dict[str, Callable[[], float]] = {}
     with ExitStack() as stack:
         for name, server in bench.servers().items():
@@ -141,7 +162,7 @@ def run_in_process(bench: Bench, _: str) -> list[Table]:
 
 
 def run_first_byte(bench: Bench, _: str) -> list[Table]:
-    """Measure the time to a body's first byte, on a fresh connection each."""
+    """Measure the time to the first byte of a body, always on a new connection."""
     table = Table("first-byte", "ms to the body's first byte")
     servers = bench.servers()
 

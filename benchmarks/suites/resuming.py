@@ -1,4 +1,4 @@
-"""Suites of what it costs to keep events, and of clients that come back for them."""
+"""Suites about the cost of keeping events, and about clients that resume."""
 
 import re
 import time
@@ -7,17 +7,19 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import cycle
 
-from benchmarks.bench import Bench, Table, percentiles
-from benchmarks.children import BenchmarkError, Server
-from benchmarks.contestants import EVENTSOURCE, RECORDED, UNRECORDED
-from benchmarks.load import Load, Request, Streams, first_byte, stream_request
-from benchmarks.open_streams import read, readers_of
+from benchmarks.apps import EVENTSOURCE, RECORDED, UNRECORDED
+from benchmarks.harness.bench import Bench, Table, percentiles
+from benchmarks.harness.budgets import Budget
+from benchmarks.load_generator import Load, Request, Streams, first_byte, stream_request
+from benchmarks.processes import BenchmarkError, Server
+from benchmarks.suites.open_streams import read, readers_of
 
 FRESH = "fresh"
 RESUMED = "resumed"
 ONCE = {**EVENTSOURCE, "Connection": "close"}
 NUMBERED = re.compile(rb"data: .*\nid: (?P<secret>\S+)-[0-9]+\n\n")
-OURS = b"no-store"  # of answers that are, and of no app's
+OWN_RESPONSE = b"no-store"
+"""A header value that the middleware sends in its own responses; the apps do not."""
 
 WRITERS = 100
 WRITTEN_PER_SECOND = 50
@@ -33,11 +35,17 @@ _RUNNING = 200
 _RUNNING_PER_SECOND = 10
 _FRESH_EVENTS = 20
 _OPENINGS = 400
-_BREATH = 0.005  # seconds
+_PAUSE = 0.005  # seconds
+
+BUDGETS = (
+    Budget("recording", 1.1, UNRECORDED, contestants=(RECORDED,)),
+    Budget("recorded-bytes", 2, kind="figure", contestants=(RECORDED,)),
+    Budget("resume: p99", 10, FRESH, "difference", contestants=(RESUMED,)),
+)
 
 
 def run_recording(bench: Bench, _: str) -> list[Table]:
-    """Measure events that are kept and events that are not, at the same time on the same core."""
+    """Measure kept events and other events, at the same time on the same core."""
     note = f"{WRITERS} streams of {WRITTEN_PER_SECOND} events a second."
     table = Table("recording", "µs of CPU per event", note)
     names = (RECORDED, UNRECORDED)
@@ -56,22 +64,22 @@ def run_recording(bench: Bench, _: str) -> list[Table]:
 
 
 def costs(readers: Mapping[Server, Streams], seconds: float) -> dict[Server, float]:
-    """Return what an event costs each server, in microseconds."""
+    """Return the microseconds of CPU that an event costs each server."""
     for streams in readers.values():
-        read(streams.listen(_TURN))  # what has come while the other opened is none of these
+        read(streams.receive(_TURN))  # discards the events of the time in which the others opened
     before = {server: server.ask("cpu") for server in readers}
     events = dict.fromkeys(readers, 0)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         for server, streams in readers.items():
-            events[server] += sum(data.count(_SENT) for _, data, _ in streams.listen(_TURN))
+            events[server] += sum(data.count(_SENT) for _, data, _ in streams.receive(_TURN))
     return {
         server: (server.ask("cpu") - before[server]) / events[server] * 1e6 for server in readers
     }
 
 
 def run_recorded_bytes(bench: Bench, _: str) -> list[Table]:
-    """Measure by how much the server grows for each byte of the events of streams that ended."""
+    """Measure the memory that the server needs for each byte that it keeps of ended streams."""
     number = max(bench.sizes.of(_ENDED), _CONNECTIONS)
     note = f"{number:,} streams of {_ENDED_EVENTS} events."
     table = Table("recorded-bytes", "bytes of resident memory per byte recorded", note)
@@ -82,7 +90,7 @@ def run_recorded_bytes(bench: Bench, _: str) -> list[Table]:
 
 
 def _growth(server: Server, number: int) -> float:
-    """Return it of streams that are all still kept, for the oldest one is."""
+    """Return the memory per byte; check with the oldest stream that all are still kept."""
     request = stream_request(EVENTSOURCE, _ENDED_EVENTS, burst=1)
     oldest = first_byte(server.port, replace(request, headers=ONCE))[1]
     frames = list(NUMBERED.finditer(oldest))
@@ -96,10 +104,10 @@ def _growth(server: Server, number: int) -> float:
 
 
 def run_resume(bench: Bench, _: str) -> list[Table]:
-    """Measure the time to the first byte of a stream, and to that of what another has sent."""
+    """Measure the time to the first byte of new streams and of resumed ones."""
     note = (
         f"{_RUNNING} streams of {_RUNNING_PER_SECOND} events a second run. "
-        "Who comes back to one is sent all but its first event."
+        "A client that resumes one receives all events but the first."
     )
     tables = [
         Table(f"resume: {figure}", "ms to the body's first byte", note) for figure in ("p50", "p99")
@@ -113,7 +121,7 @@ def run_resume(bench: Bench, _: str) -> list[Table]:
         for _round in range(bench.sizes.rounds):
             found: dict[str, list[float]] = {}
             for name in pair.turns(bench.sizes.of(_OPENINGS)):
-                read(readers.listen(_BREATH))
+                read(readers.receive(_PAUSE))
                 found.setdefault(name, []).append(seconds[name]() * 1e3)
             for name, figures in found.items():
                 for table, figure in zip(tables, percentiles(figures), strict=True):
@@ -122,10 +130,10 @@ def run_resume(bench: Bench, _: str) -> list[Table]:
 
 
 def _openings(server: Server, readers: Streams) -> dict[str, Callable[[], float]]:
-    """Return what opens a stream, and what comes back to one after the other of those that run."""
+    """Return two functions: one opens a stream, the other resumes the running streams in turn."""
     fresh = stream_request(ONCE, _FRESH_EVENTS, burst=1)
-    heard = b"".join(data for _, data, _ in readers.listen(2 / _RUNNING_PER_SECOND))
-    secrets = cycle(sorted({match["secret"] for match in NUMBERED.finditer(heard)}))
+    received = b"".join(data for _, data, _ in readers.receive(2 / _RUNNING_PER_SECOND))
+    secrets = cycle(sorted({match["secret"] for match in NUMBERED.finditer(received)}))
     path = f"/paced?per_second={_RUNNING_PER_SECOND}"
     return {
         FRESH: lambda: first_byte(server.port, fresh)[0],
@@ -134,9 +142,9 @@ def _openings(server: Server, readers: Streams) -> dict[str, Callable[[], float]
 
 
 def _seconds_to_rest(server: Server, path: str, secret: bytes, *, ends: bool = True) -> float:
-    """Come back to a stream behind its first event, and return the seconds to the first byte."""
+    """Resume a stream after its first event, and return the seconds to the first byte."""
     headers = {**ONCE, "Last-Event-ID": f"{secret.decode()}-1"}
     seconds, seen = first_byte(server.port, Request(path, headers), ends=ends)
-    if OURS not in seen:
+    if OWN_RESPONSE not in seen:
         raise BenchmarkError(f"{path} was not resumed")
     return seconds

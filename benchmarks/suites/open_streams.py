@@ -1,4 +1,4 @@
-"""Suites that hold streams open: memory, heartbeats, and clients that do not read."""
+"""Suites with open streams: memory, heartbeats, and clients that do not read."""
 
 import re
 import resource
@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
-from benchmarks.bench import Bench, Table, cpu_of, percentiles
-from benchmarks.children import HEARTBEAT_SECONDS, BenchmarkError, Server
-from benchmarks.contestants import AS_PLAIN, CONTESTANTS, RECORDED
-from benchmarks.load import Heard, Request, Streams, connect
+from benchmarks.apps import AS_PLAIN, CONTESTANTS, OURS, RECORDED
+from benchmarks.harness.bench import Bench, Table, cpu_of, percentiles
+from benchmarks.harness.budgets import Budget
+from benchmarks.load_generator import Received, Request, Streams, connect
+from benchmarks.processes import HEARTBEAT_SECONDS, BenchmarkError, Server
 
 _OPENED_PER_SECOND = 1_000
 _ROUNDS = 2
@@ -18,13 +19,24 @@ _SETTLING = 0.3  # seconds
 _READERS = 50
 _PACED_PER_SECOND = 20
 SENT = re.compile(rb'"sent": ([0-9.]+)')
-_QUIET_SHARE = 0.2  # of a core: less is quiet, but a busy machine may just have left no more
-_QUIET_LOOKS = 2
+_QUIET_SHARE = 0.2  # of a core
+_QUIET_CHECKS = 2  # as a busy machine may have left the server no more than this share
 _OTHER_FILES = 100
+_NOISE = 1.25  # of the few events per second in `frozen`
+BUDGETS = (
+    Budget("idle: memory", 1.12, "starlette"),
+    Budget("idle: memory", 0.65, "sse-starlette"),
+    Budget("idle: heartbeats", 0.5, "sse-starlette", contestants=(RECORDED,)),
+    Budget("lateness: p99", 10, kind="figure", contestants=(RECORDED,)),
+    Budget("lateness: max", 100, kind="figure", contestants=(RECORDED,)),
+    Budget("lateness: max while they open", 100, kind="figure", contestants=(RECORDED,)),
+    Budget("frozen: CPU per event", _NOISE, kind="figure", contestants=OURS),
+    Budget("frozen: p50 of latency", _NOISE, kind="figure", contestants=OURS),
+)
 
 
 def run_idle(bench: Bench, _: str) -> list[Table]:
-    """Measure what a silent stream weighs and what its heartbeats cost."""
+    """Measure the memory of a silent stream and the CPU time of its heartbeats."""
     number, note = _possible(bench.sizes.streams)
     memory = Table("idle: memory", "bytes per stream", note)
     cpu = Table("idle: heartbeats", "µs of CPU per heartbeat", note)
@@ -37,7 +49,7 @@ def run_idle(bench: Bench, _: str) -> list[Table]:
             before = server.ask("memory")
             with _idle_streams(server) as streams:
                 read(streams.open(number, _OPENED_PER_SECOND))
-                read(streams.listen(_SETTLING))
+                read(streams.receive(_SETTLING))
                 memory.add(name, (server.ask("memory") - before) / number)
                 if CONTESTANTS[name].heartbeat:
                     cpu.add(name, _cost_of_heartbeat(server, streams, seconds, interval))
@@ -45,18 +57,18 @@ def run_idle(bench: Bench, _: str) -> list[Table]:
 
 
 def _cost_of_heartbeat(server: Server, streams: Streams, seconds: float, interval: float) -> float:
-    read(streams.listen(_SETTLING))
+    read(streams.receive(_SETTLING))
     found: list[float] = []
     mark = CONTESTANTS[server.contestant].heartbeat
-    cost = cpu_of(server, lambda: found.extend(_lateness(streams.listen(seconds), mark, interval)))
+    cost = cpu_of(server, lambda: found.extend(_lateness(streams.receive(seconds), mark, interval)))
     return cost / max(len(found), 1)
 
 
 def run_lateness(bench: Bench, _: str) -> list[Table]:
-    """Measure how much longer than the interval it is from one heartbeat to the next.
+    """Measure by how much the time between two heartbeats exceeds the interval.
 
-    While streams are opened the garbage collector walks all there are, again and again. Without it
-    the latest heartbeats are as early as later on, so that this time has a table of its own.
+    The time in which the streams open has a separate table: the garbage collector then visits all
+    of them again and again, which delays heartbeats.
     """
     number, note = _possible(bench.sizes.late_streams)
     interval = min(HEARTBEAT_SECONDS, bench.sizes.seconds / 2)
@@ -69,7 +81,7 @@ def run_lateness(bench: Bench, _: str) -> list[Table]:
         mark = CONTESTANTS[name].heartbeat
         with Server(name, bench.core, interval) as server, _idle_streams(server) as streams:
             opening = list(_lateness(streams.open(number, _OPENED_PER_SECOND), mark, interval))
-            found = list(_lateness(streams.listen(2 * bench.sizes.seconds), mark, interval))
+            found = list(_lateness(streams.receive(2 * bench.sizes.seconds), mark, interval))
         figures = (*percentiles(found), max(found), max(opening, default=0.0))
         for table, seconds in zip(tables, figures, strict=True):
             table.add(name, seconds * 1e3)
@@ -83,21 +95,21 @@ def _idle_streams(server: Server) -> Iterator[Streams]:
         yield streams
 
 
-def read(heard: Heard) -> None:
-    """Read all that comes, and look at none of it."""
-    deque(heard, maxlen=0)
+def read(received: Received) -> None:
+    """Read everything and discard it."""
+    deque(received, maxlen=0)
 
 
-def _lateness(heard: Heard, mark: bytes, interval: float) -> Iterator[float]:
-    """Tell of each heartbeat how much longer than the interval it was since the last."""
-    for stream, data, now in heard:
+def _lateness(received: Received, mark: bytes, interval: float) -> Iterator[float]:
+    """Return by how much the time before each heartbeat exceeds the interval."""
+    for stream, data, now in received:
         if mark in data:
-            yield now - stream.last_heard - interval
-            stream.last_heard = now
+            yield now - stream.last_received - interval
+            stream.last_received = now
 
 
 def run_frozen(bench: Bench, _: str) -> list[Table]:
-    """Measure what clients that read nothing do to those that read."""
+    """Measure the influence of clients that do not read on the other clients."""
     number = bench.sizes.frozen_streams
     note = f"{_READERS} clients read, {number:,} do not."
     ratios = [
@@ -124,7 +136,7 @@ def run_frozen(bench: Bench, _: str) -> list[Table]:
 
 @contextmanager
 def readers_of(server: Server, number: int, per_second: int) -> Iterator[Streams]:
-    """Open streams without an end, of so many events a second each."""
+    """Open endless streams with a number of events per second."""
     path = f"/paced?per_second={per_second}"
     request = Request(path, CONTESTANTS[server.contestant].headers)
     with closing(Streams(server.port, request)) as streams:
@@ -134,11 +146,11 @@ def readers_of(server: Server, number: int, per_second: int) -> Iterator[Streams
 
 def _cost_and_latency(server: Server, readers: Streams, seconds: float) -> tuple[float, ...]:
     """Return the CPU time per event, and the median and 99th percentile of the latency."""
-    read(readers.listen(_SETTLING))  # what has come while nobody was reading says nothing
+    read(readers.receive(_SETTLING))  # discards events that have waited to be read
     found: list[float] = []
 
     def note_latency() -> None:
-        for _, data, now in readers.listen(seconds):
+        for _, data, now in readers.receive(seconds):
             found.extend(now - float(sent) for sent in SENT.findall(data))
 
     cost = cpu_of(server, note_latency)
@@ -147,25 +159,25 @@ def _cost_and_latency(server: Server, readers: Streams, seconds: float) -> tuple
 
 @contextmanager
 def _frozen_clients(server: Server, readers: Streams, number: int) -> Iterator[None]:
-    """Open endless streams, and wait until the server has given up writing to them."""
+    """Open endless streams, and wait until the server has stopped writing to them."""
     path = f"/stream?events={10**9}&burst=10&length=10"
     request = Request(path, CONTESTANTS[server.contestant].headers).encoded()
     with ExitStack() as stack:
         for _ in range(number):
             connection = stack.enter_context(closing(connect(server.port, narrow=True)))
             connection.sendall(request)
-        patience = time.monotonic() + 20
+        deadline = time.monotonic() + 20
         quiet = 0
-        while quiet < _QUIET_LOOKS:
-            if time.monotonic() > patience:
-                raise BenchmarkError("the server goes on writing to clients that do not read")
-            cost = cpu_of(server, lambda: read(readers.listen(_SETTLING)))
+        while quiet < _QUIET_CHECKS:
+            if time.monotonic() > deadline:
+                raise BenchmarkError("the server still writes to clients that do not read")
+            cost = cpu_of(server, lambda: read(readers.receive(_SETTLING)))
             quiet = quiet + 1 if cost < _SETTLING * 1e6 * _QUIET_SHARE else 0
         yield
 
 
 def _possible(streams: int) -> tuple[int, str]:
-    """Return how many of `streams` the limit of open files allows, and that in words."""
+    """Return how many of `streams` the limit of open files allows, and a note about it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = streams + _OTHER_FILES
     if soft < wanted:

@@ -1,14 +1,17 @@
-"""The contestants: the same routes by each of them.
+"""The apps of the contestants.
 
-- `/stream?events=N&burst=B&length=L`: N events, and the loop gets a turn after every B (0: never);
-  an event is L times as long as usual
+They have the same routes:
+
+- `/stream?events=N&burst=B&length=L`: N events, with a turn of the loop after every B (0: none); an
+  event is L times as long as usual
 - `/idle`: one event, then silence
-- `/paced?per_second=P`: events with the time they were sent at, for ever
-- `/json`: no stream at all
+- `/paced?per_second=P`: an endless stream of events with the time at which they are sent
+- `/json`: a JSON response
 
-Those of channels have one: `/channel?name=N`, for ever what is published there.
+The apps of channels have one route, `/channel?name=N`: an endless stream of all that is published
+on this channel.
 
-An app imports no contestant but its own: whatever else is loaded, the garbage collector walks too.
+An app imports no other contestant, because the garbage collector visits everything that is loaded.
 """
 
 import asyncio
@@ -32,7 +35,8 @@ JSON = {"id": 123, "name": "a name", "tags": ["one", "two"], "price": 1.5}
 PLAIN = {"Accept": "*/*"}
 EVENTSOURCE = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
 HEARTBEAT_VARIABLE = "SSE_HEARTBEAT_INTERVAL"
-"""Ours, and the one by which sse-starlette's app is told its interval too."""
+"""The setting of the middleware; the app of sse-starlette reads it too."""
+LONGER_THAN_ANY_SUITE = 600  # seconds
 
 Source = Callable[..., AsyncIterator[Any]]
 Wrap = Callable[[str], Any]
@@ -41,12 +45,13 @@ Respond = Callable[[AsyncIterator[Any]], Response]
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """Who takes part.
+    """One of the compared implementations.
 
     Attributes:
-        app: makes its app.
-        headers: what a request says, which tells our middleware what kind of client asks.
-        heartbeat: the bytes by which a heartbeat is known; empty: it has none of a chosen interval.
+        app: makes the ASGI app.
+        headers: of each request; the middleware derives the kind of client from them.
+        heartbeat: bytes that every heartbeat contains; empty: there is no heartbeat, or its
+            interval cannot be set.
     """
 
     app: Callable[[], ASGIApp]
@@ -55,12 +60,12 @@ class Contestant:
 
 
 def as_bytes(data: str) -> bytes:
-    """Return an event as Starlette's `StreamingResponse` takes it."""
+    """Return an event in the form that Starlette's `StreamingResponse` takes."""
     return f"data: {data}\n\n".encode()
 
 
 def sources(wrap: Wrap) -> dict[str, Source]:
-    """Return what each streaming route sends; `wrap` makes an event of its data."""
+    """Return the events of each streaming route; `wrap` makes an event of its data."""
     never = asyncio.Event()
 
     async def stream(events: int, burst: int, length: int = 1) -> AsyncIterator[Any]:
@@ -83,7 +88,7 @@ def sources(wrap: Wrap) -> dict[str, Source]:
 
 
 def starlette(wrap: Wrap = as_bytes, respond: Respond | None = None) -> Starlette:
-    """Return the app of Starlette, or of who brings a response of its own to it."""
+    """Return a Starlette app; `respond` makes its streaming responses."""
 
     def plain(events: AsyncIterator[Any]) -> Response:
         return StreamingResponse(events, media_type="text/event-stream")
@@ -103,7 +108,7 @@ def starlette(wrap: Wrap = as_bytes, respond: Respond | None = None) -> Starlett
 
 
 def bare() -> ASGIApp:
-    """Return an app that is nothing but ASGI messages."""
+    """Return an app that sends ASGI messages without a framework."""
     streams = sources(as_bytes)
 
     async def app(scope: Scope, _: Receive, send: Send) -> None:
@@ -134,7 +139,7 @@ def _compact_json() -> bytes:
 
 
 def sse_starlette() -> ASGIApp:
-    """Return an app of sse-starlette's response, with the heartbeat interval that is asked for."""
+    """Return an app that uses sse-starlette's response, with the configured heartbeat interval."""
     from sse_starlette import EventSourceResponse
 
     ping = float(os.environ[HEARTBEAT_VARIABLE])
@@ -144,7 +149,7 @@ def sse_starlette() -> ASGIApp:
 
 
 def fastapi() -> ASGIApp:
-    """Return an app of FastAPI's event streams, given text, which is the least it has to do."""
+    """Return an app that uses FastAPI's event streams in their cheapest form: with text."""
     from fastapi import FastAPI
     from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -160,7 +165,7 @@ def fastapi() -> ASGIApp:
 
 
 def base_http_middleware() -> ASGIApp:
-    """Return Starlette's app behind a middleware that does nothing, by its own helper."""
+    """Return the Starlette app in a `BaseHTTPMiddleware` that does nothing."""
     from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 
     async def pass_on(request: Request, call_next: RequestResponseEndpoint) -> Response:
@@ -172,7 +177,7 @@ def base_http_middleware() -> ASGIApp:
 
 
 def correlation_and_instrumentator() -> ASGIApp:
-    """Return Starlette's app with the two that are asked for trace ids and metrics."""
+    """Return the Starlette app in the two middlewares most used for trace ids and metrics."""
     from asgi_correlation_id import CorrelationIdMiddleware
     from prometheus_fastapi_instrumentator import Instrumentator
 
@@ -183,7 +188,7 @@ def correlation_and_instrumentator() -> ASGIApp:
 
 
 def sse_middleware(**options: Any) -> ASGIApp:
-    """Return Starlette's app behind us, with all that we do unless told otherwise."""
+    """Return the Starlette app in `SSEMiddleware`, with its defaults except for `options`."""
     from sse_middleware import SSEMiddleware
 
     app = starlette()
@@ -192,7 +197,7 @@ def sse_middleware(**options: Any) -> ASGIApp:
 
 
 def channels() -> ASGIApp:
-    """Return an app whose streams are what workers publish on our channels."""
+    """Return an app that streams events from the channels of the middleware."""
     from sse_middleware.channels import subscribe
 
     def source(name: str) -> AsyncIterator[Any]:
@@ -202,7 +207,7 @@ def channels() -> ASGIApp:
 
 
 def pubsub() -> ASGIApp:
-    """Return an app whose streams are what redis-py's pub/sub hears, each by its own."""
+    """Return an app that streams events from redis-py's pub/sub, one subscription per stream."""
     from redis.asyncio import Redis
 
     client = Redis.from_url(os.environ[REDIS_VARIABLE], max_connections=10_000)
@@ -228,14 +233,15 @@ def _named_streams(source: Callable[[str], AsyncIterator[Any]]) -> ASGIApp:
 RECORDED = "sse_middleware as eventsource"
 UNRECORDED = "sse_middleware as eventsource, not kept"
 AS_PLAIN = "sse_middleware as plain"
-US = (RECORDED, UNRECORDED, AS_PLAIN)
+OURS = (RECORDED, UNRECORDED, AS_PLAIN)
+"""The contestants that use the middleware."""
 NOT_KEPT = (UNRECORDED, AS_PLAIN)
-"""Us: as we are, and where no events are kept. What keeping them costs has budgets of its own."""
+"""Those that keep no events. The cost of keeping them has separate budgets."""
 CHANNELS = "channels"
 PUBSUB = "pub/sub of redis-py"
+"""The two contestants of the suite `channels`."""
 REDIS_VARIABLE = "BENCHMARK_REDIS_URL"
-"""Who takes part where channels are measured, and where their Redis is."""
-
+"""The environment variable with the URL of their Redis."""
 
 CONTESTANTS = {
     "bare": Contestant(app=bare, headers=PLAIN),
@@ -255,4 +261,4 @@ CONTESTANTS = {
     PUBSUB: Contestant(app=pubsub, headers=PLAIN),
 }
 APART = (CHANNELS, PUBSUB)
-"""Who has no place in most suites."""
+"""Contestants that only the suite `channels` can measure."""

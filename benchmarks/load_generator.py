@@ -1,8 +1,8 @@
-"""The load: sockets and nothing around them, so that it is cheaper than what it measures.
+"""The load generator: bare sockets, so that it costs less than the servers that it measures.
 
-It looks for answers every tenth of a millisecond. One that slept until there are some would be
-woken at the server's cost, and one that looked all the time would do a part of the server's work,
-for on one machine whoever holds the socket at that moment takes the segments in.
+It polls for answers every tenth of a millisecond. If it slept until an answer arrives, the server
+would pay for its wake-up. If it polled all the time, it would do a part of the server's work,
+because on the loopback interface the active process handles the incoming segments.
 """
 
 import selectors
@@ -13,24 +13,24 @@ from contextlib import closing
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from benchmarks.children import PATIENCE, BenchmarkError
+from benchmarks.processes import TIMEOUT_SECONDS, BenchmarkError
 
 LAST_CHUNK = b"\r\n0\r\n\r\n"
 _PAUSE = 0.0001  # seconds
 _MANY_BYTES = 1 << 18
-_ETHERNET = 1400  # bytes of a segment; the loopback's have 64 KiB, and buffers to match
+_ETHERNET = 1400  # bytes of a segment; those of the loopback interface have 64 KiB
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked, and how its response is known to be whole.
+    """A request, and the check that its response is complete.
 
     Attributes:
         path: with the query.
-        headers: beside `Host`.
-        mark: stands in each event once; no shorter than `end`.
-        marks: how many of them a response has.
-        end: the response's last bytes.
+        headers: in addition to `Host`.
+        mark: occurs once in each event; not shorter than `end`.
+        marks: their number in a complete response.
+        end: the last bytes of the response.
     """
 
     path: str
@@ -54,28 +54,27 @@ def stream_request(headers: Mapping[str, str], events: int, burst: int) -> Reque
 
 
 def connect(port: int, *, narrow: bool = False) -> socket.socket:
-    """Return a connection to the server, which blocks; a narrow one has small buffers."""
+    """Return a blocking connection to the server; a narrow one has small buffers."""
     connection = socket.socket()
     if narrow:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, _ETHERNET)
-    connection.settimeout(PATIENCE)
+    connection.settimeout(TIMEOUT_SECONDS)
     connection.connect(("127.0.0.1", port))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 
 
 def first_byte(port: int, request: Request, *, ends: bool = True) -> tuple[float, bytes]:
-    """Ask for something on a connection of its own.
+    """Send a request on a new connection.
 
     Args:
         port: of the server.
-        request: what is asked.
-        ends: whether the response does, and is read until then, as the rest is not to burden
-            whoever comes next.
+        request: asks the server to close the connection if the response ends.
+        ends: read the response to its end, so that the next measurement does not overlap with it.
 
     Returns:
-        The seconds from the connecting to the body's first byte, and all that has been read.
+        The seconds from the start of the connection to the first byte of the body, and all bytes.
     """
     encoded = request.encoded()
     start = time.perf_counter()
@@ -94,7 +93,7 @@ def first_byte(port: int, request: Request, *, ends: bool = True) -> tuple[float
 
 
 class Connection:
-    """A connection that asks for the same thing again and again."""
+    """A connection that sends the same request again and again."""
 
     def __init__(self, port: int, request: Request) -> None:
         self.socket = connect(port)
@@ -104,17 +103,17 @@ class Connection:
         self._tail = b""
         self._marks = 0
 
-    def ask(self) -> None:
+    def send(self) -> None:
         """Send the request."""
         self._tail = b""
         self._marks = 0
         self.socket.sendall(self._encoded)
 
     def read(self) -> bool:
-        """Read what is there, and tell whether the response has ended with it.
+        """Read the bytes that have arrived; return whether the response is complete.
 
         Raises:
-            BenchmarkError: it has ended without all of its events.
+            BenchmarkError: the response has ended without some of its events.
         """
         data = self.socket.recv(_MANY_BYTES)
         seen = self._tail + data
@@ -130,7 +129,7 @@ class Connection:
 
 
 class Load:
-    """Kept connections, each of which asks again as soon as it is answered."""
+    """Persistent connections, each of which sends the next request after a response."""
 
     def __init__(self, port: int, request: Request, connections: int) -> None:
         self._connections = [Connection(port, request) for _ in range(connections)]
@@ -139,26 +138,26 @@ class Load:
             self._selector.register(connection.socket, selectors.EVENT_READ, connection)
 
     def fetch(self, responses: int) -> None:
-        """Ask for `responses`, at least one by each connection, and read them to their ends."""
+        """Request `responses`, at least one on each connection, and read them to their ends."""
         for connection in self._connections:
-            connection.ask()
-        asked = len(self._connections)
+            connection.send()
+        sent = len(self._connections)
         ended = 0
         while ended < max(responses, len(self._connections)):
             for key, _ in self._ready():
                 if key.data.read():
                     ended += 1
-                    if asked < responses:
-                        asked += 1
-                        key.data.ask()
+                    if sent < responses:
+                        sent += 1
+                        key.data.send()
 
     def _ready(self) -> list[tuple[selectors.SelectorKey, int]]:
-        until = time.monotonic() + PATIENCE
-        while time.monotonic() < until:
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while time.monotonic() < deadline:
             time.sleep(_PAUSE)
             if ready := self._selector.select(0):
                 return ready
-        raise BenchmarkError("the server has fallen silent")
+        raise BenchmarkError("the server does not answer")
 
     def close(self) -> None:
         """Close the connections."""
@@ -172,19 +171,19 @@ class Stream:
     """An open stream."""
 
     socket: socket.socket
-    last_heard: float = 0.0
+    last_received: float = 0.0
 
 
-Heard = Iterator[tuple[Stream, bytes, float]]
-"""What has come on which stream, and when by the monotonic clock."""
+Received = Iterator[tuple[Stream, bytes, float]]
+"""Streams with the bytes that they have received, and the monotonic time."""
 
 
 class Streams:
-    """Streams that are opened, one after another, and listened to.
+    """Open streams.
 
     Args:
         port: of the server.
-        request: what each asks.
+        request: opens a stream.
     """
 
     def __init__(self, port: int, request: Request) -> None:
@@ -194,27 +193,27 @@ class Streams:
         self._opened = 0
         self._selector = selectors.DefaultSelector()
 
-    def open(self, number: int, per_second: float) -> Heard:
-        """Open streams, tell all that comes meanwhile, and go on until each has sent something."""
+    def open(self, number: int, per_second: float) -> Received:
+        """Open streams and read all of them, until each has received something."""
         start = time.monotonic()
         for count in range(number):
-            yield from self.listen(start + count / per_second - time.monotonic())
+            yield from self.receive(start + count / per_second - time.monotonic())
             self.add(self._encoded)
-        patience = time.monotonic() + PATIENCE + number / per_second
+        deadline = time.monotonic() + TIMEOUT_SECONDS + number / per_second
         while self._opened < number:
-            if time.monotonic() > patience:
+            if time.monotonic() > deadline:
                 raise BenchmarkError(f"only {self._opened} of {number} streams opened")
-            yield from self.listen(0.05)
+            yield from self.receive(0.05)
 
     def add(self, encoded: bytes) -> None:
-        """Open a stream by a request of its own, and do not wait for it."""
+        """Open a stream with another request; do not wait for it."""
         stream = Stream(connect(self._port))
         stream.socket.sendall(encoded)
         self._streams.append(stream)
         self._selector.register(stream.socket, selectors.EVENT_READ, stream)
 
-    def listen(self, seconds: float) -> Heard:
-        """Tell all that comes within a time."""
+    def receive(self, seconds: float) -> Received:
+        """Yield all bytes that arrive within a time."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             time.sleep(_PAUSE)
@@ -224,9 +223,9 @@ class Streams:
                 if not data:
                     raise BenchmarkError("the server has closed a stream")
                 now = time.monotonic()
-                if not stream.last_heard:
+                if not stream.last_received:
                     self._opened += 1
-                    stream.last_heard = now
+                    stream.last_received = now
                 yield stream, data, now
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""A contestant's server: `python -m benchmarks.server CONTESTANT [CORE]`.
+"""A contestant's server: `python -m benchmarks.workers.server CONTESTANT CORES`.
 
-It tells its port on stdout, answers each line on stdin by one on stdout, and ends with stdin, so
-that it never outlives who has started it.
+It prints its port, answers each line on stdin with a number, and ends when stdin is closed, so that
+it never outlives its parent.
 """
 
 import gc
@@ -16,9 +16,8 @@ from pathlib import Path
 
 import uvicorn
 
-from benchmarks.contestants import CONTESTANTS
-
-LONGER_THAN_ANY_SUITE = 600  # seconds
+from benchmarks.apps import CONTESTANTS, LONGER_THAN_ANY_SUITE
+from benchmarks.workers.cores import pin_to_argument
 
 
 def cpu_seconds() -> float:
@@ -27,7 +26,7 @@ def cpu_seconds() -> float:
 
 
 def memory_bytes() -> int:
-    """Return the resident memory of this process; where nobody tells, the most that it ever was."""
+    """Return the resident memory of this process, or its peak if there is no `/proc`."""
     gc.collect()
     statm = Path("/proc/self/statm")
     if statm.exists():
@@ -38,21 +37,15 @@ def memory_bytes() -> int:
 COMMANDS: dict[str, Callable[[], float]] = {"cpu": cpu_seconds, "memory": memory_bytes}
 
 
-def obey() -> None:
-    """Answer the parent until it is gone."""
+def answer_commands() -> None:
+    """Answer the parent's commands until it closes stdin, then exit."""
     for line in sys.stdin:
         print(COMMANDS[line.strip()](), flush=True)
     os._exit(0)
 
 
-def pin(core: str) -> None:
-    """Keep this process on one core, where the system can do that."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {int(core)})
-
-
-def main(contestant: str, core: str | None = None) -> None:
-    """Serve `contestant` until stdin ends."""
+def main(contestant: str, cores: str = "") -> None:
+    """Serve `contestant` until stdin is closed."""
     app = CONTESTANTS[contestant].app()
     config = uvicorn.Config(
         app,
@@ -66,10 +59,9 @@ def main(contestant: str, core: str | None = None) -> None:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(config.backlog)
-    if core is not None:
-        pin(core)
+    pin_to_argument(cores)
     print(listener.getsockname()[1], flush=True)
-    threading.Thread(target=obey, daemon=True).start()
+    threading.Thread(target=answer_commands, daemon=True).start()
     uvicorn.Server(config).run(sockets=[listener])
 
 

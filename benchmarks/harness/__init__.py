@@ -1,0 +1,1 @@
+"""The parts that all suites share: sizes, samples, budgets and reports."""

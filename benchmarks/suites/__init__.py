@@ -1,0 +1,1 @@
+"""The suites. Each measures one property of all contestants."""
