@@ -1,4 +1,4 @@
-"""Frameworks, responses and middlewares of others around and inside of us, in process."""
+"""Other frameworks, responses and middlewares around and inside ours, in process."""
 
 import asyncio
 import contextvars
@@ -169,7 +169,7 @@ async def test_a_stream_flows_at_once_through_other_middlewares(stack: list[Midd
 
 
 def endless(left: list[str], stack: list[Middleware]) -> Starlette:
-    """Return an app whose stream tells `left` when it is left."""
+    """Return an app with a stream that appends to `left` when it is closed."""
 
     async def events() -> AsyncIterator[bytes]:
         try:

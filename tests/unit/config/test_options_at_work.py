@@ -1,4 +1,4 @@
-"""What each setting does to a stream."""
+"""The effect of each setting on a stream."""
 
 import asyncio
 import json
@@ -148,7 +148,7 @@ async def test_a_client_that_the_rollout_leaves_out_gets_the_very_same_messages(
     assert len(exchange.messages) == 3
 
 
-# The openai family
+# OpenAI's dialect
 
 
 def chunk(content: str, **fields: object) -> bytes:

@@ -1,4 +1,4 @@
-"""What Prometheus is told, and where it is served."""
+"""The metrics of Prometheus, and the path that serves them."""
 
 import asyncio
 import os
@@ -168,7 +168,7 @@ async def test_names_that_are_taken_cost_the_metrics_and_not_the_app(
     assert "Streams are not counted" in caplog.text
 
 
-# Where they are served
+# The path of the metrics
 
 
 async def plain_app(scope: Scope, receive: Receive, send: Send) -> None:

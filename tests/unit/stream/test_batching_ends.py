@@ -89,7 +89,9 @@ async def test_held_events_leave_if_the_app_is_cancelled(headers: Headers, wait:
             await asyncio.wait([exchange.task])
             assert exchange.task.cancelled() or not wait
     assert_whole(exchange, 5)
-    assert exchange.ended == (headers == EVENTSOURCE and bool(wait))  # who reads ends, gets one
+    assert exchange.ended == (
+        headers == EVENTSOURCE and bool(wait)
+    )  # a client that reads end events gets one
 
 
 @both
@@ -185,7 +187,7 @@ async def test_events_that_a_blocked_client_does_not_read_in_time_are_discarded(
             await asyncio.wait([exchange.task])
     exchange.unblock()
     await asyncio.sleep(20)
-    assert_whole(exchange, 1)  # no event behind a gap, and none when the app has left
+    assert_whole(exchange, 1)  # no event after a gap, and none after the app has left
     assert not exchange.ended
 
 
@@ -254,7 +256,7 @@ async def test_a_send_returns_if_the_client_leaves_with_much_to_be_written(
         await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
 
 
-# Behind the last stream
+# After the last stream
 
 
 @both

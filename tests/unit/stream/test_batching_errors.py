@@ -199,7 +199,7 @@ async def test_there_is_no_gap_after_a_background_write_that_the_server_cancels(
         await send(last())
 
     exchange = Cancelling(http_scope(headers=headers))
-    with suppress(Exception):  # it may well be told
+    with suppress(Exception):  # it may receive the end
         await middleware(behave, exchange, linger_seconds=0)(
             exchange.scope, exchange.receive, exchange.send
         )

@@ -1,4 +1,4 @@
-"""A handler's own view of its stream, and the one log record that remains of it."""
+"""A handler's view of its stream, and the one log record of the stream."""
 
 import asyncio
 import logging
