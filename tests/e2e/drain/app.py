@@ -1,6 +1,6 @@
 """An app of endless streams, for servers that receive a signal to end.
 
-`ONE_SHUTDOWN_SECONDS`, if it is set, is the time within which two signals count as one.
+`DUPLICATE_SIGNAL_SECONDS`, if it is set, is the time within which two signals count as one.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from sse_middleware import SSEMiddleware
 from sse_middleware.stream import shutdown
 from tests.support.product_constants import override
 
-if "ONE_SHUTDOWN_SECONDS" in os.environ:
-    override(float(os.environ["ONE_SHUTDOWN_SECONDS"]), "_ONE_SHUTDOWN_SECONDS", shutdown)
+if "DUPLICATE_SIGNAL_SECONDS" in os.environ:
+    override(float(os.environ["DUPLICATE_SIGNAL_SECONDS"]), "_DUPLICATE_SIGNAL_SECONDS", shutdown)
 
 
 async def _events(pause: float = 0.1) -> AsyncIterator[str]:

@@ -147,7 +147,7 @@ async def test_ctrl_c_does_not_shorten_the_drain_though_workers_receive_it_twice
     tmp_path: Path,
 ) -> None:
     # A parent that is late would send its signal after the second in which both count as one.
-    environ = {"ONE_SHUTDOWN_SECONDS": str(HANG_SECONDS), "SSE_DRAIN_SECONDS": "2"}
+    environ = {"DUPLICATE_SIGNAL_SECONDS": str(HANG_SECONDS), "SSE_DRAIN_SECONDS": "2"}
     with uvicorn_with(tmp_path, "--workers", "2", **environ) as server:
         async with streams(server.port, "/feed", 10) as found:
             began = time.monotonic()

@@ -54,7 +54,7 @@ class TurningStore(MemoryStore):
 
     def states(self) -> list[LogState]:
         """Return the states of its logs."""
-        return [log.found().state for log in self._logs.values()]
+        return [log.snapshot().state for log in self._logs.values()]
 
 
 class SlowExchange(Exchange):
