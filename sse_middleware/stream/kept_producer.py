@@ -176,7 +176,7 @@ class KeptProducer(Producer):
         self._linger_deadline = self._clock() + self._linger_seconds if lingers else math.inf
         self._set_timer()
         if self.slot is not None:
-            self.slot.wait(waits=lingers)
+            self.slot.set_lingering(lingers=lingers)
         if lingers:
             self._linger_queue.add(self)
         else:

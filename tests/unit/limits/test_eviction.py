@@ -191,12 +191,12 @@ async def test_of_a_process_overfull_by_returns_one_stream_ends_for_a_new_one() 
         for one in (*others, *back):
             await one.until("message")
         assert app._admission is not None
-        assert len(app._admission.places) == 4
+        assert len(app._admission.slots) == 4
         newcomer = await stack.enter_async_context(tab(app, address="192.0.2.3"))
         await newcomer.until("message")
         await asyncio.sleep(1)
         assert sum(one.ended for one in (*others, *back)) == 1
-        assert len(app._admission.places) == 4
+        assert len(app._admission.slots) == 4
 
 
 async def test_a_client_that_is_told_to_retry_is_admitted_later_with_its_event_id() -> None:

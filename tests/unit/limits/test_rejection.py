@@ -110,7 +110,7 @@ async def test_a_client_that_leaves_during_its_check_takes_no_slot() -> None:
                 assert two.task is not None
                 two.task.cancel()
     assert app._admission is not None
-    assert len(app._admission.places) == 0
+    assert len(app._admission.slots) == 0
     async with tab(app) as three:
         assert await answer(three) == LET_IN
 
@@ -203,5 +203,5 @@ async def test_hostile_requests_are_admitted_or_rejected_like_any_other(
         async with asked(app, headers, client=client) as two:
             assert (await answer(two))[0] in (429, 503)
     assert app._admission is not None
-    assert len(app._admission.places) == 0
+    assert len(app._admission.slots) == 0
     assert json.loads(two.body)["error"]["code"] in ("server_full", "too_many_streams")

@@ -54,7 +54,7 @@ class TurningStore(MemoryStore):
 
     def states(self) -> list[LogState]:
         """Return how its logs are."""
-        return [log.found().state for log in self._logs.values()]
+        return [log.snapshot().state for log in self._logs.values()]
 
 
 class SlowExchange(Exchange):
