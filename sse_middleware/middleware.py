@@ -1,10 +1,10 @@
-"""The door: one line around any ASGI app.
+"""The middleware: one line around any ASGI app.
 
     app.add_middleware(SSEMiddleware)   # Starlette, FastAPI
     app = SSEMiddleware(app)            # any ASGI 3 app
 
-The object that lives as long as the app holds options only; all state of a request is in its
-`Responder`.
+The middleware object lives as long as the app and holds settings only; the state of a request is in
+its `Responder`.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ from sse_middleware.http.identity import Identify
 from sse_middleware.http.own_responses import MetricsEndpoint, send_readiness
 from sse_middleware.http.request import SSERequest, is_request_for, may_have_event_id
 from sse_middleware.http.response_head import passthrough_reason, stream_headers
-from sse_middleware.http.routes import Mark, glob_pattern
-from sse_middleware.limits.admission import admission_for
+from sse_middleware.http.routes import Mark, PathFilter, compile_marks
+from sse_middleware.limits.admission import Admission, admission_for
 from sse_middleware.limits.admission_check import AdmissionCheck, reject_if_draining
 from sse_middleware.observability.logs import StreamLog
 from sse_middleware.observability.metrics import counting_in, exposition
@@ -45,31 +45,33 @@ from sse_middleware.stream.shutdown import SHUTDOWN
 logger = logging.getLogger("sse_middleware")
 
 AnyASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
-"""An ASGI app by whatever types its framework calls scopes and messages."""
+"""An ASGI app, with any types that its framework has for scopes and messages."""
 
 
 class SSEMiddleware:
-    """Make the event streams of `app` survive the real world, and leave all else as it is.
+    """Keep the event streams of `app` alive, and leave all other responses unchanged.
 
     Args:
         app: any ASGI 3 app.
         marks: marks for path globs, for frameworks whose endpoints cannot carry them: `{"/chat/*":
-            streaming(stream_max_seconds=600)}`; the first that matches counts, and a mark on the
-            endpoint itself goes before.
-        registry: where Prometheus metrics are counted and served from; the default one without.
-        store: where the events of streams are kept; by default the memory of the process.
-        identify: tells whose a request is, from its scope (whether by a session, a token or an
-            address), `None` where it cannot; only they can resume their streams. It runs at the
-            opening of a stream and at a resume, before the app, and must not block.
-        authorize_resume: has the last word on a resume: a function, async or not, of the request's
-            scope and the stream's `LogInfo`.
-        expires_at: tells from a scope when the credentials of a request end, in seconds since the
-            epoch, `None` for never; its stream ends then as at the cap.
-        **options: fields of `Options`; each goes before its `SSE_*` variable.
+            streaming(stream_max_seconds=600)}`. The first glob that matches applies; a mark on the
+            endpoint itself has precedence.
+        registry: the registry in which Prometheus metrics are counted and from which they are
+            served, by default the default registry.
+        store: the store of the streams' events, by default the memory of the process.
+        identify: a function that returns the identity that a scope belongs to (from a session, a
+            token or an address), `None` if there is none. A stream is resumed only with the
+            identity that has opened it. The function is called when a stream opens and when it is
+            resumed, before the app runs, and must not block.
+        authorize_resume: a function, async or not, of the request's scope and the stream's
+            `LogInfo` that makes the final decision on a resume.
+        expires_at: a function that returns when the credentials of a scope expire, in seconds since
+            the epoch, `None` for never; the stream then ends as at the cap.
+        **options: fields of `Options`; each has precedence over its `SSE_*` variable.
 
     Raises:
-        ConfigurationError: an argument is out of its bounds. A bad variable is told when the
-            server starts the app up, so that it stops the start-up.
+        ConfigurationError: an argument is out of its bounds. An invalid variable stops the start-up
+            of the server instead.
         TypeError: there is no such option.
     """
 
@@ -85,19 +87,17 @@ class SSEMiddleware:
         expires_at: ExpiresAt | None = None,
         **options: Unpack[OptionArguments],
     ) -> None:
-        for glob, mark in (marks or {}).items():
-            if not isinstance(mark, Mark):
-                raise TypeError(f"the mark of {glob!a} is {mark!r}, allowed is streaming(...)")
-        self.app = app
-        self._misconfigured: ConfigurationError | None = None
-        chosen = Options.from_environ({}, **options)  # a bad argument is told here and now
+        compiled_marks = compile_marks(marks or {})
+        chosen = Options.from_environ({}, **options)  # an invalid argument raises here and now
         observers = (*counting_in(registry or REGISTRY), StreamLog())
         one_process = False
+        self.app = app
+        self._misconfigured: ConfigurationError | None = None
         try:
             chosen = Options.from_environ(os.environ, **options)
             if store is None:
                 one_process = not chosen.redis_url
-                store = _store(chosen, observers)
+                store = _create_store(chosen, observers)
         except ConfigurationError as exc:
             self._misconfigured = exc
         self._context = Context(
@@ -106,35 +106,20 @@ class SSEMiddleware:
             options_for=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
             store=MemoryStore() if store is None else store,
             linger_queue=LingerQueue(chosen.max_lingering, observers),
-            marks={glob_pattern(glob): mark for glob, mark in (marks or {}).items()},
+            marks=compiled_marks,
             observers=observers,
             identify=identify,
             authorize_resume=authorize_resume,
             expires_at=expires_at,
         )
-        self._admission = None
-        if self._misconfigured is None:
-            try:
-                self._admission = admission_for(self._context)
-            except ConfigurationError as exc:
-                self._misconfigured = exc
-        self._resumption = ResumeHandler(self._context, one_process=one_process)
-        self._follow_named = self._resumption.follow_named
-        self._include = [glob_pattern(glob) for glob in chosen.include]
-        self._exclude = [glob_pattern(glob) for glob in chosen.exclude]
-        self._client = ClientFiles(chosen.client_path) if chosen.client_path else None
-        # The ends of the paths that need a second look: those of what we serve, or all.
-        all_paths = chosen.include or chosen.exclude or not chosen.enabled or self._misconfigured
-        of_client = self._client.paths if self._client else ()
-        own = (chosen.metrics_path, chosen.ready_path, *of_client)
-        self._looked_at = ("",) if all_paths else tuple(filter(None, own))
-        self._metrics: MetricsEndpoint | None = None
-        if chosen.metrics_path:
-            self._metrics = MetricsEndpoint(
-                exposition(registry, os.environ),
-                chosen.metrics_path,
-                first="metrics_path" in chosen.explicit,
-            )
+        self._admission = self._create_admission()
+        self._resume_handler = ResumeHandler(self._context, one_process=one_process)
+        self._follow_named = self._resume_handler.follow_named
+        self._path_filter = PathFilter(chosen.include, chosen.exclude)
+        self._pages = _OwnPages(chosen, registry)
+        # The ends of the paths of requests that `_intercept` handles: those of our pages, or all.
+        all_paths = self._path_filter.is_set or not chosen.enabled or self._misconfigured
+        self._intercepted = ("",) if all_paths else self._pages.paths
         self._warned_of_loop = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: C901 - few calls
@@ -142,7 +127,7 @@ class SSEMiddleware:
         # This runs for every request of the app: as few calls and objects as possible.
         if (
             scope["type"] != "http"
-            or scope.get("path", "").endswith(self._looked_at)
+            or scope.get("path", "").endswith(self._intercepted)
             or IN_SCOPE in scope
             or SHUTDOWN.is_draining
         ) and (send := await self._intercept(scope, receive, send)) is None:
@@ -186,7 +171,7 @@ class SSEMiddleware:
         """Resume a stream or check the limits; return `None` after a response."""
         request, check = SSERequest(scope), None
         if may_have_event_id(scope):
-            run_app = await self._resumption.handle(request, receive, send)
+            run_app = await self._resume_handler.handle(request, receive, send)
             if run_app is None:
                 return None
             receive, send = run_app
@@ -207,31 +192,30 @@ class SSEMiddleware:
             await self.app(scope, receive, self._with_lifespan(send))
         elif scope["type"] != "http" or IN_SCOPE in scope or not self._context.options.enabled:
             await self.app(scope, receive, send)
-        elif (app_send := await self._send_own(scope, receive, send)) is not None:
-            if not self._is_left_out(scope.get("path", "")):
-                return app_send
-            logger.debug("request left alone: its path is left out")
-            await self.app(scope, receive, app_send)
+        elif (app_send := await self._pages.handle(scope, receive, send)) is not None:
+            return await self._filter(scope, receive, app_send)
         return None
 
-    async def _send_own(self, scope: Scope, receive: Receive, send: Send) -> Send | None:
-        """Send a page of ours or a rejection and return `None`, or return the app's `send`."""
-        ready_path = self._context.options.ready_path
-        if ready_path and is_request_for(scope, ready_path):
-            await send_readiness(send, scope, ready=not _drains())
+    async def _filter(self, scope: Scope, receive: Receive, send: Send) -> Send | None:
+        """Handle a request that is left out or rejected and return `None`, or return `send`."""
+        if self._path_filter.leaves_out(scope.get("path", "")):
+            logger.debug("request left alone: its path is left out")
+            await self.app(scope, receive, send)
             return None
-        if self._client is not None and is_request_for(scope, *self._client.paths):
-            await self._client(scope, receive, send)
+        if _drains() and await reject_if_draining(self._context, SSERequest(scope), send):
             return None
-        if self._metrics is not None and is_request_for(scope, self._metrics.path):
-            return await self._metrics.handle(scope, send)
-        if _drains() and not self._is_left_out(scope.get("path", "")):
-            is_rejected = await reject_if_draining(self._context, SSERequest(scope), send)
-            return None if is_rejected else send
         return send
 
+    def _create_admission(self) -> Admission | None:
+        if self._misconfigured is None:
+            try:
+                return admission_for(self._context)
+            except ConfigurationError as exc:
+                self._misconfigured = exc
+        return None
+
     def _with_lifespan(self, send: Send) -> Send:
-        """Begin to listen for signals, and return a `send` that keeps what was given to a store."""
+        """Listen for signals, and return a `send` that closes the store at the shutdown."""
         if not self._context.options.enabled or not _has_loop():
             return send
         SHUTDOWN.drain_for(asyncio.get_running_loop())
@@ -239,22 +223,17 @@ class SSEMiddleware:
         if not store.is_shared:
             return send
 
-        async def behind_flush(message: Message) -> None:
+        async def close_and_send(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown."):
                 if self._admission is not None:
                     await self._admission.close()
                 await store.close()
             await send(message)
 
-        return behind_flush
-
-    def _is_left_out(self, path: str) -> bool:
-        if self._include and not any(glob.match(path) for glob in self._include):
-            return True
-        return any(glob.match(path) for glob in self._exclude)
+        return close_and_send
 
     def _with_headers_only(self, scope: Scope, send: Send) -> Send:
-        """Return a `send` for event loops that have no asyncio task, such as trio's."""
+        """Return a `send` that adds headers, for event loops without asyncio tasks (trio)."""
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -280,7 +259,7 @@ class SSEMiddleware:
             self._warned_of_loop = True
             logger.warning(
                 "event streams get headers only, neither heartbeats nor a cap: "
-                "they need asyncio, and this server runs the app in something else"
+                "they need asyncio, and this server runs the app in another event loop"
             )
 
     @staticmethod
@@ -291,6 +270,44 @@ class SSEMiddleware:
             raise exc
         await receive()
         await send({"type": "lifespan.startup.failed", "message": str(exc)})
+
+
+class _OwnPages:
+    """The pages that the middleware itself serves: readiness, the browser client and metrics.
+
+    Args:
+        options: the settings.
+        registry: the metrics that are served, `None` for the default registry.
+
+    Attributes:
+        paths: the paths of the pages.
+    """
+
+    def __init__(self, options: Options, registry: CollectorRegistry | None) -> None:
+        self._ready_path = options.ready_path
+        self._client = ClientFiles(options.client_path) if options.client_path else None
+        self._metrics: MetricsEndpoint | None = None
+        if options.metrics_path:
+            self._metrics = MetricsEndpoint(
+                exposition(registry, os.environ),
+                options.metrics_path,
+                first="metrics_path" in options.explicit,
+            )
+        client_paths = () if self._client is None else self._client.paths
+        paths = (options.metrics_path, options.ready_path, *client_paths)
+        self.paths = tuple(path for path in paths if path)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> Send | None:
+        """Send a page and return `None`, or return the `send` for the app."""
+        if self._ready_path and is_request_for(scope, self._ready_path):
+            await send_readiness(send, scope, ready=not _drains())
+        elif self._client is not None and is_request_for(scope, *self._client.paths):
+            await self._client(scope, receive, send)
+        elif self._metrics is not None and is_request_for(scope, self._metrics.path):
+            return await self._metrics.handle(scope, send)
+        else:
+            return send
+        return None
 
 
 def _has_loop() -> bool:
@@ -308,7 +325,7 @@ def _drains() -> bool:
     return SHUTDOWN.drain_for(asyncio.get_running_loop()).is_draining
 
 
-def _store(options: Options, observers: Sequence[Observer]) -> EventStore:
+def _create_store(options: Options, observers: Sequence[Observer]) -> EventStore:
     limits: dict[str, Any] = {
         "max_events": options.replay_max_events,
         "max_bytes": options.replay_max_bytes,

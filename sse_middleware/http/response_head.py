@@ -1,7 +1,7 @@
-"""Headers: what a request tells us, which responses are ours, and what we add to them.
+"""The head of a response: whether it is an event stream, and the headers that are added to it.
 
-Header names and values are bytes as in ASGI, the names in lower case where a server wrote them;
-an app may have written its own in any case.
+Header names and values are bytes as in ASGI. Servers send names in lower case; an app may write its
+own in any case.
 """
 
 import functools
@@ -17,7 +17,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 BODY = "http.response.body"
 OWN_HEADERS: RawHeaders = [(b"cache-control", b"no-store"), (b"vary", b"Last-Event-ID")]
-"""Of responses that the middleware itself generates: they are for one client at one moment."""
+"""Headers of responses that the middleware sends itself: each is for one client and one time."""
 
 _OURS = frozenset(
     (
@@ -36,16 +36,16 @@ _OF_ONE_RESPONSE = frozenset((b"set-cookie", b"date", b"content-length"))
 
 
 def is_not_event_stream(message: Message) -> bool:
-    """Tell of a response start whether it surely begins no event stream; most do not.
+    """Return whether a response start is certainly none of an event stream; most are not.
 
-    This is asked at every response of an app, so it is one look at the usual spellings.
+    This runs for every response of an app, and therefore checks the usual spellings only.
     """
     headers = message.get("headers") or ()
     if type(headers) is list:
         if _JSON in headers:
             return True
     elif iter(headers) is headers:
-        headers = message["headers"] = list(headers)  # else whoever reads them next finds none
+        headers = message["headers"] = list(headers)  # an iterator can be read once
     for name, value in headers:
         if name == b"content-type":
             return value[:1] not in b"tT \t" or value.lstrip()[:10].lower() != b"text/event"
@@ -55,7 +55,7 @@ def is_not_event_stream(message: Message) -> bool:
 def passthrough_reason(
     method: str, status: int, headers: Iterable[tuple[bytes, bytes]]
 ) -> str | None:
-    """Return why a response is none of ours, `None` where it is an event stream to look after."""
+    """Return why a response is passed through, `None` if the middleware handles the stream."""
     content_type = encoding = b""
     for name, value in headers:
         if name.lower() == b"content-type":
@@ -82,10 +82,10 @@ def stream_headers(
     stream_id: str,
     keep_cache_control: bool,
 ) -> RawHeaders:
-    """Return the app's headers with ours behind them.
+    """Return the app's headers and then ours.
 
-    A header that the app has set stays, but `content-length` goes, since we add bytes, and of
-    two caching policies the stricter one is kept, or the app's with `keep_cache_control`.
+    A header that the app has set is kept, except `content-length`, since the middleware adds bytes.
+    Of two caching policies the stricter one is kept, or the app's with `keep_cache_control`.
     """
     result: RawHeaders = []
     cache_control: list[bytes] = []
@@ -111,15 +111,15 @@ def stream_headers(
         (b"x-accel-buffering", b"no"),
     ]
     if http_version == "1.1":
-        # RFC 9113 8.2.2 forbids it from HTTP/2 on, and HTTP/1.0 cannot keep what has no length.
+        # RFC 9113 8.2.2 forbids it from HTTP/2 on; HTTP/1.0 needs a length to keep a connection.
         ours.append((b"connection", b"keep-alive"))
     return result + ([pair for pair in ours if pair[0] not in taken] if taken else ours)
 
 
 def serialize_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Write the headers of a response that hold for one that goes on with it, each ended by CRLF.
+    """Write the headers that a response has in common with one that continues it, as lines.
 
-    `set-cookie`, `date` and `content-length` are of one response only.
+    `set-cookie`, `date` and `content-length` belong to one response only.
     """
     return b"".join(
         b"%b:%b\r\n" % (name, value)

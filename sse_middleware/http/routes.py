@@ -1,8 +1,9 @@
-"""Routes: where a request goes, which marks lie on the way, and a bounded name for it.
+"""Routes: the mark of a request's endpoint, and a bounded name for its route.
 
-A mark is options for one endpoint. It lies on the endpoint itself, by `@streaming(...)`, or on a
-path glob, in the middleware's arguments. All is asked behind the app's own routing, whose result
-Starlette and FastAPI leave in the scope: to route twice costs, and FastAPI's has side effects.
+A mark contains options for one endpoint. It is attached to the endpoint itself, by
+`@streaming(...)`, or to a path glob in the middleware's arguments. Both are read after the routing
+of the app, whose result Starlette and FastAPI store in the scope: a second routing has a cost, and
+FastAPI's has side effects.
 """
 
 import fnmatch
@@ -24,7 +25,7 @@ logger = logging.getLogger("sse_middleware")
 UNMATCHED = "unmatched"
 
 StreamKey = Callable[[Any], str]
-"""Tells from the scope of a request which stream it asks for."""
+"""Returns the key of the stream that a scope requests."""
 
 _ATTRIBUTE = "__sse_streaming__"
 _CLIENT_KINDS = (ClientKind.EVENTSOURCE, ClientKind.PLAIN, ClientKind.OPENAI)
@@ -36,11 +37,11 @@ class Mark:
     """Options of one endpoint.
 
     Attributes:
-        name: what metrics and logs call it where it has no route template.
-        family: the family of all its clients, `None` where each shows its own.
-        overrides: fields of `Options` that go before all others.
-        stream_key: which stream a request asks for, where the app numbers its events and does not
-            keep them; `None` everywhere else.
+        name: the name in metrics and logs if the endpoint has no route template.
+        family: the kind of all its clients, `None` to detect the kind of each.
+        overrides: fields of `Options` that have precedence over all others.
+        stream_key: the function that returns the key of a requested stream if the app numbers its
+            events but does not keep them, else `None`.
     """
 
     __slots__ = ("__weakref__", "family", "name", "overrides", "stream_key")
@@ -61,7 +62,7 @@ class Mark:
         self.stream_key = stream_key
 
     def __call__(self, endpoint: Endpoint) -> Endpoint:
-        """Lay the mark on `endpoint` and return it."""
+        """Attach the mark to `endpoint`, and return the endpoint."""
         setattr(endpoint, _ATTRIBUTE, self)
         return endpoint
 
@@ -87,19 +88,19 @@ def streaming(
     stream_key: StreamKey | None = None,
     **overrides: Any,
 ) -> Any:
-    """Mark an endpoint as one that streams, with options of its own.
+    """Mark an endpoint as one that streams, with its own options.
 
     Write it below the framework's decorator (`@app.get(...)`), on a function, a class-based
-    endpoint or one of its methods; or give it to the middleware for a path:
+    endpoint or one of its methods; or pass it to the middleware for a path:
     `marks={"/chat/*": streaming(stream_max_seconds=600)}`.
 
     Args:
-        endpoint: what is marked, where no options are given.
-        name: what metrics and logs call it where it has no route template.
-        family: take all its clients for `eventsource`, `plain` or `openai`.
-        ids: `"app"` where the app gives its events ids of its own, but keeps no events: we keep
-            them, and resume by those ids.
-        stream_key: then, which stream a request asks for: a function of its scope.
+        endpoint: the endpoint, if there are no options.
+        name: the name in metrics and logs if the endpoint has no route template.
+        family: the kind of all its clients: `eventsource`, `plain` or `openai`.
+        ids: `"app"` if the app gives its events its own ids, but does not keep them: the middleware
+            keeps them, and streams are resumed by those ids.
+        stream_key: with `ids`, a function that returns the key of the stream that a scope requests.
         **overrides: fields of `Options`; `enabled=False` leaves the endpoint alone.
 
     Raises:
@@ -115,9 +116,9 @@ def streaming(
 
 
 def get_mark(endpoint: object, method: str = "") -> Mark | None:
-    """Return the mark that lies on `endpoint`, or on its method for the HTTP `method`."""
+    """Return the mark of `endpoint`, or of its method for the HTTP `method`."""
     if type(endpoint) is FunctionType and not endpoint.__dict__:
-        return None  # as most are
+        return None  # most endpoints
     while endpoint is not None:
         for place in (getattr(endpoint, method.lower(), None) if method else None, endpoint):
             mark = getattr(place, _ATTRIBUTE, None)
@@ -128,10 +129,10 @@ def get_mark(endpoint: object, method: str = "") -> Mark | None:
 
 
 def route_name(scope: Mapping[str, Any], mark: Mark | None = None) -> str:
-    """Return the template of the route that the app has found, else the mark's name.
+    """Return the template of the route that the app has matched, else the mark's name.
 
-    FastAPI leaves its route in the scope, and so does Starlette of late; before, the endpoint and
-    the router. Litestar leaves the template. The raw path is never a name.
+    FastAPI stores its route in the scope, and so do recent versions of Starlette; older ones store
+    the endpoint and the router. Litestar stores the template. The raw path is never a name.
     """
     route = scope.get("route")
     if route is None and scope.get("endpoint") is not None:
@@ -153,11 +154,10 @@ def _route_to(endpoint: object, routes: Iterable[Any]) -> object:
 
 
 def route_ahead(scope: dict[str, Any], app: object) -> tuple[object, str]:
-    """Return the endpoint to which Starlette's routes will lead a request, and its template.
+    """Return the endpoint that Starlette's routes match, and its template, before the app runs.
 
-    Where none will, they are `None` and `""`.
-
-    It is asked before the app runs, and seldom: to route twice costs.
+    They are `None` and `""` if no route matches. Only few requests are matched here, since a second
+    routing has a cost.
     """
     app = scope.get("app", app)
     while app is not None and not hasattr(app, "routes"):
@@ -165,7 +165,7 @@ def route_ahead(scope: dict[str, Any], app: object) -> tuple[object, str]:
     try:
         return _matched(getattr(app, "routes", ()), scope)
     except Exception:
-        logger.debug("the routes cannot be asked ahead", exc_info=True)
+        logger.debug("the routes cannot be matched before the app runs", exc_info=True)
         return None, ""
 
 
@@ -183,6 +183,41 @@ def _matched(routes: Iterable[Any], scope: dict[str, Any]) -> tuple[object, str]
     return None, ""
 
 
-def glob_pattern(glob: str) -> re.Pattern[str]:
-    """Return what matches each path that `glob` does."""
+def compile_marks(marks: Mapping[str, Mark]) -> dict[re.Pattern[str], Mark]:
+    """Return marks with their path globs as patterns.
+
+    Raises:
+        TypeError: a value is no mark.
+    """
+    for glob, mark in marks.items():
+        if not isinstance(mark, Mark):
+            raise TypeError(f"the mark of {glob!a} is {mark!r}, allowed is streaming(...)")
+    return {_pattern(glob): mark for glob, mark in marks.items()}
+
+
+class PathFilter:
+    """Determine which paths the middleware leaves alone.
+
+    Args:
+        include: globs of the paths that it handles, none for all.
+        exclude: globs of the paths that it leaves alone.
+    """
+
+    def __init__(self, include: Iterable[str], exclude: Iterable[str]) -> None:
+        self._include = [_pattern(glob) for glob in include]
+        self._exclude = [_pattern(glob) for glob in exclude]
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is any glob."""
+        return bool(self._include or self._exclude)
+
+    def leaves_out(self, path: str) -> bool:
+        """Return whether the middleware leaves a path alone."""
+        if self._include and not any(glob.match(path) for glob in self._include):
+            return True
+        return any(glob.match(path) for glob in self._exclude)
+
+
+def _pattern(glob: str) -> re.Pattern[str]:
     return re.compile(fnmatch.translate(glob))

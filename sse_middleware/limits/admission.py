@@ -1,7 +1,7 @@
-"""Admission: whether there is room for a stream, and what is done to make some.
+"""Admission: whether there is a slot for a stream, and how one is freed.
 
-Whose a stream is tells the identity of its client, else the address. Nobody is turned away for
-streams that he has left: whoever seems to have too many is given a moment.
+A client is known by its identity, else by its address. No client is rejected because of streams
+that it has left: if it seems to have too many, the check waits a moment and runs again.
 """
 
 import asyncio
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sse_middleware")
 
-_DOUBT_SECONDS: Final = 0.1
-"""How long a client is given of whose leaving we may not have heard yet."""
+_RECHECK_SECONDS: Final = 0.1
+"""The wait for the disconnect of streams that a client may have left."""
 _BLOCKED_SECONDS: Final = 1.0
-"""A client that has not taken a write for so long may be gone: its next stream is let in."""
+"""A client that blocks a write for this time may be gone: its next stream is admitted."""
 
 
 class Admission:
-    """Let streams in, or not; one for each middleware.
+    """Admit streams or reject them; one object for each middleware.
 
     Args:
-        context: what all requests share.
+        context: the objects that all requests share.
 
     Raises:
         ConfigurationError: an extra is missing.
@@ -49,55 +49,56 @@ class Admission:
         self._leases: OncePerLoop[Leases] | None = None
         if options.redis_url and options.max_streams_per_client is not None:
             self._leases = OncePerLoop(self._leases_in_redis(options.max_streams_per_client))
-        self.places = SlotPool(options.max_streams, options.max_streams_per_client)
-        self.places.listener = self
+        self.slots = SlotPool(options.max_streams, options.max_streams_per_client)
+        self.slots.listener = self
         self.rate = _open_rate(context)
-        self._warned_of_nobody = False
+        self._warned_of_no_address = False
 
     def client_of(self, request: SSERequest) -> str | None:
-        """Return a digest that stands for a client, `None` where none can be told from another."""
-        who = identity_of(request, self._context.identify, self._context.options.identity_cookies)
+        """Return a digest that identifies a client, `None` if the request has no identity."""
+        cookies = self._context.options.identity_cookies
+        name = identity_of(request, self._context.identify, cookies)
         kind = b"identity"
-        if not who:
-            kind, who = b"address", self._proxies.client_address(request)
-        if who is None:
-            self._warn_of_nobody()
+        if not name:
+            kind, name = b"address", self._proxies.client_address(request)
+        if name is None:
+            self._warn_of_no_address()
             return None
-        data = who.encode("utf-8", "surrogatepass")
+        data = name.encode("utf-8", "surrogatepass")
         return hashlib.blake2b(data, digest_size=16, person=kind).hexdigest()
 
-    async def take(self, client: str | None, *, tells_end: bool, evicts: bool) -> Slot | str:
-        """Take a place for a stream, or return what has no room.
+    async def take(self, client: str | None, *, reads_end: bool, evicts: bool) -> Slot | str:
+        """Take a slot for a stream, or return the reason why there is none.
 
         Args:
-            client: whose it is.
-            tells_end: whether it understands how its stream ends.
-            evicts: whether an older stream may end for it.
+            client: the client.
+            reads_end: whether it understands how its stream ends.
+            evicts: whether an older stream may be evicted.
         """
-        got = await self._try(client, tells_end=tells_end, evicts=False)
-        if isinstance(got, str) and await self._doubt(client, got, evicts=evicts):
-            got = await self._try(client, tells_end=tells_end, evicts=evicts)
+        got = await self._take_now(client, reads_end=reads_end, evicts=False)
+        if isinstance(got, str) and await self._may_retry(client, got, evicts=evicts):
+            got = await self._take_now(client, reads_end=reads_end, evicts=evicts)
         return got
 
-    def is_hopeless(self, client: str | None) -> bool:
-        """Tell whether there is no room even for who may have an older stream end."""
-        places = self.places
-        return places.is_full and places.eviction_candidate(client, any_kind=self._any_kind) is None
+    def is_full_for(self, client: str | None) -> bool:
+        """Return whether a client gets no slot, not even after an eviction."""
+        slots = self.slots
+        return slots.is_full and slots.eviction_candidate(client, any_kind=self._any_kind) is None
 
-    def hold(self, place: Slot) -> None:
-        """Count a place for all workers too."""
-        leases = self._leases_for(place.client)
+    def on_taken(self, slot: Slot) -> None:
+        """Count a slot for all workers."""
+        leases = self._leases_for(slot.client)
         if leases is not None:
-            leases.hold(place)
+            leases.hold(slot)
 
-    def drop(self, place: Slot) -> None:
-        """Count it no more."""
-        leases = self._leases_for(place.client)
+    def on_released(self, slot: Slot) -> None:
+        """Count a slot no longer."""
+        leases = self._leases_for(slot.client)
         if leases is not None:
-            leases.drop(place)
+            leases.drop(slot)
 
     async def close(self) -> None:
-        """Let go of the leases and connections of the running loop."""
+        """Release the leases and close the connections of the running loop."""
         leases = None if self._leases is None else self._leases.take()
         if leases is not None:
             await leases.close()
@@ -106,110 +107,111 @@ class Admission:
 
     @property
     def _any_kind(self) -> bool:
-        """Whether a stream may end whose client does not understand why."""
+        """Whether a stream may be evicted if its client does not understand how it ends."""
         return "limit_action" in self._context.options.explicit
 
-    async def _try(self, client: str | None, *, tells_end: bool, evicts: bool) -> Slot | str:
-        """Do as `take` does, at once."""
-        places, leases = self.places, self._leases_for(client)
-        if leases is None and places.is_used_up(client):
-            own = places.oldest(client, any_kind=self._any_kind) if evicts else None
+    async def _take_now(self, client: str | None, *, reads_end: bool, evicts: bool) -> Slot | str:
+        """Take a slot like `take`, without a wait."""
+        slots, leases = self.slots, self._leases_for(client)
+        if leases is None and slots.is_share_used(client):
+            own = slots.oldest(client, any_kind=self._any_kind) if evicts else None
             if own is None:
                 return CLIENT
             own.evict()
-        was_full = places.is_full
-        if was_full and (not evicts or self.is_hopeless(client)):
+        was_full = slots.is_full
+        if was_full and (not evicts or self.is_full_for(client)):
             return PROCESS
-        place = places.take(client, tells_end=tells_end)
+        slot = slots.take(client, reads_end=reads_end)
         if leases is None:
-            places.trim(client)
+            slots.trim(client)
         else:
             try:
-                if not await self._lease(leases, place, evicts=evicts):
+                if not await self._lease(leases, slot, evicts=evicts):
                     return CLIENT
             except BaseException:
-                place.release()
+                slot.release()
                 raise
-        if was_full and places.is_overdrawn:  # only now: nobody ends for who is not let in
-            eviction_candidate = places.eviction_candidate(client, any_kind=self._any_kind)
-            if eviction_candidate is None:
-                place.release()
+        if was_full and slots.is_overfull:  # only now: no stream ends for a rejected one
+            candidate = slots.eviction_candidate(client, any_kind=self._any_kind)
+            if candidate is None:
+                slot.release()
                 return PROCESS
-            eviction_candidate.evict()
-        return place
+            candidate.evict()
+        return slot
 
-    async def _lease(self, leases: "Leases", place: Slot, *, evicts: bool) -> bool:
-        """Ask for a lease, and where nobody answers count alone; tell whether there is room."""
-        places, elsewhere = self.places, 0
+    async def _lease(self, leases: "Leases", slot: Slot, *, evicts: bool) -> bool:
+        """Request a lease, or count locally without Redis; return whether there is a slot."""
+        slots, elsewhere = self.slots, 0
         evict = ("any" if self._any_kind else "e") if evicts else "nobody"
         try:
-            count = await leases.take(place, evict)
-            if count is None or place.evicted:
-                place.release()
+            count = await leases.take(slot, evict)
+            if count is None or slot.evicted:
+                slot.release()
                 return False
-            elsewhere = count - places.count(place.client)
+            elsewhere = count - slots.count(slot.client)
         except StoreError:
-            if evicts and not places.is_within_share(place):
-                _evict(places.oldest(place.client, any_kind=self._any_kind))
-            if not places.is_within_share(place):
-                place.release()
+            if evicts and not slots.is_within_share(slot):
+                _evict(slots.oldest(slot.client, any_kind=self._any_kind))
+            if not slots.is_within_share(slot):
+                slot.release()
                 return False
-        leases.hold(place)
-        places.trim(place.client, max(0, elsewhere))
+        leases.hold(slot)
+        slots.trim(slot.client, max(0, elsewhere))
         return True
 
-    async def _doubt(self, client: str | None, reason: str, *, evicts: bool) -> bool:
-        """Give up the streams of a client that has left; tell whether to ask once more.
+    async def _may_retry(self, client: str | None, reason: str, *, evicts: bool) -> bool:
+        """End the streams that a client has left; return whether a second attempt may succeed.
 
-        A page that is loaded anew has left and come back before we have heard that it has left.
+        If a page is reloaded, its new request can arrive before the disconnect of the old one.
         """
-        open_slots = self.places.open_slots(client)
+        open_slots = self.slots.open_slots(client)
         elsewhere = reason == CLIENT and self._leases_for(client) is not None
         if client is None or not (open_slots or elsewhere):
             return evicts
         blocked = {}
-        for place in open_slots:
-            assert place.stream is not None
-            place.stream.watch_for_disconnect()
-            blocked[place] = place.stream.blocked_at()
-        if await self._gets_less(client, _DOUBT_SECONDS) or evicts or not _still(blocked):
+        for slot in open_slots:
+            assert slot.stream is not None
+            slot.stream.watch_for_disconnect()
+            blocked[slot] = slot.stream.blocked_at()
+        if await self._has_fewer(client, _RECHECK_SECONDS) or evicts or not _unchanged(blocked):
             return True
-        if not await self._gets_less(client, _BLOCKED_SECONDS - _DOUBT_SECONDS):
-            _evict(next(iter(_still(blocked)), None))
+        if not await self._has_fewer(client, _BLOCKED_SECONDS - _RECHECK_SECONDS):
+            _evict(next(iter(_unchanged(blocked)), None))
         return True
 
-    async def _gets_less(self, client: str, seconds: float) -> bool:
-        """Wait until a client has fewer places than now, or `seconds` are over; tell which."""
-        count = self.places.count(client)
+    async def _has_fewer(self, client: str, seconds: float) -> bool:
+        """Wait at most `seconds` until a client has fewer slots than now; return whether it has."""
+        count = self.slots.count(client)
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
-        while self.places.count(client) >= count and loop.time() < until:  # noqa: ASYNC110
+        while self.slots.count(client) >= count and loop.time() < until:  # noqa: ASYNC110
             await asyncio.sleep(min(0.01, seconds))
-        return self.places.count(client) < count
+        return self.slots.count(client) < count
 
     def _leases_for(self, client: str | None) -> "Leases | None":
         return None if client is None or self._leases is None else self._leases()
 
-    def _leases_in_redis(self, most_of_client: int) -> "Callable[[], Leases]":
+    def _leases_in_redis(self, limit_per_client: int) -> "Callable[[], Leases]":
         from sse_middleware.limits.redis_leases import Leases  # noqa: PLC0415 - an extra
 
         options = self._context.options
         breaker = _breaker(self._context)
-        where = (options.redis_url, options.redis_prefix)
-        return lambda: Leases(*where, self.places, most_of_client, breaker)
+        address = (options.redis_url, options.redis_prefix)
+        return lambda: Leases(*address, self.slots, limit_per_client, breaker)
 
-    def _warn_of_nobody(self) -> None:
-        if not self._warned_of_nobody:
-            self._warned_of_nobody = True
+    def _warn_of_no_address(self) -> None:
+        if not self._warned_of_no_address:
+            self._warned_of_no_address = True
             logger.warning(
-                "requests come without an address, so that no client can be limited; this is told "
-                "once; behind a proxy at a unix socket, set SSE_TRUSTED_PROXIES=unix and have it "
-                "tell X-Forwarded-For"
+                "Requests have no client address, so that SSE_MAX_STREAMS_PER_CLIENT and "
+                "SSE_OPEN_RATE do not limit them; all other settings apply. If a proxy connects by "
+                "a unix socket, set SSE_TRUSTED_PROXIES=unix and have it send X-Forwarded-For. "
+                "This is logged once."
             )
 
 
 def admission_for(context: Context) -> Admission | None:
-    """Return what lets streams in, `None` where all are.
+    """Return the admission of a middleware, `None` if it has no limits.
 
     Raises:
         ConfigurationError: an extra is missing.
@@ -248,15 +250,15 @@ def _breaker(context: Context) -> "CircuitBreaker":
     return circuit_breaker_for(context.options.redis_url, context.observers, "limit", consequence)
 
 
-def _evict(place: Slot | None) -> None:
-    if place is not None:
-        place.evict()
+def _evict(slot: Slot | None) -> None:
+    if slot is not None:
+        slot.evict()
 
 
-def _still(blocked: dict[Slot, int | None]) -> list[Slot]:
-    """Return the places whose streams are in the same write as before."""
+def _unchanged(blocked: dict[Slot, int | None]) -> list[Slot]:
+    """Return the slots of streams that are still in the same write."""
     return [
-        place
-        for place, at in blocked.items()
-        if at is not None and place.stream is not None and place.stream.blocked_at() == at
+        slot
+        for slot, at in blocked.items()
+        if at is not None and slot.stream is not None and slot.stream.blocked_at() == at
     ]

@@ -74,7 +74,7 @@ class AdmissionCheck:
             self._refuse_for(await rate.seconds_left(client))
         if not self.refusal and self._evicts():
             # No stream ends here for a response that may turn out to be none.
-            if self._admission.is_hopeless(client):
+            if self._admission.is_full_for(client):
                 self.refusal = PROCESS
         elif not self.refusal:
             await self._take()
@@ -108,7 +108,7 @@ class AdmissionCheck:
             self._slot = None
 
     async def send_rejection(self, send: Send) -> None:
-        """Send the rejection in place of the app's response."""
+        """Send the rejection in slot of the app's response."""
         if self._kind is ClientKind.EVENTSOURCE and self._evicts():
             held = self._request.last_event_id or ""
             seconds = 2 * self._retry_after
@@ -131,7 +131,7 @@ class AdmissionCheck:
     async def _take(self) -> None:
         got = await self._admission.take(
             self._client,
-            tells_end=self._kind is ClientKind.EVENTSOURCE,
+            reads_end=self._kind is ClientKind.EVENTSOURCE,
             evicts=self._evicts(),
         )
         if isinstance(got, Slot):

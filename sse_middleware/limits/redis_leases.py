@@ -143,11 +143,11 @@ class Leases:
         """Renew leases regularly, and give others back at once, while there are any."""
         renewed_at = succeeded_at = time.monotonic()
         interval = LEASE_SECONDS / _RENEWALS
-        while self._held or self._dropped or self._slots.clients_waiting():
+        while self._held or self._dropped or self._slots.lingering_clients():
             self._has_dropped.clear()
             clients = set(self._dropped)
             if time.monotonic() >= renewed_at + interval:
-                clients |= {*self._held, *self._slots.clients_waiting()}
+                clients |= {*self._held, *self._slots.lingering_clients()}
                 renewed_at = time.monotonic()
             try:
                 async with asyncio.timeout(interval):
@@ -215,7 +215,7 @@ class Leases:
     def _member(self, slot: Slot) -> str:
         """Return the name of a slot in Redis: its kind, and then text that sorts by age."""
         if slot not in self._members:
-            kind = "e" if slot.tells_end else "p"
+            kind = "e" if slot.reads_end else "p"
             age = f"{time.time_ns() // 1_000_000:015d}"
             self._members[slot] = f"{kind}{age}:{self._process}:{slot.number}"
         return self._members[slot]

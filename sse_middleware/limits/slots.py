@@ -1,8 +1,9 @@
-"""Limits: who has a place for a stream, and who gives way for a new one. No I/O, no clock.
+"""Slots for streams: who has one, and which stream is evicted for a new one. No I/O, no clock.
 
-A process has so many places, and a client its share of them. A stream takes one when it opens and
-gives it back at its end; one that waits for a reader has none, and is the first to go when its
-client opens another. A client gives way to himself, and to others only while he has several.
+A process has a number of slots, and a client a share of them. A stream takes a slot when it opens
+and releases it at its end. A stream that lingers has none, and is the first to be evicted if its
+client opens another. A client loses streams to its own new ones, and to those of other clients only
+if it has more than one.
 """
 
 from collections.abc import Sequence
@@ -10,81 +11,81 @@ from typing import Protocol
 
 
 class Evictable(Protocol):
-    """A stream that has a place."""
+    """A stream that has a slot."""
 
     def evict(self) -> None:
-        """End it, because its place is needed."""
+        """End the stream, because its slot is needed."""
 
     def watch_for_disconnect(self) -> None:
-        """See whether its client is still there."""
+        """Check whether the client is still connected."""
 
     def blocked_at(self) -> int | None:
-        """Return how far it has got in a write that is under way, `None` where none is."""
+        """Return the position of a write that is pending, `None` if there is none."""
 
 
 class SlotListener(Protocol):
-    """Whoever counts for all processes."""
+    """An object that counts the slots of all processes."""
 
-    def hold(self, place: "Slot") -> None:
-        """Hear that a place counts."""
+    def on_taken(self, slot: "Slot") -> None:
+        """Count a slot of this process."""
 
-    def drop(self, place: "Slot") -> None:
-        """Hear that it does not, or not any more."""
+    def on_released(self, slot: "Slot") -> None:
+        """Count a slot no longer."""
 
 
 class Slot:
-    """The place of one stream; made by `SlotPool`.
+    """The slot of one stream; created by `SlotPool`.
 
     Attributes:
-        client: whose it is, `None` where that cannot be told.
-        number: which of the places of this process it is, in the order in which they were taken.
-        tells_end: whether the client understands how its stream ends.
+        client: the client that has it, `None` for an unknown client.
+        number: the position in the order in which the slots of this process are taken.
+        reads_end: whether the client understands how its stream ends.
         stream: the stream, once it is open.
-        evicted: whether the place has gone to another one.
+        evicted: whether another stream has the slot now.
     """
 
-    __slots__ = ("_places", "client", "evicted", "number", "stream", "tells_end")
+    __slots__ = ("_pool", "client", "evicted", "number", "reads_end", "stream")
 
     def __init__(
-        self, places: "SlotPool", client: str | None, number: int, *, tells_end: bool
+        self, pool: "SlotPool", client: str | None, number: int, *, reads_end: bool
     ) -> None:
-        self._places = places
+        self._pool = pool
         self.evicted = False
         self.client = client
         self.number = number
-        self.tells_end = tells_end
+        self.reads_end = reads_end
         self.stream: Evictable | None = None
 
     def attach(self, stream: Evictable) -> None:
-        """Give the place to its stream, unless it has gone to another meanwhile."""
+        """Give the slot to its stream, which ends if the slot has been taken away meanwhile."""
         self.stream = stream
         if self.evicted:
             stream.evict()
 
     def evict(self) -> None:
-        """Take the place away from its stream."""
+        """Take the slot away from its stream."""
         self.evicted = True
         self.release()
         if self.stream is not None:
             self.stream.evict()
 
-    def wait(self, *, waits: bool) -> None:
-        """Give the place back while its stream waits for a reader, or take it again."""
-        self._places.set_waiting(self, waits=waits)
+    def set_lingering(self, *, lingers: bool) -> None:
+        """Release the slot while its stream lingers, or take it again."""
+        self._pool.set_lingering(self, lingers=lingers)
 
     def release(self) -> None:
-        """Give the place back for good; to do so twice does no harm."""
-        self._places.remove(self)
+        """Release the slot for good; further calls have no effect."""
+        self._pool.remove(self)
 
 
 class _Share:
-    """What one client has, oldest first."""
+    """The slots of one client, oldest first."""
 
-    __slots__ = ("held", "waiting")
+    __slots__ = ("held", "lingering")
 
     def __init__(self) -> None:
         self.held: dict[Slot, None] = {}
-        self.waiting: dict[Slot, None] = {}
+        self.lingering: dict[Slot, None] = {}
 
 
 _NOTHING = _Share()
@@ -94,16 +95,16 @@ class SlotPool:
     """Count the streams of a process, and of each client.
 
     Args:
-        most: how many streams there may be, `None` for any number.
-        most_of_client: how many of them one client may have, `None` for any number.
+        limit: the number of slots, `None` for no limit.
+        limit_per_client: the number of slots that one client may have, `None` for no limit.
 
     Attributes:
-        listener: who is told of what changes.
+        listener: the object that is notified of changes.
     """
 
-    def __init__(self, most: int | None, most_of_client: int | None) -> None:
-        self._most = most
-        self._most_of_client = most_of_client
+    def __init__(self, limit: int | None, limit_per_client: int | None) -> None:
+        self._limit = limit
+        self._limit_per_client = limit_per_client
         self._taken: dict[Slot, None] = {}
         self._shares: dict[str, _Share] = {}
         self._last = 0
@@ -114,93 +115,94 @@ class SlotPool:
 
     @property
     def is_full(self) -> bool:
-        """Whether the process has no place left."""
-        return self._most is not None and len(self._taken) >= self._most
+        """Whether all slots of the process are taken."""
+        return self._limit is not None and len(self._taken) >= self._limit
 
     @property
-    def is_overdrawn(self) -> bool:
-        """Whether more places of the process are taken than there are."""
-        return self._most is not None and len(self._taken) > self._most
+    def is_overfull(self) -> bool:
+        """Whether more slots of the process are taken than there are."""
+        return self._limit is not None and len(self._taken) > self._limit
 
-    def is_used_up(self, client: str | None) -> bool:
-        """Whether a client has all of its share in this process."""
-        most = self._most_of_client
-        return client is not None and most is not None and len(self._share(client).held) >= most
+    def is_share_used(self, client: str | None) -> bool:
+        """Return whether a client has all of its share in this process."""
+        limit = self._limit_per_client
+        return client is not None and limit is not None and self.count(client) >= limit
 
-    def is_within_share(self, place: Slot) -> bool:
-        """Tell whether a place is none that its client has too many, in this process."""
-        if place.client is None or self._most_of_client is None:
+    def is_within_share(self, slot: Slot) -> bool:
+        """Return whether a slot is among the oldest of its client, up to the client's share."""
+        if slot.client is None or self._limit_per_client is None:
             return True
-        before = list(self._share(place.client).held).index(place)
-        return before < self._most_of_client
+        before = list(self._share(slot.client).held).index(slot)
+        return before < self._limit_per_client
 
-    def take(self, client: str | None, *, tells_end: bool) -> Slot:
-        """Take a place, also where there is none; ask before."""
+    def take(self, client: str | None, *, reads_end: bool) -> Slot:
+        """Take a slot, even if there is none left: the caller has checked that."""
         self._last += 1
-        place = Slot(self, client, self._last, tells_end=tells_end)
-        self._add(place)
-        return place
+        slot = Slot(self, client, self._last, reads_end=reads_end)
+        self._add(slot)
+        return slot
 
     def trim(self, client: str | None, elsewhere: int = 0) -> None:
-        """Let streams of a client go that wait for readers, where it has too many in all.
+        """Evict streams of a client that linger, if it has too many streams in all.
 
         Args:
-            client: whose.
-            elsewhere: how many it has in other processes.
+            client: the client.
+            elsewhere: the number of its streams in other processes.
         """
-        share, most = self._share(client), self._most_of_client
-        while share.waiting and most is not None:
-            if len(share.held) + len(share.waiting) + elsewhere <= most:
+        share, limit = self._share(client), self._limit_per_client
+        while share.lingering and limit is not None:
+            if len(share.held) + len(share.lingering) + elsewhere <= limit:
                 return
-            next(iter(share.waiting)).evict()
+            next(iter(share.lingering)).evict()
 
-    def set_waiting(self, place: Slot, *, waits: bool) -> None:
-        """Take note that a stream waits for a reader, or has found one, which needs no asking."""
-        if waits and place in self._taken:
-            self._remove(place)
-            if place.client is not None:
-                self._shares.setdefault(place.client, _Share()).waiting[place] = None
-        elif not waits and place in self._share(place.client).waiting:
-            self._share(place.client).waiting.pop(place)
-            self._add(place)
+    def set_lingering(self, slot: Slot, *, lingers: bool) -> None:
+        """Release the slot of a stream that lingers, or take it again without a check."""
+        if lingers and slot in self._taken:
+            self._remove(slot)
+            if slot.client is not None:
+                self._shares.setdefault(slot.client, _Share()).lingering[slot] = None
+        elif not lingers and slot in self._share(slot.client).lingering:
+            self._share(slot.client).lingering.pop(slot)
+            self._add(slot)
             if self.listener is not None:
-                self.listener.hold(place)
+                self.listener.on_taken(slot)
 
-    def remove(self, place: Slot) -> None:
-        """Forget a place."""
-        if place in self._taken:
-            self._remove(place)
-        elif place in self._share(place.client).waiting:
-            self._share(place.client).waiting.pop(place)
-            self._forget_empty(place.client)
+    def remove(self, slot: Slot) -> None:
+        """Release a slot for good."""
+        if slot in self._taken:
+            self._remove(slot)
+        elif slot in self._share(slot.client).lingering:
+            self._share(slot.client).lingering.pop(slot)
+            self._forget_empty(slot.client)
 
     def open_slots(self, client: str | None) -> Sequence[Slot]:
-        """Return the places of a client that have a stream already, oldest first."""
-        return [place for place in self._share(client).held if place.stream is not None]
+        """Return the slots of a client whose streams are open, oldest first."""
+        return [slot for slot in self._share(client).held if slot.stream is not None]
 
-    def clients_waiting(self) -> Sequence[str]:
-        """Return the clients that have streams which wait for readers."""
-        return [client for client, share in self._shares.items() if share.waiting]
+    def lingering_clients(self) -> Sequence[str]:
+        """Return the clients that have streams which linger."""
+        return [client for client, share in self._shares.items() if share.lingering]
 
     def count(self, client: str | None) -> int:
-        """Return how many places of this process a client has."""
+        """Return the number of slots that a client has in this process."""
         return len(self._share(client).held)
 
     def oldest(self, client: str | None, *, any_kind: bool) -> Slot | None:
-        """Return the oldest stream of a client that may end for another one.
+        """Return the oldest stream of a client that may be evicted.
 
         Args:
-            client: whose.
-            any_kind: whether also one may whose client does not understand how it ends.
+            client: the client.
+            any_kind: whether this may be a stream whose client does not understand how it ends.
         """
-        able = (place for place in self.open_slots(client) if any_kind or place.tells_end)
+        able = (slot for slot in self.open_slots(client) if any_kind or slot.reads_end)
         return next(able, None)
 
     def eviction_candidate(self, client: str | None, *, any_kind: bool) -> Slot | None:
-        """Return the stream that gives way for one of `client` where the process is full.
+        """Return the stream that is evicted for one of `client` if the process is full.
 
-        That is its own oldest; else the oldest of whoever has most, which are two at least: so
-        that whoever takes many places loses them first, and nobody his only one.
+        This is the client's own oldest stream, else the oldest stream of the client that has most
+        streams, if it has two or more. So a client with many streams loses them first, and no
+        client loses its only one to another.
         """
         own = self.oldest(client, any_kind=any_kind)
         if own is not None or not self._shares:
@@ -211,20 +213,20 @@ class SlotPool:
     def _share(self, client: str | None) -> _Share:
         return _NOTHING if client is None else self._shares.get(client, _NOTHING)
 
-    def _add(self, place: Slot) -> None:
-        self._taken[place] = None
-        if place.client is not None:
-            self._shares.setdefault(place.client, _Share()).held[place] = None
+    def _add(self, slot: Slot) -> None:
+        self._taken[slot] = None
+        if slot.client is not None:
+            self._shares.setdefault(slot.client, _Share()).held[slot] = None
 
-    def _remove(self, place: Slot) -> None:
-        del self._taken[place]
-        if place.client is not None:
-            del self._share(place.client).held[place]
-            self._forget_empty(place.client)
+    def _remove(self, slot: Slot) -> None:
+        del self._taken[slot]
+        if slot.client is not None:
+            del self._share(slot.client).held[slot]
+            self._forget_empty(slot.client)
         if self.listener is not None:
-            self.listener.drop(place)
+            self.listener.on_released(slot)
 
     def _forget_empty(self, client: str | None) -> None:
         share = self._share(client)
-        if client is not None and not (share.held or share.waiting):
+        if client is not None and not (share.held or share.lingering):
             self._shares.pop(client, None)

@@ -1,8 +1,8 @@
-"""The seam to where events are kept: a log for each stream, with one writer and many readers.
+"""The interface of event storage: a log for each stream, with one writer and many readers.
 
-Writing never waits: an event is shown first and stored soon after. Reading is one `follow`, which
-gives what is kept and then what comes, as one sequence, so that there is no gap between the two. A
-reader that has missed something is told so, and never finds a hole by itself.
+A write never waits: an event is sent first and stored soon after. A read is one `follow`, which
+yields the kept events and then new ones, as one sequence without a gap. A reader that has missed
+events is notified of it.
 """
 
 import enum
@@ -14,40 +14,40 @@ from sse_middleware.protocol.stream_terms import StreamTerms
 
 
 class LogState(enum.StrEnum):
-    """How a log is, or what a batch of it says."""
+    """The state of a log, or of a batch."""
 
     RUNNING = "running"
-    """The producer is at it; a batch has events."""
+    """The producer is running; a batch has events."""
     FINISHED = "finished"
-    """The producer has ended the stream, for whatever reason its last frame tells."""
+    """The producer has ended the stream; the last frame contains the reason."""
     CANCELLED = "cancelled"
     """A reader has ended the stream."""
     LOST = "lost"
-    """The producer is gone and has not said how the stream ends."""
+    """The producer has gone without an end of the stream."""
     GONE = "gone"
-    """There is no such log, or not any more."""
+    """There is no such log."""
     TRUNCATED = "truncated"
-    """Events before the next batch are not kept; `last` says up to which."""
+    """The events up to `last` are not kept."""
     APP_OWNS_IDS = "disowned"
-    """The app turned out to number its events itself: a cursor of ours into it counts as none."""
+    """The app sets event ids itself, so the middleware's ids of this stream are not valid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogInfo:
-    """What is known of a stream from its beginning.
+    """The metadata of a stream, known from its beginning.
 
     Attributes:
-        stream_id: its public name, under which the log is kept.
-        path: where it was asked for.
-        identity: a digest of who has asked, `""` where the secret alone opens it.
+        stream_id: its public id, which is also that of the log.
+        path: the path of the request.
+        identity: the digest of the client's identity, `""` if the secret alone gives access.
         method: the HTTP method.
-        body_digest: that of the request's body, `None` where it is not known.
+        body_digest: the digest of the request's body, `None` if it is not known.
         origin: the request's `Origin`.
-        headers: those of the app's response, one per CRLF-ended line.
-        route: its bounded name.
-        marked: whether the endpoint is.
-        app_ids: whether the ids of its events are the app's.
-        opened_on: when the response started, in seconds since the epoch.
+        headers: the headers of the app's response, one per line with CRLF.
+        route: the route's name, one of a bounded set.
+        marked: whether the endpoint is marked.
+        app_ids: whether the app sets event ids itself.
+        opened_on: the time at which the response started, in seconds since the epoch.
         terms: the parameters of the stream that are announced to clients.
     """
 
@@ -66,13 +66,13 @@ class LogInfo:
 
 
 class LogSnapshot(NamedTuple):
-    """A log as it is now.
+    """The current state of a log.
 
     Attributes:
-        info: what is known of the stream.
-        state: `RUNNING`, or how it has ended.
-        last: the number of its last event, 0 where it has none yet.
-        tells_end: whether a frame stands behind that event, which says how the stream has ended.
+        info: the metadata of the stream.
+        state: `RUNNING`, or the state in which it has ended.
+        last: the number of its last event, 0 if it has none.
+        tells_end: whether a frame follows that event that contains the end of the stream.
         first: the number of the oldest event that is kept, or will be.
     """
 
@@ -87,11 +87,10 @@ class Batch(NamedTuple):
     """Some whole frames of a log, in order.
 
     Attributes:
-        state: `RUNNING` where frames may follow, `TRUNCATED` before a batch that has a hole in
-            front of it, else how the stream has ended: then it is the last batch.
-        last: the number of the last event that a reader has with it.
-        frames: as they stand on the wire; the last batch has the frame that tells the end, or
-            nothing.
+        state: `RUNNING` if frames may follow; `TRUNCATED` before a batch that follows a gap; the
+            state in which the stream has ended, for the last batch.
+        last: the number of the last event that a reader has after this batch.
+        frames: frames in wire format. The last batch contains the frame with the end, or nothing.
     """
 
     state: LogState
@@ -100,50 +99,49 @@ class Batch(NamedTuple):
 
 
 class LogListener(Protocol):
-    """Whoever writes a log; the store calls in the event loop in which the log was made."""
+    """The writer of a log. The store calls it in the event loop in which the log was created."""
 
     def on_cancel(self) -> None:
-        """Hear that a reader wants the stream to end."""
+        """Handle a reader's request to end the stream."""
 
     def on_readers_changed(self, *, has_readers: bool) -> None:
-        """Hear that the log has got a first reader, or has lost its last one."""
+        """Handle that the log has its first reader, or has lost its last one."""
 
 
 class Log(Protocol):
-    """The writer's side of a log. Nothing here raises, and nothing waits but `flush`."""
+    """The writer's side of a log. No method raises, and only `flush` waits."""
 
     def append(self, first: int, *frames: bytes) -> None:
-        """Keep the frames of the events from `first` on, at least one.
+        """Append the frames of the events from `first` on, at least one.
 
-        Numbers grow; one that is left out is a hole.
+        Numbers grow; a missing number is a gap.
         """
 
     def skip(self, seq: int) -> None:
-        """Take note that the event `seq` is not kept, so that whoever has missed it is told."""
+        """Record that the event `seq` is not kept; a reader that misses it is notified."""
 
     def end(self, state: LogState, frame: bytes = b"") -> None:
-        """End the log, once; what comes later is ignored.
+        """End the log, once; later calls are ignored.
 
         Args:
-            state: `FINISHED`, `CANCELLED` or `LOST`: the log is kept for a while; `GONE`: it is
-                dropped.
-            frame: what tells readers of the end, if anything does.
+            state: `FINISHED`, `CANCELLED` or `LOST` to keep the log for a while; `GONE` to drop it.
+            frame: the frame that contains the end, if there is one.
         """
 
     def use_app_ids(self) -> None:
-        """Drop the events and end the log: the app turned out to number them itself."""
+        """Drop the events and end the log, because the app sets event ids itself."""
 
     def set_name(self, name: str) -> None:
         """Let `find_named` find this log; the latest log of a name counts."""
 
     async def flush(self) -> None:
-        """Wait until the log is kept as it is now, however long that takes."""
+        """Wait until the whole log is stored, without a timeout."""
 
 
 class EventStore(Protocol):
-    """Where logs are kept.
+    """Storage of logs.
 
-    All that waits may raise a `StoreError`: the store is out of reach.
+    All coroutines may raise a `StoreError` if the store is out of reach.
 
     Attributes:
         is_shared: whether other processes read the same logs.
@@ -155,19 +153,19 @@ class EventStore(Protocol):
         """Begin the log of a new stream."""
 
     async def find(self, stream_id: str) -> LogSnapshot | None:
-        """Return the log of a stream, `None` where there is none."""
+        """Return the log of a stream, `None` if there is none."""
 
     async def find_named(self, name: str) -> LogSnapshot | None:
-        """Return the latest log of a name, `None` where there is none."""
+        """Return the latest log of a name, `None` if there is none."""
 
     def follow(self, stream_id: str, after: int) -> AsyncGenerator[Batch, None]:
-        """Read a log behind the event `after`, and go on as it grows, until it ends.
+        """Read a log after the event `after`, and continue as it grows, until it ends.
 
-        Close the generator (`contextlib.aclosing`), for the store counts its readers.
+        Close the generator (`contextlib.aclosing`), because the store counts its readers.
         """
 
     async def cancel(self, stream_id: str) -> bool:
-        """Tell the producer of a stream to end it; `False` where there is no such log."""
+        """Ask the producer of a stream to end it; return `False` if there is no such log."""
 
     async def close(self) -> None:
-        """Let go of all connections and timers."""
+        """Close all connections and timers."""

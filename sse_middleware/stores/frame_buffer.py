@@ -1,7 +1,8 @@
-"""The frames of one log in one byte buffer: appended behind, dropped in front, never with a hole.
+"""The frames of one log in one byte buffer, without gaps.
 
-A byte kept costs little more than a byte: there is no object for a frame, only an offset. Nothing
-here knows of time, loops, threads or readers.
+Frames are appended at the end and dropped at the beginning. A frame has an offset and no object of
+its own, so that the buffer is hardly larger than its content. This module does not depend on time,
+event loops, threads or readers.
 """
 
 import sys
@@ -10,22 +11,22 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 _SPARE = 8
-"""Where something has to go, an eighth goes, so that it is seldom."""
+"""The buffer drops at least this fraction (an eighth) at a time, so that it drops seldom."""
 _SMALL_BYTES = 1 << 13
-"""A buffer below grows by three quarters at a time, and not by an eighth, so that it is seldom."""
+"""A smaller buffer grows by three quarters instead of an eighth, so that it grows seldom."""
 
 
 class FrameBuffer:
-    """The frames `first` to `last`, none of them where `first` is behind `last`.
+    """The frames `first` to `last`, none if `first` is larger than `last`.
 
     Args:
-        max_events: how many are kept.
-        max_bytes: how many bytes of them are kept.
+        max_events: the most frames that are kept.
+        max_bytes: the most bytes that are kept.
 
     Attributes:
         first: the number of the first event that is kept.
         last: the number of the last event that was appended, 0 before the first one.
-        size: the memory that the buffers take, with what they have in reserve.
+        size: the memory of the buffers, with their reserve.
     """
 
     __slots__ = (
@@ -46,17 +47,17 @@ class FrameBuffer:
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._data = bytearray()
-        self._ends = array("Q")  # of each frame, counted from the beginning of the stream
-        self._offset = 0  # of `_data`, counted so too
+        self._ends = array("Q")  # of each frame, from the beginning of the stream
+        self._offset = 0  # of `_data`, from the beginning of the stream
         self._measure()
 
     def maybe_append(self, first: int, frames: Sequence[bytes]) -> bool:
-        """Keep the frames of the events from `first` on if nothing else has to change for that.
+        """Append the frames of the events from `first` on if they fit without another change.
 
-        A reader in another thread may look on.
+        A reader in another thread may read at the same time.
 
         Returns:
-            Whether they are kept; `append` is for all others.
+            Whether they are appended; if not, call `append`.
         """
         data, ends, added = self._data, self._ends, b"".join(frames)
         if (
@@ -69,10 +70,10 @@ class FrameBuffer:
         return True
 
     def append(self, first: int, frames: Sequence[bytes]) -> None:
-        """Keep the frames of the events from `first` on, and drop what is too many.
+        """Append the frames of the events from `first` on, and drop frames over the limits.
 
-        Where numbers are left out, all frames before them go, so that nobody reads over a hole.
-        Numbers that do not grow are ignored.
+        A gap in the numbers drops all frames before it, so that no read contains a gap. Numbers
+        that do not grow are ignored.
         """
         frames = frames[max(0, self.last + 1 - first) :]
         if not frames:
@@ -90,18 +91,18 @@ class FrameBuffer:
         self._measure()
 
     def skip(self, seq: int) -> None:
-        """Leave the event `seq` out, and so all before it."""
+        """Record that the event `seq` is not kept, and drop all before it."""
         if seq > self.last:
             self._drop(len(self._ends))
             self.first, self.last = seq + 1, seq
             self._measure()
 
     def read(self, after: int, limit: int) -> tuple[int, bytes]:
-        """Return whole frames behind the event `after`, and the number of the last of them.
+        """Return whole frames after the event `after`, and the number of the last of them.
 
         Args:
-            after: an event that is not before the one in front of `first`, and before `last`.
-            limit: how many bytes; one frame is given where it alone is longer.
+            after: at least `first - 1`, and less than `last`.
+            limit: the most bytes; a single frame may be longer.
         """
         ends = self._ends
         index = after + 1 - self.first
@@ -111,7 +112,7 @@ class FrameBuffer:
         return self.first + stop - 1, frames
 
     def close(self) -> None:
-        """Keep nothing more, and nothing in reserve."""
+        """Append no more frames, and free the reserve."""
         self._max_bytes = -1
         if len(self._data) < _SMALL_BYTES:
             self._data = self._data[:]
@@ -123,9 +124,9 @@ class FrameBuffer:
         self._measure()
 
     def shrink(self, size: int) -> None:
-        """Give at least `size` bytes of memory back, or all."""
+        """Free at least `size` bytes of memory, or all."""
         self._drop(self._count_of(max(size, len(self._data) // _SPARE)))
-        self._data = self._data[:]  # a copy has nothing in reserve
+        self._data = self._data[:]  # a copy has no reserve
         self._measure()
 
     def _add(self, added: bytes, frames: Sequence[bytes]) -> None:
@@ -138,14 +139,14 @@ class FrameBuffer:
         self.last += len(frames)
 
     def _make_room(self, size: int) -> None:
-        """Have room for `size` bytes, and for some more."""
+        """Reserve memory for `size` bytes and some more."""
         data, length = self._data, len(self._data)
         if length < _SMALL_BYTES and data.__alloc__() <= length + size:
             data.extend(bytes(max(size, 3 * length // 4)))
-            del data[length:]  # whose room stays, unless it is more than half
+            del data[length:]  # its memory stays, unless it is more than half
 
     def _trim(self) -> None:
-        """Drop the oldest frames until the rest is within its bounds."""
+        """Drop the oldest frames until the others are within the limits."""
         count = 0
         if len(self._ends) > self._max_events:
             count = max(len(self._ends) - self._max_events, self._max_events // _SPARE)
@@ -155,7 +156,7 @@ class FrameBuffer:
         self._drop(count)
 
     def _count_of(self, size: int) -> int:
-        """Return how many of the oldest frames take `size` bytes together, or all."""
+        """Return the number of the oldest frames that together have `size` bytes, or of all."""
         return min(bisect_left(self._ends, self._offset + size) + 1, len(self._ends))
 
     def _drop(self, count: int) -> None:
@@ -168,5 +169,5 @@ class FrameBuffer:
 
     def _measure(self) -> None:
         self.size = sys.getsizeof(self._data) + sys.getsizeof(self._ends)
-        # Beyond that it gets another buffer, and another size, or is too much.
+        # More data would change the size of the buffer, or exceed the limit.
         self._room = min(self._data.__alloc__() - 1, self._max_bytes)

@@ -1,8 +1,8 @@
-"""The store in the memory of this process, bounded for each stream and in all.
+"""The store in the memory of one process, with limits for each stream and for all together.
 
-Logs that have ended go after their time, or before it where memory is short, the oldest first;
-where none has ended, the log that grows loses its own oldest events, and itself where even that is
-not enough. Each event loop may use it, also those of several threads.
+Ended logs are dropped after their time, or earlier if memory is short, the oldest first. If no log
+has ended, the log that grows loses its oldest events, and is dropped if that is not enough. All
+event loops may use the store, also those of different threads.
 """
 
 import asyncio
@@ -17,25 +17,25 @@ from sse_middleware.stores.base import Batch, Log, LogInfo, LogListener, LogSnap
 from sse_middleware.stores.frame_buffer import FrameBuffer
 
 _READ_BYTES = 1 << 16
-"""What a reader is given at once, so that a slow one holds no more."""
+"""The size of a batch, which bounds the memory of a slow reader."""
 _LOG_BYTES = 1000
-"""What a log costs beside its buffers and the longest of its texts: measured, see its test."""
+"""The memory of a log without its buffers and its longest texts; measured, see its test."""
 _SOONEST_SECONDS = 0.05
-"""How soon a timer follows another one, however many logs have to go one after the other."""
+"""The least time between two timers that drop logs."""
 
 
 class MemoryStore:
     """Keep events in memory.
 
     Args:
-        max_events: how many of a stream are kept.
-        max_bytes: how many bytes of a stream are kept.
-        max_total_bytes: how much memory all logs may take.
-        ttl: how long a log is kept behind its end, in seconds.
-        clock: the time in seconds.
+        max_events: the most events of a stream that are kept.
+        max_bytes: the most bytes of a stream that are kept.
+        max_total_bytes: the most memory of all logs.
+        ttl: how long a log is kept after its end, in seconds.
+        clock: returns the time in seconds.
 
     Attributes:
-        total_bytes: the memory that all logs take, close to what the process pays for them.
+        total_bytes: the memory of all logs, close to the memory that the process uses for them.
     """
 
     is_shared = False
@@ -57,7 +57,7 @@ class MemoryStore:
         self._clock = clock
         self._logs: dict[str, _MemoryLog] = {}
         self._names: dict[str, str] = {}
-        self._ended: OrderedDict[str, float] = OrderedDict()  # by the time they have to go
+        self._ended: OrderedDict[str, float] = OrderedDict()  # by the time of their expiry
         self._timers: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
         self.lock = threading.RLock()
 
@@ -68,7 +68,7 @@ class MemoryStore:
             return len(self._logs)
 
     def create(self, info: LogInfo, producer: LogListener) -> Log:
-        """Begin the log of a new stream; one that has the same id is gone."""
+        """Begin the log of a new stream, and drop one with the same id."""
         frames = FrameBuffer(self._max_events, self._max_bytes)
         log = _MemoryLog(self, info, producer, frames)
         with self.lock:
@@ -80,22 +80,22 @@ class MemoryStore:
         return log
 
     async def find(self, stream_id: str) -> LogSnapshot | None:
-        """Return the log of a stream, `None` where there is none."""
-        log = self._living(stream_id)
-        return None if log is None else log.found()
+        """Return the log of a stream, `None` if there is none."""
+        log = self._find(stream_id)
+        return None if log is None else log.snapshot()
 
     async def find_named(self, name: str) -> LogSnapshot | None:
-        """Return the latest log of a name, `None` where there is none."""
+        """Return the latest log of a name, `None` if there is none."""
         stream_id = self._names.get(name)
         return None if stream_id is None else await self.find(stream_id)
 
     async def follow(self, stream_id: str, after: int) -> AsyncGenerator[Batch, None]:
-        """Read a log behind the event `after`, and go on as it grows, until it ends."""
-        log = self._living(stream_id)
+        """Read a log after the event `after`, and continue as it grows, until it ends."""
+        log = self._find(stream_id)
         if log is None:
             yield Batch(LogState.GONE, after, b"")
             return
-        log.join()
+        log.add_reader()
         try:
             while True:
                 batch = log.read(after)
@@ -107,27 +107,27 @@ class MemoryStore:
                 if batch.state not in (LogState.RUNNING, LogState.TRUNCATED):
                     return
         finally:
-            log.leave()
+            log.remove_reader()
 
     async def cancel(self, stream_id: str) -> bool:
-        """Tell the producer of a stream to end it; `False` where there is no such log."""
-        log = self._living(stream_id)
+        """Ask the producer of a stream to end it; return `False` if there is no such log."""
+        log = self._find(stream_id)
         if log is None:
             return False
         log.cancel()
         return True
 
     async def close(self) -> None:
-        """Let go of the timers."""
+        """Cancel the timers."""
         with self.lock:
             timers, self._timers = self._timers, {}
         for loop, timer in timers.items():
             _call_in(loop, timer.cancel)
 
-    # What follows is for the logs, which hold the lock when they call.
+    # The methods below are called by logs, which hold the lock.
 
     def recount(self, log: "_MemoryLog") -> None:
-        """Take note that a log may have got another size, and drop what is over the limit."""
+        """Measure a log again, and drop data over the limit."""
         self._resize(log, log.measure())
         while self.total_bytes > self._max_total_bytes and self._ended:
             self.drop(self._logs[next(iter(self._ended))])
@@ -138,28 +138,28 @@ class MemoryStore:
             self.drop(log)
 
     def set_name(self, log: "_MemoryLog", name: str) -> None:
-        """Let a log be found by a name, and by no other one."""
-        self._forget_name(log)
+        """Let a log be snapshot by a name, and by no other name."""
+        self._drop_name(log)
         self._names[name] = log.info.stream_id
 
-    def has_ended(self, log: "_MemoryLog") -> None:
-        """Keep an ended log for its time."""
+    def keep_ended(self, log: "_MemoryLog") -> None:
+        """Keep an ended log until its expiry."""
         self._ended[log.info.stream_id] = self._clock() + self._ttl
         loop = _running_loop()
         if loop is not None and loop not in self._timers:
             self._arm(loop, self._ttl)
 
     def drop(self, log: "_MemoryLog") -> None:
-        """Forget a log."""
+        """Drop a log."""
         if self._logs.get(log.info.stream_id) is not log:
             return
         del self._logs[log.info.stream_id]
         self._ended.pop(log.info.stream_id, None)
-        self._forget_name(log)
+        self._drop_name(log)
         self._resize(log, 0)
-        log.forget()
+        log.drop()
 
-    def _living(self, stream_id: str) -> "_MemoryLog | None":
+    def _find(self, stream_id: str) -> "_MemoryLog | None":
         with self.lock:
             self._drop_expired()
             return self._logs.get(stream_id)
@@ -168,27 +168,27 @@ class MemoryStore:
         self.total_bytes += size - log.size
         log.size = size
 
-    def _forget_name(self, log: "_MemoryLog") -> None:
+    def _drop_name(self, log: "_MemoryLog") -> None:
         if self._names.get(log.name) == log.info.stream_id:
             del self._names[log.name]
 
     def _drop_expired(self) -> None:
         now = self._clock()
         while self._ended:
-            stream_id, goes_at = next(iter(self._ended.items()))
-            if goes_at > now:
+            stream_id, expires_at = next(iter(self._ended.items()))
+            if expires_at > now:
                 return
             self.drop(self._logs[stream_id])
 
     def _arm(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        """See to it that ended logs go, also where nothing is asked of the store any more."""
+        """Drop ended logs in time, even if the store is not used any more."""
         for other in [other for other in self._timers if other.is_closed()]:
             del self._timers[other]
-        # In a context of nobody's, so that the request which is at it is not kept for so long.
+        # In an empty context, so that the timer does not keep the current request alive.
         context = contextvars.Context()
-        self._timers[loop] = loop.call_later(seconds, self._on_time, loop, context=context)
+        self._timers[loop] = loop.call_later(seconds, self._on_timer, loop, context=context)
 
-    def _on_time(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _on_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         with self.lock:
             self._timers.pop(loop, None)
             self._drop_expired()
@@ -198,7 +198,7 @@ class MemoryStore:
 
 
 class _MemoryLog:
-    """One log. Its producer is called in its own loop, and never under the lock."""
+    """One log. It calls its producer in the producer's event loop, and without the lock."""
 
     __slots__ = (
         "_fixed_size",
@@ -228,20 +228,20 @@ class _MemoryLog:
         self._state = LogState.RUNNING
         self._producer: LogListener | None = producer
         self._loop = asyncio.get_running_loop()
-        self._has_readers = False  # as the producer has heard
+        self._has_readers = False  # as the producer was notified
         self._readers = 0
         self._waiting: dict[asyncio.Future[None], None] | None = None
         self._fixed_size = _LOG_BYTES + len(info.headers) + len(info.path) + len(info.origin)
 
     def append(self, first: int, *frames: bytes) -> None:
-        """Keep the frames of the events from `first` on."""
+        """Append the frames of the events from `first` on."""
         if not self._frames.maybe_append(first, frames):
             self._append(first, frames)
-        if self._waiting:  # looked at behind the event, as `growth` looks at events behind this
+        if self._waiting:  # checked after the append; `growth` checks in the other order
             self._wake()
 
     def skip(self, seq: int) -> None:
-        """Take note that the event `seq` is not kept."""
+        """Record that the event `seq` is not kept."""
         with self._store.lock:
             if self._state is LogState.RUNNING:
                 self._frames.skip(seq)
@@ -260,12 +260,12 @@ class _MemoryLog:
             self._frame = frame
             self._producer = None
             self._frames.close()
-            self._store.has_ended(self)
+            self._store.keep_ended(self)
             self._store.recount(self)
             self._wake()
 
     def use_app_ids(self) -> None:
-        """Drop the events and end the log."""
+        """Drop the events and end the log, because the app sets event ids itself."""
         with self._store.lock:
             if self._state is LogState.RUNNING:
                 self._frames.drop_all()
@@ -280,16 +280,16 @@ class _MemoryLog:
                 self._store.recount(self)
 
     async def flush(self) -> None:
-        """Wait for nothing: it is kept."""
+        """Return at once: the log is stored."""
 
-    def found(self) -> LogSnapshot:
+    def snapshot(self) -> LogSnapshot:
         with self._store.lock:
             return LogSnapshot(
                 self.info, self._state, self._frames.last, bool(self._frame), self._frames.first
             )
 
     def read(self, after: int) -> Batch | None:
-        """Return what stands behind the event `after`, `None` where nothing does yet."""
+        """Return the batch after the event `after`, `None` if there is none yet."""
         with self._store.lock:
             frames = self._frames
             if self._state in (LogState.GONE, LogState.APP_OWNS_IDS):
@@ -303,39 +303,39 @@ class _MemoryLog:
             return Batch(self._state, after, self._frame)
 
     async def growth(self, after: int) -> None:
-        """Wait until there is something behind the event `after`, or the end."""
-        news = asyncio.get_running_loop().create_future()
+        """Wait until the log has an event after the event `after`, or ends."""
+        change = asyncio.get_running_loop().create_future()
         with self._store.lock:
             if self._waiting is None:
                 self._waiting = {}
-            self._waiting[news] = None
+            self._waiting[change] = None
         try:
-            if self.read(after) is None:  # another thread may have been faster
-                await news
+            if self.read(after) is None:  # another thread may have appended
+                await change
         finally:
             with self._store.lock:
                 if self._waiting is not None:
-                    self._waiting.pop(news, None)
+                    self._waiting.pop(change, None)
 
-    def join(self) -> None:
+    def add_reader(self) -> None:
         with self._store.lock:
             self._readers += 1
         _call_in(self._loop, self._notify_readers_changed)
 
-    def leave(self) -> None:
+    def remove_reader(self) -> None:
         with self._store.lock:
             self._readers -= 1
         _call_in(self._loop, self._notify_readers_changed)
 
     def cancel(self) -> None:
-        _call_in(self._loop, self._tell_cancel)
+        _call_in(self._loop, self._notify_cancel)
 
     def shrink(self, size: int) -> None:
-        """Drop the oldest frames, so that at least `size` bytes are free, or all."""
+        """Drop the oldest frames, so that at least `size` bytes are freed, or all."""
         self._frames.shrink(size)
 
-    def forget(self) -> None:
-        """Let readers know that the log is gone."""
+    def drop(self) -> None:
+        """Notify readers that the log is gone."""
         self._state = LogState.GONE
         self._frame = b""
         self._producer = None
@@ -344,7 +344,7 @@ class _MemoryLog:
         self._wake()
 
     def measure(self) -> int:
-        """Return the memory that the log takes."""
+        """Return the memory of the log."""
         return self._fixed_size + self._frames.size + len(self._frame) + len(self.name)
 
     def _append(self, first: int, frames: Sequence[bytes]) -> None:
@@ -356,8 +356,8 @@ class _MemoryLog:
     def _wake(self) -> None:
         with self._store.lock:
             waiting, self._waiting = self._waiting, None
-        for news in waiting or ():
-            _call_in(news.get_loop(), _set, news)
+        for change in waiting or ():
+            _call_in(change.get_loop(), _set, change)
 
     def _notify_readers_changed(self) -> None:
         has_readers = self._readers > 0
@@ -365,18 +365,18 @@ class _MemoryLog:
             self._has_readers = has_readers
             self._producer.on_readers_changed(has_readers=has_readers)
 
-    def _tell_cancel(self) -> None:
+    def _notify_cancel(self) -> None:
         if self._producer is not None:
             self._producer.on_cancel()
 
 
-def _set(news: "asyncio.Future[None]") -> None:
-    if not news.done():
-        news.set_result(None)
+def _set(change: "asyncio.Future[None]") -> None:
+    if not change.done():
+        change.set_result(None)
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: object) -> None:
-    """Call something in its event loop: at once where that is this one, never in a closed one."""
+    """Call a function in an event loop: at once in this one, never in a closed one."""
     if loop is _running_loop():
         call(*args)
     else:

@@ -47,11 +47,11 @@ class AppCancellation:
     """
 
     __slots__ = (
-        "_app_waits",
         "_cancel_count",
         "_cancelled",
         "_discarded_writes",
         "_grace_timer",
+        "_is_app_writing",
         "_is_grace_over",
         "_task",
         "disconnect_delivered",
@@ -68,7 +68,7 @@ class AppCancellation:
     ) -> None:
         self._task = task
         self._cancel_count = cancel_count
-        self._app_waits = is_app_writing
+        self._is_app_writing = is_app_writing
         self._cancelled = False
         self._is_grace_over = False
         self._discarded_writes = 0
@@ -98,16 +98,16 @@ class AppCancellation:
         """Stop the timer, and undo a cancellation that has not been delivered."""
         self._grace_timer.cancel()
         if self._cancelled:
-            only_ours = self.uncancel()
+            is_only_ours = self.uncancel()
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError:
-                if not only_ours:
+                if not is_only_ours:
                     raise
 
     def _on_grace_over(self) -> None:
         self._is_grace_over = True
-        if not self.disconnect_delivered or self._app_waits():
+        if not self.disconnect_delivered or self._is_app_writing():
             self._cancel()
 
     def _cancel(self) -> None:

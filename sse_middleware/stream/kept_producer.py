@@ -145,14 +145,14 @@ class KeptProducer(Producer):
                     await self._log.flush()
 
     def _on_client_lost(self) -> bool:
-        had_reader = not self._is_detached
+        had_client = not self._is_detached
         self._abandon_writes()
         if self._is_ended():
             return self._is_detached
-        if had_reader and not self._may_continue():
+        if had_client and not self._may_continue():
             self._log.end(LogState.GONE)
             return False
-        if had_reader:
+        if had_client:
             self._record.disconnects = 1
             self._detach_client()
         return True
@@ -176,7 +176,7 @@ class KeptProducer(Producer):
         self._linger_deadline = self._clock() + self._linger_seconds if lingers else math.inf
         self._set_timer()
         if self.slot is not None:
-            self.slot.wait(waits=lingers)
+            self.slot.set_lingering(lingers=lingers)
         if lingers:
             self._linger_queue.add(self)
         else:

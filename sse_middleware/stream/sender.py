@@ -24,7 +24,7 @@ logger = logging.getLogger("sse_middleware.stream")
 NO_WRITER, APP, BACKGROUND = range(3)  # the task in the server's `send`
 MAX_PENDING_BYTES = 1 << 14
 """The app waits if more is pending. (The size of a TLS record.)"""
-_NOTHING: Final[list[bytes]] = []  # shared by all streams without pending bytes; never changed
+_NO_PENDING: Final[list[bytes]] = []  # shared by all streams without pending bytes; never changed
 STALL_SECONDS = 0.1
 """A longer write is reported as a stall; one that is only suspended takes some milliseconds."""
 
@@ -79,7 +79,7 @@ class Sender:
         self._clock = timers.clock
         self._record = record
         self._observers = observers
-        self._pending: list[bytes] = _NOTHING
+        self._pending: list[bytes] = _NO_PENDING
         self._pending_bytes = 0
         self._dequeued_bytes = 0  # in total, including discarded ones
         self._coalesce_until = 0.0  # earlier events are pending: they follow a write
@@ -156,7 +156,7 @@ class Sender:
 
     def _take_pending(self) -> list[bytes]:
         self._collect_events()
-        pending, self._pending = self._pending, _NOTHING
+        pending, self._pending = self._pending, _NO_PENDING
         self._dequeued_bytes += self._pending_bytes
         self._pending_bytes = 0
         return pending
@@ -220,7 +220,7 @@ class Sender:
         finally:
             self._write_queue = tuple(other for other in self._write_queue if other is not ticket)
             self._notify_write_done()
-            self._write_in_background()  # if this write was cancelled
+            self._write_in_background()  # in case no write of the app follows
 
     async def _wait_for_write_done(self) -> None:
         if self._write_done is None:

@@ -133,8 +133,8 @@ def _chain_handler(number: int, shutdown: Shutdown) -> None:
     if not callable(handler) or handler is signal.default_int_handler:
         return
     function = getattr(handler, "func", handler)  # asyncio's own is partial
-    is_asyncios = isinstance(getattr(function, "__self__", None), asyncio.Runner)
-    if not (is_asyncios or isinstance(handler, ChainedSignalHandler)):
+    is_runner_handler = isinstance(getattr(function, "__self__", None), asyncio.Runner)
+    if not (is_runner_handler or isinstance(handler, ChainedSignalHandler)):
         signal.signal(number, ChainedSignalHandler(shutdown, handler))
 
 

@@ -28,7 +28,7 @@ _PROGRESS_INTERVAL_SECONDS = 10.0
 class StreamSlot(Protocol):
     """The slot that a stream occupies if the number of streams is limited."""
 
-    def wait(self, *, waits: bool) -> None:
+    def set_lingering(self, *, lingers: bool) -> None:
         """Release the slot while the stream lingers, or occupy it again."""
 
     def release(self) -> None:

@@ -6,8 +6,8 @@ from tests.support.product_constants import override
 
 override(4.0, "LEASE_SECONDS", redis_leases)
 # A worker that waits too short for a busy Redis counts alone, and lets too many streams in.
-override(2.0, "PATIENCE_SECONDS", circuit_breaker)
-override(2.0, "FIRST_SECONDS", circuit_breaker, redis_leases)
+override(2.0, "CALL_TIMEOUT_SECONDS", circuit_breaker)
+override(2.0, "FIRST_CALL_TIMEOUT_SECONDS", circuit_breaker, redis_leases)
 
 from tests.e2e.servers.app import app  # noqa: E402 - it is created with these values
 

@@ -257,7 +257,7 @@ async def test_who_leaves_while_redis_is_asked_leaves_nothing(
                     assert one.task is not None
                     one.task.cancel()
         assert app._admission is not None
-        assert len(app._admission.places) == 0
+        assert len(app._admission.slots) == 0
         await asyncio.sleep(1.5)
         assert await opens(app) == LET_IN
 
@@ -300,13 +300,13 @@ async def test_an_answer_that_was_lost_is_asked_for_again_without_a_second_lease
 ) -> None:
     places = SlotPool(None, 2)
     held = Leases(server.url, "sse:", places, 2, circuit_breaker_for(server.url, (), "limit", ""))
-    place = places.take("a", tells_end=True)
+    place = places.take("a", reads_end=True)
     assert await held.take(place, "nobody") == 1
     assert await held.take(place, "nobody") == 1
-    other = places.take("a", tells_end=True)
+    other = places.take("a", reads_end=True)
     assert await held.take(other, "nobody") == 2
     assert await held.take(other, "e") == 2
-    assert await held.take(places.take("a", tells_end=True), "nobody") is None
+    assert await held.take(places.take("a", reads_end=True), "nobody") is None
     held.hold(place)
     held.drop(place)
     held.drop(place)

@@ -105,12 +105,12 @@ async def test_a_client_that_leaves_during_its_check_takes_no_slot() -> None:
         await one.until("message")
         for headers in (EVENTSOURCE, ANY):
             async with asked(app, headers) as two:
-                await asyncio.sleep(0.05)  # it is in doubt now
+                await asyncio.sleep(0.05)  # its admission is being checked
                 assert two.messages == []
                 assert two.task is not None
                 two.task.cancel()
     assert app._admission is not None
-    assert len(app._admission.places) == 0
+    assert len(app._admission.slots) == 0
     async with tab(app) as three:
         assert await answer(three) == LET_IN
 
@@ -128,7 +128,7 @@ async def test_a_handler_that_has_not_responded_yet_holds_its_slot() -> None:
         assert await answer(one) == LET_IN
 
 
-# What is told
+# Metrics and logs
 
 
 async def test_refusals_are_counted_by_route_and_reason_and_no_log_line_has_an_address(
@@ -203,5 +203,5 @@ async def test_hostile_requests_are_admitted_or_rejected_like_any_other(
         async with asked(app, headers, client=client) as two:
             assert (await answer(two))[0] in (429, 503)
     assert app._admission is not None
-    assert len(app._admission.places) == 0
+    assert len(app._admission.slots) == 0
     assert json.loads(two.body)["error"]["code"] in ("server_full", "too_many_streams")

@@ -145,14 +145,14 @@ class TellsOfEachReader(MemoryStore):
 class NeverLosesAReader(MemoryStore):
     async def follow(self, stream_id: str, after: int) -> Batches:
         log: Any = self._logs.get(stream_id)
-        log.join()
+        log.add_reader()
         async for batch in super().follow(stream_id, after):
             yield batch
 
 
 class LetsTheFirstOfANameCount(MemoryStore):
     async def find_named(self, name: str) -> LogSnapshot | None:
-        return next((log.found() for log in self._logs.values() if log.name == name), None)
+        return next((log.snapshot() for log in self._logs.values() if log.name == name), None)
 
 
 class KnowsLittleOfAStream(MemoryStore):
