@@ -52,7 +52,7 @@ class Site:
     ) -> None:
         self._directory = directory
         self._environ = {
-            "SSE_REDIS_URL": redis.url,
+            "SSE_REDIS_URL": redis.patient_url,
             "EXAMPLE_WORD_SECONDS": "0.01",
         }
         self._numbers = count()
