@@ -77,7 +77,9 @@ class ResumeHandler:
                 return await self._resume_by_app_id(held, request, run_app)
             return await self._resume(event_id, request, run_app)
         except StoreError as exc:
-            logger.warning("A resume has failed, and the client has to retry: %s", exc)
+            logger.warning(
+                "A stream cannot be resumed or ended now: the store is unavailable (%s)", exc
+            )
             if cancelled is None:
                 await self._send_retry_later(held, request, send)
             else:  # the `fetch` of a page, which can handle an error status
@@ -150,7 +152,9 @@ class ResumeHandler:
             else:
                 await send_empty(send, request, HTTPStatus.NO_CONTENT)
         except StoreError as exc:
-            logger.warning("A resume has failed, and the client has to retry: %s", exc)
+            logger.warning(
+                "A stream cannot be resumed or ended now: the store is unavailable (%s)", exc
+            )
             held = None if event_id is None else str(event_id)
             await self._send_retry_later(held, request, send)
 
