@@ -1,4 +1,4 @@
-"""Settings: every variable at its bounds, and who wins over whom."""
+"""Settings: every variable at its bounds, and the precedence of their sources."""
 
 import dataclasses
 import logging
