@@ -39,14 +39,6 @@ def anyio_backend() -> tuple[str, dict[str, object]]:
     return "asyncio", {"loop_factory": VirtualClockLoop}
 
 
-@pytest.fixture(autouse=True)
-def _one_connection(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a stream end with its connection; the tests of resuming say themselves what they need."""
-    if "e2e" not in request.node.path.parts:
-        monkeypatch.setenv("SSE_LINGER_SECONDS", "0")
-        monkeypatch.setenv("SSE_CAP_ACTION", "complete")
-
-
 @pytest.fixture(scope="module")
 def running_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[RedisServer]":
     """Run a Redis server for the tests of a module."""

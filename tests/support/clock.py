@@ -3,17 +3,20 @@
 import asyncio
 import selectors
 
+_START = 1e7
+"""Unlike the uptime of any machine: `LoopTimers` recognizes the loop of a test by its clock."""
+
 
 class _JumpingSelector(selectors.SelectSelector):
-    """Advance the clock by what a real selector would have waited."""
+    """Advance the clock by the time that a real selector would have waited."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = 1000.0
+        self.now = _START
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
-            message = "every task waits for something that no timer will ever bring"
+            message = "every task waits, and no timer is set"
             raise RuntimeError(message)
         self.now += max(0.0, timeout)
         return super().select(0)

@@ -1,4 +1,4 @@
-"""The command line: what holds, and who has set it."""
+"""The command line shows each setting and the source of its value."""
 
 import pytest
 

@@ -28,7 +28,7 @@ from tests.support.middleware import data_of, eventsource, plain
 pytestmark = pytest.mark.anyio
 
 
-# What is none of ours
+# Responses that pass unchanged
 
 
 @pytest.mark.parametrize(

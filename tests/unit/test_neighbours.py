@@ -1,4 +1,4 @@
-"""Frameworks, responses and middlewares of others around and inside of us, in process."""
+"""Other frameworks, responses and middlewares around and inside ours, in process."""
 
 import asyncio
 import contextvars
@@ -57,7 +57,7 @@ async def test_fastapis_own_event_streams_pass_with_dependencies_cleaned_up() ->
 
     log: list[str] = []
     app = fastapi.FastAPI()
-    app.add_middleware(SSEMiddleware, stream_max_seconds=2)
+    app.add_middleware(SSEMiddleware, stream_max_seconds=2, cap_action="complete", linger_seconds=0)
 
     async def resource() -> AsyncIterator[str]:
         try:
@@ -169,7 +169,7 @@ async def test_a_stream_flows_at_once_through_other_middlewares(stack: list[Midd
 
 
 def endless(left: list[str], stack: list[Middleware]) -> Starlette:
-    """Return an app whose stream tells `left` when it is left."""
+    """Return an app with a stream that appends to `left` when it is closed."""
 
     async def events() -> AsyncIterator[bytes]:
         try:
@@ -204,6 +204,7 @@ async def test_the_cap_reaches_the_app_through_other_middlewares(
     stack: list[Middleware], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSE_STREAM_MAX_SECONDS", "3")
+    monkeypatch.setenv("SSE_CAP_ACTION", "complete")
     left: list[str] = []
     app = endless(left, stack)
     exchange = await handle(app, headers=EVENTSOURCE)

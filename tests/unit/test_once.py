@@ -1,31 +1,40 @@
-"""On real event loops: several of them, several instances, and what needs a thread."""
+"""Several event loops, several instances, and files, which are read in a thread."""
 
 import asyncio
 import threading
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
 from tests.support.asgi import EVENTSOURCE, handle, stream_of, stream_start
+from tests.support.clock import VirtualClockLoop
+
+Result = TypeVar("Result")
 
 
 async def names(app: SSEMiddleware) -> list[str]:
     return (await handle(app, headers=EVENTSOURCE)).names
 
 
+def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine in an event loop of its own, with a virtual clock of its own."""
+    with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+        return runner.run(coroutine)
+
+
 def test_one_instance_serves_loop_after_loop() -> None:
     app = SSEMiddleware(stream_of(b"data: x\n\n", pause=0.06), heartbeat_interval=0.05)
     for _ in range(3):
-        assert asyncio.run(names(app))[:3] == ["start", "heartbeat", "message"]
+        assert run(names(app))[:3] == ["start", "heartbeat", "message"]
 
 
 def test_one_instance_serves_several_loops_at_once() -> None:
     app = SSEMiddleware(stream_of(*[b"data: x\n\n"] * 5, pause=0.06), heartbeat_interval=0.05)
     seen: list[list[str]] = []
-    threads = [
-        threading.Thread(target=lambda: seen.append(asyncio.run(names(app)))) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: seen.append(run(names(app)))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -45,7 +54,7 @@ def test_instances_with_settings_of_their_own_do_not_meet() -> None:
     async def both() -> tuple[list[str], list[str]]:
         return await asyncio.gather(names(one), names(other))
 
-    first, second = asyncio.run(both())
+    first, second = run(both())
     assert first == ["start", "message", "complete"]
     assert (second[0], second[-1]) == ("sse-start", "sse-complete")
     assert "sse-heartbeat" in second

@@ -1,4 +1,4 @@
-"""Settings: every variable at its bounds, and who wins over whom."""
+"""Settings: every variable at its bounds, and the precedence of their sources."""
 
 import dataclasses
 import logging
@@ -16,13 +16,13 @@ SECONDS = {
     "silence_threshold": ("SSE_SILENCE_THRESHOLD", "SILENCE_THRESHOLD"),
 }
 SECONDS_ALLOWED = "seconds from 0.05 to 31536000, or off (None)"
-WHOLE = {
+INTEGERS = {
     "chunk_delay_ms": ("SSE_CHUNK_DELAY_MS", 0, 60_000, "milliseconds"),
     "retry_ms": ("SSE_RETRY_MS", 0, 3_600_000, "milliseconds"),
     "max_event_bytes": ("SSE_MAX_EVENT_BYTES", 1024, 1 << 30, "bytes"),
     "rollout_percent": ("SSE_ROLLOUT_PERCENT", 0, 100, "percent"),
 }
-FLAG_ALLOWED = "1, true, yes, on, 0, false, no or off"
+BOOLEAN_ALLOWED = "1, true, yes, on, 0, false, no or off"
 
 BAD_SECONDS = [
     *("0", "0.0", "-0", "0.049999", "-1", "-5.0", "31536001", "1e8", "1e400", "9" * 400),
@@ -139,34 +139,34 @@ def test_seconds_of_another_type_or_out_of_bounds_are_refused(name: str, value: 
     assert caught.value.allowed == SECONDS_ALLOWED
 
 
-# --- whole numbers ----------------------------------------------------------------------------
+# --- integers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", WHOLE)
-def test_whole_numbers_are_taken_at_their_bounds(name: str) -> None:
-    variable, lowest, highest, _ = WHOLE[name]
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers_are_taken_at_their_bounds(name: str) -> None:
+    variable, lowest, highest, _ = INTEGERS[name]
     for value in (lowest, lowest + 1, highest):
         assert read({variable: f" {value} "}, name) == value
         assert read({}, name, **{name: value}) == value
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", INTEGERS)
 @pytest.mark.parametrize(
     "text",
     ["2000.0", "2e3", "-1", "off", "nan", "inf", "true", "2k", "0x800", "2 000", "9" * 5000],
     ids=lambda text: text[:12],
 )
 def test_a_value_that_is_no_integer_in_bounds_stops_the_start_up(name: str, text: str) -> None:
-    variable, lowest, highest, unit = WHOLE[name]
+    variable, lowest, highest, unit = INTEGERS[name]
     with pytest.raises(ConfigurationError) as caught:
         Options.from_environ({variable: text})
     assert (caught.value.name, caught.value.got) == (variable, text)
     assert caught.value.allowed == f"whole {unit} from {lowest} to {highest}"
 
 
-@pytest.mark.parametrize("name", WHOLE)
-def test_whole_numbers_just_out_of_bounds_are_refused(name: str) -> None:
-    variable, lowest, highest, _ = WHOLE[name]
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers_just_out_of_bounds_are_refused(name: str) -> None:
+    variable, lowest, highest, _ = INTEGERS[name]
     for value in (lowest - 1, highest + 1):
         with pytest.raises(ConfigurationError):
             Options.from_environ({variable: str(value)})
@@ -174,49 +174,49 @@ def test_whole_numbers_just_out_of_bounds_are_refused(name: str) -> None:
             Options.from_environ({}, **{name: value})
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", INTEGERS)
 @pytest.mark.parametrize("value", [2000.0, True, None, "2000", float("nan")], ids=repr)
 def test_an_argument_that_is_no_int_is_refused(name: str, value: object) -> None:
     with pytest.raises(ConfigurationError):
         Options.from_environ({}, **{name: value})
 
 
-@pytest.mark.parametrize("name", [*SECONDS, *WHOLE])
+@pytest.mark.parametrize("name", [*SECONDS, *INTEGERS])
 def test_an_int_too_large_for_a_float_is_refused_like_any_other(name: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Options.from_environ({}, **{name: 10**400})
     assert caught.value.name == name
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", INTEGERS)
 def test_a_text_of_400_digits_is_refused_like_any_other(name: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        Options.from_environ({WHOLE[name][0]: "9" * 400})
-    assert caught.value.name == WHOLE[name][0]
+        Options.from_environ({INTEGERS[name][0]: "9" * 400})
+    assert caught.value.name == INTEGERS[name][0]
 
 
-# --- flags ------------------------------------------------------------------------------------
+# --- booleans ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["1", "true", "True", "yes", "YES", "on", " on "])
-def test_a_flag_is_set_by_any_of_its_words(text: str) -> None:
+def test_a_boolean_is_set_by_each_of_its_spellings(text: str) -> None:
     assert read({"SSE_ENABLED": text}, "enabled") is True
 
 
 @pytest.mark.parametrize("text", ["0", "false", "False", "no", "NO", "off", " off "])
-def test_a_flag_is_cleared_by_any_of_its_words(text: str) -> None:
+def test_a_boolean_is_cleared_by_each_of_its_spellings(text: str) -> None:
     assert read({"SSE_ENABLED": text}, "enabled") is False
 
 
 @pytest.mark.parametrize("text", ["2", "y", "enabled", "00", "None", "1.0", "\u0661"], ids=ascii)
-def test_another_word_for_a_flag_stops_the_start_up(text: str) -> None:
+def test_another_spelling_of_a_boolean_stops_the_start_up(text: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Options.from_environ({"SSE_ENABLED": text})
-    assert str(caught.value) == f"SSE_ENABLED is {text!a}, allowed is {FLAG_ALLOWED}"
+    assert str(caught.value) == f"SSE_ENABLED is {text!a}, allowed is {BOOLEAN_ALLOWED}"
 
 
 @pytest.mark.parametrize("value", [1, 0, "1", None, "off"], ids=repr)
-def test_a_flag_argument_is_a_bool(value: object) -> None:
+def test_a_boolean_argument_is_a_bool(value: object) -> None:
     assert read({}, "enabled", enabled=False) is False
     with pytest.raises(ConfigurationError):
         Options.from_environ({}, enabled=value)
@@ -226,35 +226,35 @@ def test_a_flag_argument_is_a_bool(value: object) -> None:
 
 
 @pytest.mark.parametrize("name", SECONDS)
-def test_the_argument_wins_over_sse_which_wins_over_the_bare_name(name: str) -> None:
-    prefixed, bare = SECONDS[name]
-    assert read({bare: "7"}, name) == 7
-    assert read({bare: "7", prefixed: "8"}, name) == 8
-    assert read({bare: "7", prefixed: "8"}, name, **{name: 9}) == 9
-    assert read({bare: "7", prefixed: "8"}, name, **{name: None}) is None
+def test_the_argument_wins_over_sse_which_wins_over_the_legacy_name(name: str) -> None:
+    prefixed, legacy = SECONDS[name]
+    assert read({legacy: "7"}, name) == 7
+    assert read({legacy: "7", prefixed: "8"}, name) == 8
+    assert read({legacy: "7", prefixed: "8"}, name, **{name: 9}) == 9
+    assert read({legacy: "7", prefixed: "8"}, name, **{name: None}) is None
 
 
 @pytest.mark.parametrize("name", SECONDS)
 def test_a_blank_variable_is_no_variable(name: str) -> None:
-    prefixed, bare = SECONDS[name]
-    assert read({prefixed: "", bare: "7"}, name) == 7
-    assert read({prefixed: " \t", bare: ""}, name) == getattr(Options(), name)
-    assert Options.from_environ({prefixed: "", bare: " "}).explicit == frozenset()
+    prefixed, legacy = SECONDS[name]
+    assert read({prefixed: "", legacy: "7"}, name) == 7
+    assert read({prefixed: " \t", legacy: ""}, name) == getattr(Options(), name)
+    assert Options.from_environ({prefixed: "", legacy: " "}).explicit == frozenset()
 
 
 @pytest.mark.parametrize("name", SECONDS)
 @pytest.mark.parametrize("text", BAD_SECONDS, ids=lambda text: ascii(text)[:12])
-def test_a_bad_bare_value_is_a_warning_on_one_line_and_passed_over(
+def test_a_bad_legacy_value_is_a_warning_on_one_line_and_ignored(
     name: str, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    prefixed, bare = SECONDS[name]
+    prefixed, legacy = SECONDS[name]
     with caplog.at_level(logging.DEBUG, "sse_middleware"):
-        options = Options.from_environ({bare: text})
+        options = Options.from_environ({legacy: text})
     assert options == Options()
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("sse_middleware", logging.WARNING)
     message = record.getMessage()
-    assert message.startswith(f"{bare} is '")
+    assert message.startswith(f"{legacy} is '")
     assert message.endswith(
         f", allowed is {SECONDS_ALLOWED}; the variable is ignored, set {prefixed} instead"
     )
@@ -263,20 +263,20 @@ def test_a_bad_bare_value_is_a_warning_on_one_line_and_passed_over(
 
 
 @pytest.mark.parametrize("name", SECONDS)
-def test_a_bad_bare_value_is_ignored_if_another_source_has_precedence(
+def test_a_bad_legacy_value_is_ignored_if_another_source_has_precedence(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    prefixed, bare = SECONDS[name]
-    assert read({prefixed: "8", bare: "bad"}, name) == 8
-    assert read({bare: "bad"}, name, **{name: 9}) == 9
+    prefixed, legacy = SECONDS[name]
+    assert read({prefixed: "8", legacy: "bad"}, name) == 8
+    assert read({legacy: "bad"}, name, **{name: 9}) == 9
     assert caplog.records == []
 
 
 @pytest.mark.parametrize("name", SECONDS)
-def test_a_bad_sse_value_is_an_error_even_if_the_bare_one_is_valid(name: str) -> None:
-    prefixed, bare = SECONDS[name]
+def test_a_bad_sse_value_is_an_error_even_if_the_legacy_one_is_valid(name: str) -> None:
+    prefixed, legacy = SECONDS[name]
     with pytest.raises(ConfigurationError):
-        Options.from_environ({prefixed: "bad", bare: "7"})
+        Options.from_environ({prefixed: "bad", legacy: "7"})
 
 
 def test_variables_of_others_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -305,8 +305,8 @@ def test_a_variable_without_a_name_sets_nothing(caplog: pytest.LogCaptureFixture
         pytest.param({}, {}, set(), id="nothing"),
         pytest.param({"SSE_RETRY_MS": "2000"}, {}, {"retry_ms"}, id="a default by variable"),
         pytest.param({}, {"retry_ms": 2000}, {"retry_ms"}, id="a default by argument"),
-        pytest.param({"HEARTBEAT_INTERVAL": "5"}, {}, {"heartbeat_interval"}, id="a bare name"),
-        pytest.param({"HEARTBEAT_INTERVAL": "bad"}, {}, set(), id="a bad bare value"),
+        pytest.param({"HEARTBEAT_INTERVAL": "5"}, {}, {"heartbeat_interval"}, id="a legacy name"),
+        pytest.param({"HEARTBEAT_INTERVAL": "bad"}, {}, set(), id="a bad legacy value"),
         pytest.param(
             {"SSE_STREAM_MAX_SECONDS": "off"}, {}, {"stream_max_seconds"}, id="off by variable"
         ),
@@ -415,13 +415,13 @@ def test_one_error_names_all_unknown_arguments() -> None:
             {"SSE_MAX_EVENT_BYTES": "1023"},
             {},
             "SSE_MAX_EVENT_BYTES is '1023', allowed is whole bytes from 1024 to 1073741824",
-            id="a whole number",
+            id="an integer",
         ),
         pytest.param(
             {"SSE_RETRY_MS": "2s"},
             {},
             "SSE_RETRY_MS is '2s', allowed is whole milliseconds from 0 to 3600000",
-            id="a whole number with a unit",
+            id="an integer with a unit",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What each setting does to a stream."""
+"""The effect of each setting on a stream."""
 
 import asyncio
 import json
@@ -107,7 +107,11 @@ async def test_pacing_spreads_a_burst_and_drops_nothing(headers: list[tuple[byte
 async def test_pacing_holds_back_no_heartbeat_and_no_cap() -> None:
     burst = b"data: x\n\n" * 10
     app = SSEMiddleware(
-        stream_of(burst), chunk_delay_ms=1000, heartbeat_interval=1.5, stream_max_seconds=4.2
+        stream_of(burst),
+        chunk_delay_ms=1000,
+        heartbeat_interval=1.5,
+        stream_max_seconds=4.2,
+        cap_action="complete",
     )
     exchange = await handle(app, headers=EVENTSOURCE)
     (opened, _), *sent = exchange.messages
@@ -144,7 +148,7 @@ async def test_a_client_that_the_rollout_leaves_out_gets_the_very_same_messages(
     assert len(exchange.messages) == 3
 
 
-# The openai family
+# OpenAI's dialect
 
 
 def chunk(content: str, **fields: object) -> bytes:

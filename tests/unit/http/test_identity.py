@@ -1,4 +1,4 @@
-"""Whose address a request has, whatever anybody writes into its headers."""
+"""The client address of a request, with trusted and with forged headers."""
 
 import pytest
 
@@ -111,7 +111,7 @@ def test_a_unix_socket_has_no_address_unless_its_header_is_trusted() -> None:
 
 
 def test_the_client_stays_if_the_server_has_already_replaced_the_proxy() -> None:
-    # As uvicorn does by --proxy-headers, and leaves the header as it is.
+    # uvicorn does so with --proxy-headers, and keeps the header.
     assert address(*xff(f"1.2.3.4, {CLIENT}"), peer=(CLIENT, 0)) == CLIENT
     assert address(*xff(f"{CLIENT}, 10.0.0.2"), peer=("10.0.0.2", 0)) == CLIENT
 

@@ -1,4 +1,4 @@
-"""Marks: options of one endpoint, wherever a framework keeps its endpoints."""
+"""Marks: options of one endpoint, for each framework and its routes."""
 
 from collections.abc import AsyncIterator, Callable
 from functools import partial

@@ -21,7 +21,7 @@ from tests.support.resuming import memory, value
 pytestmark = pytest.mark.anyio
 
 
-# How many
+# The number of streams
 
 
 @pytest.mark.parametrize("most", [1, 3])
@@ -94,7 +94,7 @@ async def test_a_slot_is_released_however_a_stream_ends(how: str) -> None:
             await asyncio.sleep(0.2)
 
 
-# Whose
+# The identity of a client
 
 
 async def test_an_identity_replaces_the_address() -> None:
@@ -156,7 +156,7 @@ async def test_a_client_without_an_address_is_not_limited_and_one_warning_is_log
     assert caplog.text.count("SSE_TRUSTED_PROXIES=unix") == 1
 
 
-# What does not count
+# Responses that do not count
 
 
 async def test_a_response_that_is_no_stream_neither_counts_nor_waits() -> None:
@@ -177,7 +177,7 @@ async def test_a_response_that_is_no_stream_neither_counts_nor_waits() -> None:
         for method in ("HEAD", "OPTIONS"):
             status = (await handle(app, headers=PLAIN, path="/page", method=method)).status
             assert status in (200, 405)
-    for _ in range(3):  # it seemed to want a stream, got none, and gave the place back
+    for _ in range(3):  # it seemed to want a stream, got none, and released the slot
         assert (await handle(app, headers=PLAIN, path="/page")).status == 200
     async with asked(app, both, path="/s") as stream:
         assert await answer(stream) == LET_IN

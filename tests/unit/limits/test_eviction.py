@@ -21,7 +21,7 @@ from tests.support.resuming import LINGER, REFUSING, Counting, Deaf, memory, res
 pytestmark = pytest.mark.anyio
 
 
-# An older one ends
+# An older stream ends
 
 
 async def test_the_oldest_of_an_eventsource_ends_for_its_next_and_comes_back_no_more() -> None:
@@ -54,7 +54,7 @@ async def test_two_tabs_over_a_limit_of_one_do_not_push_each_other_out_for_ever(
     closed: list[int] = []
 
     async def live(number: int) -> None:
-        """Live as a browser's tab does: come back until a 204."""
+        """Behave as a browser's tab: reconnect until a 204."""
         held = b""
         while True:
             headers = [(b"last-event-id", held)] if held else []
@@ -245,7 +245,7 @@ async def test_a_page_that_is_reloaded_twice_is_admitted_each_time(action: Any) 
         page = None
         for _ in range(3):
             if page is not None:
-                page.disconnect()  # and nobody has heard it yet
+                page.disconnect()  # and it is not noticed yet
             page = await stack.enter_async_context(tab(app))
             assert await answer(page) == LET_IN
             await page.until("message")
@@ -299,7 +299,7 @@ async def test_a_client_that_reconnects_needs_no_slot() -> None:
             assert await answer(other) == LET_IN
             back = asyncio.ensure_future(resume(app, one.last_event_id, client=("192.0.2.1", 1)))
             await asyncio.sleep(2)
-            async with tab(app) as late:  # the one that goes on counts again
+            async with tab(app) as late:  # the one that continues counts again
                 assert await answer(late) in (MANY, FULL)
             got = await back
     assert texts(got) == [str(number) for number in range(3, 21)]

@@ -105,7 +105,7 @@ async def test_a_client_that_leaves_during_its_check_takes_no_slot() -> None:
         await one.until("message")
         for headers in (EVENTSOURCE, ANY):
             async with asked(app, headers) as two:
-                await asyncio.sleep(0.05)  # it is in doubt now
+                await asyncio.sleep(0.05)  # its admission is being checked
                 assert two.messages == []
                 assert two.task is not None
                 two.task.cancel()
@@ -128,7 +128,7 @@ async def test_a_handler_that_has_not_responded_yet_holds_its_slot() -> None:
         assert await answer(one) == LET_IN
 
 
-# What is told
+# Metrics and logs
 
 
 async def test_refusals_are_counted_by_route_and_reason_and_no_log_line_has_an_address(

@@ -1,4 +1,4 @@
-"""The counting of slots: pure, without a clock or a loop."""
+"""Slots are counted without a clock and without an event loop."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from sse_middleware.limits.slots import Slot, SlotPool
 
 
 class Stream:
-    """A stream that takes note of its end."""
+    """A stream that records its end."""
 
     def __init__(self) -> None:
         self.evicted = 0
@@ -21,7 +21,7 @@ class Stream:
 
 
 class Watching:
-    """Records the notifications of a listener."""
+    """Records the changes that are sent to the other processes."""
 
     def __init__(self) -> None:
         self.held: list[int] = []

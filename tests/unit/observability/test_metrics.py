@@ -1,4 +1,4 @@
-"""What Prometheus is told, and where it is served."""
+"""The metrics of Prometheus, and the path that serves them."""
 
 import asyncio
 import os
@@ -90,7 +90,9 @@ async def test_a_live_stream_is_counted_as_it_goes() -> None:
 
 async def test_failures_disconnects_and_caps_are_outcomes() -> None:
     registry = CollectorRegistry()
-    app = SSEMiddleware(streaming_app(), registry=registry, stream_max_seconds=3)
+    app = SSEMiddleware(
+        streaming_app(), registry=registry, stream_max_seconds=3, cap_action="complete"
+    )
     with pytest.raises((ValueError, ExceptionGroup)):  # a group from older Starlettes
         await handle(app, path="/failing", headers=EVENTSOURCE)
     await handle(app, path="/items/1", headers=EVENTSOURCE)
@@ -166,7 +168,7 @@ async def test_names_that_are_taken_cost_the_metrics_and_not_the_app(
     assert "Streams are not counted" in caplog.text
 
 
-# Where they are served
+# The path of the metrics
 
 
 async def plain_app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""Families: who is a native `EventSource`, and who is not, from a request alone."""
+"""Client kinds: a request alone shows whether its client is a native `EventSource`."""
 
 from urllib.parse import quote, urlencode
 

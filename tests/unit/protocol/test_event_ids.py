@@ -1,4 +1,4 @@
-"""Cursors: what we write we read, and nothing else is one."""
+"""Event ids: ours are parsed as they were written, and any other text is rejected."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What becomes of an app's bytes: the same, whether they are looked at one by one or together."""
+"""The pieces of an app's bytes are the same if they are processed one by one or together."""
 
 import asyncio
 from typing import Any
@@ -34,7 +34,7 @@ CHUNKS = [
 
 
 class Recording:
-    """What was to be kept, as it came."""
+    """Records the events that are kept, in order."""
 
     def __init__(self) -> None:
         self.told: list[object] = []
@@ -67,7 +67,7 @@ def new_state(client_kind: ClientKind, *, app_ids: bool = False, **settings: Any
 
 
 def let_wait(state: StreamState, chunk: bytes, now: float) -> None:
-    """Put bytes in as an outbox does."""
+    """Feed bytes as a producer does."""
     if state.pending:
         state.pending.append(chunk)
     else:

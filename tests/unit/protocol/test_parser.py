@@ -18,7 +18,7 @@ ARABIC_FIVE = "\u0665"
 def tr(
     stream: bytes, events: list[Event], *, last_event_id: str = "", retry: int | None = None
 ) -> None:
-    """Parse `stream` in every way that must make no difference."""
+    """Parse `stream` with every chunking; the result must be the same."""
     expected = (events, last_event_id, retry)
     assert parse([stream]) == expected
     assert parse(bytewise(stream)) == expected

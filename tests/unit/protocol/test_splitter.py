@@ -19,7 +19,7 @@ def split(chunks: Iterable[bytes], limit: int = LIMIT) -> tuple[list[Piece], byt
 def tr_split(
     stream: bytes, whole: list[Piece], cut: list[Piece] | None = None, *, limit: int = LIMIT
 ) -> None:
-    """Split `stream` whole, byte by byte (which gives `cut`), and with a trailing rest."""
+    """Split `stream` whole, byte by byte (which gives `cut`), and with an unfinished rest."""
     if cut is None:
         cut = whole
     rest = b"data: unfinished"[:limit]

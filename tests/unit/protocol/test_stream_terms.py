@@ -1,4 +1,4 @@
-"""The terms of a stream: what the settings, the mark and the kind of client result in."""
+"""The terms of a stream follow from the settings, the mark and the kind of client."""
 
 from typing import Any
 

@@ -16,7 +16,7 @@ from sse_middleware.protocol.wire import (
 )
 from tests.support.wire import bytewise, parse
 
-# the helpers
+# Queries and changes
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What holds of the wire format for every input: any bytes, any chunking, any text in any field."""
+"""Properties of the wire format for every input: any bytes, any chunking, any text in any field."""
 
 import re
 from itertools import pairwise
@@ -53,7 +53,7 @@ def parse(chunks: list[bytes]) -> Dispatched:
 
 
 def reference(stream: bytes) -> Dispatched:
-    """Do what WHATWG HTML 9.2.6 says, word for word, with the whole stream at hand."""
+    """Interpret a whole stream literally as WHATWG HTML 9.2.6 specifies."""
     text = stream.decode("utf-8", "replace").removeprefix("\ufeff")
     *lines, _unterminated = re.split("\r\n|\n|\r", text)
     events = []

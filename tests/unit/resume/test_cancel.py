@@ -1,4 +1,4 @@
-"""Who may read a stream may end it, from anywhere."""
+"""A client that may read a stream may cancel it, from any connection."""
 
 import asyncio
 import json
@@ -55,7 +55,7 @@ each_way = pytest.mark.parametrize("way", WAYS)
 
 
 class Answering:
-    """An app that counts where it is asked for a stream, and refuses all else."""
+    """An app that counts on requests for a stream, and rejects all other requests."""
 
     def __init__(self, count: int = 100, **options: Any) -> None:
         self.counting = Counting(count, **options)
@@ -226,7 +226,7 @@ async def test_a_page_of_the_same_origin_can_cancel_across_its_methods(
 async def test_a_page_can_cancel_a_public_stream_that_its_get_opened_without_an_origin(
     way: Any,
 ) -> None:
-    # "same-origin GET": a browser says its origin with a DELETE or POST, and not with that.
+    # A browser sends the origin with a DELETE or a POST, and not with a GET of the same origin.
     app = resumable(Answering(headers={"access-control-allow-origin": "*"}))
     async with opened(app) as first:
         await first.until_count(2, "message")

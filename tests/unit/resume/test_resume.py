@@ -1,4 +1,4 @@
-"""A client that comes back gets the rest of its stream, exactly, and the app does not run again."""
+"""A client that reconnects gets exactly the rest of its stream, and the app does not run again."""
 
 import asyncio
 import json
@@ -41,11 +41,11 @@ PARAMETERS = ["last_event_id", "lastEventId", "evs_last_event_id"]
 
 
 def wall_time() -> float:
-    """Tell the time of day by the clock of the loop."""
+    """Return the time of day by the clock of the loop."""
     return 1_800_000_000 + asyncio.get_running_loop().time()
 
 
-# Where the cursor stands
+# The position of the event id
 
 
 @pytest.mark.parametrize("seq", range(6))
@@ -126,7 +126,7 @@ async def test_the_app_never_sees_an_event_id_of_ours(method: str, ending: str) 
     assert scope["headers"] == EVENTSOURCE
 
 
-# What a resumed answer begins with
+# The start of a resumed response
 
 
 async def test_a_resumed_answer_begins_with_a_start_that_keeps_the_clients_own_cursor() -> None:
@@ -252,14 +252,14 @@ async def test_without_headers_of_cors_the_origin_does_not_matter() -> None:
     assert texts(again) == ["5"]
 
 
-# The tail that is still to come
+# The live events
 
 
 async def test_missed_and_live_events_are_one_sequence() -> None:
     counting = Counting(6)
     app = resumable(counting)
     async with left(app, 2) as first:
-        await asyncio.sleep(1.5)  # the third has come meanwhile
+        await asyncio.sleep(1.5)  # the third one is sent in this time
         came = asyncio.get_running_loop().time()
         async with returning(app, first.last_event_id) as again:
             await again.until_end()
@@ -419,7 +419,7 @@ async def test_a_slow_reader_that_resumes_after_the_cap_gets_all_that_is_kept(
     assert again.events[-1] == whole.events[-1]
 
 
-# What is told
+# Logs and metrics
 
 
 async def test_the_metrics_count_the_results_of_resumes() -> None:

@@ -1,4 +1,4 @@
-"""What is sent again: each event as it was sent first, whatever the app has written."""
+"""Each event is sent again with its first bytes, for any bytes of the app."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ async def test_any_event_comes_again_as_it_came(event: bytes, size: int) -> None
     cursor = id_of(whole, 1)
     again = await resume(app, cursor)
     assert again.events[1:] == whole.events[2:]
-    if size > len(stream) or b"\r\n" not in event:  # else a CRLF may have lost its half
+    if size > len(stream) or b"\r\n" not in event:  # otherwise a CRLF may have lost its half
         assert again.body == opening(again) + behind(whole, cursor)
 
 

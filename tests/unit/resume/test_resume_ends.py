@@ -1,4 +1,4 @@
-"""How streams end, and what a client gets that comes back behind the end, or to none at all."""
+"""The ends of streams, and the response to a client that reconnects after them or to no stream."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def marks(*, marked: bool, **overrides: Any) -> dict[str, Any]:
 both = pytest.mark.parametrize("marked", [True, False], ids=["marked", "unmarked"])
 
 
-# What an end says
+# The ids of an end
 
 
 @both
@@ -132,7 +132,7 @@ async def test_a_client_that_missed_the_cap_gets_its_end_from_the_log(*, marked:
     assert json.loads(again.events[-1].data)["reason"] == "duration_cap"
 
 
-# An end that the app tells itself
+# An end event of the app
 
 
 OWN_END = b"event: complete\ndata: mine\n\n"
@@ -157,7 +157,7 @@ async def test_after_the_apps_own_end_a_marked_stream_is_over_and_any_other_star
         assert id_of(again, 0) != id_of(whole, 0)
 
 
-# What is not known
+# Unknown streams
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -392,7 +392,7 @@ async def test_a_producer_that_is_cancelled_while_its_client_blocks_us_is_lost()
     async with opened(app) as first:
         await first.until_count(1, "message")
         first.block()
-        await asyncio.sleep(6)  # a heartbeat waits
+        await asyncio.sleep(6)  # a heartbeat is pending
     how = {"route": "unmatched", "family": "eventsource", "outcome": "aborted"}
     assert value(registry, "sse_streams_total", **how) == 1
     lost = await resume(app, id_of(first, 0))
@@ -405,7 +405,7 @@ async def test_a_producer_that_is_cancelled_while_its_client_blocks_us_is_lost()
         assert again.names == ["reset", "message"]
 
 
-# Where nothing is kept
+# Streams that are not kept
 
 
 async def test_nothing_is_resumed_and_ids_stay_if_no_events_are_kept() -> None:

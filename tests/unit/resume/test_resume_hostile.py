@@ -1,4 +1,4 @@
-"""Whoever may not read a stream cannot tell it from one that never was, whatever they send."""
+"""A client that may not read a stream cannot distinguish it from one that never existed."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ THIRD = "YW5vdGhlcmFub3RoZXJhbg-1"
 
 
 async def diary(scope: Scope, receive: Receive, send: Send) -> None:
-    """Write what is private to Ann, and the same public words to all others."""
+    """Write private words to Ann, and the same public words to all others."""
     await receive()
     await send(stream_start([(b"x-words", b"all"), (b"set-cookie", b"a=1")]))
     words = b"private" if ANN in scope["headers"] and scope["path"] == "/a" else b"public"
@@ -64,7 +64,7 @@ async def diary(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def shape(exchange: Exchange, asked: str = OTHER) -> list[Any]:
-    """Return all that can be seen of an answer, but for what is random or was asked for."""
+    """Return the visible parts of a response, except random values and those of the request."""
     told = repr([message for _, message in exchange.messages]).replace(asked, "ASKED")
     told = re.sub(r"[A-Za-z0-9_-]{22}-(\d+)", r"SECRET-\1", told)
     told = re.sub(r"[0-9a-f]{32}", "DIGEST", told)
@@ -242,6 +242,7 @@ async def test_a_refused_resume_looks_like_an_unknown_stream(*, allows: bool) ->
         Counting(2, pause=0),
         authorize_resume=lambda _scope, _info: allows,
         expires_at=lambda _scope: None if allows else 1.0,
+        cap_action="complete",
     )
     whole = await read(app)
     refused = await resume(app, id_of(whole, 1))
@@ -253,7 +254,7 @@ async def test_a_refused_resume_looks_like_an_unknown_stream(*, allows: bool) ->
 async def test_as_much_is_asked_about_a_stranger_whether_a_stream_is_there_or_not(
     attack: Attack,
 ) -> None:
-    """What an app does to find out who asks takes its time, and would tell."""
+    """An app takes time to identify a client, and that time must not show."""
     asked: list[str] = []
 
     def identify(scope: Scope) -> str:
@@ -315,7 +316,7 @@ async def test_a_cursor_of_another_route_opens_nothing_by_a_name_of_the_same_own
         assert (await resume(kept, id_of(first, 1), path="/live")).status == 204
 
 
-# Anything at all
+# Arbitrary requests
 
 
 cursors = st.builds(

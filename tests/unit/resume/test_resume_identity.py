@@ -1,4 +1,4 @@
-"""Whose a stream is: only who was told to be its owner at the opening can come back to it."""
+"""The owner of a stream: only the identity that opened it can resume it."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ Pair = tuple[bytes, bytes]
 
 
 def user(scope: Scope) -> str | None:
-    """Tell whose a request is."""
+    """Return the user of a request."""
     return dict(scope["headers"]).get(b"x-user", b"").decode() or None
 
 
@@ -46,7 +46,7 @@ def cookie(value: str) -> Pair:
 async def assert_owned(
     app: Any, owner: list[Pair], same: list[list[Pair]], others: list[list[Pair]]
 ) -> None:
-    """See that only `same` can come back to what `owner` has opened."""
+    """Check that only `same` can resume the stream that `owner` has opened."""
     whole = await read(app, *owner)
     for headers in same:
         again = await resume(app, id_of(whole, 2), *headers)
@@ -171,7 +171,7 @@ async def test_nothing_is_kept_or_resumed_if_identify_fails(
     assert "identify(scope) has failed" in caplog.text
 
 
-# Who has the last word
+# Precedence
 
 
 async def yes_later(scope: Scope, info: LogInfo) -> bool:
@@ -258,11 +258,11 @@ async def test_the_operator_is_not_asked_about_a_post_with_another_body() -> Non
     assert asked == ["POST"]
 
 
-# When credentials end
+# The expiry of credentials
 
 
 def wall_time() -> float:
-    """Tell the time of day by the clock of the loop."""
+    """Return the time of day by the clock of the loop."""
     return 1_800_000_000 + asyncio.get_running_loop().time()
 
 
@@ -272,7 +272,7 @@ def _wall(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def token(scope: Scope) -> float | None:
-    """Tell when the token of a request ends."""
+    """Return the time at which the token of a request expires."""
     value = dict(scope["headers"]).get(b"x-expires")
     return None if value is None else float(value)
 

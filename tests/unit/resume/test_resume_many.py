@@ -1,4 +1,4 @@
-"""Thousands of short streams whose clients leave, come back or do not: nothing of them is left."""
+"""Nothing is left of thousands of short streams, with clients that leave and may reconnect."""
 
 import asyncio
 import random
@@ -35,7 +35,7 @@ WAYS = ["reads", "leaves", "refuses", "returns", "vanishes", "cancelled", "ends"
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Count, with a pause behind each number, and listen like the more careful apps."""
+    """Count, with a pause after each number, and listen for a disconnect."""
     await receive()
     left = asyncio.ensure_future(receive())
     try:
@@ -54,7 +54,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def one(kept: SSEMiddleware, way: str, dice: random.Random) -> list[str]:
-    """Live one life of a client and return what it has read, as far as that was whole."""
+    """Act as one client and return the whole events that it has read."""
     first = Exchange(http_scope(path=f"/{way}", headers=EVENTSOURCE))
     async with running(kept, first):
         assert first.task is not None
@@ -82,7 +82,7 @@ async def one(kept: SSEMiddleware, way: str, dice: random.Random) -> list[str]:
 
 
 async def live(kept: SSEMiddleware, count: int, seed: int) -> None:
-    """Live `count` lives, many of them at once, and see that each has got what it should."""
+    """Run `count` clients, many at once, and check the events of each."""
     dice = random.Random(seed)
     for begin in range(0, count, 200):
         ways = [WAYS[number % len(WAYS)] for number in range(begin, min(count, begin + 200))]
@@ -98,7 +98,7 @@ def timers(loop: Any) -> set[asyncio.TimerHandle]:
 
 
 async def leave_nothing(count: int, **options: Any) -> None:
-    others = living(*OURS)  # of tests before, whose failures are still to be told
+    others = living(*OURS)  # objects of earlier tests, kept in the tracebacks of failures
     before = asyncio.all_tasks()
     loop: Any = asyncio.get_running_loop()
     timers_before = timers(loop)
@@ -115,7 +115,7 @@ async def leave_nothing(count: int, **options: Any) -> None:
     assert value(registry, "sse_streams_active") == 0
     shared = current_timers()
     assert (shared._buckets, shared._tick_targets, list(shared._due)) == ({}, [], [])
-    assert len(timers(loop) - timers_before) <= 1  # of the loop's timers, for no stream
+    assert len(timers(loop) - timers_before) <= 1  # loop timers that belong to no stream
     await asyncio.sleep(60)
     assert timers(loop) - timers_before == set()
     known = {id(thing) for thing in others}

@@ -1,4 +1,4 @@
-"""Streams that are followed by name: after a reload, from another device, without a cursor."""
+"""Streams that are followed by name: after a reload, from another device, without an event id."""
 
 import asyncio
 import json
@@ -37,12 +37,12 @@ BOB = (b"x-user", b"bob")
 
 
 def user(scope: Scope) -> str | None:
-    """Tell whose a request is."""
+    """Return the user of a request."""
     return dict(scope["headers"]).get(b"x-user", b"").decode() or None
 
 
 def chats(counting: Counting, *, marked: bool = False) -> Starlette:
-    """Return an app whose chats have a stream each, and the endpoint that follows it."""
+    """Return an app with one stream for each chat, and the endpoint that follows it."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         current_stream().name(f"chat:{scope['path_params']['chat']}")

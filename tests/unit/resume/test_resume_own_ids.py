@@ -1,4 +1,4 @@
-"""Apps that number their events themselves: theirs are the ids, and the resuming, unless marked."""
+"""Apps that set their own ids: they resume their streams themselves, unless these are marked."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Numbering:
-    """An app that numbers its events from one on, or behind the number that it is handed."""
+    """An app that numbers its events from one, or from the number after the one it receives."""
 
     def __init__(self, count: int = 5, *, pause: float = 1.0) -> None:
         self.handed: list[str | None] = []
@@ -160,7 +160,7 @@ async def test_an_app_that_starts_to_set_ids_without_a_reader_continues_until_it
     assert ends[0] - gone < 5 + 16
 
 
-# An app that numbers its events and lets us keep them
+# An app that numbers its events, which we keep
 
 
 async def test_an_app_that_keeps_nothing_is_resumed_by_its_own_ids() -> None:
@@ -298,7 +298,7 @@ async def test_a_failure_to_compute_the_key_prevents_a_resume_but_no_response(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def key(scope: Scope) -> str:
-        return str(scope["path_params"]["job"])  # which routing has not found yet
+        return str(scope["path_params"]["job"])  # routing has not set it yet
 
     app = resumable(Numbering(3), **keyed(key))
     again = await resume(app, "2")

@@ -1,4 +1,4 @@
-"""What a POST began: a GET resumes it, and a POST only with the same body."""
+"""The stream of a POST: a GET resumes it, and a POST does only with the same body."""
 
 from typing import Any
 
@@ -49,7 +49,7 @@ async def test_a_get_resumes_the_stream_of_a_post() -> None:
 
 
 async def test_a_get_without_an_origin_resumes_a_public_post_with_one() -> None:
-    # A browser says the origin of a page with each POST, and not with a GET of the same origin.
+    # A browser sends the origin with each POST, and not with a GET of the same origin.
     app = resumable(Counting(5, headers={"access-control-allow-origin": "*"}))
     origin = (b"origin", b"https://a.example")
     whole = await handle(app, method="POST", headers=[*NAMED, origin], body=b"{}")
@@ -164,7 +164,7 @@ async def test_an_unread_body_is_still_available_to_an_app_that_runs_again() -> 
     exchange = Chunked(http_scope(method="POST", headers=back(id_of(whole, 2))), b"2", b"3")
     async with running(app, exchange):
         await exchange.until_count(2, "message")
-        exchange.disconnect()  # which the app hears behind the body that we have read before
+        exchange.disconnect()  # the app receives it after the body, which we have read before
         assert exchange.task is not None
         await exchange.task
     assert counting.bodies == [b"1", b"23"]

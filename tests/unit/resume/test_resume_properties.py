@@ -1,4 +1,4 @@
-"""Whatever an app writes, and wherever its client is cut off: each event once, in order."""
+"""For any bytes of an app and any cut of its client, each event arrives once, in order."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ cuts = st.lists(
 
 
 class SlowExchange(Exchange):
-    """A server whose every write takes some turns of the loop."""
+    """A server with writes that each take some turns of the loop."""
 
     async def send(self, message: Message) -> None:
         await asyncio.sleep(0)
@@ -64,12 +64,12 @@ def pieces(draw: st.DrawFn) -> list[Piece]:
 
 
 class Client:
-    """An `EventSource` and its page, which throws away what it has at a `reset`.
+    """An `EventSource` and its page, which discards its events at a `reset`.
 
     Attributes:
         has: the events of the app that the page has.
-        resets: how often it had to begin anew.
-        done: whether it was told the end.
+        resets: how often it had to start again.
+        done: whether it has received the end.
     """
 
     def __init__(self) -> None:
@@ -100,13 +100,13 @@ class Client:
 
 
 def expected(told: list[Piece]) -> list[Got]:
-    """Return what a page gets of an app's pieces that is never cut off."""
+    """Return the events that a page without a cut gets from an app's pieces."""
     events = EventParser().feed(b"".join(chunk for chunk, _ in told))
     return [(number, event.event, event.data) for number, event in enumerate(events, 1)]
 
 
 async def read(app: SSEMiddleware, client: Client, places: list[Cut], kind: type[Exchange]) -> None:
-    """Read an answer over as many connections as it takes, and cut the first ones."""
+    """Read a response over as many connections as necessary, and cut the first ones."""
     remaining = iter(places)
     tasks: list[asyncio.Task[Any]] = []
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""Where the store is out of reach: a client is let go in a way that brings it back."""
+"""If the store is unreachable, a client is disconnected such that it reconnects."""
 
 import asyncio
 import logging
@@ -31,11 +31,11 @@ pytestmark = pytest.mark.anyio
 
 
 class FailingStore(MemoryStore):
-    """A store that is out of reach for what a test says.
+    """A store with methods that fail on demand.
 
     Attributes:
         down: the methods that fail.
-        after_batches: how many batches `follow` gives before it does.
+        after_batches: how many batches `follow` yields before it fails.
     """
 
     def __init__(self, *down: str, after_batches: int = 0) -> None:
@@ -71,7 +71,7 @@ class FailingStore(MemoryStore):
 
 
 def assert_told_to_come_back(exchange: Exchange, event_id: str) -> None:
-    """See that an `EventSource` would come back soon with the cursor that it has."""
+    """Check that an `EventSource` would reconnect soon with its event id."""
     assert exchange.status == 200
     assert exchange.headers[b"content-type"].startswith(b"text/event-stream")
     assert exchange.headers[b"cache-control"] == b"no-store"

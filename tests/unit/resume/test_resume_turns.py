@@ -23,7 +23,7 @@ TURNS = 60
 
 
 class TurningStore(MemoryStore):
-    """A store that lets the loop turn wherever it may, and takes note of who follows."""
+    """A store that yields to the loop at every call, and records its readers."""
 
     def __init__(self) -> None:
         super().__init__(ttl=TTL, clock=asyncio.get_running_loop().time)
@@ -53,12 +53,12 @@ class TurningStore(MemoryStore):
             await log.aclose()
 
     def states(self) -> list[LogState]:
-        """Return how its logs are."""
+        """Return the states of its logs."""
         return [log.snapshot().state for log in self._logs.values()]
 
 
 class SlowExchange(Exchange):
-    """A server whose every call takes some turns of the loop."""
+    """A server with calls that each take some turns of the loop."""
 
     async def send(self, message: Message) -> None:
         await asyncio.sleep(0)
@@ -112,7 +112,7 @@ async def later(scope: Scope, info: LogInfo) -> bool:
 
 
 class World:
-    """A middleware in front of an app, of which nothing may be left."""
+    """A middleware around an app; nothing of a request may be left in it."""
 
     def __init__(self, app: ASGIApp, **options: Any) -> None:
         self.registry = CollectorRegistry()
@@ -129,7 +129,7 @@ class World:
         )
 
     async def is_empty(self) -> None:
-        """See that nothing runs, is counted or kept any more, now or when its time is over."""
+        """Check that nothing runs, is counted or kept, now and after the ttl."""
         await turns(5)
         assert asyncio.all_tasks() == self.before
         assert LogState.RUNNING not in self.store.states()
@@ -160,8 +160,8 @@ async def at_each_turn(try_at: Callable[[int], Awaitable[bool]], *, limit: int =
     """Try at each turn until a request has ended before it was cancelled.
 
     Args:
-        try_at: tries at a turn and tells whether the request had ended by then.
-        limit: at which turn to give up, for requests that do not end.
+        try_at: tries at a turn and returns whether the request had ended by then.
+        limit: the last turn to try, for requests that do not end.
     """
     for turn in range(limit):
         if await try_at(turn):

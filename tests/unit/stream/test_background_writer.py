@@ -33,7 +33,7 @@ async def test_a_write_comes_in_the_very_next_turn_of_the_loop() -> None:
         writer.write_soon(author)
         await asyncio.sleep(0)
         if number == 1:
-            await turns()  # the first one has to come to work
+            await turns()  # the task has to start
         await asyncio.sleep(0)
         assert author.written == number
 
@@ -220,4 +220,4 @@ async def test_the_task_has_an_empty_context() -> None:
     if sys.version_info >= (3, 12):
         assert WHO not in task.get_context()
     else:
-        assert task.get_name()  # there is no way to ask
+        assert task.get_name()  # the task is not accessible

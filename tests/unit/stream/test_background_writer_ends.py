@@ -22,7 +22,7 @@ def cancel_tasks_of(author: Author) -> None:
 
 
 def eager() -> None:
-    """Let tasks begin at once, as some apps have it."""
+    """Start tasks eagerly, as some apps do."""
     if sys.version_info >= (3, 12):
         asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
     else:
@@ -160,7 +160,7 @@ def test_the_end_of_its_loop_takes_it_along_in_silence(caplog: pytest.LogCapture
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-# Coming and going
+# Streams that join and leave
 
 
 async def test_there_is_no_task_before_the_first_request() -> None:
@@ -243,7 +243,7 @@ async def test_an_unreferenced_writer_is_not_collected_while_a_write_waits() -> 
     assert author.written == 1
 
 
-# Tasks that begin at once
+# Eager tasks
 
 
 async def test_eager_tasks_write_in_order_and_keep_their_task_and_context() -> None:

@@ -35,7 +35,7 @@ from tests.support.batching import (
 pytestmark = pytest.mark.anyio
 
 
-# What leaves at once
+# Events that leave at once
 
 
 @both
@@ -91,7 +91,7 @@ async def test_the_response_start_leaves_before_its_send_returns(headers: Header
     await served(behave, headers)
 
 
-# What leaves together
+# Events that leave together
 
 
 @both
@@ -145,7 +145,7 @@ async def test_a_large_burst_leaves_in_messages_of_16_kib(headers: Headers) -> N
         first, *middle, rest = map(len, bodies(exchange)[before:])
         assert first < 1100
         assert len(middle) >= 5
-        with_ids = (1 << 14) + 17 * 40  # what the app has written is counted, without our lines
+        with_ids = (1 << 14) + 17 * 40  # the bytes of the app count, without our lines
         assert all(1 << 14 <= size < with_ids + 1100 for size in middle)
         assert rest < with_ids + 1100
 
@@ -183,7 +183,7 @@ async def test_an_eventsource_receives_the_end_in_one_message_with_all_held_even
         before = len(exchange.messages)
         await burst(send, 1, 6)
         await send(last(b"data: 6\n\n"))
-        # Ours lets the loop turn before it tells of an end, and so the scribe may come first.
+        # Our app yields before it reports an end, so the background writer may be first.
         assert len(exchange.messages) <= before + 3
 
     exchange = await served(behave, EVENTSOURCE)
@@ -206,7 +206,7 @@ async def test_the_whole_of_a_short_response_leaves_in_order(headers: Headers) -
     assert_whole(exchange, 5)
 
 
-# How long it is held
+# The time for which events are held
 
 
 @both
@@ -426,7 +426,7 @@ async def test_a_heartbeat_that_comes_due_inside_a_burst_leaves_with_it() -> Non
         await open_stream(send)
         for number in range(1, 101):
             await send(event(number))
-            virtual_loop().pass_time(0.1)  # the loop does not turn meanwhile
+            virtual_loop().pass_time(0.1)  # the loop does not run in this time
 
     exchange = await served(behave, EVENTSOURCE, heartbeat_interval=1)
     assert exchange.names.count("heartbeat") in {8, 9}

@@ -70,7 +70,7 @@ async def test_a_blocked_stream_delays_no_other_and_continues_later(
 
 
 def tasks_of_writes(app: ASGIApp, pairs: list[tuple[object, object]]) -> ASGIApp:
-    """Return a middleware that notes in which task each write begins, and in which it ends."""
+    """Return a middleware that records the tasks in which each write begins and ends."""
 
     async def outer(scope: Scope, receive: Receive, send: Send) -> None:
         async def sending(message: Message) -> None:
@@ -123,7 +123,7 @@ async def test_an_app_that_floods_a_client_that_does_not_read_is_stopped_in_time
     headers: Headers, size: int, pause: float | None
 ) -> None:
     total = max(30, 100_000 // size)
-    in_memory: list[int] = []  # what the app got rid of, and the server was not yet asked to send
+    in_memory: list[int] = []  # written by the app, and not yet passed to the server
     handed_on: list[bytes] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -188,7 +188,7 @@ async def test_several_tasks_that_flood_a_blocked_client_are_all_stopped(headers
     assert_whole(exchange, 500)
 
 
-# Handlers that hold the loop; these tests need the real time of a real loop
+# Handlers that block the loop; these tests need the real time of a real loop
 
 
 def loop_factories() -> Iterator[Any]:

@@ -154,7 +154,8 @@ async def test_a_message_that_waits_at_the_cap_never_follows_the_end(
         await waiting
         await asyncio.sleep(3600)
 
-    exchange = await served(behave, headers, stream_max_seconds=3, batch=batch)
+    capped: dict[str, Any] = {"stream_max_seconds": 3, "cap_action": "complete"}
+    exchange = await served(behave, headers, batch=batch, **capped)
     assert numbers(exchange)[:3] == [1, 2, 3]
     assert exchange.overlaps == 0
     ends = [m.get("more_body") is False for _, m in exchange.messages]

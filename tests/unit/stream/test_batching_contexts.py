@@ -44,7 +44,7 @@ LEAK: ContextVar[str] = ContextVar("leak", default="clean")
 
 
 def looking(app: ASGIApp, seen: dict[str, set[str]]) -> ASGIApp:
-    """Return a middleware that sets a variable for its request, and looks at it in each write."""
+    """Return a middleware that sets a variable for its request, and reads it in each write."""
 
     async def outer(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -76,7 +76,7 @@ async def test_every_write_of_many_streams_sees_the_context_of_its_own_request(
         await asyncio.sleep(2.5)  # heartbeats
         await burst(send, 4, 7)
         if scope["path"].endswith("1"):
-            await asyncio.sleep(3600)  # till the cap ends it
+            await asyncio.sleep(3600)  # until the cap ends it
         if scope["path"].endswith("2"):
             raise ValueError
         await burst(send, 7, 9)
@@ -128,7 +128,7 @@ async def test_held_events_see_what_an_outer_middleware_has_set_at_the_response_
     assert set(seen) == {"set at the start"}
 
 
-# Middlewares outside of us that need the current task
+# Outer middlewares that need the current task
 
 
 class Passing(BaseHTTPMiddleware):
@@ -137,7 +137,7 @@ class Passing(BaseHTTPMiddleware):
 
 
 def within(guard: Callable[[], Any], *, pause: float = 0.001) -> Callable[[ASGIApp], ASGIApp]:
-    """Return a middleware that does each write within `guard()`, behind a pause."""
+    """Return a middleware that does each write within `guard()`, after a pause."""
 
     def around(app: ASGIApp) -> ASGIApp:
         async def outer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -226,7 +226,7 @@ async def test_a_time_out_around_a_background_write_shows_at_the_apps_next_send(
 
     async with nothing_left_behind():
         exchange = Exchange(http_scope(headers=headers))
-        wrapped = within(guard, pause=0)(SSEMiddleware(app))
+        wrapped = within(guard, pause=0)(SSEMiddleware(app, linger_seconds=0))
         began = virtual_loop().time()
         with pytest.raises(TimeoutError):
             await wrapped(exchange.scope, exchange.receive, exchange.send)

@@ -89,7 +89,9 @@ async def test_held_events_leave_if_the_app_is_cancelled(headers: Headers, wait:
             await asyncio.wait([exchange.task])
             assert exchange.task.cancelled() or not wait
     assert_whole(exchange, 5)
-    assert exchange.ended == (headers == EVENTSOURCE and bool(wait))  # who reads ends, gets one
+    assert exchange.ended == (
+        headers == EVENTSOURCE and bool(wait)
+    )  # a client that reads end events gets one
 
 
 @both
@@ -103,7 +105,7 @@ async def test_held_events_leave_before_the_end_at_the_cap(headers: Headers) -> 
         await asyncio.sleep(10)
 
     async with nothing_left_behind():
-        exchange = await served(behave, headers, stream_max_seconds=3)
+        exchange = await served(behave, headers, stream_max_seconds=3, cap_action="complete")
     assert_whole(exchange, 5)
     assert exchange.names[-1] == ("complete" if headers else "message")
     assert exchange.ended is bool(headers)
@@ -123,7 +125,7 @@ async def test_events_held_by_a_blocked_write_leave_before_the_end_at_the_cap(
 
     async with nothing_left_behind():
         exchange = Exchange(http_scope(headers=headers))
-        app = middleware(behave, exchange, stream_max_seconds=3)
+        app = middleware(behave, exchange, stream_max_seconds=3, cap_action="complete")
         async with running(app, exchange):
             await asyncio.sleep(3.5)
             exchange.unblock()
@@ -185,7 +187,7 @@ async def test_events_that_a_blocked_client_does_not_read_in_time_are_discarded(
             await asyncio.wait([exchange.task])
     exchange.unblock()
     await asyncio.sleep(20)
-    assert_whole(exchange, 1)  # no event behind a gap, and none when the app has left
+    assert_whole(exchange, 1)  # no event after a gap, and none after the app has left
     assert not exchange.ended
 
 
@@ -225,7 +227,7 @@ async def test_a_client_that_has_left_without_reading_gets_nothing_that_was_held
 
     async with nothing_left_behind():
         exchange = Exchange(http_scope(headers=headers))
-        async with running(SSEMiddleware(app), exchange):
+        async with running(SSEMiddleware(app, linger_seconds=0), exchange):
             assert exchange.task is not None
             began = virtual_loop().time()
             await exchange.task
@@ -254,7 +256,7 @@ async def test_a_send_returns_if_the_client_leaves_with_much_to_be_written(
         await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
 
 
-# Behind the last stream
+# After the last stream
 
 
 @both

@@ -1,4 +1,7 @@
-"""An error of the server in a background write reaches the app at its next send."""
+"""An error of the server in a background write reaches the app at its next send.
+
+The streams of this file do not linger: a stream that lingers hides the errors of its server.
+"""
 
 import asyncio
 from contextlib import suppress
@@ -45,7 +48,9 @@ async def test_an_error_of_a_background_write_shows_at_the_apps_next_send(header
     exchange = Exchange(http_scope(headers=headers))
     async with nothing_left_behind(collect=True):
         with pytest.raises(ConnectionResetError) as caught:
-            await middleware(behave, exchange)(exchange.scope, exchange.receive, exchange.send)
+            await middleware(behave, exchange, linger_seconds=0)(
+                exchange.scope, exchange.receive, exchange.send
+            )
     assert caught.value is refusal
     assert refusal.__context__ is None
     assert raised[0] is refusal
@@ -70,7 +75,9 @@ async def test_an_error_of_a_background_write_shows_at_any_next_message_of_the_a
 
     exchange = Exchange(http_scope(headers=headers))
     with pytest.raises(ConnectionResetError):
-        await middleware(behave, exchange)(exchange.scope, exchange.receive, exchange.send)
+        await middleware(behave, exchange, linger_seconds=0)(
+            exchange.scope, exchange.receive, exchange.send
+        )
     assert_whole(exchange, 1)
     assert not exchange.ended
 
@@ -129,7 +136,9 @@ async def test_a_background_write_error_is_raised_from_a_send_that_waits_for_it(
 
     async with nothing_left_behind():
         exchange = Failing(http_scope(headers=headers))
-        await middleware(behave, exchange)(exchange.scope, exchange.receive, exchange.send)
+        await middleware(behave, exchange, linger_seconds=0)(
+            exchange.scope, exchange.receive, exchange.send
+        )
     ((number, error),) = raised
     assert error is refusal
     assert number < 30  # there it waited for the client
@@ -167,7 +176,7 @@ async def test_an_error_of_a_direct_write_is_raised_from_that_very_send_and_we_w
 
     async with nothing_left_behind():
         exchange = Counting(http_scope(headers=headers))
-        app = middleware(behave, exchange, heartbeat_interval=1, batch=batch)
+        app = middleware(behave, exchange, heartbeat_interval=1, batch=batch, linger_seconds=0)
         await app(exchange.scope, exchange.receive, exchange.send)
     assert_whole(exchange, 1)
 
@@ -190,6 +199,8 @@ async def test_there_is_no_gap_after_a_background_write_that_the_server_cancels(
         await send(last())
 
     exchange = Cancelling(http_scope(headers=headers))
-    with suppress(Exception):  # it may well be told
-        await middleware(behave, exchange)(exchange.scope, exchange.receive, exchange.send)
+    with suppress(Exception):  # it may receive the end
+        await middleware(behave, exchange, linger_seconds=0)(
+            exchange.scope, exchange.receive, exchange.send
+        )
     assert_whole(exchange, 1)

@@ -1,4 +1,4 @@
-"""A client that reads nothing holds its app back, but not those who follow what the app writes."""
+"""A client that reads nothing blocks its app, but not the clients that follow the stream."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -38,7 +38,7 @@ async def bare(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def timed(scope: Scope, receive: Receive, send: Send) -> None:
-    """Put a time limit around each write, and look at its own cancellations behind it."""
+    """Put a time limit around each write, and check its cancellations afterwards."""
     task = asyncio.current_task()
     assert task is not None
     await send(stream_start())
@@ -51,7 +51,7 @@ async def timed(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def in_bursts(scope: Scope, receive: Receive, send: Send) -> None:
-    """Write more than is held, so that the app waits for the scribe."""
+    """Write more than is held, so that the app waits for the background writer."""
     await send(stream_start())
     for number in range(1, 31):
         await send(body(b"data: %d\n\n: %b\n\n" % (number, b"x" * 9000)))
@@ -191,7 +191,7 @@ async def test_a_failure_of_an_app_that_was_freed_is_reported() -> None:
 
 
 async def test_an_app_that_writes_by_a_task_of_its_own_keeps_its_blocked_client() -> None:
-    """Whoever else writes cannot be freed; nobody is cancelled in its stead."""
+    """Another task that writes cannot be freed; no task is cancelled in its place."""
 
     async def numbers() -> AsyncIterator[int]:
         for number in range(1, 6):
@@ -231,7 +231,7 @@ async def test_an_app_that_writes_by_a_task_of_its_own_keeps_its_blocked_client(
 
 
 async def gone_by(exchange: Exchange) -> float:
-    """Return how long behind its next write an app is told that its client is gone."""
+    """Return the time from the next write of an app to its disconnect."""
     assert exchange.task is not None
     began = asyncio.get_running_loop().time()
     await asyncio.gather(exchange.task, return_exceptions=True)

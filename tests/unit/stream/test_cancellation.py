@@ -1,4 +1,4 @@
-"""How clients go away, and how many apps may go on without one."""
+"""How clients disconnect, and how many apps may continue without one."""
 
 import asyncio
 from pathlib import Path
@@ -32,7 +32,7 @@ from tests.support.resuming import (
 pytestmark = pytest.mark.anyio
 
 
-# How a client goes away
+# How a client disconnects
 
 
 async def test_a_server_that_refuses_a_write_has_no_effect_while_the_app_lingers() -> None:
@@ -122,7 +122,7 @@ async def test_a_write_that_was_blocked_when_the_client_left_is_in_the_log() -> 
         await asyncio.sleep(3)
         held = first.last_event_id
         first.refusal = OSError("gone")
-        first.unblock()  # as a server does that has lost the connection
+        first.unblock()  # a server does so after it has lost the connection
         again = await resume(app, held)
     assert texts(again)[:3] == ["3", "4", "5"]
     assert texts(again)[-1] == "8"
@@ -204,7 +204,7 @@ async def test_of_too_many_lingering_streams_the_oldest_expires() -> None:
             async with left(kept, 1, path="/3"):
                 assert value(registry, "sse_lingering_streams") == 2
                 assert [len(each.heard) for each in apps] == [1, 0, 0, 0]
-                reader.disconnect()  # it waits again now, and is the youngest
+                reader.disconnect()  # it lingers again, and is the youngest
                 await asyncio.sleep(0.01)
                 assert [len(each.heard) for each in apps] == [1, 0, 1, 0]
                 assert value(registry, "sse_lingering_streams") == 2

@@ -28,9 +28,12 @@ from tests.support.middleware import data_of, eventsource, plain
 
 pytestmark = pytest.mark.anyio
 
+COMPLETE: dict[str, Any] = {"cap_action": "complete", "stream_max_seconds": 3}
+"""The cap ends the stream. By default it ends only the connection: see `test_rotate`."""
+
 
 class Tracker:
-    """An app that tells how it was left."""
+    """Record when and how an app was left."""
 
     def __init__(self) -> None:
         self.left_at: float | None = None
@@ -68,7 +71,7 @@ async def test_the_cap_ends_a_stream_and_the_app_that_does_not_listen(behave: An
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await behave(tracker, send)
 
-    exchange = await eventsource(app, stream_max_seconds=3, heartbeat_interval=None)
+    exchange = await eventsource(app, heartbeat_interval=None, **COMPLETE)
     opened = exchange.messages[0][0]
     assert exchange.names[-1] == "complete"
     assert data_of(exchange, "complete")["reason"] == "duration_cap"
@@ -85,7 +88,7 @@ async def test_a_flooding_app_cannot_keep_heartbeats_away() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await flooding(tracker, send)
 
-    exchange = await eventsource(app, stream_max_seconds=3, heartbeat_interval=1)
+    exchange = await eventsource(app, heartbeat_interval=1, **COMPLETE)
     assert exchange.names.count("heartbeat") == 2
 
 
@@ -101,7 +104,7 @@ async def test_the_cap_holds_for_a_client_that_reads_nothing() -> None:
         finally:
             tracker.leave("finally")
 
-    wrapped = SSEMiddleware(app, stream_max_seconds=3)
+    wrapped = SSEMiddleware(app, **COMPLETE)
     async with running(wrapped, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         await exchange.until("message")
         exchange.block()
@@ -115,7 +118,7 @@ async def test_the_cap_holds_for_a_client_that_reads_nothing() -> None:
 
 
 async def test_the_cap_holds_for_a_final_write_that_is_blocked() -> None:
-    app = SSEMiddleware(stream_of(b"data: x\n\n", pause=1), stream_max_seconds=3)
+    app = SSEMiddleware(stream_of(b"data: x\n\n", pause=1), **COMPLETE)
     async with running(app, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         await exchange.until("message")
         exchange.block()
@@ -125,7 +128,7 @@ async def test_the_cap_holds_for_a_final_write_that_is_blocked() -> None:
 
 
 async def test_a_client_that_reads_on_within_the_grace_still_gets_its_end() -> None:
-    app = SSEMiddleware(stream_of(*[b"data: x\n\n"] * 50, pause=0.1), stream_max_seconds=3)
+    app = SSEMiddleware(stream_of(*[b"data: x\n\n"] * 50, pause=0.1), **COMPLETE)
     async with running(app, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         await exchange.until("message")
         exchange.block()
@@ -149,7 +152,7 @@ async def test_an_app_that_listens_receives_the_cap_as_a_disconnect_and_is_not_c
         assert await receive() == {"type": "http.disconnect"}
         tracker.leave("background")
 
-    exchange = await eventsource(app, stream_max_seconds=3)
+    exchange = await eventsource(app, **COMPLETE)
     assert exchange.names[-1] == "complete"
     assert tracker.left_by == "background"
 
@@ -168,7 +171,7 @@ async def test_an_app_that_receives_the_cap_and_continues_to_write_is_cancelled(
         finally:
             tracker.leave("finally")
 
-    exchange = await eventsource(app, stream_max_seconds=3)
+    exchange = await eventsource(app, **COMPLETE)
     assert exchange.names[-1] == "complete"
     assert b"late" not in exchange.body
     assert tracker.left_at is not None
@@ -186,7 +189,7 @@ async def test_an_app_that_answers_its_cancellation_slowly_is_left_to_its_cleani
             await asyncio.sleep(10)
             tracker.leave("clean")
 
-    await eventsource(app, stream_max_seconds=3)
+    await eventsource(app, **COMPLETE)
     assert tracker.left_by == "clean"
 
 
@@ -198,7 +201,7 @@ async def test_our_cancellation_never_leaks_out_of_the_middleware() -> None:
 
     task = asyncio.current_task()
     assert task is not None
-    await eventsource(swallowing, stream_max_seconds=1)
+    await eventsource(swallowing, stream_max_seconds=1, cap_action="complete")
     assert task.cancelling() == 0
     await asyncio.sleep(1)
 
@@ -211,7 +214,7 @@ async def test_a_cancellation_from_outside_is_never_taken_for_ours() -> None:
         finally:
             await asyncio.sleep(5)
 
-    wrapped = SSEMiddleware(app, stream_max_seconds=1)
+    wrapped = SSEMiddleware(app, stream_max_seconds=1, cap_action="complete")
     async with running(wrapped, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         assert exchange.task is not None
         await asyncio.sleep(3)
@@ -227,7 +230,7 @@ async def test_an_unset_cap_leaves_plain_streams_alone() -> None:
 
 
 async def test_a_set_cap_ends_a_plain_stream_uncleanly() -> None:
-    exchange = await plain(stream_of(b"data: x\n\n", pause=2), stream_max_seconds=3)
+    exchange = await plain(stream_of(b"data: x\n\n", pause=2), **COMPLETE)
     assert exchange.body == b"data: x\n\n"
     assert not exchange.ended
 
@@ -247,7 +250,7 @@ async def test_the_first_cap_on_each_route_is_a_warning_that_names_the_variable(
         return StreamingResponse(events(), media_type="text/event-stream")
 
     routes = [Route("/a/{id}", one), Route("/b", other)]
-    app = SSEMiddleware(Starlette(routes=routes), stream_max_seconds=1)
+    app = SSEMiddleware(Starlette(routes=routes), stream_max_seconds=1, cap_action="complete")
     for path in ("/a/1", "/a/2", "/b"):
         await handle(app, path=path, headers=EVENTSOURCE)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]

@@ -1,8 +1,8 @@
-"""A handler's own view of its stream, and the one log record that remains of it."""
+"""A handler's view of its stream, and the one log record of the stream."""
 
 import asyncio
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -30,7 +30,10 @@ def records(caplog: pytest.LogCaptureFixture) -> list[Any]:
     ]
 
 
-async def test_a_handler_knows_its_stream_before_and_while_it_streams() -> None:
+@pytest.mark.parametrize(("action", "remaining"), [("complete", 58), ("rotate", None)])
+async def test_a_handler_knows_its_stream_before_and_while_it_streams(
+    action: Literal["complete", "rotate"], remaining: float | None
+) -> None:
     seen: list[object] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,12 +45,12 @@ async def test_a_handler_knows_its_stream_before_and_while_it_streams() -> None:
         seen.append(stream.remaining_seconds)
         await send(body(b"", more=False))
 
-    exchange = await handle(SSEMiddleware(app), headers=EVENTSOURCE)
+    exchange = await handle(SSEMiddleware(app, cap_action=action), headers=EVENTSOURCE)
     assert seen == [
         exchange.headers[b"x-stream-id"].decode(),
         exchange.headers[b"x-trace-id"].decode(),
         None,
-        58,
+        remaining,
     ]
 
 
@@ -107,7 +110,11 @@ async def leaving(scope: Scope, receive: Receive, send: Send) -> None:
     ("app", "options", "outcome"),
     [
         (stream_of(b"data: x\n\n"), {}, "finished"),
-        (stream_of(b"data: x\n\n", pause=9), {"stream_max_seconds": 5}, "duration_cap"),
+        (
+            stream_of(b"data: x\n\n", pause=9),
+            {"stream_max_seconds": 5, "cap_action": "complete"},
+            "duration_cap",
+        ),
         (raising, {}, "error"),
         (leaving, {}, "incomplete"),
     ],

@@ -1,4 +1,4 @@
-"""When the server ends, streams end in time and say so, and who comes meanwhile comes back."""
+"""When the server ends, streams end in time with the reason, and new clients reconnect later."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class SharedStore(MemoryStore):
-    """A memory that other workers are said to share."""
+    """A memory store that is declared as shared with other workers."""
 
     is_shared = True
 
@@ -63,7 +63,7 @@ def now() -> float:
 
 @asynccontextmanager
 async def draining() -> AsyncIterator[asyncio.Task[None]]:
-    """Begin to drain, as a signal does, and wait until that is over."""
+    """Begin to drain, as a signal does, and wait for the end of the drain."""
     task = asyncio.ensure_future(drain())
     await asyncio.sleep(0.001)
     try:
@@ -318,7 +318,7 @@ async def test_a_short_drain_brings_clients_back_within_it() -> None:
         assert 250 <= exchange.retry <= 500
 
 
-# Who comes meanwhile
+# Requests during the drain
 
 
 async def _answered(scope: Scope, receive: Receive, send: Send) -> None:
@@ -327,7 +327,7 @@ async def _answered(scope: Scope, receive: Receive, send: Send) -> None:
 
 @asynccontextmanager
 async def ending() -> AsyncIterator[None]:
-    """Begin to drain and keep it so, without a stream to wait for."""
+    """Begin to drain without a stream, and remain in this state."""
     await drain()
     yield
 
@@ -427,7 +427,7 @@ class Server:
     """A server's handler of signals.
 
     Attributes:
-        heard: the signals that it was told of.
+        heard: the signals that it has received.
     """
 
     def __init__(self) -> None:
@@ -459,7 +459,7 @@ async def test_a_signal_reaches_the_streams_and_then_the_server(
         await exchange.until_count(2, "message")
         signal.raise_signal(number)
         assert server.heard == [number]
-        assert vars(signal.getsignal(number))["__self__"] is server  # as sse-starlette looks for it
+        assert vars(signal.getsignal(number))["__self__"] is server  # sse-starlette looks for it so
         began = now()
         await exchange.until_end()
         assert now() - began == pytest.approx(DRAIN, abs=0.05)
@@ -492,7 +492,7 @@ async def test_signals_that_no_server_handles_are_left_alone() -> None:
 
 
 def test_streams_of_another_thread_are_drained_from_here() -> None:
-    """A server in a thread hears of no signal; `drain()` is called in whatever loop there is."""
+    """A server in a thread receives no signal, so `drain()` is called in any other loop."""
     ready = threading.Event()
     app = SSEMiddleware(deaf, registry=CollectorRegistry(), drain_seconds=0.2)
     exchange = Exchange(http_scope(headers=EVENTSOURCE))
@@ -505,9 +505,9 @@ def test_streams_of_another_thread_are_drained_from_here() -> None:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    assert ready.wait(5)
+    assert ready.wait(60)
     asyncio.run(drain())
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
     assert exchange.ended
     assert json.loads(exchange.events[-1].data)["reason"] == "shutdown"

@@ -108,7 +108,7 @@ async def test_an_oserror_of_the_server_reaches_the_app_unchanged() -> None:
 
     exchange = Exchange(http_scope(headers=EVENTSOURCE))
     with pytest.raises(ConnectionResetError):
-        await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
+        await SSEMiddleware(app, linger_seconds=0)(exchange.scope, exchange.receive, exchange.send)
     assert caught == [refusal]
 
 
@@ -181,7 +181,8 @@ async def test_a_background_task_runs_after_the_cap_as_after_a_disconnect() -> N
         finally:
             log.append("finally")
 
-    app = starlette_app(events, log=log, background=True, stream_max_seconds=2)
+    capped: dict[str, Any] = {"stream_max_seconds": 2, "cap_action": "complete"}
+    app = starlette_app(events, log=log, background=True, **capped)
     exchange = await handle(app, headers=EVENTSOURCE)
     assert data_of(exchange, "complete")["reason"] == "duration_cap"
     assert log == ["finally", "background"]
@@ -198,7 +199,7 @@ async def test_an_app_that_polls_sees_its_client_and_then_the_disconnect() -> No
             await send(body(b"data: x\n\n"))
             await asyncio.sleep(1)
 
-    wrapped = SSEMiddleware(app, stream_max_seconds=None)
+    wrapped = SSEMiddleware(app, stream_max_seconds=None, linger_seconds=0)
     async with running(wrapped, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         await asyncio.sleep(4.5)
         exchange.disconnect()

@@ -1,4 +1,4 @@
-"""While nobody reads: the app goes on for a while and does not know, and then it hears."""
+"""Linger: without a reader the app continues for a time, and then it is disconnected."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ from tests.support.resuming import (
 pytestmark = pytest.mark.anyio
 
 
-# What the app hears, and when
+# The disconnect of the app
 
 
 @pytest.mark.parametrize("listeners", [1, 3])
@@ -158,7 +158,9 @@ async def test_the_app_sees_a_known_disconnect_when_its_linger_expires() -> None
         await receive()
         await send(stream_start())
         await send(body(b"data: 1\n\n"))
-        await asyncio.sleep(12)  # without listening; we do from the first heartbeat on
+        await asyncio.sleep(
+            12
+        )  # without listening; the middleware listens from the first heartbeat
         for _ in range(2):
             assert (await receive())["type"] == "http.disconnect"
             heard.append(now())
@@ -247,7 +249,7 @@ async def test_an_app_inside_a_base_http_middleware_lingers_too() -> None:
     assert endless.ends == ["cancelled"]
 
 
-# Who comes back
+# Clients that resume
 
 
 async def test_a_resume_in_time_has_no_gap_and_does_not_disconnect_the_app() -> None:
@@ -346,7 +348,7 @@ async def test_a_resume_at_the_moment_of_expiry_gets_the_stream_or_its_end() -> 
             assert texts(again) == counted(1, 40)
 
 
-# What ends meanwhile
+# Streams that end while they linger
 
 
 async def test_a_stream_that_ends_while_it_lingers_is_kept_for_the_ttl() -> None:

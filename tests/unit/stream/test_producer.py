@@ -1,4 +1,4 @@
-"""The producer alone: what leaves together, when a write waits, and when it must not."""
+"""The producer by itself: when events share a message, and when a write may wait."""
 
 import asyncio
 
@@ -41,7 +41,7 @@ def new_producer(sent: list[Message]) -> Producer:
 
 async def test_a_stream_with_a_late_timer_is_called_once() -> None:
     producer, timers = new_producer([]), current_timers()
-    # As where its app has written, and set its timer anew, while it stood in line to be woken.
+    # Its app has written and set a new timer while the call of the old one was pending.
     producer.on_timer(timers.clock() + 1)
     assert sum(producer in targets for targets in timers._buckets.values()) == 1
     await producer.aclose(1, "finished")
@@ -49,7 +49,7 @@ async def test_a_stream_with_a_late_timer_is_called_once() -> None:
 
 
 def turns(producer: Producer) -> int:
-    """Write an event as an app does, and count how often the write gives way."""
+    """Write an event as an app does, and count how often the write yields."""
     write = producer.write(body_message(b"data: x\n\n"))
     count = 0
     while True:

@@ -1,4 +1,4 @@
-"""At the cap a connection may end while the stream goes on, so that an endless feed lives."""
+"""At the cap a connection may end while the stream continues, so an endless feed has no end."""
 
 import asyncio
 import json
@@ -47,10 +47,10 @@ def now() -> float:
 
 
 class StrictExchange(Exchange):
-    """A server that refuses what comes behind the end of a response, as servers do.
+    """A server that rejects messages after the end of a response, as servers do.
 
     Attributes:
-        late: what it has refused.
+        late: the messages that it has rejected.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -66,12 +66,12 @@ class StrictExchange(Exchange):
             self.on_ended()
 
     def on_ended(self) -> None:
-        """Say what a server says to an app that listens behind its end."""
+        """Return the message that a server sends to an app that listens after its end."""
         self.disconnect()  # "or after the response has been completed" (ASGI, Disconnect)
 
 
 class QuietExchange(StrictExchange):
-    """A server that is slow to say that a connection has ended."""
+    """A server that is slow to report the end of a connection."""
 
     def on_ended(self) -> None:
         pass
@@ -88,7 +88,7 @@ async def strictly(
 
 
 async def deaf(scope: Scope, receive: Receive, send: Send) -> None:
-    """Count, a number a second, and ask for nothing."""
+    """Count, a number a second, without listening."""
     await send(stream_start())
     for number in range(1, 31):
         await send(body(b"data: %d\n\n" % number))
@@ -338,7 +338,7 @@ async def test_the_app_is_not_disconnected_if_only_a_connection_ends() -> None:
     assert told == [None] * 10
 
 
-# Where nothing is kept, the app hears of the end
+# Without kept events, the end disconnects the app
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ async def test_without_a_linger_the_cap_disconnects_the_app_and_the_client_start
     assert (await resume(app, first.last_event_id)).names[0] == "reset"
 
 
-# Which streams rotate
+# Streams that rotate
 
 
 @pytest.mark.parametrize(
@@ -420,9 +420,8 @@ async def test_without_a_linger_the_cap_disconnects_the_app_and_the_client_start
     ],
 )
 async def test_unmarked_streams_rotate_and_marked_ones_complete_unless_it_is_set(
-    action: str | None, last: str, monkeypatch: pytest.MonkeyPatch, *, marked: bool
+    action: str | None, last: str, *, marked: bool
 ) -> None:
-    monkeypatch.delenv("SSE_CAP_ACTION")
     options: dict[str, Any] = {"stream_max_seconds": 2.5}
     if action is not None:
         options["cap_action"] = action

@@ -1,4 +1,4 @@
-"""The drain that begins because hypercorn waits for its connections, and what depends on its names.
+"""The drain begins when hypercorn waits for its connections, which depends on names of hypercorn.
 
 hypercorn reports no signal to its apps. The drain begins when its main coroutine waits in
 `asyncio.Server.wait_closed`; both are found by their names, which may change.

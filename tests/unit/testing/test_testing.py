@@ -1,4 +1,4 @@
-"""What users test with: the in-process client, the clock, and the page that tells of them."""
+"""The public test tools: the in-process client, the clock, and their page in the docs."""
 
 import asyncio
 import re

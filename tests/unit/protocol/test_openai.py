@@ -1,0 +1,78 @@
+"""The OpenAI dialect: which events are chunks, and the ends that SDKs parse."""
+
+import json
+from typing import Any
+
+import pytest
+
+from sse_middleware import EventParser
+from sse_middleware.protocol import openai
+
+CHUNK: dict[str, Any] = {
+    "id": "c",
+    "object": "chat.completion.chunk",
+    "created": 1,
+    "model": "m",
+    "choices": [{"index": 0, "delta": {"content": "a"}}, {"index": 1, "delta": {}}],
+}
+
+
+def end(data: bytes) -> dict[str, Any]:
+    """Return the data of the event before the one that ends a stream."""
+    event, done = EventParser().feed(data)
+    assert done.data == "[DONE]"
+    return dict(json.loads(event.data))
+
+
+def test_a_chunk_is_parsed() -> None:
+    assert openai.parse_chunk(json.dumps(CHUNK).encode()) == CHUNK
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b'{"object":"chat.completion"}',
+        b'"chat.completion.chunk"',
+        b'["chat.completion.chunk"]',
+        b'{"model":"chat.completion.chunk"}',
+        b"chat.completion.chunk {",
+        b'{"object":"chat.completion.chunk\xff"}',
+    ],
+)
+def test_other_data_is_no_chunk(data: bytes) -> None:
+    assert openai.parse_chunk(data) is None
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize(("shutdown", "code"), [(False, "internal_error"), (True, "shutdown")])
+def test_an_error_ends_the_stream(line_end: bytes, *, shutdown: bool, code: str) -> None:
+    data = openai.error_end(line_end, shutdown=shutdown)
+    error = end(data)["error"]
+    assert error.keys() == {"type", "code", "message", "param"}
+    assert (error["code"], error["param"]) == (code, None)
+    assert data.count(line_end * 2) == 2
+
+
+@pytest.mark.parametrize(
+    ("choices", "indexes"),
+    [
+        ([{"index": 0}, {"index": 1}], [0, 1]),
+        ([{}, "no choice", {"index": 2}], [0, 2]),
+        ([], [0]),
+        ("no list", [0]),
+        (None, [0]),
+    ],
+)
+def test_a_completion_that_is_cut_short_ends_each_of_its_choices(
+    choices: object, indexes: list[int]
+) -> None:
+    assert end(openai.length_end({**CHUNK, "choices": choices}, b"\n")) == {
+        **CHUNK,
+        "choices": [{"index": index, "delta": {}, "finish_reason": "length"} for index in indexes],
+    }
+
+
+def test_a_completion_without_a_first_chunk_ends_too() -> None:
+    assert end(openai.length_end({}, b"\n"))["choices"][0]["finish_reason"] == "length"
