@@ -63,9 +63,8 @@ class Producer(TimedSender):
     async def open(self, start: Message, data: bytes) -> None:
         """Send the response start at once; the preamble follows with the first event, or soon."""
         await self._send_as_app(start, 0)
-        self.app_context = (
-            contextvars.copy_context()
-        )  # includes values that outer middlewares have set
+        # Copied again: outer middlewares may have set variables in their `send`.
+        self.app_context = contextvars.copy_context()
         if data:
             self._enqueue(data)
 

@@ -220,7 +220,7 @@ class Sender:
         finally:
             self._write_queue = tuple(other for other in self._write_queue if other is not ticket)
             self._notify_write_done()
-            self._write_in_background()  # if this write was cancelled
+            self._write_in_background()  # in case no write of the app follows
 
     async def _wait_for_write_done(self) -> None:
         if self._write_done is None:
