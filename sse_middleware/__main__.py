@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def listing(environ: Mapping[str, str]) -> str:
-    """Return a line for each setting: its variable, its value, and who has set it."""
+    """Return a line for each setting: its variable, its value, and the source of the value."""
     options = Options.from_environ(environ)
     rows = [
         (
@@ -47,8 +47,8 @@ def listing(environ: Mapping[str, str]) -> str:
 def markdown() -> str:
     """Return the table of all settings, as docs/settings.md has it."""
     rows = [
-        "| variable | argument | default | allowed | |",
-        "|---|---|---|---|---|",
+        "| variable | argument | mark | default | allowed | meaning |",
+        "|---|---|---|---|---|---|",
     ]
     for name, setting in SETTINGS.items():
         default = shown(getattr(Options(), name))
@@ -56,6 +56,7 @@ def markdown() -> str:
         cells = (
             f"`{setting.env}`{legacy}",
             f"`{name}`",
+            "yes" if setting.per_endpoint else "no",
             f"`{default}`" if default else "empty",
             setting.allowed,
             setting.meaning,

@@ -86,14 +86,14 @@ class Deadlines:
             self._interval = terms.heartbeat_interval
         self._written_at = 0.0  # when bytes that are not counted as events were sent last
 
-    def start(self, now: float, *, age: float, ends_in: float | None, is_reader: bool) -> None:
+    def start(self, now: float, *, age: float, ends_in: float | None, ends_with_log: bool) -> None:
         """Start the stream, or a connection that resumes it.
 
         Args:
             now: the time of the response start.
             age: the age of the stream at that time.
             ends_in: the time after which the client may no longer read, whatever the terms are.
-            is_reader: whether the end of the stream comes from a log.
+            ends_with_log: whether the end of the stream comes from a log.
         """
         self.record.opened_at = now - age
         self._heartbeat_at = self._aligned(now + self._interval)
@@ -102,7 +102,7 @@ class Deadlines:
         if max_seconds is not None:
             self._ends_at = max_seconds + (now if rotates else self.record.opened_at)
         # The log ends the stream of a reader, also if its producer is lost.
-        self._cap_at = math.inf if is_reader and not rotates else self._ends_at
+        self._cap_at = math.inf if ends_with_log and not rotates else self._ends_at
         if ends_in is not None and now + ends_in < self._cap_at:
             self._ends_at = self._cap_at = now + ends_in
 

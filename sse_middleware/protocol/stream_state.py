@@ -70,7 +70,7 @@ class StreamState(Intake):
             ends_in: the time after which the client may no longer read, whatever the terms are.
         """
         self._epoch = epoch
-        self.start(now, age=age, ends_in=ends_in, is_reader=resumed)
+        self.start(now, age=age, ends_in=ends_in, ends_with_log=resumed)
         if self.client_kind is not ClientKind.EVENTSOURCE:
             return b""
         is_new = not resumed and event_id is None

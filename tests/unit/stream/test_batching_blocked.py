@@ -10,6 +10,7 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
+from sse_middleware.stream.timers import LONGEST_TICK_SECONDS
 from tests.support.asgi import Exchange, http_scope, running, stream_start
 from tests.support.batching import (
     App,
@@ -221,11 +222,12 @@ def test_each_event_of_a_handler_that_blocks_leaves_by_its_next_send_and_the_fir
     left: list[int] = []
 
     async def behave(exchange: Exchange, send: Send) -> None:
-        await open_stream(send)
+        await send(stream_start())
+        await asyncio.sleep(2 * LONGEST_TICK_SECONDS)  # a busy machine has longer ticks
         for number in range(1, 6):
             await send(event(number))
             left.append(len(numbers(exchange)))
-            time.sleep(0.02)  # noqa: ASYNC251 - this is what such a handler does
+            time.sleep(2 * LONGEST_TICK_SECONDS)  # noqa: ASYNC251 - such a handler does so
 
     assert_whole(really_served(loop_factory, behave, headers), 5)
     assert left[0] == 1
@@ -244,7 +246,7 @@ def test_events_of_a_handler_that_blocks_after_the_response_start_leave_too(
         for number in range(1, 8, 2):
             await burst(send, number, number + 2)
             left.append(len(numbers(exchange)))
-            time.sleep(0.02)  # noqa: ASYNC251
+            time.sleep(2 * LONGEST_TICK_SECONDS)  # noqa: ASYNC251
 
     assert_whole(really_served(loop_factory, behave, headers), 8)
     assert all(count >= 2 * number for number, count in enumerate(left))
@@ -260,7 +262,7 @@ def test_without_batching_each_event_of_a_handler_that_blocks_leaves_at_once(
         for number in range(1, 4):
             await send(event(number))
             assert numbers(exchange)[-1] == number
-            time.sleep(0.02)  # noqa: ASYNC251
+            time.sleep(2 * LONGEST_TICK_SECONDS)  # noqa: ASYNC251
 
     assert_whole(really_served(loop_factory, behave, headers, batch=False), 3)
 
