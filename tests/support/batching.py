@@ -84,9 +84,9 @@ async def open_stream(send: Send) -> None:
     await asyncio.sleep(PAUSE)
 
 
-async def burst(send: Send, first: int, behind: int, *, size: int = 0) -> None:
-    """Send the events from `first` to the one before `behind`, without a pause."""
-    for number in range(first, behind):
+async def burst(send: Send, first: int, stop: int, *, size: int = 0) -> None:
+    """Send the events from `first` to the one before `stop`, without a pause."""
+    for number in range(first, stop):
         await send(event(number, size=size))
 
 
@@ -117,17 +117,17 @@ def virtual_loop() -> VirtualClockLoop:
 
 
 @asynccontextmanager
-async def nothing_left_behind(*, collect: bool = False) -> AsyncIterator[None]:
+async def nothing_left(*, collect: bool = False) -> AsyncIterator[None]:
     """See that what runs in here leaves no task, and nothing to the loop's exception handler."""
-    told: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
     before = asyncio.all_tasks()
     yield
-    await turns(3)  # the scribe goes home in the turn behind the last stream
+    await turns(3)  # the scribe goes home in the turn stop the last stream
     assert asyncio.all_tasks() - before == set()
     if collect:  # this takes its time
         gc.collect()
-    assert told == []
+    assert reported == []
 
 
 OPTIONS: list[dict[str, Any]] = [

@@ -168,8 +168,8 @@ async def test_an_eventsource_gets_start_ids_and_complete() -> None:
 
 async def test_the_start_event_has_the_values_of_the_headers() -> None:
     exchange = await eventsource(stream_of(), stream_max_seconds=7, heartbeat_interval=0.5)
-    told = data_of(exchange, "start")
-    assert told == {
+    data = data_of(exchange, "start")
+    assert data == {
         "stream_id": exchange.headers[b"x-stream-id"].decode(),
         "trace_id": exchange.headers[b"x-trace-id"].decode(),
         "max_duration": 7,
@@ -354,7 +354,7 @@ async def test_the_trace_id_is_in_the_scope_the_context_and_every_control_event(
     assert seen == ["abc.DEF-1_2"] * 2
     assert exchange.headers[b"x-trace-id"] == b"abc.DEF-1_2"
     ours = [json.loads(e.data) for e in exchange.events if e.event != "message"]
-    assert {told["trace_id"] for told in ours} == {"abc.DEF-1_2"}
+    assert {data["trace_id"] for data in ours} == {"abc.DEF-1_2"}
     assert len(ours) == 4
     assert current_trace_id() is None
 

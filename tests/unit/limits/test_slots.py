@@ -116,8 +116,8 @@ def test_the_client_with_most_streams_is_evicted_and_one_with_a_single_stream_is
 def test_a_client_without_end_events_is_evicted_only_if_any_may_be() -> None:
     slots = SlotPool(2, 2)
     plain, _ = taken(slots, "a", reads_end=False)
-    told, _ = taken(slots, "a")
-    assert slots.oldest("a", any_kind=False) is told
+    notified, _ = taken(slots, "a")
+    assert slots.oldest("a", any_kind=False) is notified
     assert slots.oldest("a", any_kind=True) is plain
     reserved = SlotPool(2, 2)
     reserved.take("a", reads_end=True)

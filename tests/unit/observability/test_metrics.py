@@ -82,9 +82,9 @@ async def test_a_live_stream_is_counted_as_it_goes() -> None:
         for seconds in (15.5, 10):
             await asyncio.sleep(seconds)
             assert value(registry, "sse_streams_active") == 1
-            told = value(registry, "sse_events_total", route="unmatched")
+            counted = value(registry, "sse_events_total", route="unmatched")
             now = asyncio.get_running_loop().time() - began
-            assert now - 16 <= told <= now
+            assert now - 16 <= counted <= now
     assert value(registry, "sse_streams_active") == 0
 
 

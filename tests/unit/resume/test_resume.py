@@ -499,7 +499,7 @@ async def test_a_reader_that_leaves_an_endless_stream_is_reported_as_disconnecte
             assert again.task is not None
             await again.task
         (record,) = caplog.records
-        told: Any = record
-        assert (told.outcome, told.disconnects, told.resumed_after) == ("disconnected", 1, 1)
+        logged: Any = record
+        assert (logged.outcome, logged.disconnects, logged.resumed_after) == ("disconnected", 1, 1)
         assert value(registry, "sse_streams_active") == 1
         assert value(registry, "sse_disconnects_total") == 1

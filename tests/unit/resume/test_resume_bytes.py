@@ -95,8 +95,8 @@ async def test_a_resume_before_an_event_too_long_to_keep_is_notified_of_the_gap(
     whole = await read(app)
     again = await resume(app, id_of(whole, 1))
     assert again.names == ["reset", "message", "message", "complete"]
-    told = json.loads(again.events[0].data)
-    assert (told["reason"], told["resumed"]) == ("truncated", True)
+    data = json.loads(again.events[0].data)
+    assert (data["reason"], data["resumed"]) == ("truncated", True)
     assert texts(again) == ["3", "4"]
     assert again.events[0].id == id_of(whole, 2)
     assert texts(await resume(app, id_of(whole, 3))) == ["4"]

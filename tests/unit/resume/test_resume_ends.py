@@ -167,8 +167,8 @@ async def test_a_client_of_an_unknown_stream_gets_a_reset_and_a_new_response(met
     again = await handle(app, headers=back(UNKNOWN), method=method)
     reset = again.events[0]
     assert reset.event == "reset"
-    told = json.loads(reset.data)
-    assert told == {
+    data = json.loads(reset.data)
+    assert data == {
         "reason": "gone",
         "stream_id": again.headers[b"x-stream-id"].decode(),
         "trace_id": again.headers[b"x-trace-id"].decode(),
@@ -321,9 +321,9 @@ async def test_a_client_that_missed_the_failure_of_the_app_is_notified(*, marked
     assert json.loads(again.events[-1].data)["error"]["code"] == "internal_error"
     assert b"secret" not in again.body
     assert again.last_event_id == f"{id_of(first, 2)}.cut"
-    async with returning(app, again.last_event_id) as anew:
-        await anew.until_end()
-    assert anew.names == ["reset", "message", "message", "error"]
+    async with returning(app, again.last_event_id) as fresh:
+        await fresh.until_end()
+    assert fresh.names == ["reset", "message", "message", "error"]
 
 
 async def test_a_reader_receives_the_failure_of_the_app_at_once() -> None:

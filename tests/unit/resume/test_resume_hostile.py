@@ -42,12 +42,12 @@ pytestmark = pytest.mark.anyio
 
 Pair = tuple[bytes, bytes]
 Attack = Callable[[str], dict[str, Any]]
-"""What is asked with a cursor: the keys of a scope."""
+"""The keys of a scope with an event id."""
 
 ANN = (b"authorization", b"Bearer ann")
 BOB = (b"authorization", b"Bearer bob")
 OTHER = "Zm9vYmFyYmF6cXV4MTIzNA"
-"""Such as a secret of ours, of nobody's."""
+"""A valid secret that belongs to no stream."""
 THIRD = "YW5vdGhlcmFub3RoZXJhbg-1"
 
 
@@ -65,11 +65,11 @@ async def diary(scope: Scope, receive: Receive, send: Send) -> None:
 
 def shape(exchange: Exchange, asked: str = OTHER) -> list[Any]:
     """Return the visible parts of a response, except random values and those of the request."""
-    told = repr([message for _, message in exchange.messages]).replace(asked, "ASKED")
-    told = re.sub(r"[A-Za-z0-9_-]{22}-(\d+)", r"SECRET-\1", told)
-    told = re.sub(r"[0-9a-f]{32}", "DIGEST", told)
-    told = re.sub(r'"duration":[\d.]+', "DURATION", told)
-    return [told, exchange.names, exchange.receives, exchange.ended]
+    shown = repr([message for _, message in exchange.messages]).replace(asked, "ASKED")
+    shown = re.sub(r"[A-Za-z0-9_-]{22}-(\d+)", r"SECRET-\1", shown)
+    shown = re.sub(r"[0-9a-f]{32}", "DIGEST", shown)
+    shown = re.sub(r'"duration":[\d.]+', "DURATION", shown)
+    return [shown, exchange.names, exchange.receives, exchange.ended]
 
 
 def header(cursor: str) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def two_headers(cursor: str) -> dict[str, Any]:
     return {"headers": header(cursor)["headers"] * 2}
 
 
-def behind_another(cursor: str) -> dict[str, Any]:
+def after_another(cursor: str) -> dict[str, Any]:
     return {"headers": [*header(THIRD)["headers"], *header(cursor)["headers"]]}
 
 
@@ -129,7 +129,7 @@ ATTACKS: list[Attack] = [
     query,
     both_places,
     two_headers,
-    behind_another,
+    after_another,
     before_another,
     in_a_list,
     huge_query,
@@ -470,9 +470,9 @@ async def test_a_secret_stands_in_the_stream_and_nowhere_else(
         store.down = False
         exchanges.append(await handle(kept, **by_cancel(held)))
         exchanges.append(await handle(kept, **by_cancel(UNKNOWN)))
-        async with returning(kept, id_of(failing, 1), path="/fails") as anew:
-            exchanges.append(anew)
-            await anew.until_end()
+        async with returning(kept, id_of(failing, 1), path="/fails") as fresh:
+            exchanges.append(fresh)
+            await fresh.until_end()
     await asyncio.sleep(100)
     assert len(caplog.records) > 50
     for exchange in (first, failing):
@@ -480,8 +480,8 @@ async def test_a_secret_stands_in_the_stream_and_nowhere_else(
         assert re.fullmatch(r"[A-Za-z0-9_-]{22}", secret)
         assert secret not in caplog.text
         for other in exchanges:
-            told = b"".join(name + value for name, value in other.start["headers"])
-            assert secret.encode() not in told
+            shown = b"".join(name + value for name, value in other.start["headers"])
+            assert secret.encode() not in shown
     assert UNKNOWN[:22] not in caplog.text
 
 

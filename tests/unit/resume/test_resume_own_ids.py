@@ -83,10 +83,10 @@ async def test_an_app_that_numbers_its_events_is_handed_the_clients_id_and_resum
 
 @pytest.mark.parametrize("held", ["3", "a b", "ä", "1-2", "{x}", "A" * 22 + "-03", "0"])
 async def test_a_client_keeps_the_id_of_the_app_until_the_app_sets_another_one(held: str) -> None:
-    heard: list[bytes | None] = []
+    received: list[bytes | None] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        heard.append(dict(scope["headers"]).get(b"last-event-id"))
+        received.append(dict(scope["headers"]).get(b"last-event-id"))
         await send(stream_start())
         await asyncio.sleep(12)
         await send(body(b"id: 9\ndata: x\n\n"))
@@ -98,7 +98,7 @@ async def test_a_client_keeps_the_id_of_the_app_until_the_app_sets_another_one(h
         assert again.last_event_id == held
         await again.until_end()
         assert again.last_event_id == "9"
-    assert heard == [held.encode()]
+    assert received == [held.encode()]
 
 
 async def test_none_of_the_events_of_such_an_app_are_kept() -> None:

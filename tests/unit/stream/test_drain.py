@@ -427,15 +427,15 @@ class Server:
     """A server's handler of signals.
 
     Attributes:
-        heard: the signals that it has received.
+        received: the signals that it has received.
     """
 
     def __init__(self) -> None:
-        self.heard: list[int] = []
+        self.received: list[int] = []
         self.should_exit = False
 
     def handle_exit(self, number: int, _: object) -> None:
-        self.heard.append(number)
+        self.received.append(number)
 
 
 @pytest.fixture
@@ -458,7 +458,7 @@ async def test_a_signal_reaches_the_streams_and_then_the_server(
     async with opened(resumable(Counting(1000))) as exchange:
         await exchange.until_count(2, "message")
         signal.raise_signal(number)
-        assert server.heard == [number]
+        assert server.received == [number]
         assert vars(signal.getsignal(number))["__self__"] is server  # sse-starlette looks for it so
         began = now()
         await exchange.until_end()
@@ -482,7 +482,7 @@ async def test_a_second_signal_ends_at_once(server: Server, monkeypatch: Any) ->
         await exchange.until_end()
         assert now() - began < 0.1
         assert_shut_down(exchange)
-    assert len(server.heard) == 3
+    assert len(server.received) == 3
 
 
 async def test_signals_that_no_server_handles_are_left_alone() -> None:

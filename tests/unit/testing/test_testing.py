@@ -136,17 +136,17 @@ async def test_writes_that_overlap_are_counted() -> None:
 
 
 async def test_a_request_has_its_body_and_the_given_scope_values() -> None:
-    heard: list[Any] = []
+    received: list[Any] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        heard.extend((scope["method"], scope["query_string"], scope["extra"], await receive()))
+        received.extend((scope["method"], scope["query_string"], scope["extra"], await receive()))
         await stream_of()(scope, receive, send)
 
     exchange = await handle(
         app, method="POST", path="/ä", query_string=b"a=1", extra=1, body=b"{}", headers=[]
     )
     request = {"type": "http.request", "body": b"{}", "more_body": False}
-    assert heard == ["POST", b"a=1", 1, request]
+    assert received == ["POST", b"a=1", 1, request]
     assert exchange.ended
     assert exchange.receives == 1
     assert exchange.scope["raw_path"] == "/ä".encode()
