@@ -65,7 +65,7 @@ async def test_of_a_hundred_at_once_exactly_the_limit_is_admitted() -> None:
     assert answers.count(MANY) == 93
 
 
-async def test_without_a_limit_nothing_is_asked() -> None:
+async def test_without_a_limit_there_is_no_check() -> None:
     app = SSEMiddleware(endless(), trusted_proxies=("10.0.0.1",), limit_action="reject")
     assert app._admission is None
 

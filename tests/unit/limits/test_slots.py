@@ -86,7 +86,7 @@ def test_a_lingering_stream_holds_no_slot_and_takes_one_again_without_a_check() 
 
 
 @pytest.mark.parametrize(("elsewhere", "expected"), [(0, [1, 0]), (1, [1, 1]), (9, [1, 1])])
-def test_streams_that_wait_go_oldest_first_until_their_client_has_its_share(
+def test_lingering_streams_are_evicted_oldest_first_until_the_client_is_within_its_share(
     elsewhere: int, expected: list[int]
 ) -> None:
     slots = SlotPool(None, 2)

@@ -123,7 +123,7 @@ def is_usual(block: bytes) -> bool:
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.sampled_from(CHUNKS), min_size=1, max_size=8).map(b"".join))
-def test_only_usual_events_are_counted_without_being_looked_at(chunk: bytes) -> None:
+def test_only_usual_events_are_counted_without_being_parsed(chunk: bytes) -> None:
     count = Splitter(1 << 20).count_usual(chunk)
     *blocks, rest = chunk.split(b"\n\n")
     usual = rest == b"" and b"\r" not in chunk and all(map(is_usual, blocks))

@@ -80,7 +80,7 @@ async def test_a_trace_id_in_the_data_stays_that_of_the_first_request() -> None:
     assert again.body == opening(again) + behind(whole, id_of(whole, 1))
 
 
-async def test_the_names_of_our_events_have_their_prefix_in_a_resumed_answer_too() -> None:
+async def test_the_names_of_our_events_have_their_prefix_in_a_resumed_response_too() -> None:
     app = resumable(stream_of(b"data: 1\n\n", pause=6), event_prefix="sse.")
     async with left(app, 1) as first:
         again = await resume(app, first.last_event_id)

@@ -237,7 +237,7 @@ async def test_a_secret_with_one_letter_changed_opens_nothing(at: int) -> None:
 
 
 @pytest.mark.parametrize("allows", [True, False])
-async def test_a_refused_resume_looks_like_an_unknown_stream(*, allows: bool) -> None:
+async def test_a_rejected_resume_looks_like_an_unknown_stream(*, allows: bool) -> None:
     app = resumable(
         Counting(2, pause=0),
         authorize_resume=lambda _scope, _info: allows,
@@ -251,7 +251,7 @@ async def test_a_refused_resume_looks_like_an_unknown_stream(*, allows: bool) ->
 
 
 @pytest.mark.parametrize("attack", [header, query, by_post, by_delete, by_cancel])
-async def test_as_much_is_asked_about_a_stranger_whether_a_stream_is_there_or_not(
+async def test_a_foreign_client_causes_the_same_checks_with_and_without_a_stream(
     attack: Attack,
 ) -> None:
     """An app takes time to identify a client, and that time must not show."""
@@ -273,7 +273,7 @@ async def test_as_much_is_asked_about_a_stranger_whether_a_stream_is_there_or_no
             assert counts[0] == counts[1] >= 1
 
 
-async def test_a_stream_by_name_looks_to_a_stranger_like_none() -> None:
+async def test_a_stream_by_name_looks_to_another_client_like_none() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/live":
             await resume_endpoint("x")(scope, receive, send)
@@ -303,7 +303,7 @@ async def test_a_stream_by_name_looks_to_a_stranger_like_none() -> None:
                 assert stolen.status == 204
 
 
-async def test_a_cursor_of_another_route_opens_nothing_by_a_name_of_the_same_owner() -> None:
+async def test_an_event_id_of_another_route_gives_no_access_by_a_name_of_the_same_owner() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/live":
             await resume_endpoint("x")(scope, receive, send)
@@ -372,9 +372,7 @@ def test_no_id_and_no_query_can_break_a_request(
 
 @given(headers=st.lists(values, min_size=1, max_size=2), query_string=queries)
 @settings(max_examples=100, deadline=None)
-def test_no_id_and_no_query_opens_a_stream_but_its_own_cursor(
-    headers: list[bytes], query_string: bytes
-) -> None:
+def test_only_its_own_event_id_opens_a_stream(headers: list[bytes], query_string: bytes) -> None:
     async def request() -> tuple[Exchange, Exchange]:
         app = resumable(Counting(2))
         async with opened(app) as victim:
@@ -420,7 +418,7 @@ def test_any_position_in_a_clients_own_stream_is_answered(seq: int, *, ended: bo
 # Secrets
 
 
-async def test_a_secret_stands_in_the_stream_and_nowhere_else(
+async def test_a_secret_is_in_the_stream_and_nowhere_else(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Shaky(MemoryStore):

@@ -58,7 +58,7 @@ async def test_a_get_without_an_origin_resumes_a_public_post_with_one() -> None:
 
 @pytest.mark.parametrize("first", [[b"{}"], [b"{", b"", b"}"]], ids=str)
 @pytest.mark.parametrize("again", [[b"{}"], [b"{", b"}"], [b"", b"{}", b""]], ids=str)
-async def test_a_post_resumes_with_the_same_body_however_it_is_cut(
+async def test_a_post_resumes_with_the_same_body_in_any_chunks(
     first: list[bytes], again: list[bytes]
 ) -> None:
     counting = Counting(5)
@@ -144,7 +144,7 @@ async def test_a_body_that_is_cut_off_resumes_nothing() -> None:
     assert received == ["http.request", "http.disconnect"]
 
 
-async def test_an_app_that_answers_before_it_has_read_the_body_is_resumed_by_a_get_only() -> None:
+async def test_an_app_that_responds_before_it_has_read_the_body_is_resumed_by_a_get_only() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         await receive()

@@ -104,7 +104,7 @@ async def test_a_client_retries_with_its_own_event_id_if_the_store_fails(
     assert len(counting.scopes) == 1
 
 
-async def test_a_cursor_of_the_query_is_kept_too() -> None:
+async def test_an_event_id_in_the_query_is_kept_too() -> None:
     store = FailingStore("find")
     event_id = "B" * 22 + "-7"
     query = f"lastEventId={event_id}".encode()

@@ -234,7 +234,7 @@ async def test_a_lingering_stream_cancelled_at_any_turn_leaves_nothing(
 
 @each_kind
 @once_or_more
-async def test_a_stream_that_is_given_up_and_cancelled_at_any_turn_leaves_nothing(
+async def test_a_stream_that_expires_and_is_cancelled_at_any_turn_leaves_nothing(
     kind: type[Exchange], *, often: bool
 ) -> None:
     async def endless(scope: Scope, receive: Receive, send: Send) -> None:

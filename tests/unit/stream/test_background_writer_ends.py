@@ -110,7 +110,7 @@ async def test_a_request_after_a_cancelled_write_is_served() -> None:
     assert last.written == 1
 
 
-async def test_cancelled_while_asleep_it_comes_back_to_work() -> None:
+async def test_a_writer_that_is_cancelled_while_idle_continues() -> None:
     log: list[str] = []
     writer = writer_for(streams=1)
     flushable = FakeFlushable("a", log)

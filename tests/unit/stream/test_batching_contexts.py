@@ -274,7 +274,7 @@ async def test_the_start_and_the_first_events_may_be_tasks_of_one_turn(headers: 
 
 
 @both
-async def test_a_send_that_is_given_up_while_it_waits_loses_nothing_that_was_sent_before(
+async def test_a_send_that_is_cancelled_while_it_waits_loses_no_earlier_event(
     headers: Headers,
 ) -> None:
     async def behave(exchange: Exchange, send: Any) -> None:

@@ -155,7 +155,7 @@ async def test_ids_count_up_to_a_last_message_that_waits_while_another_task_writ
 @both
 @pytest.mark.parametrize("kind", [Exchange, SlowExchange])
 @pytest.mark.parametrize("count", [1, 400])
-async def test_with_eager_tasks_bursts_heartbeats_ends_and_blocked_writes_are_as_ever(
+async def test_with_eager_tasks_bursts_heartbeats_ends_and_blocked_writes_are_unchanged(
     headers: Headers, kind: type[Exchange], count: int
 ) -> None:
     if sys.version_info < (3, 12):

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.anyio
 # How a client disconnects
 
 
-async def test_a_server_that_refuses_a_write_has_no_effect_while_the_app_lingers() -> None:
+async def test_a_rejected_write_has_no_effect_while_the_app_lingers() -> None:
     deaf = Deaf(8)
     app = resumable(deaf)
     async with opened(app) as first:
@@ -46,7 +46,7 @@ async def test_a_server_that_refuses_a_write_has_no_effect_while_the_app_lingers
     assert [how for _, how in deaf.ends] == ["finished"]
 
 
-async def test_a_refused_heartbeat_is_as_good_as_a_refused_write() -> None:
+async def test_a_rejected_heartbeat_has_the_effect_of_a_rejected_write() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         await send(body(b"data: 1\n\n"))
@@ -67,7 +67,7 @@ async def test_a_refused_heartbeat_is_as_good_as_a_refused_write() -> None:
     assert value(registry, "sse_lingering_streams") == 0
 
 
-async def test_a_burst_that_is_refused_is_kept() -> None:
+async def test_a_burst_that_the_server_rejects_is_kept() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         await send(body(b"data: 1\n\n"))
@@ -247,7 +247,7 @@ async def test_an_app_that_may_not_linger_is_disconnected_at_once(options: dict[
     assert value(registry, "sse_disconnects_total") == 1
 
 
-async def test_with_no_lingering_a_write_that_the_server_refuses_fails_as_without_us() -> None:
+async def test_without_a_linger_a_rejected_write_fails_as_without_the_middleware() -> None:
     deaf = Deaf()
     app = resumable(deaf, linger_seconds=0, **UNCAPPED)
     async with opened(app) as first:

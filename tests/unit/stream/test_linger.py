@@ -95,7 +95,7 @@ async def test_an_app_that_does_not_listen_is_cancelled_a_second_later() -> None
     assert how == "CancelledError"
 
 
-async def test_an_app_that_never_asks_is_given_up_though_no_write_of_its_own_fails() -> None:
+async def test_an_app_that_never_receives_expires_though_none_of_its_writes_fails() -> None:
     deaf = Deaf()
     registry = CollectorRegistry()
     before = asyncio.all_tasks()

@@ -450,7 +450,7 @@ def test_loops_in_two_threads_have_separate_timers() -> None:
     assert (first, second) == (1, 1)
 
 
-def test_a_clock_of_real_time_sees_a_handler_that_holds_the_loop() -> None:
+def test_the_clock_is_that_of_a_real_loop() -> None:
     async def look() -> tuple[float, float, float]:
         loop = asyncio.get_running_loop()
         timers = current_timers()

@@ -59,7 +59,7 @@ async def test_a_client_that_is_blocked_reads_nothing() -> None:
         assert len(await exchange.until_count(5)) == 5
 
 
-async def test_until_gives_the_latest_event_of_its_type() -> None:
+async def test_until_returns_the_latest_event_of_its_type() -> None:
     app = stream_of(b"event: a\ndata: 1\n\nevent: b\ndata: 2\n\nevent: a\ndata: 3\n\n")
     async with running(app, Exchange(http_scope())) as exchange:
         assert (await exchange.until("a")).data == "3"
@@ -110,7 +110,7 @@ async def test_a_response_that_has_not_started_has_no_status() -> None:
         _ = Exchange(http_scope()).status
 
 
-async def test_a_write_to_a_client_that_is_gone_is_refused() -> None:
+async def test_a_write_to_a_client_that_is_gone_is_rejected() -> None:
     refusal = ConnectionResetError("gone")
     async with running(endless, Exchange(http_scope())) as exchange:
         await exchange.until("n")
@@ -178,7 +178,7 @@ def test_a_fake_clock_moves_only_by_advance() -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan")])
-def test_a_fake_clock_does_not_go_back(seconds: float) -> None:
+def test_a_fake_clock_never_moves_back(seconds: float) -> None:
     with pytest.raises(ValueError, match="0 or more"):
         FakeClock().advance(seconds)
 
