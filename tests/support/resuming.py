@@ -209,7 +209,7 @@ class Listening:
         leaves: whether it leaves when it hears.
 
     Attributes:
-        disconnects: when the tasks have disconnects that the client has left.
+        disconnects: the times at which the tasks have received the disconnect of the client.
         ends: when and how it has ended.
     """
 
