@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def listing(environ: Mapping[str, str]) -> str:
-    """Return a line for each setting: its variable, its value, and who has set it."""
+    """Return a line for each setting: its variable, its value, and the source of the value."""
     options = Options.from_environ(environ)
     rows = [
         (

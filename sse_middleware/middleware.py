@@ -53,7 +53,7 @@ class SSEMiddleware:
 
     Args:
         app: any ASGI 3 app.
-        marks: marks for path globs, for frameworks whose endpoints cannot carry them: `{"/chat/*":
+        marks: marks for path globs, if endpoints of the framework cannot carry them: `{"/chat/*":
             streaming(stream_max_seconds=600)}`. The first glob that matches applies; a mark on the
             endpoint itself has precedence.
         registry: the registry in which Prometheus metrics are counted and from which they are
@@ -336,7 +336,7 @@ def _create_store(options: Options, observers: Sequence[Observer]) -> EventStore
     try:
         from sse_middleware.stores.redis.store import RedisStore  # noqa: PLC0415 - an extra
     except ImportError as exc:
-        allowed = "nothing, or with pip install 'sse-middleware[redis]' what is there"
+        allowed = "nothing without the extra: pip install 'sse-middleware[redis]'"
         raise ConfigurationError("SSE_REDIS_URL", "a URL", allowed) from exc
     url, prefix = options.redis_url, options.redis_prefix
     try:

@@ -1,4 +1,4 @@
-"""One call for Starlette and FastAPI: the middleware in its right place."""
+"""One call for Starlette and FastAPI that adds the middleware at the right position."""
 
 from typing import Any, Unpack
 
@@ -11,14 +11,15 @@ from sse_middleware.middleware import SSEMiddleware
 
 
 def install(app: Starlette, **options: Unpack[OptionArguments]) -> None:
-    """Put the middleware around `app`, outermost but for CORS; a second call does nothing.
+    """Add the middleware to `app` as the outermost one, but inside CORS.
 
-    Outermost, since what stands between us and the server may buffer or time streams; behind CORS,
-    since its headers belong on our own answers too.
+    Middleware between it and the server could buffer streams or limit their time. CORS is outside,
+    since its headers are also needed on the middleware's own responses. Further calls have no
+    effect.
 
     Args:
         app: a Starlette or FastAPI app that has not started.
-        **options: those of `SSEMiddleware`.
+        **options: the options of `SSEMiddleware`.
 
     Raises:
         ConfigurationError: an option is not allowed.
@@ -30,8 +31,8 @@ def install(app: Starlette, **options: Unpack[OptionArguments]) -> None:
     stack: list[Any] = app.user_middleware
     if any(entry.cls is SSEMiddleware for entry in stack):
         return
-    SSEMiddleware(app, **options)  # a wrong option is told here and not at the first request
-    place = 0
-    while place < len(stack) and stack[place].cls is CORSMiddleware:
-        place += 1
-    stack.insert(place, Middleware(SSEMiddleware, **options))
+    SSEMiddleware(app, **options)  # an invalid option raises here, not at the first request
+    position = 0
+    while position < len(stack) and stack[position].cls is CORSMiddleware:
+        position += 1
+    stack.insert(position, Middleware(SSEMiddleware, **options))

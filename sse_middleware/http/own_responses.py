@@ -97,12 +97,12 @@ async def send_retry_later(
         retry_after: the longest wait in seconds, `None` for the `retry_ms` of the settings; the
             waits are spread over the second half of it, so that not all clients come at once.
     """
-    told = held or str(EventId(new_secret(), 0))
-    event_id = parse_event_id(told)
-    name = stream_id(event_id.secret if event_id else told)
+    sent = held or str(EventId(new_secret(), 0))
+    event_id = parse_event_id(sent)
+    name = stream_id(event_id.secret if event_id else sent)
     longest = options.retry_ms if retry_after is None else 1000 * retry_after
     retry = int(longest * (0.5 + random.random() / 2))  # noqa: S311 - no secret
-    response = ended_stream(request, options, name, event_id=told, reset="", retry_ms=retry)
+    response = ended_stream(request, options, name, event_id=sent, reset="", retry_ms=retry)
     await response(request.scope, _receive_nothing, send)
 
 

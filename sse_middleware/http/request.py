@@ -21,7 +21,7 @@ from sse_middleware.protocol.event_ids import EventId, parse_event_id
 EVENT_ID_PARAMETERS: Final = frozenset(("last_event_id", "lastEventId", "evs_last_event_id"))
 """Query parameters that may carry an event id: ours, and those of two polyfills."""
 CANCEL_PARAMETER: Final = "sse_cancel"
-"""Query parameter of a POST: the event id whose stream the request ends."""
+"""Query parameter of a POST that ends a stream: an event id of that stream."""
 
 _EVENT_ID_HEADER: Final = b"last-event-id"
 _HEADERS: Final = frozenset(

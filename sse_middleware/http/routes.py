@@ -1,9 +1,9 @@
 """Routes: the mark of a request's endpoint, and a bounded name for its route.
 
 A mark contains options for one endpoint. It is attached to the endpoint itself, by
-`@streaming(...)`, or to a path glob in the middleware's arguments. Both are read after the routing
-of the app, whose result Starlette and FastAPI store in the scope: a second routing has a cost, and
-FastAPI's has side effects.
+`@streaming(...)`, or to a path glob in the middleware's arguments. Both are read after the app has
+matched its routes: Starlette and FastAPI store the result in the scope, a second match has a cost,
+and FastAPI's has side effects.
 """
 
 import fnmatch

@@ -230,12 +230,12 @@ def _open_rate(context: Context) -> "OpenRate | None":
             supports_installed_redis,
         )
     except ImportError as exc:
-        allowed = "nothing, or with pip install 'sse-middleware[limits]' what is there"
+        allowed = "nothing without the extra: pip install 'sse-middleware[limits]'"
         raise ConfigurationError("SSE_OPEN_RATE", options.open_rate, allowed) from exc
     if not options.redis_url:
         return OpenRate(options.open_rate, None, None)
     if not supports_installed_redis():
-        allowed = "nothing, or with pip install 'redis>=5.2' what is there"
+        allowed = "nothing with this redis: pip install 'redis>=5.2'"
         raise ConfigurationError("SSE_OPEN_RATE", options.open_rate, allowed)
     url, prefix = options.redis_url, options.redis_prefix
     breaker = _breaker(context)

@@ -1,4 +1,4 @@
-"""Slots for streams: who has one, and which stream is evicted for a new one. No I/O, no clock.
+"""Slots for streams, and the stream that is evicted for a new one. No I/O, no clock.
 
 A process has a number of slots, and a client a share of them. A stream takes a slot when it opens
 and releases it at its end. A stream that lingers has none, and is the first to be evicted if its
@@ -176,7 +176,7 @@ class SlotPool:
             self._forget_empty(slot.client)
 
     def open_slots(self, client: str | None) -> Sequence[Slot]:
-        """Return the slots of a client whose streams are open, oldest first."""
+        """Return the slots of a client that have an open stream, oldest first."""
         return [slot for slot in self._share(client).held if slot.stream is not None]
 
     def lingering_clients(self) -> Sequence[str]:
@@ -192,7 +192,7 @@ class SlotPool:
 
         Args:
             client: the client.
-            any_kind: whether this may be a stream whose client does not understand how it ends.
+            any_kind: whether streams count if their clients do not understand how they end.
         """
         able = (slot for slot in self.open_slots(client) if any_kind or slot.reads_end)
         return next(able, None)

@@ -1,4 +1,4 @@
-"""Logs: one structured record for each stream that has ended, and never a payload or a cursor."""
+"""Logs: one structured record for each stream that has ended, without payloads or event ids."""
 
 import logging
 
@@ -11,21 +11,21 @@ _READER = "stream %s of route %s, resumed: %s after %.3f s, %d events"
 
 
 class StreamLog:
-    """Write the record of each ended stream, with its numbers as fields of the log record."""
+    """Log the record of each ended stream, with its numbers as fields of the log record."""
 
     def opened(self, record: StreamRecord) -> None:
-        """Say at DEBUG that a stream has begun."""
+        """Log the start of a stream, at DEBUG."""
         logger.debug("stream %s of route %s opened", record.stream_id, record.route)
 
     def progressed(self, record: StreamRecord) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def stalled(self, record: StreamRecord, seconds: float) -> None:
-        """Say at DEBUG that a client did not read for a while."""
+        """Log a blocked write, at DEBUG."""
         logger.debug("a write of stream %s took %.3f s", record.stream_id, seconds)
 
     def ended(self, record: StreamRecord) -> None:
-        """Write the record, at INFO."""
+        """Log the record, at INFO."""
         if not logger.isEnabledFor(logging.INFO):
             return
         logger.info(
@@ -54,14 +54,14 @@ class StreamLog:
         )
 
     def resumed(self, route: str, result: str, replayed: int) -> None:
-        """Say at DEBUG what has become of a resume."""
+        """Log the result of a resume, at DEBUG."""
         logger.debug("resume on route %s: %s, %d events missed", route, result, replayed)
 
     def lingering(self, more: int) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def rejected(self, route: str, reason: str) -> None:
-        """Say at INFO that a stream was not let in, and not whose."""
+        """Log a rejection without its client, at INFO."""
         logger.info(
             "stream of route %s rejected: %s",
             route,
@@ -70,8 +70,8 @@ class StreamLog:
         )
 
     def store_failed(self, operation: str) -> None:
-        """Say at DEBUG that the store was out of reach."""
+        """Log a failure of the store, at DEBUG."""
         logger.debug("the store has failed: %s", operation)
 
     def store_flushed(self, seconds: float) -> None:
-        """Say nothing."""
+        """Log nothing."""

@@ -1,7 +1,7 @@
-"""The seam to whoever is told of streams: metrics, logs, and what an app brings.
+"""The interface of the observers of streams, such as metrics and logs.
 
-An observer is told at the opening, every ten seconds or so and at the end, never at an event; the
-record has all the numbers, and an observer that counts remembers what it has counted already.
+An observer is notified when a stream opens, every ten seconds or so and at the end, but not of each
+event. The record has all the numbers; an observer that counts remembers what it has counted.
 """
 
 from typing import Protocol
@@ -10,42 +10,42 @@ from sse_middleware.observability.stream_record import StreamRecord
 
 
 class Observer(Protocol):
-    """What is told of streams. Nothing here may wait, block or raise."""
+    """An observer of streams. No method may wait, block or raise."""
 
     def opened(self, record: StreamRecord) -> None:
-        """Hear that a response has become a stream."""
+        """A response is a stream, and has started."""
 
     def progressed(self, record: StreamRecord) -> None:
-        """Hear that a stream lives; its counters have grown since the last time."""
+        """A stream is still open; its counters have grown since the last call."""
 
     def stalled(self, record: StreamRecord, seconds: float) -> None:
-        """Hear that a write was blocked for so long by a client that did not read."""
+        """A client that did not read has blocked a write for `seconds`."""
 
     def ended(self, record: StreamRecord) -> None:
-        """Hear, once, that a stream has ended; `record.outcome` says how."""
+        """A stream has ended, as `record.outcome` describes; called once."""
 
     def resumed(self, route: str, result: str, replayed: int) -> None:
-        """Hear what a request with a cursor of ours has got.
+        """A request with an event id of ours has its response.
 
         Args:
             route: the bounded name of the stream's route.
             result: `resumed`, `truncated`, `gone`, `ended`, `cancelled` or `unavailable`.
-            replayed: how many events it had missed and is given.
+            replayed: the number of missed events that the client is sent.
         """
 
     def lingering(self, more: int) -> None:
-        """Hear that one stream more waits for a reader, 1, or one less, -1."""
+        """One stream more lingers (1), or one less (-1)."""
 
     def rejected(self, route: str, reason: str) -> None:
-        """Hear that a stream was not let in.
+        """A stream has been rejected.
 
         Args:
             route: the bounded name of its route.
-            reason: what has no room: `process` or `client`, the `rate` of openings, or `shutdown`.
+            reason: the limit that is reached (`process`, `client` or `rate`), or `shutdown`.
         """
 
     def store_failed(self, operation: str) -> None:
-        """Hear that the store was out of reach; `operation` is one of a few words."""
+        """The store is unavailable; `operation` is one of a few words."""
 
     def store_flushed(self, seconds: float) -> None:
-        """Hear that events were written to the store, and how long that took."""
+        """Events have been written to the store in `seconds`."""

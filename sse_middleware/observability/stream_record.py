@@ -1,37 +1,37 @@
-"""The record of a stream: its numbers, for whoever is told of it, and never a payload."""
+"""The record of a stream: its numbers, for observers, and never a payload."""
 
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
 
 GAP_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""Upper bounds in seconds of the classes in which `StreamRecord.gaps` counts."""
+"""Upper bounds of the classes of `StreamRecord.gaps`, in seconds."""
 
 _SHORTEST_GAP = GAP_BOUNDS[0]
 
 
 @dataclass(slots=True)
 class StreamRecord:
-    """What happened on one stream so far; the counters only ever grow.
+    """The numbers of one stream up to now; the counters only grow.
 
     Attributes:
-        stream_id: the public name.
-        trace_id: the request's.
+        stream_id: the public id.
+        trace_id: the trace id of the request.
         route: a bounded name, never a raw path.
-        family: the client's, as its word.
-        outcome: how it has ended, in one word; `None` while it is open.
-        duration_seconds: its life, once it has ended.
-        opened_at: when the response started, in seconds of the stream's clock.
-        first_event_at: when the app's first event came, `None` before.
-        last_event_at: when the last one came, before all times while there was none.
-        chunks: the events of the app.
-        tokens: what the app has counted itself.
-        sent_bytes: all bytes of the body that the server has taken.
-        heartbeats: events or comments of ours.
-        disconnects: how often the client has left before the end.
-        resumed_after: the event behind which a reader has come back to a stream that somebody
-            else has opened, `None` for the opening itself.
-        annotations: what the app has said of the stream, `None` where it has said nothing.
+        family: the kind of the client.
+        outcome: how the stream has ended, in one word; `None` while it is open.
+        duration_seconds: the time that it was open, once it has ended.
+        opened_at: the time of the response start, in seconds of the stream's clock.
+        first_event_at: the time of the app's first event, `None` before it.
+        last_event_at: the time of the last one, minus infinity before the first.
+        chunks: the number of events of the app.
+        tokens: the tokens that the app has counted.
+        sent_bytes: all bytes of the body that the server has accepted.
+        heartbeats: the number of heartbeat events or comments.
+        disconnects: the number of disconnects of the client before the end.
+        resumed_after: the event after which a client has resumed a stream, `None` for the client
+            that has opened it.
+        annotations: the fields that the app has added to the log record, `None` for none.
     """
 
     stream_id: str
@@ -53,11 +53,11 @@ class StreamRecord:
     _longer_gaps: list[int] | None = None
 
     def count_events(self, count: int, now: float) -> int:
-        """Count events of the app's that came at one time; return the last one's number, from 1."""
+        """Count events that the app has sent at one time; return the number of the last, from 1."""
         number = self.chunks = self.chunks + count
         gap = now - self.last_event_at
         self.last_event_at = now
-        # The shortest gaps are nearly all: they are what is left of all when the others are known.
+        # Nearly all gaps are of the first class: its count is computed from the other ones.
         if gap > _SHORTEST_GAP:
             self._note_longer_gap(gap)
         return number
@@ -69,9 +69,9 @@ class StreamRecord:
 
     @property
     def gaps(self) -> list[int]:
-        """How many times between two events fell into each class of `GAP_BOUNDS`, and behind.
+        """The number of gaps between two events in each class of `GAP_BOUNDS`, and above them all.
 
-        Where all were of the first class, it stands alone.
+        If all gaps are of the first class, it is the only item.
         """
         gaps = [0] if self._longer_gaps is None else self._longer_gaps.copy()
         gaps[0] = max(0, self.chunks - 1) - sum(gaps)
@@ -79,7 +79,7 @@ class StreamRecord:
 
     @property
     def gap_seconds(self) -> float:
-        """The sum of those times."""
+        """The sum of the gaps between events."""
         return 0.0 if self.first_event_at is None else self.last_event_at - self.first_event_at
 
     def _note_longer_gap(self, seconds: float) -> None:

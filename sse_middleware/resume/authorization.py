@@ -1,6 +1,6 @@
-"""Access: who may read a stream that somebody has opened.
+"""The permission to read a stream that another request has opened.
 
-To whoever may not, it does not exist.
+For a client without the permission, the response is the same as if the stream did not exist.
 """
 
 import hmac
@@ -20,7 +20,7 @@ CORS = b"access-control-"
 
 
 class Authorization:
-    """Tell who may read what, by what requests say of themselves.
+    """Decide whether a request may read a stream.
 
     Args:
         context: what all requests share.
@@ -32,9 +32,10 @@ class Authorization:
     def is_opened_by(
         self, found: LogSnapshot | None, request: SSERequest
     ) -> TypeGuard[LogSnapshot]:
-        """Tell whether a log was opened by whoever asks, where it asks now.
+        """Return whether a log was opened by the identity of a request, at its path and origin.
 
-        Who asks is found out for a log that is not there, too: what that takes tells nobody of it.
+        The identity is also determined if there is no log, so that the time this takes does not
+        show whether there is one.
         """
         identity = identity_of(
             request, self._context.identify, self._context.options.identity_cookies
@@ -49,7 +50,7 @@ class Authorization:
     async def may_resume(
         self, info: LogInfo, request: SSERequest, body: RequestBody | None = None
     ) -> bool:
-        """Tell whether whoever has opened a log may read it still, and asks for the same."""
+        """Return whether the identity that opened a log may still read it, with the same body."""
         if body is not None:
             digest = body.digest()
             if digest is None or digest != info.body_digest:
@@ -67,15 +68,15 @@ class Authorization:
             return False
 
     async def may_read_named(self, found: LogSnapshot | None, request: SSERequest) -> bool:
-        """Tell whether whoever asks for a stream by its name has opened it, and may read on."""
+        """Return whether a request may read a stream by its name."""
         identity = identity_of(request, self._context.identify, ())
         if found is None or not (identity and found.info.identity):
             return False
-        its_own = hmac.compare_digest(identity, found.info.identity)
-        return its_own and await self.may_resume(found.info, request)
+        is_opener = hmac.compare_digest(identity, found.info.identity)
+        return is_opener and await self.may_resume(found.info, request)
 
 
 def _is_for_one_origin(headers: RawHeaders) -> bool:
-    """Tell whether a response lets the pages of one origin read it, and so is not for another."""
+    """Return whether CORS headers let pages of one origin only read a response."""
     allowed = [value for name, value in headers if name.lower() == CORS + b"allow-origin"]
     return bool(allowed) and allowed != [b"*"]

@@ -1,4 +1,4 @@
-"""The endpoint that answers with a stream by its name, after a reload or on another device."""
+"""The endpoint that serves a stream by its name, after a reload or on another device."""
 
 from collections.abc import Callable
 from http import HTTPStatus
@@ -11,14 +11,14 @@ from sse_middleware.stream.current import IN_SCOPE, CurrentStream
 
 
 class ResumeEndpoint:
-    """An ASGI app for a route; made by `resume_endpoint`."""
+    """An ASGI app for a route; created by `resume_endpoint`."""
 
     def __init__(self, name: str | Callable[[Any], str]) -> None:
         self._name = name
-        streaming(enabled=False)(self)  # what it answers with is no new stream
+        streaming(enabled=False)(self)  # its response is no new stream
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer with the stream, or 204 where none lives."""
+        """Send the stream, or 204 if none is open."""
         if scope["type"] != "http":
             raise RuntimeError(f"a resume_endpoint is for http, got {scope['type']}")
         if scope["method"] != "GET":
@@ -35,12 +35,13 @@ class ResumeEndpoint:
 
 
 def resume_endpoint(name: str | Callable[[Any], str]) -> ResumeEndpoint:
-    """Make an endpoint that answers with a stream which a handler has named.
+    """Return an endpoint that serves a stream which a handler has named.
 
         app.add_route("/chats/{chat}/live", resume_endpoint("chat:{chat}"))
 
-    Whoever `SSEMiddleware(identify=...)` says has opened the stream gets all of it that is kept,
-    then what comes; anybody else, and who comes when it has ended, gets a 204.
+    A client with the identity that has opened the stream, as `SSEMiddleware(identify=...)` returns
+    it, gets all events that are kept and then the new ones. Other clients get a 204, and so do all
+    clients after the end of the stream.
 
     Args:
         name: the name, with the route's path parameters in braces, or a function of the scope.

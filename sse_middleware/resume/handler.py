@@ -77,7 +77,9 @@ class ResumeHandler:
                 return await self._resume_by_app_id(held, request, run_app)
             return await self._resume(event_id, request, run_app)
         except StoreError as exc:
-            logger.warning("the store is out of reach: %s", exc)
+            logger.warning(
+                "A stream cannot be resumed or ended now: the store is unavailable (%s)", exc
+            )
             if cancelled is None:
                 await self._send_retry_later(held, request, send)
             else:  # the `fetch` of a page, which can handle an error status
@@ -130,10 +132,10 @@ class ResumeHandler:
         """Send the stream with a name, from its first event or from the position of the client.
 
         Raises:
-            RuntimeError: there is no `identify`, so that nothing shows who may read the stream.
+            RuntimeError: there is no `identify`, which decides which streams a client may read.
         """
         if self._context.identify is None:
-            raise RuntimeError("a resume_endpoint needs SSEMiddleware(identify=...): whose is it?")
+            raise RuntimeError("a resume_endpoint needs SSEMiddleware(identify=...)")
         event_id, run_app = request.intent.event_id, RunApp(receive, send)
         try:
             found = await self._context.store.find_named(stream_name(name))
@@ -150,7 +152,9 @@ class ResumeHandler:
             else:
                 await send_empty(send, request, HTTPStatus.NO_CONTENT)
         except StoreError as exc:
-            logger.warning("the store is out of reach: %s", exc)
+            logger.warning(
+                "A stream cannot be resumed or ended now: the store is unavailable (%s)", exc
+            )
             held = None if event_id is None else str(event_id)
             await self._send_retry_later(held, request, send)
 
@@ -161,7 +165,7 @@ class ResumeHandler:
     async def _resume_by_app_id(
         self, held: str, request: SSERequest, run_app: RunApp
     ) -> RunApp | None:
-        """Resume a stream whose app numbers its events but does not keep them."""
+        """Resume a stream if its app numbers its events but does not keep them."""
         name = self._context.key_name(self._context.match_mark(request.scope), request)
         if name is None:
             return run_app
@@ -260,7 +264,7 @@ class ResumeHandler:
         return RunApp(run_app.receive, replaced.send)
 
     def _gone(self, request: SSERequest) -> ASGIApp:
-        """Return the response to a client whose stream is gone and cannot be started anew.
+        """Return the response to a client if its stream is gone and cannot be started again.
 
         Without it, the status of the app's response would stop an `EventSource` without a reason.
         """
@@ -291,8 +295,9 @@ class ResumeHandler:
         if self._warns:
             self._warns = False
             logger.warning(
-                "a client came back to a stream that this process does not know; this is told "
-                "once; where there are several, SSE_REDIS_URL lets them share their streams"
+                "A client has requested a stream that this process does not have, and gets a new "
+                "one. If there are several processes, set SSE_REDIS_URL so that they share their "
+                "streams. This is logged once."
             )
 
 
