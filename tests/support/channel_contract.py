@@ -18,6 +18,8 @@ from sse_middleware.channels import (
     sse_event_streamer,
     subscribe,
 )
+from sse_middleware.channels.events import Position
+from sse_middleware.channels.subscriber import ChannelReader
 from sse_middleware.errors import EventFormatError
 from tests.support.waiting import HANG_SECONDS
 
@@ -46,6 +48,23 @@ def parsed(events: list[ChannelEvent]) -> list[tuple[str, Any]]:
 def code(event: ChannelEvent) -> Any:
     assert event.event == "error"
     return event.json()["error"]["code"]
+
+
+async def reading_from_now(channel: str, **options: Any) -> "asyncio.Task[list[ChannelEvent]]":
+    """Read a channel with `history="now"`, and return when the reader has its position."""
+    started, start = asyncio.Event(), ChannelReader._start
+
+    async def note(reader: ChannelReader) -> Position:
+        position = await start(reader)
+        started.set()
+        return position
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ChannelReader, "_start", note)
+        events = subscribe(channel, history="now", **options)
+        reading = asyncio.get_running_loop().create_task(whole(events))
+        await started.wait()
+    return reading
 
 
 class ChannelContract:
@@ -197,14 +216,14 @@ class ChannelContract:
     ) -> None:
         channel = new_channel()
         await publisher.ack(channel)
-        reading = asyncio.ensure_future(whole(subscribe(channel, history="now", ack_timeout=0.1)))
+        reading = await reading_from_now(channel, ack_timeout=0.1)
         await asyncio.sleep(0.3)
         await publisher.finish(channel)
         assert parsed(await reading) == [("complete", {"reason": "finished"})]
 
     async def test_a_silent_worker_is_reported(self, publisher: Publisher) -> None:
         channel = new_channel()
-        reading = asyncio.ensure_future(whole(subscribe(channel, idle_timeout=1.5)))
+        reading = asyncio.ensure_future(whole(subscribe(channel, idle_timeout=2.5)))
         await publisher.ack(channel)
         for number in range(4):
             await asyncio.sleep(0.4)
@@ -229,9 +248,9 @@ class ChannelContract:
     ) -> None:
         channel = new_channel()
         await publisher.ack(channel)
-        async with aclosing(subscribe(channel, idle_timeout=0.2)) as events:
+        async with aclosing(subscribe(channel, idle_timeout=2.0)) as events:
             await anext(events)
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(2.5)
             await publisher.publish(channel, "step", 1)
             assert (await anext(events)).event == "step"
 
@@ -250,22 +269,14 @@ class ChannelContract:
             await publisher.publish(channel, "step", number)
         async with aclosing(subscribe(channel)) as events:
             seen = await take(events, 4)
-        async with aclosing(subscribe(channel, history="now", ack_timeout=None)) as events:
-            live = asyncio.ensure_future(anext(events))
-            number = 4
-            while not live.done():  # the reader has subscribed once it receives an event
-                await publisher.publish(channel, "step", number)
-                number += 1
-                await asyncio.wait([live], timeout=0.1)
-            first = (await live).json()
-            await publisher.finish(channel)
-            rest = await whole(events)
-        assert first >= 4
-        assert [event.json() for event in rest[:-1]] == list(range(first + 1, number))
-        after = await whole(subscribe(channel, history=seen[1].id))
-        assert [event.json() for event in after[:-1]] == list(range(2, number))
-        assert await whole(subscribe(channel, history=after[-1].id)) == []
-        assert len(await whole(subscribe(channel, history=None))) == number + 1
+        live = await reading_from_now(channel, ack_timeout=None)
+        await publisher.publish(channel, "step", 4)
+        await publisher.finish(channel)
+        assert [event.event for event in await live] == ["step", "complete"]
+        behind = await whole(subscribe(channel, history=seen[1].id))
+        assert [event.json() for event in behind[:-1]] == [2, 3, 4]
+        assert await whole(subscribe(channel, history=behind[-1].id)) == []
+        assert len(await whole(subscribe(channel, history=None))) == 6
 
     @pytest.mark.parametrize(
         "history",
@@ -334,21 +345,21 @@ class ChannelContract:
 
     async def test_a_channel_expires(self) -> None:
         channel = new_channel()
-        async with Publisher(self.url, channel_ttl=1.5) as publisher:
+        async with Publisher(self.url, channel_ttl=2) as publisher:
             await publisher.ack(channel)
             (event,) = await take(subscribe(channel), 1)
-            await asyncio.sleep(2)
+            await asyncio.sleep(2.5)
             (gone,) = await whole(subscribe(channel, history=event.id))
             assert code(gone) == "gone"
             assert await publisher.ack(channel)
 
     async def test_a_reader_is_notified_that_its_channel_has_expired_and_begun_again(self) -> None:
         channel = new_channel()
-        async with Publisher(self.url, channel_ttl=1.5) as publisher:
+        async with Publisher(self.url, channel_ttl=2) as publisher:
             await asyncio.gather(*(publisher.publish(channel, "n", n) for n in range(3)))
             async with aclosing(subscribe(channel, ack_timeout=None)) as events:
                 await take(events, 3)
-                await asyncio.sleep(2)
+                await asyncio.sleep(2.5)
                 await asyncio.gather(*(publisher.publish(channel, "n", n) for n in range(5)))
                 async with asyncio.timeout(HANG_SECONDS):
                     assert code(await anext(events)) == "truncated"
