@@ -21,14 +21,14 @@ Headers = list[tuple[bytes, bytes]]
 
 
 App = Callable[[Exchange, Send], Awaitable[None]]
-"""What an app of these tests does; it may look at what has left already."""
+"""The behaviour of an app of these tests; it may inspect the messages that have left."""
 
 
 both = pytest.mark.parametrize("headers", [EVENTSOURCE, []], ids=["eventsource", "plain"])
 
 
 class SlowExchange(Exchange):
-    """A server whose every write takes some turns of the loop."""
+    """A server with writes that each take some turns of the loop."""
 
     async def send(self, message: Message) -> None:
         await asyncio.sleep(0)
@@ -41,7 +41,7 @@ class SlowExchange(Exchange):
 
 
 def event(number: int, *, size: int = 0) -> Message:
-    """Return the message of one event, `size` bytes long or as short as can be."""
+    """Return the message of one event, `size` bytes long or as short as possible."""
     data = b"data: %d " % number
     return body(data.ljust(size - 2, b"x") + b"\n\n")
 
@@ -51,7 +51,7 @@ def last(data: bytes = b"") -> Message:
 
 
 def debug(number: int) -> Message:
-    """Return a message of a kind that we know nothing of."""
+    """Return a message of a kind that the middleware does not know."""
     return {"type": "http.response.debug", "info": {"number": number}}
 
 
@@ -61,7 +61,7 @@ def numbers(exchange: Exchange) -> list[int]:
 
 
 def ids(exchange: Exchange) -> list[int]:
-    """Return what our ids of the app's events count."""
+    """Return the numbers in our ids of the app's events."""
     return [int(str(e.id).rpartition("-")[2]) for e in exchange.events if e.event == "message"]
 
 
@@ -71,7 +71,7 @@ def bodies(exchange: Exchange) -> list[bytes]:
 
 
 def assert_whole(exchange: Exchange, count: int) -> None:
-    """See that the events 1 to `count` have left, in order, each once."""
+    """Check that the events 1 to `count` have left, in order, each once."""
     assert numbers(exchange) == list(range(1, count + 1))
     if exchange.scope["headers"] == EVENTSOURCE:
         assert ids(exchange) == list(range(1, count + 1))
@@ -79,14 +79,14 @@ def assert_whole(exchange: Exchange, count: int) -> None:
 
 
 async def open_stream(send: Send) -> None:
-    """Send the response start, and let the tick go by in which our first bytes leave."""
+    """Send the response start, and wait for the tick in which our first bytes leave."""
     await send(stream_start())
     await asyncio.sleep(PAUSE)
 
 
-async def burst(send: Send, first: int, behind: int, *, size: int = 0) -> None:
-    """Send the events from `first` to the one before `behind`, without a pause."""
-    for number in range(first, behind):
+async def burst(send: Send, first: int, stop: int, *, size: int = 0) -> None:
+    """Send the events from `first` to the one before `stop`, without a pause."""
+    for number in range(first, stop):
         await send(event(number, size=size))
 
 
@@ -103,7 +103,7 @@ def middleware(behave: App, exchange: Exchange, **options: Any) -> SSEMiddleware
 
 
 async def served(behave: App, headers: Headers, **options: Any) -> Exchange:
-    """Run an app to its end, with a client that reads everything, unless the app has it stop."""
+    """Run an app to its end, with a client that reads all events, unless the app blocks it."""
     exchange = Exchange(http_scope(headers=headers))
     app = middleware(behave, exchange, **options)
     await app(exchange.scope, exchange.receive, exchange.send)
@@ -117,17 +117,17 @@ def virtual_loop() -> VirtualClockLoop:
 
 
 @asynccontextmanager
-async def nothing_left_behind(*, collect: bool = False) -> AsyncIterator[None]:
-    """See that what runs in here leaves no task, and nothing to the loop's exception handler."""
-    told: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+async def nothing_left(*, collect: bool = False) -> AsyncIterator[None]:
+    """Check that the block leaves no task, and no call of the exception handler of the loop."""
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
     before = asyncio.all_tasks()
     yield
-    await turns(3)  # the scribe goes home in the turn behind the last stream
+    await turns(3)  # the background writer ends in the turn after the last stream
     assert asyncio.all_tasks() - before == set()
-    if collect:  # this takes its time
+    if collect:  # this takes some time
         gc.collect()
-    assert told == []
+    assert reported == []
 
 
 OPTIONS: list[dict[str, Any]] = [

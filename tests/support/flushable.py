@@ -8,17 +8,17 @@ from typing import Any
 
 from sse_middleware.stream.background_writer import BackgroundWriter
 
-WHO: ContextVar[str] = ContextVar("who", default="nobody")
+NAME: ContextVar[str] = ContextVar("name", default="unset")
 
 
 async def nothing() -> None:
     pass
 
 
-class Author:
-    """Whoever writes: in which `tasks`, what was `seen` there, and how often it was `written` for.
+class FakeFlushable:
+    """A stream that has something to write: records the `tasks` and the contexts of its writes.
 
-    Each write looks at its task and context twice, at its begin and at its end.
+    Each write records them twice, at its begin and at its end.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Author:
         self.log = log
         self.write = write
         self.app_context = contextvars.copy_context()
-        self.app_context.run(WHO.set, name)
+        self.app_context.run(NAME.set, name)
         self.write_task: asyncio.Task[Any] | None = None
         self.tasks: list[asyncio.Task[Any] | None] = []
         self.seen: list[str] = []
@@ -46,7 +46,7 @@ class Author:
 
     def look(self) -> None:
         self.tasks.append(asyncio.current_task())
-        self.seen.append(WHO.get())
+        self.seen.append(NAME.get())
 
 
 def writer_for(*, streams: int) -> BackgroundWriter:

@@ -50,11 +50,11 @@ async def answer(exchange: Exchange) -> tuple[int, str]:
     assert exchange.headers[b"cache-control"] == b"no-store"
     assert int(exchange.headers[b"retry-after"]) > 0
     assert int(exchange.headers[b"content-length"]) == len(exchange.body)
-    told = json.loads(exchange.body)
-    assert told.keys() == {"error", "trace_id"}
-    assert told["error"].keys() == {"type", "code", "message"}
-    assert told["trace_id"] == exchange.headers[b"x-trace-id"].decode()
-    return exchange.status, told["error"]["code"]
+    data = json.loads(exchange.body)
+    assert data.keys() == {"error", "trace_id"}
+    assert data["error"].keys() == {"type", "code", "message"}
+    assert data["trace_id"] == exchange.headers[b"x-trace-id"].decode()
+    return exchange.status, data["error"]["code"]
 
 
 def reasons(exchange: Exchange) -> list[str]:

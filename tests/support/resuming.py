@@ -209,12 +209,12 @@ class Listening:
         leaves: whether it leaves when it hears.
 
     Attributes:
-        heard: when the tasks have heard that the client has left.
+        disconnects: the times at which the tasks have received the disconnect of the client.
         ends: when and how it has ended.
     """
 
     def __init__(self, count: int = 1000, *, listeners: int = 1, leaves: bool = True) -> None:
-        self.heard: list[float] = []
+        self.disconnects: list[float] = []
         self.ends: list[tuple[float, str]] = []
         self._count = count
         self._listeners = listeners
@@ -247,7 +247,7 @@ class Listening:
     async def _listen(self, receive: Receive) -> None:
         message = await receive()
         assert message["type"] == "http.disconnect"
-        self.heard.append(now())
+        self.disconnects.append(now())
 
 
 class Deaf:

@@ -37,10 +37,10 @@ def test_config_reports_an_error_in_one_line(
 ) -> None:
     monkeypatch.setenv("SSE_RETRY_MS", "soon\nSSE_ENABLED=0")
     assert main(["config"]) == 1
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
     for word in ("SSE_RETRY_MS", "soon", "whole milliseconds from 0"):
-        assert word in told
+        assert word in message
 
 
 def test_config_can_write_the_table_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:

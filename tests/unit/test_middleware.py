@@ -168,8 +168,8 @@ async def test_an_eventsource_gets_start_ids_and_complete() -> None:
 
 async def test_the_start_event_has_the_values_of_the_headers() -> None:
     exchange = await eventsource(stream_of(), stream_max_seconds=7, heartbeat_interval=0.5)
-    told = data_of(exchange, "start")
-    assert told == {
+    data = data_of(exchange, "start")
+    assert data == {
         "stream_id": exchange.headers[b"x-stream-id"].decode(),
         "trace_id": exchange.headers[b"x-trace-id"].decode(),
         "max_duration": 7,
@@ -185,7 +185,7 @@ async def test_the_start_event_has_the_values_of_the_headers() -> None:
     assert exchange.headers[b"connection"] == b"keep-alive"
 
 
-async def test_the_secret_stands_in_no_header_and_in_no_log(
+async def test_the_secret_is_in_no_header_and_in_no_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -223,7 +223,7 @@ async def test_whole_chunks_of_a_plain_client_pass_as_the_same_object() -> None:
     assert exchange.messages[-1][1] is message
 
 
-async def test_the_response_start_goes_out_before_any_event() -> None:
+async def test_the_response_start_leaves_before_any_event() -> None:
     began = asyncio.get_running_loop().time()
     async with running(
         SSEMiddleware(stream_of(b"data: 1\n\n", pause=3600), stream_max_seconds=None),
@@ -279,7 +279,9 @@ async def test_no_complete_is_added_if_the_app_has_sent_its_own() -> None:
 
 
 @pytest.mark.parametrize(("headers", "expected"), [(EVENTSOURCE, 0), ([], 1)])
-async def test_a_bom_stays_first_or_goes(headers: list[tuple[bytes, bytes]], expected: int) -> None:
+async def test_a_bom_stays_first_or_is_dropped(
+    headers: list[tuple[bytes, bytes]], expected: int
+) -> None:
     app = SSEMiddleware(stream_of(b"\xef\xbb", b"\xbfdata: a\n\n", b"data: b\n\n"))
     exchange = await handle(app, headers=headers)
     assert exchange.body.count(b"\xef\xbb\xbf") == expected
@@ -301,7 +303,7 @@ async def test_a_block_over_the_limit_passes_as_it_came_and_is_counted() -> None
     assert data_of(exchange, "complete")["total_chunks"] == 2
 
 
-async def test_nothing_of_ours_goes_into_a_half_sent_block_over_the_limit() -> None:
+async def test_no_event_of_ours_is_inside_a_half_sent_block_over_the_limit() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         await send(body(b"data: " + b"x" * 5000))
@@ -354,7 +356,7 @@ async def test_the_trace_id_is_in_the_scope_the_context_and_every_control_event(
     assert seen == ["abc.DEF-1_2"] * 2
     assert exchange.headers[b"x-trace-id"] == b"abc.DEF-1_2"
     ours = [json.loads(e.data) for e in exchange.events if e.event != "message"]
-    assert {told["trace_id"] for told in ours} == {"abc.DEF-1_2"}
+    assert {data["trace_id"] for data in ours} == {"abc.DEF-1_2"}
     assert len(ours) == 4
     assert current_trace_id() is None
 

@@ -46,7 +46,7 @@ def test_one_instance_serves_several_loops_at_once() -> None:
         assert one.count("heartbeat") >= 3
 
 
-def test_instances_with_settings_of_their_own_do_not_meet() -> None:
+def test_instances_with_different_settings_are_independent() -> None:
     source = stream_of(b"data: x\n\n", pause=0.06)
     one = SSEMiddleware(source, heartbeat_interval=None)
     other = SSEMiddleware(source, event_prefix="sse-", heartbeat_interval=0.05)
@@ -60,7 +60,9 @@ def test_instances_with_settings_of_their_own_do_not_meet() -> None:
     assert "sse-heartbeat" in second
 
 
-def test_a_file_that_the_server_was_to_send_is_sent_between_ours(tmp_path: Path) -> None:
+def test_a_file_that_the_app_passes_to_the_server_is_sent_between_our_events(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "recorded.sse"
     file.write_bytes(b"data: %s\n\n" % (b"x" * 1000) * 200)
 

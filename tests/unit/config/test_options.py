@@ -131,7 +131,7 @@ def test_seconds_are_taken_from_the_argument(name: str, value: float | None) -> 
     [0, 0.0, 0.049, -1, 31_536_001, float("nan"), float("inf"), True, False, "5", "off", b"5", [5]],
     ids=repr,
 )
-def test_seconds_of_another_type_or_out_of_bounds_are_refused(name: str, value: object) -> None:
+def test_seconds_of_another_type_or_out_of_bounds_are_rejected(name: str, value: object) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Options.from_environ({}, **{name: value})
     assert caught.value.name == name
@@ -165,7 +165,7 @@ def test_a_value_that_is_no_integer_in_bounds_stops_the_start_up(name: str, text
 
 
 @pytest.mark.parametrize("name", INTEGERS)
-def test_integers_just_out_of_bounds_are_refused(name: str) -> None:
+def test_integers_just_out_of_bounds_are_rejected(name: str) -> None:
     variable, lowest, highest, _ = INTEGERS[name]
     for value in (lowest - 1, highest + 1):
         with pytest.raises(ConfigurationError):
@@ -176,20 +176,20 @@ def test_integers_just_out_of_bounds_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", INTEGERS)
 @pytest.mark.parametrize("value", [2000.0, True, None, "2000", float("nan")], ids=repr)
-def test_an_argument_that_is_no_int_is_refused(name: str, value: object) -> None:
+def test_an_argument_that_is_no_int_is_rejected(name: str, value: object) -> None:
     with pytest.raises(ConfigurationError):
         Options.from_environ({}, **{name: value})
 
 
 @pytest.mark.parametrize("name", [*SECONDS, *INTEGERS])
-def test_an_int_too_large_for_a_float_is_refused_like_any_other(name: str) -> None:
+def test_an_int_too_large_for_a_float_is_rejected_like_any_other(name: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Options.from_environ({}, **{name: 10**400})
     assert caught.value.name == name
 
 
 @pytest.mark.parametrize("name", INTEGERS)
-def test_a_text_of_400_digits_is_refused_like_any_other(name: str) -> None:
+def test_a_text_of_400_digits_is_rejected_like_any_other(name: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Options.from_environ({INTEGERS[name][0]: "9" * 400})
     assert caught.value.name == INTEGERS[name][0]

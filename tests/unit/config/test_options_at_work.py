@@ -80,7 +80,7 @@ async def test_the_comment_style_can_be_set(style: Any, accept: bytes, comment: 
         (b": comment\n\n", None),
     ],
 )
-async def test_the_trace_id_can_stand_in_the_data_of_json_objects(
+async def test_the_trace_id_can_be_added_to_the_data_of_json_objects(
     block: bytes, expected: bytes | None
 ) -> None:
     app = SSEMiddleware(stream_of(block), trace_in_data=True)

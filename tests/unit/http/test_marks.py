@@ -107,7 +107,7 @@ def cap(exchange: Exchange) -> bytes:
         ("/app/unmarked", b"60"),
     ],
 )
-async def test_a_mark_is_found_wherever_starlette_keeps_the_endpoint(
+async def test_a_mark_is_found_in_each_attribute_in_which_starlette_keeps_the_endpoint(
     path: str, expected: bytes
 ) -> None:
     added = starlette()
@@ -179,7 +179,7 @@ async def test_only_marked_leaves_all_other_endpoints_alone() -> None:
     assert (await get(app, "/unmarked")).names == ["message"]
 
 
-async def test_the_middleware_takes_marks_for_paths_and_the_endpoints_own_goes_first() -> None:
+async def test_marks_for_paths_apply_after_the_mark_of_the_endpoint() -> None:
     app = SSEMiddleware(
         starlette(),
         marks={
@@ -192,7 +192,7 @@ async def test_the_middleware_takes_marks_for_paths_and_the_endpoints_own_goes_f
 
 
 @pytest.mark.parametrize("family", ["eventsource", "plain", "openai"])
-async def test_a_mark_sets_the_family_of_all_clients(family: str) -> None:
+async def test_a_mark_sets_the_client_kind_of_all_clients(family: str) -> None:
     app = SSEMiddleware(stream_of(b"data: x\n\n"), marks={"*": streaming(family=family)})
     for headers in (EVENTSOURCE, []):
         names = (await get(app, "/", headers=headers)).names
@@ -200,7 +200,7 @@ async def test_a_mark_sets_the_family_of_all_clients(family: str) -> None:
         assert names == (["start", "message", "complete"] if named else ["message"])
 
 
-def test_a_mark_refuses_what_is_not_allowed() -> None:
+def test_a_mark_rejects_what_is_not_allowed() -> None:
     with pytest.raises(ConfigurationError, match="heartbeat_interval is 0, allowed is seconds"):
         streaming(heartbeat_interval=0)
     with pytest.raises(ConfigurationError, match="family is 'browser', allowed is eventsource"):
@@ -214,7 +214,7 @@ def test_a_mark_refuses_what_is_not_allowed() -> None:
 # plugin.install
 
 
-async def test_install_stands_outermost_but_for_cors_and_acts_once() -> None:
+async def test_install_adds_the_middleware_once_outermost_except_for_cors() -> None:
     app = starlette()
     app.add_middleware(Middleware)  # type: ignore[arg-type]  # a place in the stack, never built
     app.add_middleware(CORSMiddleware, allow_origins=["*"])
@@ -228,7 +228,7 @@ async def test_install_stands_outermost_but_for_cors_and_acts_once() -> None:
     assert exchange.headers[b"access-control-allow-origin"] == b"*"
 
 
-async def test_install_is_refused_once_the_app_has_started() -> None:
+async def test_install_is_rejected_once_the_app_has_started() -> None:
     app = starlette()
     await get(app, "/unmarked")
     with pytest.raises(RuntimeError, match="has started"):

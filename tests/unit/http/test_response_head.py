@@ -29,7 +29,7 @@ EVENT_STREAM = (b"content-type", b"text/event-stream")
         pytest.param([(b"content-length", b"5"), EVENT_STREAM], id="other headers"),
     ],
 )
-def test_an_event_stream_is_ours(method: str, headers: RawHeaders) -> None:
+def test_an_event_stream_is_handled(method: str, headers: RawHeaders) -> None:
     assert passthrough_reason(method, 200, headers) is None
 
 
@@ -151,7 +151,7 @@ def test_a_stream_gets_our_headers_after_those_of_the_app() -> None:
 
 
 @pytest.mark.parametrize("name", [b"content-length", b"Content-Length", b"CONTENT-LENGTH"])
-def test_the_content_length_goes(name: bytes) -> None:
+def test_the_content_length_is_removed(name: bytes) -> None:
     result = answered([(name, b"5"), EVENT_STREAM, (name, b"5")])
     assert values(result, b"content-length") == []
     assert values(result, b"content-type") == [b"text/event-stream"]

@@ -65,7 +65,7 @@ async def test_of_a_hundred_at_once_exactly_the_limit_is_admitted() -> None:
     assert answers.count(MANY) == 93
 
 
-async def test_without_a_limit_nothing_is_asked() -> None:
+async def test_without_a_limit_there_is_no_check() -> None:
     app = SSEMiddleware(endless(), trusted_proxies=("10.0.0.1",), limit_action="reject")
     assert app._admission is None
 
@@ -137,8 +137,8 @@ async def test_a_made_up_forwarded_header_opens_no_second_share() -> None:
         for lie in ((b"x-forwarded-for", b"8.8.8.8"), (b"forwarded", b"for=8.8.8.8")):
             async with asked(app, PLAIN, lie) as second:
                 assert await answer(second) == MANY
-            told = (b"x-forwarded-for", b"8.8.8.8, 192.0.2.1")
-            async with asked(app, PLAIN, told, address="10.0.0.1") as third:
+            forged = (b"x-forwarded-for", b"8.8.8.8, 192.0.2.1")
+            async with asked(app, PLAIN, forged, address="10.0.0.1") as third:
                 assert await answer(third) == MANY
             other = (b"x-forwarded-for", b"192.0.2.1, 192.0.2.2")
             async with asked(app, PLAIN, other, address="10.0.0.1") as fourth:

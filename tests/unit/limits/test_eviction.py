@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 # An older stream ends
 
 
-async def test_the_oldest_of_an_eventsource_ends_for_its_next_and_comes_back_no_more() -> None:
+async def test_the_oldest_stream_of_an_eventsource_is_evicted_and_does_not_resume() -> None:
     counting = endless()
     registry = CollectorRegistry()
     app = limited(counting, max_streams_per_client=2, registry=registry)
@@ -79,7 +79,7 @@ async def test_two_tabs_over_a_limit_of_one_do_not_push_each_other_out_for_ever(
     assert len(counting.scopes) == 2
 
 
-async def test_a_stream_with_the_apps_own_ids_comes_back_no_more_either() -> None:
+async def test_an_evicted_stream_with_ids_of_the_app_does_not_resume_either() -> None:
     async def inner(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         for number in range(1000):
@@ -254,7 +254,7 @@ async def test_a_page_that_is_reloaded_twice_is_admitted_each_time(action: Any) 
         assert counting.ends == ["cancelled", "cancelled"]
 
 
-async def test_a_deaf_app_is_found_out_to_have_lost_its_client() -> None:
+async def test_the_disconnect_of_the_client_of_a_deaf_app_is_noticed() -> None:
     app = limited(Deaf(), max_streams_per_client=1, limit_action="reject", heartbeat_interval=None)
     async with tab(app) as one:
         await one.until("message")

@@ -131,7 +131,7 @@ async def test_a_handler_that_has_not_responded_yet_holds_its_slot() -> None:
 # Metrics and logs
 
 
-async def test_refusals_are_counted_by_route_and_reason_and_no_log_line_has_an_address(
+async def test_rejections_are_counted_by_route_and_reason_and_no_log_line_has_an_address(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)

@@ -86,7 +86,7 @@ def test_a_lingering_stream_holds_no_slot_and_takes_one_again_without_a_check() 
 
 
 @pytest.mark.parametrize(("elsewhere", "expected"), [(0, [1, 0]), (1, [1, 1]), (9, [1, 1])])
-def test_streams_that_wait_go_oldest_first_until_their_client_has_its_share(
+def test_lingering_streams_are_evicted_oldest_first_until_the_client_is_within_its_share(
     elsewhere: int, expected: list[int]
 ) -> None:
     slots = SlotPool(None, 2)
@@ -116,8 +116,8 @@ def test_the_client_with_most_streams_is_evicted_and_one_with_a_single_stream_is
 def test_a_client_without_end_events_is_evicted_only_if_any_may_be() -> None:
     slots = SlotPool(2, 2)
     plain, _ = taken(slots, "a", reads_end=False)
-    told, _ = taken(slots, "a")
-    assert slots.oldest("a", any_kind=False) is told
+    notified, _ = taken(slots, "a")
+    assert slots.oldest("a", any_kind=False) is notified
     assert slots.oldest("a", any_kind=True) is plain
     reserved = SlotPool(2, 2)
     reserved.take("a", reads_end=True)

@@ -74,7 +74,7 @@ async def test_the_numbers_of_a_stream_arrive_under_its_route_template() -> None
     assert value(registry, "sse_event_gap_seconds_bucket", **route, le="2.5") == 4
 
 
-async def test_a_live_stream_is_counted_as_it_goes() -> None:
+async def test_a_live_stream_is_counted_while_it_runs() -> None:
     registry = CollectorRegistry()
     began = asyncio.get_running_loop().time()
     app = SSEMiddleware(stream_of(*[b"data: x\n\n"] * 99, pause=1), registry=registry)
@@ -82,9 +82,9 @@ async def test_a_live_stream_is_counted_as_it_goes() -> None:
         for seconds in (15.5, 10):
             await asyncio.sleep(seconds)
             assert value(registry, "sse_streams_active") == 1
-            told = value(registry, "sse_events_total", route="unmatched")
+            counted = value(registry, "sse_events_total", route="unmatched")
             now = asyncio.get_running_loop().time() - began
-            assert now - 16 <= told <= now
+            assert now - 16 <= counted <= now
     assert value(registry, "sse_streams_active") == 0
 
 
@@ -133,7 +133,7 @@ async def test_a_blocked_write_is_a_stall() -> None:
     assert value(registry, "sse_send_stall_seconds_sum") == pytest.approx(3)
 
 
-async def test_clients_that_the_rollout_leaves_out_are_measured_as_family_off() -> None:
+async def test_clients_outside_the_rollout_are_measured_as_kind_off() -> None:
     registry = CollectorRegistry()
     app = SSEMiddleware(stream_of(b"data: x\n\n"), registry=registry, rollout_percent=0)
     await handle(app, headers=EVENTSOURCE)

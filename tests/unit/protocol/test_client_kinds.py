@@ -96,7 +96,7 @@ def test_any_other_client_is_plain(method: str, headers: dict[bytes, bytes]) -> 
 
 @pytest.mark.parametrize("name", sorted(EVENT_ID_PARAMETERS))
 @pytest.mark.parametrize("cursor", [CURSOR, ENDED], ids=["running", "ended"])
-def test_a_cursor_in_the_query_makes_an_eventsource(name: str, cursor: str) -> None:
+def test_a_client_with_an_event_id_in_the_query_is_an_eventsource(name: str, cursor: str) -> None:
     query = urlencode({"query": "a & b", name: cursor, "x": ""})
     assert family("POST", {}, query.encode()) is ClientKind.EVENTSOURCE
 
@@ -117,7 +117,7 @@ def test_a_cursor_in_the_query_makes_an_eventsource(name: str, cursor: str) -> N
         pytest.param("x=1&" * 99 + f"last_event_id={CURSOR}", id="the hundredth field"),
     ],
 )
-def test_a_cursor_is_found_in_any_query_that_holds_it(query: str) -> None:
+def test_an_event_id_is_found_at_any_position_of_the_query(query: str) -> None:
     assert family("GET", {}, query.encode("latin-1")) is ClientKind.EVENTSOURCE
 
 
@@ -147,11 +147,11 @@ def test_a_cursor_is_found_in_any_query_that_holds_it(query: str) -> None:
         ),
     ],
 )
-def test_a_query_without_a_cursor_is_plain_however_hostile(query: bytes) -> None:
+def test_a_client_with_a_hostile_query_without_an_event_id_is_plain(query: bytes) -> None:
     assert family("GET", {}, query) is ClientKind.PLAIN
 
 
-def test_a_bad_cursor_takes_nothing_from_a_native_eventsource() -> None:
+def test_a_bad_event_id_has_no_effect_on_a_native_eventsource() -> None:
     headers = NATIVE | {b"last-event-id": b"17"}
     assert family("GET", headers, b"last_event_id=%00") is ClientKind.EVENTSOURCE
 
@@ -179,5 +179,5 @@ def test_the_accept_header_determines_the_form_of_a_comment(
     assert comment_form(headers, "block") is CommentForm.BLOCK
 
 
-def test_the_families_are_written_as_the_design_names_them() -> None:
+def test_the_client_kinds_have_the_specified_spelling() -> None:
     assert [str(family) for family in ClientKind] == ["eventsource", "plain", "openai", "off"]

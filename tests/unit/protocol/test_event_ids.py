@@ -39,12 +39,12 @@ def test_a_stream_id_is_a_digest_that_does_not_show_the_secret() -> None:
         pytest.param(EventId("-" * 22, 10**15 - 1), f"{'-' * 22}-{'9' * 15}", id="the longest"),
     ],
 )
-def test_a_cursor_is_read_as_it_was_written(cursor: EventId, text: str) -> None:
+def test_an_event_id_is_parsed_as_it_was_written(cursor: EventId, text: str) -> None:
     assert str(cursor) == text
     assert parse_event_id(text) == cursor
 
 
-def test_every_new_secret_makes_a_readable_cursor() -> None:
+def test_every_new_secret_makes_a_valid_event_id() -> None:
     for _ in range(1000):
         cursor = EventId(new_secret(), 1)
         assert parse_event_id(str(cursor)) == cursor
@@ -83,7 +83,7 @@ def test_every_new_secret_makes_a_readable_cursor() -> None:
         pytest.param("../../etc/passwd-1.end", id="a path of the right length"),
     ],
 )
-def test_anything_else_is_no_cursor(text: str) -> None:
+def test_any_other_text_is_no_event_id_of_ours(text: str) -> None:
     assert parse_event_id(text) is None
 
 

@@ -37,16 +37,16 @@ class Recording:
     """Records the events that are kept, in order."""
 
     def __init__(self) -> None:
-        self.told: list[object] = []
+        self.recorded: list[object] = []
 
     def append(self, first: int, *frames: bytes) -> None:
-        self.told += enumerate(frames, first)
+        self.recorded += enumerate(frames, first)
 
     def skip(self, seq: int) -> None:
-        self.told.append(seq)
+        self.recorded.append(seq)
 
     def use_app_ids(self) -> None:
-        self.told.append("disowned")
+        self.recorded.append("disowned")
 
 
 def new_state(client_kind: ClientKind, *, app_ids: bool = False, **settings: Any) -> StreamState:
@@ -77,9 +77,9 @@ def let_wait(state: StreamState, chunk: bytes, now: float) -> None:
 def seen(state: StreamState, out: bytes, end: End) -> tuple[object, ...]:
     assert isinstance(state.recording, Recording | None)
     record = state.record
-    told = None if state.recording is None else state.recording.told
+    recorded = None if state.recording is None else state.recording.recorded
     numbers = (record.chunks, record.family, record.heartbeats, record.gaps)
-    return out + end.before + end.data, end.clean, end.frame, told, numbers
+    return out + end.before + end.data, end.clean, end.frame, recorded, numbers
 
 
 @settings(deadline=None, max_examples=300)
@@ -123,7 +123,7 @@ def is_usual(block: bytes) -> bool:
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.sampled_from(CHUNKS), min_size=1, max_size=8).map(b"".join))
-def test_only_usual_events_are_counted_without_being_looked_at(chunk: bytes) -> None:
+def test_only_usual_events_are_counted_without_being_parsed(chunk: bytes) -> None:
     count = Splitter(1 << 20).count_usual(chunk)
     *blocks, rest = chunk.split(b"\n\n")
     usual = rest == b"" and b"\r" not in chunk and all(map(is_usual, blocks))

@@ -209,7 +209,7 @@ def test_an_incomplete_block_is_held_and_flushed_once(stream: bytes) -> None:
         assert splitter.flush() == b""
 
 
-def test_empty_chunks_bring_no_pieces() -> None:
+def test_empty_chunks_yield_no_pieces() -> None:
     splitter = Splitter(LIMIT)
     assert splitter.feed(b"") == []
     assert splitter.feed(b"data: a\r\n\r") == [block(b"data: a\r\n\r")]

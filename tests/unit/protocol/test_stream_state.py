@@ -92,8 +92,8 @@ def test_a_short_interval_is_kept_to_the_point() -> None:
 
 def test_a_heartbeat_contains_the_time_of_day() -> None:
     state, _ = opened()
-    told = json.loads(last_event(state.heartbeat(105.25)).data)
-    assert told["timestamp"] == "2026-01-01T12:00:05.250+00:00"
+    data = json.loads(last_event(state.heartbeat(105.25)).data)
+    assert data["timestamp"] == "2026-01-01T12:00:05.250+00:00"
 
 
 def test_events_put_a_plain_heartbeat_off_and_leave_an_eventsources_alone() -> None:
@@ -162,8 +162,8 @@ def test_each_client_kind_receives_the_end_in_its_own_form(
 
 def test_the_reasons_are_the_words_of_the_contract() -> None:
     state, _ = opened()
-    told = json.loads(last_event(state.reach_cap(160.0).data).data)
-    assert told == {
+    data = json.loads(last_event(state.reach_cap(160.0).data).data)
+    assert data == {
         "reason": "duration_cap",
         "duration": 60.0,
         "total_chunks": 0,

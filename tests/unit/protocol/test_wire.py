@@ -288,7 +288,7 @@ def test_the_error_for_a_bad_field_has_its_name_its_value_and_the_allowed_ones(
         pytest.param(lambda: format_sse_event("a", comment="\ud800"), "comment", id="comment"),
     ],
 )
-def test_a_surrogate_is_refused_under_the_name_of_its_field(write: Write, name: str) -> None:
+def test_a_surrogate_is_rejected_under_the_name_of_its_field(write: Write, name: str) -> None:
     with pytest.raises(EventFormatError) as caught:
         write()
     assert caught.value.allowed == NOT_UTF_8
@@ -304,7 +304,7 @@ def test_a_surrogate_is_refused_under_the_name_of_its_field(write: Write, name: 
         pytest.param(lambda: format_sse_event(event="message"), id="the default event"),
     ],
 )
-def test_a_block_of_no_line_is_refused(write: Write) -> None:
+def test_a_block_of_no_line_is_rejected(write: Write) -> None:
     with pytest.raises(EventFormatError, match="at least one of data, event, id, retry, comment"):
         write()
 

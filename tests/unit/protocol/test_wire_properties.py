@@ -261,7 +261,7 @@ def has_surrogate(text: str) -> bool:
     retry=st.none() | st.integers(-1, 3000) | st.integers(10**18 - 2, 10**18 + 2) | st.booleans(),
     comment=st.none() | any_text,
 )
-def test_the_encoder_refuses_or_writes_one_block_of_exactly_the_given_fields(
+def test_the_encoder_rejects_or_writes_one_block_of_exactly_the_given_fields(
     data: str | None,
     event: str | None,
     id: str | None,  # noqa: A002

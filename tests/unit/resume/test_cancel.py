@@ -178,7 +178,7 @@ async def test_a_cancel_of_another_clients_stream_reaches_the_app(way: Any) -> N
         await first.until_end()
 
 
-async def test_an_app_that_deletes_by_itself_keeps_doing_so() -> None:
+async def test_an_app_with_its_own_delete_keeps_it() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         asked.append((scope["method"], scope["query_string"]))
         await PlainTextResponse("gone", 200)(scope, receive, send)

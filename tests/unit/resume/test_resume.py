@@ -63,7 +63,7 @@ async def test_a_resume_after_any_event_gets_the_very_bytes_that_follow(
 
 @pytest.mark.parametrize("parameter", PARAMETERS)
 @pytest.mark.parametrize("query", [b"%b=%b", b"a=1&%b=%b&b=2", b"a;b&%b=%b&%%00=%%ff", b"&&%b=%b&"])
-async def test_a_cursor_may_stand_in_the_query(parameter: str, query: bytes) -> None:
+async def test_an_event_id_may_be_in_the_query(parameter: str, query: bytes) -> None:
     counting = Counting(5)
     app = resumable(counting)
     cursor = id_of(await read(app), 3)
@@ -73,7 +73,7 @@ async def test_a_cursor_may_stand_in_the_query(parameter: str, query: bytes) -> 
     assert len(counting.scopes) == 1
 
 
-async def test_any_client_that_has_a_cursor_is_one_that_resumes() -> None:
+async def test_any_client_with_an_event_id_of_ours_resumes() -> None:
     app = resumable(Counting(5))
     cursor = id_of(await read(app), 3)
     again = await handle(app, headers=[(b"last-event-id", cursor.encode())])
@@ -81,7 +81,9 @@ async def test_any_client_that_has_a_cursor_is_one_that_resumes() -> None:
 
 
 @pytest.mark.parametrize("parameter", PARAMETERS)
-async def test_the_newer_cursor_of_the_header_goes_before_that_of_the_query(parameter: str) -> None:
+async def test_the_event_id_of_the_header_has_precedence_over_that_of_the_query(
+    parameter: str,
+) -> None:
     app = resumable(Counting(5))
     whole = await read(app)
     query = f"{parameter}={id_of(whole, 1)}".encode()
@@ -95,7 +97,7 @@ async def test_of_several_ids_in_the_query_the_first_one_of_ours_counts() -> Non
     assert texts(await read(app, query_string=query.encode())) == ["5"]
 
 
-async def test_an_escaped_cursor_in_the_query_is_one() -> None:
+async def test_an_escaped_event_id_in_the_query_is_accepted() -> None:
     app = resumable(Counting(5))
     cursor = "".join(f"%{ord(character):02x}" for character in id_of(await read(app), 4))
     assert texts(await read(app, query_string=f"lastEventId={cursor}".encode())) == ["5"]
@@ -129,7 +131,7 @@ async def test_the_app_never_sees_an_event_id_of_ours(method: str, ending: str) 
 # The start of a resumed response
 
 
-async def test_a_resumed_answer_begins_with_a_start_that_keeps_the_clients_own_cursor() -> None:
+async def test_a_resumed_response_begins_with_a_start_with_the_event_id_of_the_client() -> None:
     app = resumable(Counting(5), stream_max_seconds=40, retry_ms=1234)
     whole = await read(app)
     again = await resume(app, id_of(whole, 3), (b"x-request-id", b"of-the-second"))
@@ -146,7 +148,7 @@ async def test_a_resumed_answer_begins_with_a_start_that_keeps_the_clients_own_c
     assert again.names[1:] == ["message", "message", "complete"]
 
 
-async def test_a_resumed_answer_has_the_first_ones_headers_but_for_those_of_one_response() -> None:
+async def test_a_resumed_response_has_the_headers_of_the_first_except_per_response_ones() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         added = [
             (b"X-Model", b"m-1"),
@@ -210,7 +212,7 @@ async def test_our_events_keep_the_names_that_a_mark_has_given_them() -> None:
 
 
 @pytest.mark.parametrize("answer", ["resumed", "stopped", "refused", "cancelled"])
-async def test_no_cache_may_keep_an_answer_of_ours(answer: str) -> None:
+async def test_no_cache_may_keep_a_response_of_ours(answer: str) -> None:
     app = resumable(Counting(1))
     cursor = id_of(await read(app), 0)
     if answer == "resumed":
@@ -357,7 +359,7 @@ async def test_a_reader_that_leaves_takes_nothing_along() -> None:
     assert asyncio.all_tasks() == before
 
 
-async def test_a_reader_is_gone_after_its_server_has_refused_a_write() -> None:
+async def test_a_reader_is_gone_after_its_server_has_rejected_a_write() -> None:
     app = resumable(Counting(8))
     async with opened(app) as whole:
         await whole.until_count(2, "message")
@@ -499,7 +501,7 @@ async def test_a_reader_that_leaves_an_endless_stream_is_reported_as_disconnecte
             assert again.task is not None
             await again.task
         (record,) = caplog.records
-        told: Any = record
-        assert (told.outcome, told.disconnects, told.resumed_after) == ("disconnected", 1, 1)
+        logged: Any = record
+        assert (logged.outcome, logged.disconnects, logged.resumed_after) == ("disconnected", 1, 1)
         assert value(registry, "sse_streams_active") == 1
         assert value(registry, "sse_disconnects_total") == 1

@@ -80,7 +80,7 @@ async def test_a_trace_id_in_the_data_stays_that_of_the_first_request() -> None:
     assert again.body == opening(again) + behind(whole, id_of(whole, 1))
 
 
-async def test_the_names_of_our_events_have_their_prefix_in_a_resumed_answer_too() -> None:
+async def test_the_names_of_our_events_have_their_prefix_in_a_resumed_response_too() -> None:
     app = resumable(stream_of(b"data: 1\n\n", pause=6), event_prefix="sse.")
     async with left(app, 1) as first:
         again = await resume(app, first.last_event_id)
@@ -95,8 +95,8 @@ async def test_a_resume_before_an_event_too_long_to_keep_is_notified_of_the_gap(
     whole = await read(app)
     again = await resume(app, id_of(whole, 1))
     assert again.names == ["reset", "message", "message", "complete"]
-    told = json.loads(again.events[0].data)
-    assert (told["reason"], told["resumed"]) == ("truncated", True)
+    data = json.loads(again.events[0].data)
+    assert (data["reason"], data["resumed"]) == ("truncated", True)
     assert texts(again) == ["3", "4"]
     assert again.events[0].id == id_of(whole, 2)
     assert texts(await resume(app, id_of(whole, 3))) == ["4"]

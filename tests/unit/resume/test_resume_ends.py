@@ -97,7 +97,7 @@ async def test_the_app_runs_again_after_an_end_that_permits_it() -> None:
     assert len(counting.scopes) == 3
 
 
-async def test_an_end_that_may_be_asked_for_again_may_stand_in_the_query_too() -> None:
+async def test_the_id_of_an_end_that_permits_a_new_run_may_be_in_the_query_too() -> None:
     app = resumable(Counting(3))
     whole = await read(app)
     again = await read(app, query_string=f"lastEventId={whole.last_event_id}".encode())
@@ -167,8 +167,8 @@ async def test_a_client_of_an_unknown_stream_gets_a_reset_and_a_new_response(met
     again = await handle(app, headers=back(UNKNOWN), method=method)
     reset = again.events[0]
     assert reset.event == "reset"
-    told = json.loads(reset.data)
-    assert told == {
+    data = json.loads(reset.data)
+    assert data == {
         "reason": "gone",
         "stream_id": again.headers[b"x-stream-id"].decode(),
         "trace_id": again.headers[b"x-trace-id"].decode(),
@@ -239,7 +239,7 @@ async def test_a_client_is_stopped_if_the_app_rejects_it(
     assert (await handle(resumable(app), headers=back(str(reset.id)))).status == 204
 
 
-async def test_a_get_for_a_stream_that_a_post_began_is_sent_home_when_it_is_gone() -> None:
+async def test_a_get_for_the_stream_of_a_post_is_stopped_after_the_stream_is_gone() -> None:
     async def answer(request: Request) -> Response:
         raise AssertionError
 
@@ -251,7 +251,7 @@ async def test_a_get_for_a_stream_that_a_post_began_is_sent_home_when_it_is_gone
 
 
 @pytest.mark.parametrize("status", [401, 403, 500, 503])
-async def test_any_other_refusal_of_the_app_is_the_clients(status: int) -> None:
+async def test_any_other_rejection_by_the_app_reaches_the_client(status: int) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await JSONResponse({"detail": "no"}, status)(scope, receive, send)
 
@@ -259,7 +259,7 @@ async def test_any_other_refusal_of_the_app_is_the_clients(status: int) -> None:
     assert (again.status, again.body) == (status, b'{"detail":"no"}')
 
 
-async def test_an_answer_that_is_no_stream_passes_as_it_is() -> None:
+async def test_a_response_that_is_no_stream_passes_as_it_is() -> None:
     messages: list[Message] = [
         {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]},
         {"type": "http.response.body", "body": b"ok"},
@@ -321,9 +321,9 @@ async def test_a_client_that_missed_the_failure_of_the_app_is_notified(*, marked
     assert json.loads(again.events[-1].data)["error"]["code"] == "internal_error"
     assert b"secret" not in again.body
     assert again.last_event_id == f"{id_of(first, 2)}.cut"
-    async with returning(app, again.last_event_id) as anew:
-        await anew.until_end()
-    assert anew.names == ["reset", "message", "message", "error"]
+    async with returning(app, again.last_event_id) as fresh:
+        await fresh.until_end()
+    assert fresh.names == ["reset", "message", "message", "error"]
 
 
 async def test_a_reader_receives_the_failure_of_the_app_at_once() -> None:

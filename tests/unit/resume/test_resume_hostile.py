@@ -42,12 +42,12 @@ pytestmark = pytest.mark.anyio
 
 Pair = tuple[bytes, bytes]
 Attack = Callable[[str], dict[str, Any]]
-"""What is asked with a cursor: the keys of a scope."""
+"""The keys of a scope with an event id."""
 
 ANN = (b"authorization", b"Bearer ann")
 BOB = (b"authorization", b"Bearer bob")
 OTHER = "Zm9vYmFyYmF6cXV4MTIzNA"
-"""Such as a secret of ours, of nobody's."""
+"""A valid secret that belongs to no stream."""
 THIRD = "YW5vdGhlcmFub3RoZXJhbg-1"
 
 
@@ -65,11 +65,11 @@ async def diary(scope: Scope, receive: Receive, send: Send) -> None:
 
 def shape(exchange: Exchange, asked: str = OTHER) -> list[Any]:
     """Return the visible parts of a response, except random values and those of the request."""
-    told = repr([message for _, message in exchange.messages]).replace(asked, "ASKED")
-    told = re.sub(r"[A-Za-z0-9_-]{22}-(\d+)", r"SECRET-\1", told)
-    told = re.sub(r"[0-9a-f]{32}", "DIGEST", told)
-    told = re.sub(r'"duration":[\d.]+', "DURATION", told)
-    return [told, exchange.names, exchange.receives, exchange.ended]
+    shown = repr([message for _, message in exchange.messages]).replace(asked, "ASKED")
+    shown = re.sub(r"[A-Za-z0-9_-]{22}-(\d+)", r"SECRET-\1", shown)
+    shown = re.sub(r"[0-9a-f]{32}", "DIGEST", shown)
+    shown = re.sub(r'"duration":[\d.]+', "DURATION", shown)
+    return [shown, exchange.names, exchange.receives, exchange.ended]
 
 
 def header(cursor: str) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def two_headers(cursor: str) -> dict[str, Any]:
     return {"headers": header(cursor)["headers"] * 2}
 
 
-def behind_another(cursor: str) -> dict[str, Any]:
+def after_another(cursor: str) -> dict[str, Any]:
     return {"headers": [*header(THIRD)["headers"], *header(cursor)["headers"]]}
 
 
@@ -129,7 +129,7 @@ ATTACKS: list[Attack] = [
     query,
     both_places,
     two_headers,
-    behind_another,
+    after_another,
     before_another,
     in_a_list,
     huge_query,
@@ -237,7 +237,7 @@ async def test_a_secret_with_one_letter_changed_opens_nothing(at: int) -> None:
 
 
 @pytest.mark.parametrize("allows", [True, False])
-async def test_a_refused_resume_looks_like_an_unknown_stream(*, allows: bool) -> None:
+async def test_a_rejected_resume_looks_like_an_unknown_stream(*, allows: bool) -> None:
     app = resumable(
         Counting(2, pause=0),
         authorize_resume=lambda _scope, _info: allows,
@@ -251,7 +251,7 @@ async def test_a_refused_resume_looks_like_an_unknown_stream(*, allows: bool) ->
 
 
 @pytest.mark.parametrize("attack", [header, query, by_post, by_delete, by_cancel])
-async def test_as_much_is_asked_about_a_stranger_whether_a_stream_is_there_or_not(
+async def test_a_foreign_client_causes_the_same_checks_with_and_without_a_stream(
     attack: Attack,
 ) -> None:
     """An app takes time to identify a client, and that time must not show."""
@@ -273,7 +273,7 @@ async def test_as_much_is_asked_about_a_stranger_whether_a_stream_is_there_or_no
             assert counts[0] == counts[1] >= 1
 
 
-async def test_a_stream_by_name_looks_to_a_stranger_like_none() -> None:
+async def test_a_stream_by_name_looks_to_another_client_like_none() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/live":
             await resume_endpoint("x")(scope, receive, send)
@@ -303,7 +303,7 @@ async def test_a_stream_by_name_looks_to_a_stranger_like_none() -> None:
                 assert stolen.status == 204
 
 
-async def test_a_cursor_of_another_route_opens_nothing_by_a_name_of_the_same_owner() -> None:
+async def test_an_event_id_of_another_route_gives_no_access_by_a_name_of_the_same_owner() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/live":
             await resume_endpoint("x")(scope, receive, send)
@@ -372,9 +372,7 @@ def test_no_id_and_no_query_can_break_a_request(
 
 @given(headers=st.lists(values, min_size=1, max_size=2), query_string=queries)
 @settings(max_examples=100, deadline=None)
-def test_no_id_and_no_query_opens_a_stream_but_its_own_cursor(
-    headers: list[bytes], query_string: bytes
-) -> None:
+def test_only_its_own_event_id_opens_a_stream(headers: list[bytes], query_string: bytes) -> None:
     async def request() -> tuple[Exchange, Exchange]:
         app = resumable(Counting(2))
         async with opened(app) as victim:
@@ -420,7 +418,7 @@ def test_any_position_in_a_clients_own_stream_is_answered(seq: int, *, ended: bo
 # Secrets
 
 
-async def test_a_secret_stands_in_the_stream_and_nowhere_else(
+async def test_a_secret_is_in_the_stream_and_nowhere_else(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Shaky(MemoryStore):
@@ -470,9 +468,9 @@ async def test_a_secret_stands_in_the_stream_and_nowhere_else(
         store.down = False
         exchanges.append(await handle(kept, **by_cancel(held)))
         exchanges.append(await handle(kept, **by_cancel(UNKNOWN)))
-        async with returning(kept, id_of(failing, 1), path="/fails") as anew:
-            exchanges.append(anew)
-            await anew.until_end()
+        async with returning(kept, id_of(failing, 1), path="/fails") as fresh:
+            exchanges.append(fresh)
+            await fresh.until_end()
     await asyncio.sleep(100)
     assert len(caplog.records) > 50
     for exchange in (first, failing):
@@ -480,8 +478,8 @@ async def test_a_secret_stands_in_the_stream_and_nowhere_else(
         assert re.fullmatch(r"[A-Za-z0-9_-]{22}", secret)
         assert secret not in caplog.text
         for other in exchanges:
-            told = b"".join(name + value for name, value in other.start["headers"])
-            assert secret.encode() not in told
+            shown = b"".join(name + value for name, value in other.start["headers"])
+            assert secret.encode() not in shown
     assert UNKNOWN[:22] not in caplog.text
 
 

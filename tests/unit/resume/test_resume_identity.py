@@ -94,7 +94,7 @@ async def test_the_named_cookies_determine_the_identity() -> None:
     )
 
 
-async def test_values_of_cookies_that_only_look_the_same_when_joined_are_others() -> None:
+async def test_cookie_values_that_are_equal_only_when_joined_differ() -> None:
     await assert_owned(
         resumable(Counting(3), identity_cookies=("a", "b")),
         [cookie("a=1; b=23")],
@@ -103,12 +103,12 @@ async def test_values_of_cookies_that_only_look_the_same_when_joined_are_others(
     )
 
 
-async def test_a_stream_that_was_opened_without_a_named_cookie_is_opened_by_its_cursor() -> None:
+async def test_a_stream_opened_without_a_named_cookie_is_resumed_by_its_event_id() -> None:
     app = resumable(Counting(3), identity_cookies=("session",))
     await assert_owned(app, [cookie("theme=dark")], [[], [cookie("session=1")]], [])
 
 
-async def test_an_authorization_goes_before_cookies() -> None:
+async def test_an_authorization_has_precedence_over_cookies() -> None:
     await assert_owned(
         resumable(Counting(3), identity_cookies=("session",)),
         [cookie("session=1"), authorization("Bearer a")],
@@ -241,7 +241,7 @@ async def test_authorize_gets_the_request_and_the_facts_about_the_stream() -> No
     assert info.stream_id == whole.headers[b"x-stream-id"].decode()
 
 
-async def test_the_operator_is_not_asked_about_a_post_with_another_body() -> None:
+async def test_authorize_is_not_called_for_a_post_with_another_body() -> None:
     asked: list[str] = []
 
     def authorize(scope: Scope, info: LogInfo) -> bool:

@@ -75,7 +75,7 @@ def assert_no_content(exchange: Exchange) -> None:
     assert exchange.headers[b"vary"] == b"Last-Event-ID"
 
 
-async def test_a_named_stream_is_followed_from_its_beginning_without_a_cursor() -> None:
+async def test_a_named_stream_is_followed_from_its_beginning_without_an_event_id() -> None:
     counting = Counting(6)
     app = named(counting)
     async with opened(app, ANN, path=ANSWER) as first:
@@ -92,7 +92,7 @@ async def test_a_named_stream_is_followed_from_its_beginning_without_a_cursor() 
     assert len(counting.scopes) == 1
 
 
-async def test_the_secret_of_a_named_stream_stands_in_its_events_and_so_it_can_be_resumed() -> None:
+async def test_the_events_of_a_named_stream_have_its_secret_so_it_can_be_resumed() -> None:
     app = named(Counting(9))
     async with opened(app, ANN, path=ANSWER) as first:
         await first.until_count(1, "message")
@@ -105,7 +105,7 @@ async def test_the_secret_of_a_named_stream_stands_in_its_events_and_so_it_can_b
     assert again.events[0].id == cut.last_event_id
 
 
-async def test_a_named_reader_of_a_stream_without_events_holds_no_cursor_yet() -> None:
+async def test_a_named_reader_of_a_stream_without_events_has_no_event_id_yet() -> None:
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         current_stream().name("x")
         await send(stream_start())
@@ -123,7 +123,7 @@ async def test_a_named_reader_of_a_stream_without_events_holds_no_cursor_yet() -
         assert texts(await read(app, ANN, path="/live")) == ["1"]
 
 
-async def test_a_named_stream_lives_while_its_first_client_is_gone() -> None:
+async def test_a_named_stream_continues_without_its_first_client() -> None:
     counting = Counting(6)
     app = named(counting)
     async with left(app, 2, ANN, path=ANSWER):
@@ -316,7 +316,7 @@ async def test_a_client_that_authorize_rejects_does_not_follow_a_named_stream() 
     assert asked == [ANSWER]
 
 
-async def test_a_store_out_of_reach_brings_the_client_of_a_name_back() -> None:
+async def test_the_client_of_a_name_reconnects_if_the_store_is_unreachable() -> None:
     class Failing(MemoryStore):
         async def find_named(self, name: str) -> LogSnapshot | None:
             raise StoreError(f"{name} cannot be looked up")
@@ -348,7 +348,7 @@ async def test_a_resume_endpoint_needs_the_middleware() -> None:
         await read(switched_off, path="/live")
 
 
-async def test_a_resume_endpoint_answers_a_get_only() -> None:
+async def test_a_resume_endpoint_accepts_a_get_only() -> None:
     app = resumable(resume_endpoint("x"), identify=user)
     for method in ("POST", "PUT", "HEAD"):
         exchange = await handle(app, method=method, headers=EVENTSOURCE)

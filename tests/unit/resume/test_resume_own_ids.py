@@ -68,7 +68,7 @@ def keyed(
 # An app that keeps its own events
 
 
-async def test_an_app_that_numbers_its_events_is_handed_the_clients_id_and_resumes_itself() -> None:
+async def test_an_app_with_its_own_ids_receives_the_id_of_the_client_and_resumes_itself() -> None:
     numbering = Numbering()
     store = memory()
     app = resumable(numbering, store=store)
@@ -83,10 +83,10 @@ async def test_an_app_that_numbers_its_events_is_handed_the_clients_id_and_resum
 
 @pytest.mark.parametrize("held", ["3", "a b", "ä", "1-2", "{x}", "A" * 22 + "-03", "0"])
 async def test_a_client_keeps_the_id_of_the_app_until_the_app_sets_another_one(held: str) -> None:
-    heard: list[bytes | None] = []
+    received: list[bytes | None] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        heard.append(dict(scope["headers"]).get(b"last-event-id"))
+        received.append(dict(scope["headers"]).get(b"last-event-id"))
         await send(stream_start())
         await asyncio.sleep(12)
         await send(body(b"id: 9\ndata: x\n\n"))
@@ -98,7 +98,7 @@ async def test_a_client_keeps_the_id_of_the_app_until_the_app_sets_another_one(h
         assert again.last_event_id == held
         await again.until_end()
         assert again.last_event_id == "9"
-    assert heard == [held.encode()]
+    assert received == [held.encode()]
 
 
 async def test_none_of_the_events_of_such_an_app_are_kept() -> None:
@@ -111,7 +111,7 @@ async def test_none_of_the_events_of_such_an_app_are_kept() -> None:
     assert (len(store), store.total_bytes) == (0, 0)
 
 
-async def test_a_cursor_that_we_gave_before_we_knew_counts_as_none() -> None:
+async def test_an_event_id_of_ours_from_before_the_first_id_of_the_app_counts_as_none() -> None:
     runs: list[Any] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -198,7 +198,7 @@ async def test_only_the_end_follows_the_last_id_of_the_app() -> None:
     assert (await resume(app, whole.last_event_id)).status == 204
 
 
-async def test_a_client_that_had_only_the_start_of_such_an_app_comes_back_with_our_cursor() -> None:
+async def test_a_client_that_had_only_the_start_of_such_an_app_resumes_with_our_event_id() -> None:
     numbering = Numbering(4)
     app = resumable(numbering, **keyed())
     whole = await read(app)
@@ -247,7 +247,7 @@ async def test_the_latest_stream_of_a_key_counts() -> None:
     assert texts(await resume(kept, "a")) == ["1"]
 
 
-async def test_of_an_id_that_stands_twice_the_later_one_counts() -> None:
+async def test_the_later_event_of_two_with_the_same_id_counts() -> None:
     app = resumable(
         stream_of(b"id: a\ndata: 1\n\n", b"id: a\ndata: 2\n\n", b"data: 3\n\n"), **keyed()
     )
@@ -321,12 +321,12 @@ async def test_a_failure_to_compute_the_key_at_the_opening_leaves_nothing() -> N
     assert asyncio.all_tasks() == before
 
 
-async def test_an_unknown_cursor_of_ours_is_unknown_beside_a_key_too() -> None:
+async def test_an_unknown_event_id_of_ours_is_unknown_with_a_key_too() -> None:
     app = resumable(Numbering(3), **keyed())
     assert (await resume(app, UNKNOWN)).names[0] == "reset"
 
 
-async def test_the_key_of_a_route_and_a_name_of_a_stream_do_not_meet() -> None:
+async def test_the_key_of_a_route_and_the_name_of_a_stream_do_not_collide() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/named":
             current_stream().name("key:/:k")

@@ -24,7 +24,7 @@ from tests.support.resuming import (
 pytestmark = pytest.mark.anyio
 
 NAMED = [(b"accept", b"text/event-stream;events=named")]
-"""What a client of a POST says that wants named events and ids."""
+"""The headers of a client that wants named events and ids from a POST."""
 MEBIBYTE = 1 << 20
 
 
@@ -58,7 +58,7 @@ async def test_a_get_without_an_origin_resumes_a_public_post_with_one() -> None:
 
 @pytest.mark.parametrize("first", [[b"{}"], [b"{", b"", b"}"]], ids=str)
 @pytest.mark.parametrize("again", [[b"{}"], [b"{", b"}"], [b"", b"{}", b""]], ids=str)
-async def test_a_post_resumes_with_the_same_body_however_it_is_cut(
+async def test_a_post_resumes_with_the_same_body_in_any_chunks(
     first: list[bytes], again: list[bytes]
 ) -> None:
     counting = Counting(5)
@@ -127,13 +127,13 @@ async def test_a_body_is_not_kept_while_its_stream_runs() -> None:
 
 
 async def test_a_body_that_is_cut_off_resumes_nothing() -> None:
-    heard: list[str] = []
+    received: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         message = await receive()
         while message.get("more_body"):
             message = await receive()
-        heard.append(message["type"])
+        received.append(message["type"])
         await send(stream_start())
         await send(body(b"data: 1\n\ndata: 2\n\n", more=False))
 
@@ -141,10 +141,10 @@ async def test_a_body_that_is_cut_off_resumes_nothing() -> None:
     whole = await post(kept, b"{}")
     again = await post_again(kept, id_of(whole, 1), b"{}", cut=True)
     assert again.names[:1] in ([], ["reset"])
-    assert heard == ["http.request", "http.disconnect"]
+    assert received == ["http.request", "http.disconnect"]
 
 
-async def test_an_app_that_answers_before_it_has_read_the_body_is_resumed_by_a_get_only() -> None:
+async def test_an_app_that_responds_before_it_has_read_the_body_is_resumed_by_a_get_only() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         await receive()

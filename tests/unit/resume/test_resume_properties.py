@@ -33,7 +33,7 @@ EVENT = st.sampled_from(
     ]
 )
 Piece = tuple[bytes, float]
-"""Some bytes of an app's, and the pause behind them."""
+"""Some bytes of an app's, and the pause after them."""
 Cut = tuple[int, float]
 """Behind how many bytes a connection is cut, and how long its client takes to come back."""
 Got = tuple[int, str, str]
@@ -57,8 +57,8 @@ class SlowExchange(Exchange):
 @st.composite
 def pieces(draw: st.DrawFn) -> list[Piece]:
     stream = b"".join(draw(st.lists(EVENT, min_size=1, max_size=12)))
-    places = sorted(draw(st.sets(st.integers(1, len(stream)), max_size=8)))
-    bounds = [0, *places, len(stream)]
+    positions = sorted(draw(st.sets(st.integers(1, len(stream)), max_size=8)))
+    bounds = [0, *positions, len(stream)]
     chunks = [stream[one:other] for one, other in pairwise(bounds)]
     return [(chunk, draw(pauses)) for chunk in chunks]
 
@@ -99,15 +99,17 @@ class Client:
         self._held = parser.last_event_id or self._held
 
 
-def expected(told: list[Piece]) -> list[Got]:
+def expected(written: list[Piece]) -> list[Got]:
     """Return the events that a page without a cut gets from an app's pieces."""
-    events = EventParser().feed(b"".join(chunk for chunk, _ in told))
+    events = EventParser().feed(b"".join(chunk for chunk, _ in written))
     return [(number, event.event, event.data) for number, event in enumerate(events, 1)]
 
 
-async def read(app: SSEMiddleware, client: Client, places: list[Cut], kind: type[Exchange]) -> None:
+async def read(
+    app: SSEMiddleware, client: Client, positions: list[Cut], kind: type[Exchange]
+) -> None:
     """Read a response over as many connections as necessary, and cut the first ones."""
-    remaining = iter(places)
+    remaining = iter(positions)
     tasks: list[asyncio.Task[Any]] = []
     for _ in range(200):
         behind, wait = next(remaining, (1 << 30, 0.0))
@@ -142,14 +144,14 @@ def in_virtual_time(scenario: Any) -> None:
         runner.run(run())
 
 
-def telling(told: list[Piece], *, listens: bool) -> Any:
+def app_that_writes(written: list[Piece], *, listens: bool) -> Any:
     """Return an app that sends pieces."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         left = asyncio.ensure_future(receive()) if listens else None
         await send(stream_start())
-        for chunk, pause in told:
+        for chunk, pause in written:
             await send(body(chunk))
             await asyncio.sleep(pause)
             if left is not None and left.done():
@@ -162,8 +164,8 @@ def telling(told: list[Piece], *, listens: bool) -> Any:
 
 
 @given(
-    told=pieces(),
-    places=cuts,
+    written=pieces(),
+    positions=cuts,
     listens=st.booleans(),
     batch=st.booleans(),
     kind=st.sampled_from([Exchange, SlowExchange]),
@@ -172,8 +174,8 @@ def telling(told: list[Piece], *, listens: bool) -> Any:
 )
 @settings(max_examples=100, deadline=None)
 def test_a_client_that_is_cut_anywhere_has_each_event_once(
-    told: list[Piece],
-    places: list[Cut],
+    written: list[Piece],
+    positions: list[Cut],
     kind: type[Exchange],
     heartbeat: float | None,
     rotates: float | None,
@@ -185,7 +187,7 @@ def test_a_client_that_is_cut_anywhere_has_each_event_once(
 
     async def scenario() -> None:
         app = SSEMiddleware(
-            telling(told, listens=listens),
+            app_that_writes(written, listens=listens),
             store=memory(),
             linger_seconds=60,
             batch=batch,
@@ -193,32 +195,34 @@ def test_a_client_that_is_cut_anywhere_has_each_event_once(
             stream_max_seconds=rotates,
             cap_action="rotate",
         )
-        await read(app, client, places, kind)
+        await read(app, client, positions, kind)
 
     in_virtual_time(scenario)
     assert client.done
-    assert client.has == expected(told)
+    assert client.has == expected(written)
     assert client.resets == 0
 
 
-@given(told=pieces(), places=cuts, keeps=st.integers(1, 5), linger=st.sampled_from([0, 0.05, 60]))
+@given(
+    written=pieces(), positions=cuts, keeps=st.integers(1, 5), linger=st.sampled_from([0, 0.05, 60])
+)
 @settings(max_examples=60, deadline=None)
 def test_a_client_of_a_store_that_forgets_has_the_end_of_one_answer_and_no_hole(
-    told: list[Piece], places: list[Cut], keeps: int, linger: float
+    written: list[Piece], positions: list[Cut], keeps: int, linger: float
 ) -> None:
     client = Client()
 
     async def scenario() -> None:
         app = SSEMiddleware(
-            telling(told, listens=True),
+            app_that_writes(written, listens=True),
             store=memory(max_events=keeps, ttl=0.5),
             linger_seconds=linger,
         )
-        await read(app, client, places, Exchange)
+        await read(app, client, positions, Exchange)
 
     in_virtual_time(scenario)
     assert client.done
-    whole = expected(told)
+    whole = expected(written)
     assert client.has == whole[len(whole) - len(client.has) :]
     if not client.resets:
         assert client.has == whole
@@ -226,7 +230,7 @@ def test_a_client_of_a_store_that_forgets_has_the_end_of_one_answer_and_no_hole(
 
 @pytest.mark.parametrize("listens", [True, False])
 def test_a_client_that_is_cut_after_every_byte_has_each_event_once(*, listens: bool) -> None:
-    told = [
+    written = [
         (b"data: a\r\n\r\nda", 0.01),
         (b"ta: b\nevent: x\n\n: c\n\n", 0.0),
         ("data: ä\n\n".encode(), 0.01),
@@ -234,11 +238,13 @@ def test_a_client_that_is_cut_after_every_byte_has_each_event_once(*, listens: b
     clients = [Client() for _ in range(800)]
 
     async def scenario() -> None:
-        app = SSEMiddleware(telling(told, listens=listens), store=memory(), linger_seconds=60)
-        for place, client in enumerate(clients):
-            await read(app, client, [(place, 0.005)], Exchange)
+        app = SSEMiddleware(
+            app_that_writes(written, listens=listens), store=memory(), linger_seconds=60
+        )
+        for position, client in enumerate(clients):
+            await read(app, client, [(position, 0.005)], Exchange)
 
     in_virtual_time(scenario)
-    for place, client in enumerate(clients):
-        assert client.has == expected(told), place
+    for position, client in enumerate(clients):
+        assert client.has == expected(written), position
         assert client.resets == 0

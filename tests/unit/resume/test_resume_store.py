@@ -70,7 +70,7 @@ class FailingStore(MemoryStore):
                 self._look("follow")
 
 
-def assert_told_to_come_back(exchange: Exchange, event_id: str) -> None:
+def assert_asked_to_reconnect(exchange: Exchange, event_id: str) -> None:
     """Check that an `EventSource` would reconnect soon with its event id."""
     assert exchange.status == 200
     assert exchange.headers[b"content-type"].startswith(b"text/event-stream")
@@ -93,7 +93,7 @@ async def test_a_client_retries_with_its_own_event_id_if_the_store_fails(
     whole = await read(app)
     store.down.add("find")
     again = await resume(app, id_of(whole, 3))
-    assert_told_to_come_back(again, id_of(whole, 3))
+    assert_asked_to_reconnect(again, id_of(whole, 3))
     assert again.headers[b"x-stream-id"] == whole.headers[b"x-stream-id"]
     result = {"route": "unmatched", "result": "unavailable"}
     assert value(registry, "sse_resumes_total", **result) == 1
@@ -104,11 +104,11 @@ async def test_a_client_retries_with_its_own_event_id_if_the_store_fails(
     assert len(counting.scopes) == 1
 
 
-async def test_a_cursor_of_the_query_is_kept_too() -> None:
+async def test_an_event_id_in_the_query_is_kept_too() -> None:
     store = FailingStore("find")
     event_id = "B" * 22 + "-7"
     query = f"lastEventId={event_id}".encode()
-    assert_told_to_come_back(
+    assert_asked_to_reconnect(
         await read(resumable(Counting(), store=store), query_string=query), event_id
     )
 

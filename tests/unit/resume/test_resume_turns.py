@@ -117,9 +117,11 @@ class World:
     def __init__(self, app: ASGIApp, **options: Any) -> None:
         self.registry = CollectorRegistry()
         self.store = TurningStore()
-        self.told: list[dict[str, Any]] = []
+        self.reported: list[dict[str, Any]] = []
         self.before = asyncio.all_tasks()
-        asyncio.get_running_loop().set_exception_handler(lambda _, told: self.told.append(told))
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, reported: self.reported.append(reported)
+        )
         self.app = SSEMiddleware(
             app,
             store=self.store,
@@ -138,7 +140,7 @@ class World:
         assert value(self.registry, "sse_lingering_streams") == 0
         await asyncio.sleep(TTL + 1)
         assert (len(self.store), self.store.total_bytes) == (0, 0)
-        assert self.told == []
+        assert self.reported == []
 
 
 async def turns(count: int) -> None:
@@ -232,7 +234,7 @@ async def test_a_lingering_stream_cancelled_at_any_turn_leaves_nothing(
 
 @each_kind
 @once_or_more
-async def test_a_stream_that_is_given_up_and_cancelled_at_any_turn_leaves_nothing(
+async def test_a_stream_that_expires_and_is_cancelled_at_any_turn_leaves_nothing(
     kind: type[Exchange], *, often: bool
 ) -> None:
     async def endless(scope: Scope, receive: Receive, send: Send) -> None:

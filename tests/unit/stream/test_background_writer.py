@@ -6,7 +6,7 @@ import sys
 import anyio
 import pytest
 
-from tests.support.flushable import WHO, Author, other_tasks, turns, writer_for
+from tests.support.flushable import NAME, FakeFlushable, other_tasks, turns, writer_for
 
 pytestmark = pytest.mark.anyio
 
@@ -18,7 +18,7 @@ async def test_writes_are_made_in_the_order_of_the_requests() -> None:
     before, log = other_tasks(), list[str]()
     writer = writer_for(streams=3)
     for name in ("a", "b", "a", "c"):
-        writer.write_soon(Author(name, log))
+        writer.write_soon(FakeFlushable(name, log))
     assert log == []
     await asyncio.sleep(0)
     assert log == [f"{name} {what}" for name in "abac" for what in ("begins", "ends")]
@@ -28,14 +28,14 @@ async def test_writes_are_made_in_the_order_of_the_requests() -> None:
 async def test_a_write_comes_in_the_very_next_turn_of_the_loop() -> None:
     log: list[str] = []
     writer = writer_for(streams=1)
-    author = Author("a", log)
+    flushable = FakeFlushable("a", log)
     for number in range(1, 6):
-        writer.write_soon(author)
+        writer.write_soon(flushable)
         await asyncio.sleep(0)
         if number == 1:
             await turns()  # the task has to start
         await asyncio.sleep(0)
-        assert author.written == number
+        assert flushable.written == number
 
 
 async def test_a_request_during_a_write_causes_another_write() -> None:
@@ -43,27 +43,27 @@ async def test_a_request_during_a_write_causes_another_write() -> None:
     writer = writer_for(streams=1)
 
     async def again() -> None:
-        if author.written < 3:
-            writer.write_soon(author)
+        if flushable.written < 3:
+            writer.write_soon(flushable)
 
-    author = Author("a", log, again)
-    writer.write_soon(author)
+    flushable = FakeFlushable("a", log, again)
+    writer.write_soon(flushable)
     await turns(10)
-    assert author.written == 4
+    assert flushable.written == 4
 
 
 async def test_a_thousand_writes_yield_to_the_event_loop() -> None:
     log: list[str] = []
     writer = writer_for(streams=1000)
-    authors = [Author(str(number), log) for number in range(1000)]
-    for author in authors:
-        writer.write_soon(author)
-    while not authors[-1].written:
+    flushables = [FakeFlushable(str(number), log) for number in range(1000)]
+    for flushable in flushables:
+        writer.write_soon(flushable)
+    while not flushables[-1].written:
         log.append("other")
         await asyncio.sleep(0)
     runs = " ".join(log).replace("begins", "").replace("ends", "").split("other")
     assert max(len(set(run.split())) for run in runs) <= 64
-    assert [author.written for author in authors] == [1] * 1000
+    assert [flushable.written for flushable in flushables] == [1] * 1000
 
 
 async def test_a_stream_that_always_has_more_to_write_does_not_starve_the_others() -> None:
@@ -74,7 +74,7 @@ async def test_a_stream_that_always_has_more_to_write_does_not_starve_the_others
         if greedy.written < 500:
             writer.write_soon(greedy)
 
-    greedy, modest = Author("greedy", log, more), Author("modest", log)
+    greedy, modest = FakeFlushable("greedy", log, more), FakeFlushable("modest", log)
     writer.write_soon(greedy)
     await turns(3)
     writer.write_soon(modest)
@@ -90,9 +90,13 @@ async def test_a_write_that_waits_keeps_its_task_and_others_continue() -> None:
     log: list[str] = []
     writer = writer_for(streams=3)
     gate = asyncio.Event()
-    waiting, first, second = Author("w", log, gate.wait), Author("a", log), Author("b", log)
-    for author in (waiting, first):
-        writer.write_soon(author)
+    waiting, first, second = (
+        FakeFlushable("w", log, gate.wait),
+        FakeFlushable("a", log),
+        FakeFlushable("b", log),
+    )
+    for flushable in (waiting, first):
+        writer.write_soon(flushable)
     await turns()
     writer.write_soon(second)
     await turns()
@@ -110,17 +114,17 @@ async def test_many_writes_wait_side_by_side_and_each_in_a_task_of_its_own() -> 
     log: list[str] = []
     writer = writer_for(streams=100)
     gates = [asyncio.Event() for _ in range(100)]
-    authors = [Author(str(number), log, gate.wait) for number, gate in enumerate(gates)]
-    for author in authors:
-        writer.write_soon(author)
+    flushables = [FakeFlushable(str(number), log, gate.wait) for number, gate in enumerate(gates)]
+    for flushable in flushables:
+        writer.write_soon(flushable)
     await turns(110)
     assert len(log) == 100
     for gate in reversed(gates):
         gate.set()
     await turns()
-    assert all(author.written == 1 for author in authors)
-    assert all(author.tasks[0] is author.tasks[1] for author in authors)
-    assert len({author.tasks[0] for author in authors}) == 100
+    assert all(flushable.written == 1 for flushable in flushables)
+    assert all(flushable.tasks[0] is flushable.tasks[1] for flushable in flushables)
+    assert len({flushable.tasks[0] for flushable in flushables}) == 100
 
 
 async def test_a_write_that_waits_several_times_gets_each_result() -> None:
@@ -142,11 +146,11 @@ async def test_a_write_that_waits_several_times_gets_each_result() -> None:
             got.append(str(exc))
         await asyncio.sleep(0)
 
-    author = Author("a", log, write)
-    writer.write_soon(author)
+    flushable = FakeFlushable("a", log, write)
+    writer.write_soon(flushable)
     await asyncio.sleep(10)
     assert got == [0, 1, 2, "no"]
-    assert author.written == 1
+    assert flushable.written == 1
 
 
 async def test_a_write_may_time_out_lock_and_open_a_cancel_scope() -> None:
@@ -175,11 +179,11 @@ async def test_a_write_may_time_out_lock_and_open_a_cancel_scope() -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(anyio.sleep, 0.1)
 
-    authors = [Author(str(number), log, write) for number in range(20)]
-    for author in authors:
-        writer.write_soon(author)
+    flushables = [FakeFlushable(str(number), log, write) for number in range(20)]
+    for flushable in flushables:
+        writer.write_soon(flushable)
     await asyncio.sleep(20)
-    assert [author.written for author in authors] == [1] * 20
+    assert [flushable.written for flushable in flushables] == [1] * 20
     assert sorted(timed_out) == ["anyio"] * 20 + ["asyncio"] * 20
 
 
@@ -189,35 +193,35 @@ async def test_a_write_may_time_out_lock_and_open_a_cancel_scope() -> None:
 async def test_each_write_runs_in_the_context_of_its_stream_to_its_end() -> None:
     log: list[str] = []
     writer = writer_for(streams=10)
-    WHO.set("whoever asks")
+    NAME.set("the caller")
 
     async def change() -> None:
-        WHO.set(f"{WHO.get()}, changed")
+        NAME.set(f"{NAME.get()}, changed")
         await asyncio.sleep(1)
         await asyncio.sleep(0)
 
-    waiting = [Author(f"w{number}", log, change) for number in range(5)]
-    quick = [Author(f"q{number}", log) for number in range(5)]
+    waiting = [FakeFlushable(f"w{number}", log, change) for number in range(5)]
+    quick = [FakeFlushable(f"q{number}", log) for number in range(5)]
     for pair in zip(waiting, quick, strict=True):
-        for author in pair:
-            writer.write_soon(author)
+        for flushable in pair:
+            writer.write_soon(flushable)
     await asyncio.sleep(5)
-    assert [author.seen for author in waiting] == [
+    assert [flushable.seen for flushable in waiting] == [
         [f"w{number}", f"w{number}, changed"] for number in range(5)
     ]
-    assert [author.seen for author in quick] == [[f"q{number}"] * 2 for number in range(5)]
-    assert WHO.get() == "whoever asks"
+    assert [flushable.seen for flushable in quick] == [[f"q{number}"] * 2 for number in range(5)]
+    assert NAME.get() == "the caller"
 
 
 async def test_the_task_has_an_empty_context() -> None:
     log: list[str] = []
-    WHO.set("the first to ask")
+    NAME.set("the first caller")
     writer = writer_for(streams=1)
-    author = Author("a", log)
-    writer.write_soon(author)
+    flushable = FakeFlushable("a", log)
+    writer.write_soon(flushable)
     await turns()
-    (task,) = {task for task in author.tasks if task is not None}
+    (task,) = {task for task in flushable.tasks if task is not None}
     if sys.version_info >= (3, 12):
-        assert WHO not in task.get_context()
+        assert NAME not in task.get_context()
     else:
         assert task.get_name()  # the task is not accessible

@@ -22,7 +22,7 @@ from tests.support.batching import (
     burst,
     event,
     last,
-    nothing_left_behind,
+    nothing_left,
     numbers,
     open_stream,
     served,
@@ -47,7 +47,7 @@ async def test_a_blocked_stream_delays_no_other_and_continues_later(
             await send(last())
         await asyncio.sleep(10)
 
-    async with nothing_left_behind():
+    async with nothing_left():
         wrapped = SSEMiddleware(app, heartbeat_interval=1, stream_max_seconds=4)
         names = ("/blocked", "/one", "/other", "/capped")
         blocked, *others = [Exchange(http_scope(headers=headers, path=path)) for path in names]
@@ -98,7 +98,7 @@ async def test_a_write_has_one_task_from_its_begin_to_its_end(
 
     pairs: list[tuple[object, object]] = []
     wrapped = tasks_of_writes(SSEMiddleware(app, heartbeat_interval=1), pairs)
-    async with nothing_left_behind():
+    async with nothing_left():
         exchanges = [kind(http_scope(headers=headers)) for _ in range(10)]
         all_of_them = asyncio.gather(*(wrapped(x.scope, x.receive, x.send) for x in exchanges))
         for exchange in exchanges[::2]:
@@ -143,7 +143,7 @@ async def test_an_app_that_floods_a_client_that_does_not_read_is_stopped_in_time
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         await SSEMiddleware(app, heartbeat_interval=None)(scope, receive, counting)
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
         async with running(wrapped, exchange):
             await asyncio.sleep(0.0005)
@@ -178,7 +178,7 @@ async def test_several_tasks_that_flood_a_blocked_client_are_all_stopped(headers
         await asyncio.gather(*(flood() for _ in range(5)))
         await send(last())
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
         async with running(SSEMiddleware(app, heartbeat_interval=1), exchange):
             await asyncio.sleep(20)

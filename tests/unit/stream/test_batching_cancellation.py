@@ -22,7 +22,7 @@ from tests.support.batching import (
     event,
     last,
     middleware,
-    nothing_left_behind,
+    nothing_left,
     numbers,
     open_stream,
     served,
@@ -59,7 +59,7 @@ async def test_a_cancellation_at_any_turn_leaves_no_task_no_gap_and_writes_nothi
     done = False
     turn = 0
     while not done and turn < (30 if blocked else 300):
-        async with nothing_left_behind():
+        async with nothing_left():
             exchange = kind(http_scope(headers=headers))
             app = middleware(steady, exchange, **{"heartbeat_interval": 0.05, **options})
             async with running(app, exchange):
@@ -93,7 +93,7 @@ def test_a_cancellation_at_any_turn_of_a_file_that_is_sent_leaves_nothing(tmp_pa
         await send({"type": "http.response.pathsend", "path": str(file)})
 
     async def cancelled_at(turn: int) -> Exchange:
-        async with nothing_left_behind():
+        async with nothing_left():
             exchange = SlowExchange(http_scope(headers=EVENTSOURCE))
             async with running(middleware(behave, exchange), exchange):
                 assert exchange.task is not None
@@ -128,7 +128,7 @@ async def test_a_cancelled_send_of_one_task_costs_the_other_tasks_nothing(header
         await send(event(26))
         await send(last())
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
         await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
     seen = numbers(exchange)

@@ -24,7 +24,7 @@ from tests.support.batching import (
     event,
     last,
     middleware,
-    nothing_left_behind,
+    nothing_left,
     numbers,
     open_stream,
     served,
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.anyio
 # Contexts
 
 
-REQUEST: ContextVar[str] = ContextVar("request", default="nobody's")
+REQUEST: ContextVar[str] = ContextVar("request", default="none")
 
 
 LEAK: ContextVar[str] = ContextVar("leak", default="clean")
@@ -92,13 +92,13 @@ async def test_every_write_of_many_streams_sees_the_context_of_its_own_request(
         return exchange
 
     paths = [f"/{number}" for number in range(100)]
-    async with nothing_left_behind():
+    async with nothing_left():
         exchanges = await asyncio.gather(*map(one, paths))
     for path, exchange in zip(paths, exchanges, strict=True):
         assert_whole(exchange, 6 if path.endswith(("1", "2")) else 8)
         assert exchange.body.count(b"heartbeat\n") >= 2
         assert seen[path] == {path, "clean"}
-    assert (REQUEST.get(), LEAK.get()) == ("nobody's", "clean")
+    assert (REQUEST.get(), LEAK.get()) == ("none", "clean")
 
 
 @both
@@ -184,7 +184,7 @@ async def test_bursts_heartbeats_and_a_blocked_write_pass_guards_outside_of_us(
             await asyncio.sleep(0.7)
         await send(last())
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
         wrapped = guard()(SSEMiddleware(app, heartbeat_interval=0.5))
         async with running(wrapped, exchange):
@@ -224,7 +224,7 @@ async def test_a_time_out_around_a_background_write_shows_at_the_apps_next_send(
             raised.append(virtual_loop().time())
             raise
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
         wrapped = within(guard, pause=0)(SSEMiddleware(app, linger_seconds=0))
         began = virtual_loop().time()
@@ -274,7 +274,7 @@ async def test_the_start_and_the_first_events_may_be_tasks_of_one_turn(headers: 
 
 
 @both
-async def test_a_send_that_is_given_up_while_it_waits_loses_nothing_that_was_sent_before(
+async def test_a_send_that_is_cancelled_while_it_waits_loses_no_earlier_event(
     headers: Headers,
 ) -> None:
     async def behave(exchange: Exchange, send: Any) -> None:

@@ -19,7 +19,7 @@ from tests.support.batching import (
     event,
     last,
     middleware,
-    nothing_left_behind,
+    nothing_left,
     numbers,
     open_stream,
     served,
@@ -49,7 +49,7 @@ async def test_held_events_leave_before_an_exception_of_the_app(headers: Headers
 
     exchange = Exchange(http_scope(headers=headers))
     app = middleware(behave, exchange)
-    async with nothing_left_behind():
+    async with nothing_left():
         with pytest.raises(ValueError):
             await app(exchange.scope, exchange.receive, exchange.send)
     assert_whole(exchange, 5)
@@ -64,7 +64,7 @@ async def test_held_events_leave_if_the_app_returns_without_an_end(headers: Head
         await burst(send, 1, 6)
         assert numbers(exchange) == [1]
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = await served(behave, headers)
         assert_whole(exchange, 5)
     assert not exchange.ended
@@ -82,7 +82,7 @@ async def test_held_events_leave_if_the_app_is_cancelled(headers: Headers, wait:
             await turns(wait)
             pytest.fail("it was cancelled in vain")
 
-    async with nothing_left_behind(collect=True):
+    async with nothing_left(collect=True):
         exchange = Exchange(http_scope(headers=headers))
         async with running(middleware(behave, exchange), exchange):
             assert exchange.task is not None
@@ -104,7 +104,7 @@ async def test_held_events_leave_before_the_end_at_the_cap(headers: Headers) -> 
         await send(event(6))
         await asyncio.sleep(10)
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = await served(behave, headers, stream_max_seconds=3, cap_action="complete")
     assert_whole(exchange, 5)
     assert exchange.names[-1] == ("complete" if headers else "message")
@@ -123,7 +123,7 @@ async def test_events_held_by_a_blocked_write_leave_before_the_end_at_the_cap(
         await burst(send, 4, 7)
         await asyncio.sleep(10)
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
         app = middleware(behave, exchange, stream_max_seconds=3, cap_action="complete")
         async with running(app, exchange):
@@ -153,7 +153,7 @@ async def test_events_held_by_a_blocked_write_leave_if_the_client_reads_in_time(
             await send(last())
 
     exchange = Exchange(http_scope(headers=headers))
-    async with nothing_left_behind():
+    async with nothing_left():
         app = middleware(behave, exchange)
         with pytest.raises(ValueError) if how == "raises" else nullcontext():
             await app(exchange.scope, exchange.receive, exchange.send)
@@ -179,7 +179,7 @@ async def test_events_that_a_blocked_client_does_not_read_in_time_are_discarded(
         if how != "returns":
             await asyncio.sleep(3600)
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
         app = middleware(behave, exchange, stream_max_seconds=3, heartbeat_interval=1)
         async with running(app, exchange):
@@ -200,7 +200,7 @@ async def test_a_client_that_has_left_gets_nothing_and_nothing_hangs(headers: He
         exchange.disconnect()
         assert (await receive())["type"] == "http.disconnect"
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
         async with running(SSEMiddleware(app), exchange):
             assert exchange.task is not None
@@ -225,7 +225,7 @@ async def test_a_client_that_has_left_without_reading_gets_nothing_that_was_held
         asyncio.get_running_loop().call_later(1, exchange.disconnect)
         assert (await receive())["type"] == "http.disconnect"
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
         async with running(SSEMiddleware(app, linger_seconds=0), exchange):
             assert exchange.task is not None
@@ -251,7 +251,7 @@ async def test_a_send_returns_if_the_client_leaves_with_much_to_be_written(
             await burst(send, 1, 40, size=1000)  # more than is held at most
         assert (await listener)["type"] == "http.disconnect"
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
         await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
 
@@ -272,7 +272,7 @@ async def test_when_all_streams_have_ended_no_task_and_at_most_one_timer_is_left
 
     wrapped = SSEMiddleware(app, heartbeat_interval=5, stream_max_seconds=60, replay_max_events=0)
     loop, before = asyncio.get_running_loop(), len(timers())
-    async with nothing_left_behind():
+    async with nothing_left():
         exchanges = [
             Exchange(http_scope(headers=headers, path=f"/{number / 3}")) for number in range(50)
         ]

@@ -20,7 +20,7 @@ from tests.support.batching import (
     event,
     last,
     middleware,
-    nothing_left_behind,
+    nothing_left,
     open_stream,
 )
 
@@ -46,7 +46,7 @@ async def test_an_error_of_a_background_write_shows_at_the_apps_next_send(header
         raise raised[0]
 
     exchange = Exchange(http_scope(headers=headers))
-    async with nothing_left_behind(collect=True):
+    async with nothing_left(collect=True):
         with pytest.raises(ConnectionResetError) as caught:
             await middleware(behave, exchange, linger_seconds=0)(
                 exchange.scope, exchange.receive, exchange.send
@@ -96,7 +96,7 @@ async def test_a_background_write_error_does_not_replace_a_return_or_an_exceptio
             raise ValueError("its own")
 
     exchange = Exchange(http_scope(headers=headers))
-    async with nothing_left_behind():
+    async with nothing_left():
         app = middleware(behave, exchange)
         if how == "returns":
             await app(exchange.scope, exchange.receive, exchange.send)
@@ -134,7 +134,7 @@ async def test_a_background_write_error_is_raised_from_a_send_that_waits_for_it(
                 raised.append((number, exc))
                 break
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = Failing(http_scope(headers=headers))
         await middleware(behave, exchange, linger_seconds=0)(
             exchange.scope, exchange.receive, exchange.send
@@ -174,7 +174,7 @@ async def test_an_error_of_a_direct_write_is_raised_from_that_very_send_and_we_w
         await asyncio.sleep(20)
         assert exchange.calls == calls + 1
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = Counting(http_scope(headers=headers))
         app = middleware(behave, exchange, heartbeat_interval=1, batch=batch, linger_seconds=0)
         await app(exchange.scope, exchange.receive, exchange.send)

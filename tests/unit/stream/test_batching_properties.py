@@ -20,7 +20,7 @@ from tests.support.batching import (
     assert_whole,
     last,
     middleware,
-    nothing_left_behind,
+    nothing_left,
     turns,
     virtual_loop,
 )
@@ -110,7 +110,7 @@ def test_any_app_and_client_get_all_events_in_order(
     async def run() -> Exchange:
         exchange = (SlowExchange if slow else Exchange)(http_scope(headers=headers))
         app = middleware(behave, exchange, **{"heartbeat_interval": 1, **options})
-        async with nothing_left_behind():
+        async with nothing_left():
             with suppress(ValueError):
                 await app(exchange.scope, exchange.receive, exchange.send)
         return exchange

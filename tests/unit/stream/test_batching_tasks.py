@@ -21,7 +21,7 @@ from tests.support.batching import (
     event,
     ids,
     last,
-    nothing_left_behind,
+    nothing_left,
     numbers,
     open_stream,
     served,
@@ -57,7 +57,7 @@ async def test_tasks_that_write_at_once_never_overlap_and_each_keeps_its_order(
         await asyncio.gather(*(write(writer) for writer in range(1, 6)))
         await send(last())
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = kind(http_scope(headers=headers))
         async with running(SSEMiddleware(app, heartbeat_interval=0.05, **options), exchange):
             while blocked and not exchange.ended:
@@ -101,7 +101,7 @@ async def test_a_task_that_never_stops_writing_keeps_no_other_one_waiting(
         flooding.cancel()
         await asyncio.wait([flooding])
 
-    async with nothing_left_behind():
+    async with nothing_left():
         exchange = kind(http_scope(headers=headers))
         await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
 
@@ -155,7 +155,7 @@ async def test_ids_count_up_to_a_last_message_that_waits_while_another_task_writ
 @both
 @pytest.mark.parametrize("kind", [Exchange, SlowExchange])
 @pytest.mark.parametrize("count", [1, 400])
-async def test_with_eager_tasks_bursts_heartbeats_ends_and_blocked_writes_are_as_ever(
+async def test_with_eager_tasks_bursts_heartbeats_ends_and_blocked_writes_are_unchanged(
     headers: Headers, kind: type[Exchange], count: int
 ) -> None:
     if sys.version_info < (3, 12):
@@ -172,7 +172,7 @@ async def test_with_eager_tasks_bursts_heartbeats_ends_and_blocked_writes_are_as
         await send(last())
 
     wrapped = SSEMiddleware(app, heartbeat_interval=1, stream_max_seconds=3)
-    async with nothing_left_behind():
+    async with nothing_left():
         exchanges = [kind(http_scope(headers=headers)) for _ in range(count)]
         exchanges.append(kind(http_scope(headers=headers, path="/capped")))
         all_of_them = asyncio.gather(*(wrapped(x.scope, x.receive, x.send) for x in exchanges))
@@ -203,5 +203,5 @@ async def test_with_eager_tasks_held_events_follow_a_blocked_write() -> None:
         await asyncio.sleep(0.1)
         assert_whole(exchange, 6)
 
-    async with nothing_left_behind(collect=True):
+    async with nothing_left(collect=True):
         await served(behave, EVENTSOURCE)

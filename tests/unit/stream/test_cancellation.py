@@ -35,7 +35,7 @@ pytestmark = pytest.mark.anyio
 # How a client disconnects
 
 
-async def test_a_server_that_refuses_a_write_has_no_effect_while_the_app_lingers() -> None:
+async def test_a_rejected_write_has_no_effect_while_the_app_lingers() -> None:
     deaf = Deaf(8)
     app = resumable(deaf)
     async with opened(app) as first:
@@ -46,7 +46,7 @@ async def test_a_server_that_refuses_a_write_has_no_effect_while_the_app_lingers
     assert [how for _, how in deaf.ends] == ["finished"]
 
 
-async def test_a_refused_heartbeat_is_as_good_as_a_refused_write() -> None:
+async def test_a_rejected_heartbeat_has_the_effect_of_a_rejected_write() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         await send(body(b"data: 1\n\n"))
@@ -67,7 +67,7 @@ async def test_a_refused_heartbeat_is_as_good_as_a_refused_write() -> None:
     assert value(registry, "sse_lingering_streams") == 0
 
 
-async def test_a_burst_that_is_refused_is_kept() -> None:
+async def test_a_burst_that_the_server_rejects_is_kept() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         await send(body(b"data: 1\n\n"))
@@ -144,13 +144,13 @@ async def test_a_client_with_blocked_writes_gets_the_log_on_another_connection()
 
 
 async def test_a_client_that_left_before_any_event_is_gone_at_once() -> None:
-    heard: list[float] = []
+    disconnects: list[float] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send(stream_start())
         await receive()
-        heard.append(now())
+        disconnects.append(now())
 
     store = memory()
     kept = resumable(app, store=store)
@@ -160,25 +160,25 @@ async def test_a_client_that_left_before_any_event_is_gone_at_once() -> None:
         gone = now()
         assert first.task is not None
         await first.task
-    assert heard == [gone]
+    assert disconnects == [gone]
     assert len(store) == 0
 
 
 async def test_a_client_that_left_before_the_response_began_is_gone_at_once() -> None:
-    heard: list[str] = []
+    disconnects: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        heard.append((await receive())["type"])
+        disconnects.append((await receive())["type"])
         await send(stream_start())
         await send(body(b"data: 1\n\n"))
-        heard.append((await receive())["type"])
+        disconnects.append((await receive())["type"])
 
     async with opened(resumable(app)) as first:
         first.disconnect()
         assert first.task is not None
         await first.task
-    assert heard == ["http.disconnect", "http.disconnect"]
+    assert disconnects == ["http.disconnect", "http.disconnect"]
 
 
 # Bounds
@@ -198,15 +198,15 @@ async def test_of_too_many_lingering_streams_the_oldest_expires() -> None:
         left(kept, 1, path="/2"),
     ):
         assert value(registry, "sse_lingering_streams") == 2
-        assert len(apps[0].heard) == 1
+        assert len(apps[0].disconnects) == 1
         async with returning(kept, id_of(second, 1), path="/1") as reader:
             await reader.until("message")
             async with left(kept, 1, path="/3"):
                 assert value(registry, "sse_lingering_streams") == 2
-                assert [len(each.heard) for each in apps] == [1, 0, 0, 0]
+                assert [len(each.disconnects) for each in apps] == [1, 0, 0, 0]
                 reader.disconnect()  # it lingers again, and is the youngest
                 await asyncio.sleep(0.01)
-                assert [len(each.heard) for each in apps] == [1, 0, 1, 0]
+                assert [len(each.disconnects) for each in apps] == [1, 0, 1, 0]
                 assert value(registry, "sse_lingering_streams") == 2
         assert (await resume(kept, id_of(first, 1), path="/0")).names[0] == "reset"
     assert value(registry, "sse_lingering_streams") == 0
@@ -223,7 +223,7 @@ async def test_a_stream_without_room_in_the_store_continues_and_expires_like_any
         assert len(store) == 0
         assert first.task is not None
         await first.task
-    assert listening.heard[0] <= gone + LINGER + 0.1
+    assert listening.disconnects[0] <= gone + LINGER + 0.1
     assert value(registry, "sse_lingering_streams") == 0
     assert value(registry, "sse_streams_active") == 0
 
@@ -240,14 +240,14 @@ async def test_an_app_that_may_not_linger_is_disconnected_at_once(options: dict[
         gone = now()
         assert first.task is not None
         await first.task
-    assert listening.heard == [gone]
+    assert listening.disconnects == [gone]
     assert len(store) == 0
     assert value(registry, "sse_lingering_streams") == 0
     assert value(registry, "sse_streams_active") == 0
     assert value(registry, "sse_disconnects_total") == 1
 
 
-async def test_with_no_lingering_a_write_that_the_server_refuses_fails_as_without_us() -> None:
+async def test_without_a_linger_a_rejected_write_fails_as_without_the_middleware() -> None:
     deaf = Deaf()
     app = resumable(deaf, linger_seconds=0, **UNCAPPED)
     async with opened(app) as first:
@@ -289,8 +289,8 @@ async def test_the_log_has_one_end_of_a_stream_that_expired(
         assert first.task is not None
         await first.task
     (record,) = caplog.records
-    told: Any = record
-    assert (told.outcome, told.disconnects) == ("disconnected", 1)
-    assert told.duration_seconds == pytest.approx(LINGER + 1, abs=0.1)
-    assert told.chunks >= LINGER
-    assert told.sent_bytes == len(first.body)
+    logged: Any = record
+    assert (logged.outcome, logged.disconnects) == ("disconnected", 1)
+    assert logged.duration_seconds == pytest.approx(LINGER + 1, abs=0.1)
+    assert logged.chunks >= LINGER
+    assert logged.sent_bytes == len(first.body)

@@ -178,7 +178,7 @@ async def test_an_app_that_receives_the_cap_and_continues_to_write_is_cancelled(
     assert tracker.left_at - exchange.messages[0][0] == pytest.approx(4, abs=0.4)
 
 
-async def test_an_app_that_answers_its_cancellation_slowly_is_left_to_its_cleaning_up() -> None:
+async def test_an_app_that_is_slow_to_clean_up_is_not_cancelled_again() -> None:
     tracker = Tracker()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

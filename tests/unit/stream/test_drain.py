@@ -103,7 +103,7 @@ async def test_a_stream_continues_for_the_drain_and_then_ends_with_the_reason(ap
     assert exchange.names.count("complete") == 1
 
 
-async def test_a_stream_that_ends_in_time_ends_as_ever() -> None:
+async def test_a_stream_that_ends_during_the_drain_ends_as_usual() -> None:
     async with opened(resumable(Counting(4))) as exchange:
         await exchange.until_count(2, "message")
         began = now()
@@ -184,7 +184,7 @@ async def test_the_metrics_show_the_drain() -> None:
     assert value(registry, "sse_streams_active") == 0
 
 
-async def test_a_thousand_streams_end_together_and_come_back_one_by_one() -> None:
+async def test_a_thousand_streams_end_together_with_spread_retry_intervals() -> None:
     app = resumable(Counting(1000))
     exchanges = [Exchange(http_scope(headers=EVENTSOURCE)) for _ in range(1000)]
     tasks = [asyncio.ensure_future(app(x.scope, x.receive, x.send)) for x in exchanges]
@@ -308,7 +308,7 @@ async def test_no_time_means_at_once() -> None:
         assert_shut_down(exchange)
 
 
-async def test_a_short_drain_brings_clients_back_within_it() -> None:
+async def test_clients_reconnect_within_a_short_drain() -> None:
     app = resumable(Counting(1000), store=shared(), drain_seconds=0.5)
     async with opened(app) as exchange:
         await exchange.until_count(2, "message")
@@ -332,7 +332,7 @@ async def ending() -> AsyncIterator[None]:
     yield
 
 
-async def test_an_eventsource_that_comes_meanwhile_comes_back_with_the_id_that_it_has() -> None:
+async def test_an_eventsource_during_the_drain_reconnects_with_its_event_id() -> None:
     counting = Counting(3)
     app = resumable(counting)
     whole = await read(app)
@@ -427,15 +427,15 @@ class Server:
     """A server's handler of signals.
 
     Attributes:
-        heard: the signals that it has received.
+        received: the signals that it has received.
     """
 
     def __init__(self) -> None:
-        self.heard: list[int] = []
+        self.received: list[int] = []
         self.should_exit = False
 
     def handle_exit(self, number: int, _: object) -> None:
-        self.heard.append(number)
+        self.received.append(number)
 
 
 @pytest.fixture
@@ -458,7 +458,7 @@ async def test_a_signal_reaches_the_streams_and_then_the_server(
     async with opened(resumable(Counting(1000))) as exchange:
         await exchange.until_count(2, "message")
         signal.raise_signal(number)
-        assert server.heard == [number]
+        assert server.received == [number]
         assert vars(signal.getsignal(number))["__self__"] is server  # sse-starlette looks for it so
         began = now()
         await exchange.until_end()
@@ -482,7 +482,7 @@ async def test_a_second_signal_ends_at_once(server: Server, monkeypatch: Any) ->
         await exchange.until_end()
         assert now() - began < 0.1
         assert_shut_down(exchange)
-    assert len(server.heard) == 3
+    assert len(server.received) == 3
 
 
 async def test_signals_that_no_server_handles_are_left_alone() -> None:

@@ -48,9 +48,9 @@ async def test_an_exception_is_sent_without_its_text_and_reraised() -> None:
         await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
     assert exchange.names == ["start", "message", "error"]
     assert b"swordfish" not in exchange.body
-    told = data_of(exchange, "error")
-    assert set(told) == {"error", "trace_id", "stream_id"}
-    assert set(told["error"]) == {"type", "code", "message"}
+    data = data_of(exchange, "error")
+    assert set(data) == {"error", "trace_id", "stream_id"}
+    assert set(data["error"]) == {"type", "code", "message"}
     assert exchange.ended
 
 
@@ -71,11 +71,11 @@ async def test_an_exception_before_or_after_the_stream_adds_nothing() -> None:
     async def before(scope: Scope, receive: Receive, send: Send) -> None:
         raise ValueError
 
-    async def behind(scope: Scope, receive: Receive, send: Send) -> None:
+    async def after(scope: Scope, receive: Receive, send: Send) -> None:
         await stream_of(b"data: 1\n\n")(scope, receive, send)
         raise ValueError
 
-    for app, names in ((before, []), (behind, ["start", "message", "complete"])):
+    for app, names in ((before, []), (after, ["start", "message", "complete"])):
         exchange = Exchange(http_scope(headers=EVENTSOURCE))
         with pytest.raises(ValueError):
             await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
@@ -189,13 +189,13 @@ async def test_a_background_task_runs_after_the_cap_as_after_a_disconnect() -> N
 
 
 async def test_an_app_that_polls_sees_its_client_and_then_the_disconnect() -> None:
-    told: list[bool] = []
+    answers: list[bool] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         await send(stream_start())
-        while not told or not told[-1]:
-            told.append(await request.is_disconnected())
+        while not answers or not answers[-1]:
+            answers.append(await request.is_disconnected())
             await send(body(b"data: x\n\n"))
             await asyncio.sleep(1)
 
@@ -205,7 +205,7 @@ async def test_an_app_that_polls_sees_its_client_and_then_the_disconnect() -> No
         exchange.disconnect()
         assert exchange.task is not None
         await exchange.task
-    assert told == [False] * 5 + [True]
+    assert answers == [False] * 5 + [True]
 
 
 async def test_the_app_sees_the_servers_asgi_version() -> None:

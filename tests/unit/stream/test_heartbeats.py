@@ -78,7 +78,7 @@ async def test_the_comment_suits_the_decoder_that_reads_it(
     assert exchange.body == chunk + comment
 
 
-async def test_a_heartbeat_never_stands_inside_an_event() -> None:
+async def test_a_heartbeat_is_never_inside_an_event() -> None:
     exchange = await eventsource(stream_of(b"data: a\n", b"data: b\n\n", pause=6))
     assert exchange.names == ["start", "heartbeat", "heartbeat", "message", "heartbeat", "complete"]
     assert exchange.events[3].data == "a\nb"
@@ -111,7 +111,7 @@ async def test_no_heartbeat_is_written_or_saved_up_while_a_write_is_blocked() ->
         assert exchange.overlaps == 0
 
 
-async def test_a_loop_that_was_blocked_owes_one_heartbeat_not_many() -> None:
+async def test_one_heartbeat_is_sent_after_a_blocked_loop() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         loop = asyncio.get_running_loop()

@@ -51,10 +51,10 @@ async def test_a_listening_app_is_disconnected_when_no_client_has_resumed(
     async with left(app, 2) as first:
         gone = now()
         await asyncio.sleep(LINGER - 0.5)
-        assert listening.heard == []
+        assert listening.disconnects == []
         assert first.task is not None
         await first.task
-    assert listening.heard == [pytest.approx(gone + LINGER, abs=0.1)] * listeners
+    assert listening.disconnects == [pytest.approx(gone + LINGER, abs=0.1)] * listeners
     ((ended, how),) = listening.ends
     assert ended == pytest.approx(gone + LINGER, abs=0.1)
     assert how == "left"
@@ -95,7 +95,7 @@ async def test_an_app_that_does_not_listen_is_cancelled_a_second_later() -> None
     assert how == "CancelledError"
 
 
-async def test_an_app_that_never_asks_is_given_up_though_no_write_of_its_own_fails() -> None:
+async def test_an_app_that_never_receives_expires_though_none_of_its_writes_fails() -> None:
     deaf = Deaf()
     registry = CollectorRegistry()
     before = asyncio.all_tasks()
@@ -152,7 +152,7 @@ async def test_a_body_that_we_have_listened_over_is_still_the_apps() -> None:
 
 
 async def test_the_app_sees_a_known_disconnect_when_its_linger_expires() -> None:
-    heard: list[float] = []
+    disconnects: list[float] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -163,7 +163,7 @@ async def test_the_app_sees_a_known_disconnect_when_its_linger_expires() -> None
         )  # without listening; the middleware listens from the first heartbeat
         for _ in range(2):
             assert (await receive())["type"] == "http.disconnect"
-            heard.append(now())
+            disconnects.append(now())
 
     async with opened(resumable(app, heartbeat_interval=5, **UNCAPPED)) as first:
         await first.until("message")
@@ -172,7 +172,7 @@ async def test_the_app_sees_a_known_disconnect_when_its_linger_expires() -> None
         gone = now()
         assert first.task is not None
         await first.task
-    assert heard == [pytest.approx(gone + LINGER, abs=0.1)] * 2
+    assert disconnects == [pytest.approx(gone + LINGER, abs=0.1)] * 2
 
 
 async def test_an_app_that_polls_is_disconnected_only_after_its_linger() -> None:
@@ -192,9 +192,9 @@ async def test_an_app_that_polls_is_disconnected_only_after_its_linger() -> None
         gone = now()
         assert first.task is not None
         await first.task
-    heard, yes = answers[-1]
+    disconnects, yes = answers[-1]
     assert yes
-    assert heard == pytest.approx(gone + 1 + LINGER, abs=1.1)
+    assert disconnects == pytest.approx(gone + 1 + LINGER, abs=1.1)
 
 
 async def test_an_app_of_starlettes_is_cancelled_by_starlette_and_its_background_task_runs() -> (
@@ -259,7 +259,7 @@ async def test_a_resume_in_time_has_no_gap_and_does_not_disconnect_the_app() -> 
         await asyncio.sleep(LINGER - 0.5)
         again = await resume(app, first.last_event_id)
     assert texts(first) + texts(again) == counted(1, 40)
-    assert listening.heard == []
+    assert listening.disconnects == []
     assert [how for _, how in listening.ends] == ["finished"]
 
 
@@ -275,12 +275,12 @@ async def test_a_reader_keeps_the_app_going_and_its_leaving_starts_the_clock_aga
                 await reader.until("message")
                 await asyncio.sleep(3 * LINGER)
                 assert value(registry, "sse_lingering_streams") == 0
-                assert listening.heard == []
+                assert listening.disconnects == []
                 reader.disconnect()
                 gone = now()
         assert first.task is not None
         await first.task
-    assert listening.heard == [pytest.approx(gone + LINGER, abs=0.1)]
+    assert listening.disconnects == [pytest.approx(gone + LINGER, abs=0.1)]
     assert value(registry, "sse_lingering_streams") == 0
     assert value(registry, "sse_streams_active") == 0
 
@@ -295,12 +295,12 @@ async def test_the_last_of_several_readers_starts_the_clock() -> None:
                 await other.until("message")
                 one.disconnect()
                 await asyncio.sleep(2 * LINGER)
-                assert listening.heard == []
+                assert listening.disconnects == []
                 other.disconnect()
                 gone = now()
         assert first.task is not None
         await first.task
-    assert listening.heard == [pytest.approx(gone + LINGER, abs=0.1)]
+    assert listening.disconnects == [pytest.approx(gone + LINGER, abs=0.1)]
 
 
 async def test_a_reader_beside_the_first_client_is_enough_when_that_one_leaves() -> None:
@@ -312,14 +312,14 @@ async def test_a_reader_beside_the_first_client_is_enough_when_that_one_leaves()
             await reader.until("message")
             first.disconnect()
             await asyncio.sleep(2 * LINGER)
-            assert listening.heard == []
+            assert listening.disconnects == []
             assert int(texts(reader)[-1]) >= 2 * LINGER
             assert len(texts(first)) < 3
             reader.disconnect()
             gone = now()
         assert first.task is not None
         await first.task
-    assert listening.heard == [pytest.approx(gone + LINGER, abs=0.1)]
+    assert listening.disconnects == [pytest.approx(gone + LINGER, abs=0.1)]
 
 
 async def test_a_reader_that_leaves_before_the_first_client_does_not_start_the_clock() -> None:
@@ -330,7 +330,7 @@ async def test_a_reader_that_leaves_before_the_first_client_does_not_start_the_c
         async with returning(app, id_of(first, 0)) as reader:
             await reader.until("message")
         await first.until_end()
-    assert listening.heard == []
+    assert listening.disconnects == []
     assert texts(first) == counted(1, 60)
 
 
@@ -371,7 +371,7 @@ async def test_the_cap_of_a_marked_stream_holds_without_a_reader() -> None:
     async with left(app, 2) as first:
         assert first.task is not None
         await first.task
-    assert len(listening.heard) == 1
+    assert len(listening.disconnects) == 1
     again = await resume(app, first.last_event_id)
     assert texts(again) == counted(3, 10)
     assert json.loads(again.events[-1].data)["reason"] == "duration_cap"
@@ -402,7 +402,7 @@ async def test_an_app_that_fails_while_it_lingers_fails_as_usual_for_its_readers
 
 
 async def test_an_app_that_receives_after_its_end_does_not_wait_for_ever() -> None:
-    heard: list[float] = []
+    disconnects: list[float] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -412,7 +412,7 @@ async def test_an_app_that_receives_after_its_end_does_not_wait_for_ever() -> No
             await asyncio.sleep(1)
         await send(body(b"", more=False))
         assert (await receive())["type"] == "http.disconnect"
-        heard.append(now())
+        disconnects.append(now())
 
     kept = resumable(app)
     for leaves_early in (True, False):
@@ -424,7 +424,7 @@ async def test_an_app_that_receives_after_its_end_does_not_wait_for_ever() -> No
             first.disconnect()
             assert first.task is not None
             await first.task
-    assert len(heard) == 2
+    assert len(disconnects) == 2
 
 
 async def test_all_tasks_that_listen_at_the_end_of_the_stream_are_disconnected() -> None:

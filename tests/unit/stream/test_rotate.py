@@ -138,9 +138,9 @@ async def test_the_last_heartbeat_of_a_connection_has_a_spread_retry_interval() 
             assert last.retry is not None
             retries.append(last.retry)
             assert first.last_event_id == id_of(first, 5)
-            told = json.loads(last.data)
-            assert told["remaining_seconds"] == 0
-            assert told["total_chunks"] == 5
+            data = json.loads(last.data)
+            assert data["remaining_seconds"] == 0
+            assert data["total_chunks"] == 5
     assert all(500 <= retry <= 1000 for retry in retries)
     assert len(set(retries)) > 6
 
@@ -321,12 +321,12 @@ async def test_a_client_that_reads_again_long_after_the_cap_gets_an_end_and_no_e
 
 
 async def test_the_app_is_not_disconnected_if_only_a_connection_ends() -> None:
-    told: list[float | None] = []
+    remaining: list[float | None] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
         for number in range(1, 11):
-            told.append(current_stream().remaining_seconds)
+            remaining.append(current_stream().remaining_seconds)
             await send(body(b"data: %d\n\n" % number))
             await asyncio.sleep(1)
         await send(body(b"", more=False))
@@ -335,7 +335,7 @@ async def test_the_app_is_not_disconnected_if_only_a_connection_ends() -> None:
     async with strictly(kept) as first:
         await first.until_end()
         await resume(kept, first.last_event_id)
-    assert told == [None] * 10
+    assert remaining == [None] * 10
 
 
 # Without kept events, the end disconnects the app
@@ -349,7 +349,7 @@ async def test_the_app_is_not_disconnected_if_only_a_connection_ends() -> None:
 async def test_an_app_without_kept_events_is_disconnected(
     event: bytes, options: dict[str, Any]
 ) -> None:
-    heard: list[float] = []
+    disconnects: list[float] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -357,7 +357,7 @@ async def test_an_app_without_kept_events_is_disconnected(
         await send(stream_start())
         await send(body(event))
         assert (await listening)["type"] == "http.disconnect"
-        heard.append(now())
+        disconnects.append(now())
 
     kept = resumable(app, **ROTATE, **options)
     async with strictly(kept) as first:
@@ -365,7 +365,7 @@ async def test_an_app_without_kept_events_is_disconnected(
         ended = now()
         assert first.task is not None
         await first.task
-    assert heard == [pytest.approx(ended, abs=0.01)]
+    assert disconnects == [pytest.approx(ended, abs=0.01)]
     assert first.names[-1] == "heartbeat"
     assert first.events[-1].retry is not None
     assert first.ended

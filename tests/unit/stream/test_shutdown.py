@@ -35,7 +35,7 @@ async def {serve}(closing, closed):
 
 
 class Server:
-    """A server whose main coroutine runs in a task."""
+    """A server that runs its main coroutine in a task."""
 
     def __init__(self, main: Any) -> None:
         self.closing = asyncio.Event()
@@ -68,7 +68,7 @@ class Opaque(Coroutine[Any, Any, None]):
 
 
 class OddCode(Opaque):
-    """A coroutine whose `cr_code` is no code object."""
+    """A coroutine with a `cr_code` that is no code object."""
 
     cr_code = "worker_serve"
 

@@ -26,16 +26,16 @@ pytestmark = pytest.mark.anyio
 LATEST = 0.005 + 1e-6  # how late a target may be called; asyncio's own clock is a little coarse
 
 
-class Sleeper:
-    """A timer target; `woken` has the times of its calls, and each call runs `on_wake`."""
+class Target:
+    """A timer target; `calls` has the times of its calls, and each call runs `on_call`."""
 
-    def __init__(self, on_wake: Callable[[], None] = lambda: None) -> None:
-        self.woken: list[float] = []
-        self.on_wake = on_wake
+    def __init__(self, on_call: Callable[[], None] = lambda: None) -> None:
+        self.calls: list[float] = []
+        self.on_call = on_call
 
     def on_timer(self, now: float) -> None:
-        self.woken.append(now)
-        self.on_wake()
+        self.calls.append(now)
+        self.on_call()
 
 
 def new_timers() -> tuple[LoopTimers, float]:
@@ -56,24 +56,24 @@ def pending_timers() -> list[asyncio.TimerHandle]:
 @pytest.mark.parametrize("after", [-1.0, 0.0, 0.0001, 0.005, 0.0074, 1.0, 5.0, 3600.001])
 async def test_a_target_is_called_once_and_neither_early_nor_late(after: float) -> None:
     timers, began = new_timers()
-    sleeper = Sleeper()
-    timers.call_at(sleeper, began + after)
+    target = Target()
+    timers.call_at(target, began + after)
     await asyncio.sleep(max(0.0, after) + 10)
-    (woken,) = sleeper.woken
-    assert began + after <= woken <= max(began, began + after) + LATEST
+    (calls,) = target.calls
+    assert began + after <= calls <= max(began, began + after) + LATEST
     assert pending_timers() == []
 
 
 @pytest.mark.parametrize("number", [200005, 200006, 200011])
 async def test_a_target_is_never_called_before_its_time(number: int) -> None:
     timers, _ = new_timers()
-    sleeper = Sleeper()
+    target = Target()
     at = math.nextafter(number * 0.005, math.inf)
-    timers.call_at(sleeper, at)
+    timers.call_at(target, at)
     await asyncio.sleep(1)
-    (woken,) = sleeper.woken
+    (calls,) = target.calls
     assert (
-        woken >= at
+        calls >= at
     )  # otherwise it would set a new timer again and again while the clock stands still
 
 
@@ -82,13 +82,13 @@ async def test_a_target_is_never_called_before_its_time(number: int) -> None:
 def test_all_of_many_sleepers_wake_once_and_in_time(waits: list[float]) -> None:
     async def sleep_all() -> None:
         timers, began = new_timers()
-        sleepers = [(began + wait, Sleeper()) for wait in waits]
-        for at, sleeper in sleepers:
-            timers.call_at(sleeper, at)
+        targets = [(began + wait, Target()) for wait in waits]
+        for at, target in targets:
+            timers.call_at(target, at)
         await asyncio.sleep(25)
-        for at, sleeper in sleepers:
-            (woken,) = sleeper.woken
-            assert at <= woken <= at + LATEST
+        for at, target in targets:
+            (calls,) = target.calls
+            assert at <= calls <= at + LATEST
 
     with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
         runner.run(sleep_all())
@@ -96,23 +96,23 @@ def test_all_of_many_sleepers_wake_once_and_in_time(waits: list[float]) -> None:
 
 async def test_an_earlier_wake_moves_the_timer_and_the_later_one_still_comes() -> None:
     timers, began = new_timers()
-    late, early, earliest = Sleeper(), Sleeper(), Sleeper()
+    late, early, earliest = Target(), Target(), Target()
     timers.call_at(late, began + 60)
     await asyncio.sleep(1)
     timers.call_at(early, began + 5)
     timers.call_at(earliest, began + 2)
     assert len(pending_timers()) == 1
     await asyncio.sleep(100)
-    woken = [sleeper.woken[0] - began for sleeper in (earliest, early, late)]
-    assert woken == pytest.approx([2, 5, 60], abs=LATEST)
+    calls = [target.calls[0] - began for target in (earliest, early, late)]
+    assert calls == pytest.approx([2, 5, 60], abs=LATEST)
 
 
 async def test_a_later_time_does_not_move_the_loop_timer() -> None:
     timers, began = new_timers()
-    timers.call_at(Sleeper(), began + 5)
+    timers.call_at(Target(), began + 5)
     (timer,) = pending_timers()
     for after in (5, 6, 60):
-        timers.call_at(Sleeper(), began + after)
+        timers.call_at(Target(), began + after)
     assert pending_timers() == [timer]
 
 
@@ -120,13 +120,13 @@ async def test_a_target_may_set_a_new_timer_while_it_is_called() -> None:
     timers, began = new_timers()
 
     def again() -> None:
-        if len(sleeper.woken) < 20:
-            timers.call_at(sleeper, began + len(sleeper.woken) + 1)
+        if len(target.calls) < 20:
+            timers.call_at(target, began + len(target.calls) + 1)
 
-    sleeper = Sleeper(again)
-    timers.call_at(sleeper, began + 1)
+    target = Target(again)
+    timers.call_at(target, began + 1)
     await asyncio.sleep(100)
-    assert [at - began for at in sleeper.woken] == pytest.approx(range(1, 21), abs=LATEST)
+    assert [at - began for at in target.calls] == pytest.approx(range(1, 21), abs=LATEST)
     assert pending_timers() == []
 
 
@@ -134,25 +134,25 @@ async def test_a_target_with_a_past_time_is_called_in_the_next_turns() -> None:
     timers, began = new_timers()
 
     def again() -> None:
-        if len(sleeper.woken) < 5:
-            timers.call_at(sleeper, began - 10)
+        if len(target.calls) < 5:
+            timers.call_at(target, began - 10)
 
-    sleeper = Sleeper(again)
-    timers.call_at(sleeper, began)
+    target = Target(again)
+    timers.call_at(target, began)
     await asyncio.sleep(0.01)
-    assert len(sleeper.woken) == 5
+    assert len(target.calls) == 5
 
 
 async def test_targets_are_called_late_but_once_after_a_blocked_loop() -> None:
     timers, began = new_timers()
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualClockLoop)
-    sleepers = [Sleeper() for _ in range(10)]
-    for number, sleeper in enumerate(sleepers):
-        timers.call_at(sleeper, began + number)
+    targets = [Target() for _ in range(10)]
+    for number, target in enumerate(targets):
+        timers.call_at(target, began + number)
     loop.pass_time(20)
     await asyncio.sleep(1)
-    assert [sleeper.woken for sleeper in sleepers] == [[began + 20]] * 10
+    assert [target.calls for target in targets] == [[began + 20]] * 10
 
 
 # Cancel
@@ -160,18 +160,18 @@ async def test_targets_are_called_late_but_once_after_a_blocked_loop() -> None:
 
 async def test_a_cancelled_timer_does_not_fire_and_others_do() -> None:
     timers, began = new_timers()
-    forgotten, neighbour, later = Sleeper(), Sleeper(), Sleeper()
+    forgotten, neighbour, later = Target(), Target(), Target()
     bucket = timers.call_at(forgotten, began + 5)
     timers.call_at(neighbour, began + 5)
     timers.call_at(later, began + 6)
     timers.cancel(forgotten, bucket)
     await asyncio.sleep(20)
-    assert [len(sleeper.woken) for sleeper in (forgotten, neighbour, later)] == [0, 1, 1]
+    assert [len(target.calls) for target in (forgotten, neighbour, later)] == [0, 1, 1]
 
 
 async def test_a_second_cancel_or_one_after_the_call_is_harmless() -> None:
     timers, began = new_timers()
-    one, other = Sleeper(), Sleeper()
+    one, other = Target(), Target()
     bucket = timers.call_at(one, began + 1)
     timers.cancel(one, bucket)
     timers.cancel(one, bucket)
@@ -181,42 +181,42 @@ async def test_a_second_cancel_or_one_after_the_call_is_harmless() -> None:
     timers.call_at(other, began + 4)
     timers.cancel(one, bucket)
     await asyncio.sleep(3)
-    assert [len(sleeper.woken) for sleeper in (one, other)] == [1, 1]
+    assert [len(target.calls) for target in (one, other)] == [1, 1]
 
 
 async def test_a_cancelled_target_may_be_set_to_the_same_time_again() -> None:
     timers, began = new_timers()
-    sleeper = Sleeper()
+    target = Target()
     for _ in range(3):
-        timers.cancel(sleeper, timers.call_at(sleeper, began + 5))
-    timers.call_at(sleeper, began + 5)
+        timers.cancel(target, timers.call_at(target, began + 5))
+    timers.call_at(target, began + 5)
     await asyncio.sleep(20)
-    assert len(sleeper.woken) == 1
+    assert len(target.calls) == 1
 
 
 async def test_a_target_may_cancel_another_while_it_is_called() -> None:
     timers, began = new_timers()
-    buckets: dict[Sleeper, int] = {}
+    buckets: dict[Target, int] = {}
 
     def forget_all() -> None:
-        for sleeper, bucket in buckets.items():
-            timers.cancel(sleeper, bucket)
+        for target, bucket in buckets.items():
+            timers.cancel(target, bucket)
 
-    sleepers = [Sleeper(forget_all) for _ in range(3)]
-    buckets.update((sleeper, timers.call_at(sleeper, began + 1)) for sleeper in sleepers)
-    other = Sleeper()
+    targets = [Target(forget_all) for _ in range(3)]
+    buckets.update((target, timers.call_at(target, began + 1)) for target in targets)
+    other = Target()
     timers.call_at(other, began + 2)
     await asyncio.sleep(3)
-    assert all(len(sleeper.woken) <= 1 for sleeper in sleepers)  # it may be called once after that
-    assert len(other.woken) == 1
+    assert all(len(target.calls) <= 1 for target in targets)  # it may be called once after that
+    assert len(other.calls) == 1
 
 
 async def test_when_all_were_forgotten_one_timer_is_left_and_runs_out_in_its_time() -> None:
     timers, began = new_timers()
-    sleepers = [Sleeper() for _ in range(100)]
-    buckets = [timers.call_at(sleeper, began + 5 + i / 10) for i, sleeper in enumerate(sleepers)]
-    for sleeper, bucket in zip(sleepers, buckets, strict=True):
-        timers.cancel(sleeper, bucket)
+    targets = [Target() for _ in range(100)]
+    buckets = [timers.call_at(target, began + 5 + i / 10) for i, target in enumerate(targets)]
+    for target, bucket in zip(targets, buckets, strict=True):
+        timers.cancel(target, bucket)
     (timer,) = pending_timers()
     assert timer.when() <= began + 5 + LATEST
     await asyncio.sleep(5.01)
@@ -225,33 +225,33 @@ async def test_when_all_were_forgotten_one_timer_is_left_and_runs_out_in_its_tim
 
 async def test_short_streams_with_a_distant_cap_leave_no_timers() -> None:
     timers, began = new_timers()
-    sleeper = Sleeper()
+    target = Target()
     for _ in range(10_000):  # one after another, each of them cancelled before its time
-        timers.cancel(sleeper, timers.call_at(sleeper, began + 3600))
+        timers.cancel(target, timers.call_at(target, began + 3600))
     assert len(timers._bucket_heap) + len(timers._buckets) < 100
 
 
 async def test_a_target_among_many_cancelled_ones_is_called_in_time() -> None:
     timers, began = new_timers()
-    sleepers: list[tuple[float, Sleeper]] = []
+    targets: list[tuple[float, Target]] = []
     for number in range(2000):
         at = began + 1 + number * 7919 % 1999 / 10
-        sleeper = Sleeper()
-        bucket = timers.call_at(sleeper, at)
+        target = Target()
+        bucket = timers.call_at(target, at)
         if number % 40:
-            timers.cancel(sleeper, bucket)
+            timers.cancel(target, bucket)
         else:
-            sleepers.append((at, sleeper))
+            targets.append((at, target))
     await asyncio.sleep(300)
-    for at, sleeper in sleepers:
-        (woken,) = sleeper.woken
-        assert at <= woken <= at + LATEST
+    for at, target in targets:
+        (calls,) = target.calls
+        assert at <= calls <= at + LATEST
 
 
 async def test_unused_timers_are_freed_after_the_last_one_has_fired() -> None:
     timers, began = new_timers()
-    sleeper = Sleeper()
-    timers.cancel(sleeper, timers.call_at(sleeper, began + 5))
+    target = Target()
+    timers.cancel(target, timers.call_at(target, began + 5))
     gone = weakref.ref(timers)
     del timers
     await asyncio.sleep(1)
@@ -267,34 +267,34 @@ async def test_unused_timers_are_freed_after_the_last_one_has_fired() -> None:
 
 async def test_a_target_that_raises_is_reported_and_stops_no_other() -> None:
     timers, began = new_timers()
-    told: list[dict[str, Any]] = []
+    reported: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: told.append(context))
+    loop.set_exception_handler(lambda _, context: reported.append(context))
     fault = ValueError("a fault")
 
     def fail() -> None:
         raise fault
 
-    sleepers = [Sleeper(fail if number in {0, 2} else lambda: None) for number in range(4)]
-    for sleeper in sleepers:
-        timers.call_at(sleeper, began + 1)
-    later = Sleeper()
+    targets = [Target(fail if number in {0, 2} else lambda: None) for number in range(4)]
+    for target in targets:
+        timers.call_at(target, began + 1)
+    later = Target()
     timers.call_at(later, began + 2)
     await asyncio.sleep(3)
-    assert [len(sleeper.woken) for sleeper in [*sleepers, later]] == [1] * 5
-    assert [context["exception"] for context in told] == [fault] * 2
+    assert [len(target.calls) for target in [*targets, later]] == [1] * 5
+    assert [context["exception"] for context in reported] == [fault] * 2
 
 
 async def test_a_thousand_targets_of_one_moment_yield_to_the_event_loop() -> None:
     timers, began = new_timers()
     order: list[str] = []
     for _ in range(1000):
-        timers.call_at(Sleeper(lambda: order.append("sleeper")), began + 1)
+        timers.call_at(Target(lambda: order.append("target")), began + 1)
     await asyncio.sleep(1)
     for _ in range(30):
         order.append("other")
         await asyncio.sleep(0)
-    runs = "".join("s" if one == "sleeper" else "o" for one in order).split("o")
+    runs = "".join("s" if one == "target" else "o" for one in order).split("o")
     assert max(map(len, runs)) <= 64
     assert sum(map(len, runs)) == 1000
 
@@ -303,39 +303,39 @@ async def test_a_target_that_is_due_during_a_thousand_calls_is_called_too() -> N
     timers, began = new_timers()
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualClockLoop)
-    crowd = [Sleeper(lambda: loop.pass_time(0.001)) for _ in range(1000)]
-    for sleeper in crowd:
-        timers.call_at(sleeper, began + 1)
-    others = [Sleeper() for _ in range(10)]
-    for number, sleeper in enumerate(others):
-        timers.call_at(sleeper, began + 1.05 + number / 10)
+    crowd = [Target(lambda: loop.pass_time(0.001)) for _ in range(1000)]
+    for target in crowd:
+        timers.call_at(target, began + 1)
+    others = [Target() for _ in range(10)]
+    for number, target in enumerate(others):
+        timers.call_at(target, began + 1.05 + number / 10)
     await asyncio.sleep(5)
-    assert {len(sleeper.woken) for sleeper in [*crowd, *others]} == {1}
-    for number, sleeper in enumerate(others):
-        assert began + 1.05 + number / 10 <= sleeper.woken[0] <= began + 2.1
+    assert {len(target.calls) for target in [*crowd, *others]} == {1}
+    for number, target in enumerate(others):
+        assert began + 1.05 + number / 10 <= target.calls[0] <= began + 2.1
 
 
 # Ticks
 
 
-class Holder:
+class TickRecorder:
     """A tick target that records the end of each tick."""
 
     def __init__(self) -> None:
-        self.told: list[float] = []
+        self.reported: list[float] = []
 
     def on_tick(self) -> None:
-        self.told.append(asyncio.get_running_loop().time())
+        self.reported.append(asyncio.get_running_loop().time())
 
 
 async def test_all_tick_targets_are_called_once_at_the_end_of_the_tick() -> None:
     timers, began = new_timers()
-    holders = [Holder() for _ in range(200)]
+    holders = [TickRecorder() for _ in range(200)]
     for holder in holders:
         timers.flush_after_tick(holder)
     await asyncio.sleep(1)
-    assert {len(holder.told) for holder in holders} == {1}
-    assert all(began + TICK_SECONDS <= holder.told[0] < began + 0.01 for holder in holders)
+    assert {len(holder.reported) for holder in holders} == {1}
+    assert all(began + TICK_SECONDS <= holder.reported[0] < began + 0.01 for holder in holders)
 
 
 async def test_one_that_fails_when_the_tick_is_over_keeps_it_from_no_other() -> None:
@@ -343,19 +343,19 @@ async def test_one_that_fails_when_the_tick_is_over_keeps_it_from_no_other() -> 
     failed: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
 
-    class Broken(Holder):
+    class Broken(TickRecorder):
         def on_tick(self) -> None:
             raise ValueError("broken")
 
-    holder = Holder()
+    holder = TickRecorder()
     timers.flush_after_tick(Broken())
     timers.flush_after_tick(holder)
     await asyncio.sleep(1)
-    assert len(holder.told) == 1
+    assert len(holder.reported) == 1
     assert [str(context["exception"]) for context in failed] == ["broken"]
 
 
-class Busy(Holder):
+class Busy(TickRecorder):
     """A tick target with `seconds` of work at the end of each tick."""
 
     def __init__(self, seconds: float) -> None:
@@ -382,7 +382,7 @@ async def test_one_loop_timer_serves_all_tick_targets() -> None:
     timers, _ = new_timers()
     before = len(pending_timers())
     for _ in range(10):
-        timers.flush_after_tick(Holder())
+        timers.flush_after_tick(TickRecorder())
     assert len(pending_timers()) == before + 1
 
 
@@ -416,7 +416,7 @@ def test_successive_loops_have_separate_timers_and_only_the_last_stay() -> None:
 
     async def look() -> None:
         timers = current_timers()
-        timers.call_at(Sleeper(), timers.clock() + 3600)  # it is not cancelled: the loop just ends
+        timers.call_at(Target(), timers.clock() + 3600)  # it is not cancelled: the loop just ends
         assert all(one() is not timers for one in seen)
         seen.append(weakref.ref(timers))
 
@@ -432,13 +432,13 @@ def test_loops_in_two_threads_have_separate_timers() -> None:
 
     async def look() -> None:
         timers = current_timers()
-        woken = asyncio.Event()
-        sleeper = Sleeper(woken.set)
-        timers.call_at(sleeper, timers.clock() + 0.01)
+        calls = asyncio.Event()
+        target = Target(calls.set)
+        timers.call_at(target, timers.clock() + 0.01)
         await asyncio.to_thread(both.wait)
         async with asyncio.timeout(60):
-            await woken.wait()
-        seen.append((timers, len(sleeper.woken)))
+            await calls.wait()
+        seen.append((timers, len(target.calls)))
 
     threads = [threading.Thread(target=asyncio.run, args=(look(),)) for _ in range(2)]
     for thread in threads:
@@ -450,7 +450,7 @@ def test_loops_in_two_threads_have_separate_timers() -> None:
     assert (first, second) == (1, 1)
 
 
-def test_a_clock_of_real_time_sees_a_handler_that_holds_the_loop() -> None:
+def test_the_clock_is_that_of_a_real_loop() -> None:
     async def look() -> tuple[float, float, float]:
         loop = asyncio.get_running_loop()
         timers = current_timers()

@@ -59,7 +59,7 @@ async def test_a_client_that_is_blocked_reads_nothing() -> None:
         assert len(await exchange.until_count(5)) == 5
 
 
-async def test_until_gives_the_latest_event_of_its_type() -> None:
+async def test_until_returns_the_latest_event_of_its_type() -> None:
     app = stream_of(b"event: a\ndata: 1\n\nevent: b\ndata: 2\n\nevent: a\ndata: 3\n\n")
     async with running(app, Exchange(http_scope())) as exchange:
         assert (await exchange.until("a")).data == "3"
@@ -110,7 +110,7 @@ async def test_a_response_that_has_not_started_has_no_status() -> None:
         _ = Exchange(http_scope()).status
 
 
-async def test_a_write_to_a_client_that_is_gone_is_refused() -> None:
+async def test_a_write_to_a_client_that_is_gone_is_rejected() -> None:
     refusal = ConnectionResetError("gone")
     async with running(endless, Exchange(http_scope())) as exchange:
         await exchange.until("n")
@@ -136,17 +136,17 @@ async def test_writes_that_overlap_are_counted() -> None:
 
 
 async def test_a_request_has_its_body_and_the_given_scope_values() -> None:
-    heard: list[Any] = []
+    received: list[Any] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        heard.extend((scope["method"], scope["query_string"], scope["extra"], await receive()))
+        received.extend((scope["method"], scope["query_string"], scope["extra"], await receive()))
         await stream_of()(scope, receive, send)
 
     exchange = await handle(
         app, method="POST", path="/ä", query_string=b"a=1", extra=1, body=b"{}", headers=[]
     )
     request = {"type": "http.request", "body": b"{}", "more_body": False}
-    assert heard == ["POST", b"a=1", 1, request]
+    assert received == ["POST", b"a=1", 1, request]
     assert exchange.ended
     assert exchange.receives == 1
     assert exchange.scope["raw_path"] == "/ä".encode()
@@ -178,7 +178,7 @@ def test_a_fake_clock_moves_only_by_advance() -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan")])
-def test_a_fake_clock_does_not_go_back(seconds: float) -> None:
+def test_a_fake_clock_never_moves_back(seconds: float) -> None:
     with pytest.raises(ValueError, match="0 or more"):
         FakeClock().advance(seconds)
 
