@@ -92,7 +92,7 @@ class CircuitBreaker:
         self._report = report
         self._operation = operation
         self._open_seconds = open_seconds
-        self._timeout = FIRST_CALL_TIMEOUT_SECONDS
+        self._is_first = True
 
     @property
     def is_open(self) -> bool:
@@ -115,8 +115,9 @@ class CircuitBreaker:
             StoreError: the circuit is open, or there was no answer in time.
         """
         self.check(self._operation)
+        limit = FIRST_CALL_TIMEOUT_SECONDS if self._is_first else CALL_TIMEOUT_SECONDS
         try:
-            answer = await _in_time(asyncio.ensure_future(request()), self._timeout)
+            answer = await _in_time(asyncio.ensure_future(request()), limit)
         except self._failures as exc:
             self.failed(exc)
             raise StoreError(f"{self._operation}: {type(exc).__name__}") from exc
@@ -130,12 +131,12 @@ class CircuitBreaker:
 
     def open(self) -> None:
         """Let requests fail at once, for some time."""
-        self._timeout = CALL_TIMEOUT_SECONDS
+        self._is_first = False
         self.open_until = time.monotonic() + self._open_seconds
 
     def close(self) -> None:
         """Send requests again."""
-        self._timeout = CALL_TIMEOUT_SECONDS
+        self._is_first = False
         self.open_until = -math.inf
 
 

@@ -18,6 +18,8 @@ from sse_middleware.channels import (
     sse_event_streamer,
     subscribe,
 )
+from sse_middleware.channels.events import Position
+from sse_middleware.channels.subscriber import ChannelReader
 from sse_middleware.errors import EventFormatError
 
 pytestmark = pytest.mark.anyio
@@ -45,6 +47,23 @@ def said(events: list[ChannelEvent]) -> list[tuple[str, Any]]:
 def code(event: ChannelEvent) -> Any:
     assert event.event == "error"
     return event.json()["error"]["code"]
+
+
+async def reading_from_now(channel: str, **options: Any) -> "asyncio.Task[list[ChannelEvent]]":
+    """Read a channel with `history="now"`, and return when the reader has its position."""
+    started, start = asyncio.Event(), ChannelReader._start
+
+    async def note(reader: ChannelReader) -> Position:
+        position = await start(reader)
+        started.set()
+        return position
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ChannelReader, "_start", note)
+        events = subscribe(channel, history="now", **options)
+        reading = asyncio.get_running_loop().create_task(whole(events))
+        await started.wait()
+    return reading
 
 
 class ChannelContract:
@@ -192,14 +211,14 @@ class ChannelContract:
     async def test_an_ack_counts_that_the_reader_has_not_seen(self, publisher: Publisher) -> None:
         channel = new_channel()
         await publisher.ack(channel)
-        reading = asyncio.ensure_future(whole(subscribe(channel, history="now", ack_timeout=0.1)))
+        reading = await reading_from_now(channel, ack_timeout=0.1)
         await asyncio.sleep(0.3)
         await publisher.finish(channel)
         assert said(await reading) == [("complete", {"reason": "finished"})]
 
     async def test_a_worker_that_falls_silent_is_told_of(self, publisher: Publisher) -> None:
         channel = new_channel()
-        reading = asyncio.ensure_future(whole(subscribe(channel, idle_timeout=0.8)))
+        reading = asyncio.ensure_future(whole(subscribe(channel, idle_timeout=2.5)))
         await publisher.ack(channel)
         for number in range(4):
             await asyncio.sleep(0.25)
@@ -222,9 +241,9 @@ class ChannelContract:
     async def test_a_slow_client_is_no_silent_worker(self, publisher: Publisher) -> None:
         channel = new_channel()
         await publisher.ack(channel)
-        async with aclosing(subscribe(channel, idle_timeout=0.2)) as events:
+        async with aclosing(subscribe(channel, idle_timeout=2.0)) as events:
             await anext(events)
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(2.5)
             await publisher.publish(channel, "step", 1)
             assert (await anext(events)).event == "step"
 
@@ -241,8 +260,7 @@ class ChannelContract:
             await publisher.publish(channel, "step", number)
         async with aclosing(subscribe(channel)) as events:
             seen = await take(events, 4)
-        live = asyncio.ensure_future(whole(subscribe(channel, history="now", ack_timeout=None)))
-        await asyncio.sleep(0.05)
+        live = await reading_from_now(channel, ack_timeout=None)
         await publisher.publish(channel, "step", 4)
         await publisher.finish(channel)
         assert [event.event for event in await live] == ["step", "complete"]
@@ -320,21 +338,21 @@ class ChannelContract:
 
     async def test_a_channel_goes_when_its_time_is_over(self) -> None:
         channel = new_channel()
-        async with Publisher(self.url, channel_ttl=0.7) as publisher:
+        async with Publisher(self.url, channel_ttl=2) as publisher:
             await publisher.ack(channel)
             (event,) = await take(subscribe(channel), 1)
-            await asyncio.sleep(1)
+            await asyncio.sleep(2.5)
             (gone,) = await whole(subscribe(channel, history=event.id))
             assert code(gone) == "gone"
             assert await publisher.ack(channel)
 
     async def test_a_reader_is_told_that_its_channel_has_begun_anew(self) -> None:
         channel = new_channel()
-        async with Publisher(self.url, channel_ttl=0.7) as publisher:
+        async with Publisher(self.url, channel_ttl=2) as publisher:
             await asyncio.gather(*(publisher.publish(channel, "n", n) for n in range(3)))
             async with aclosing(subscribe(channel, ack_timeout=None)) as events:
                 await take(events, 3)
-                await asyncio.sleep(1)
+                await asyncio.sleep(2.5)
                 await asyncio.gather(*(publisher.publish(channel, "n", n) for n in range(5)))
                 async with asyncio.timeout(10):
                     assert code(await anext(events)) == "truncated"

@@ -40,12 +40,11 @@ async def _closed() -> AsyncGenerator[None]:
     await close_channels()
 
 
-@pytest.fixture
-def hidden_transport(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def hide_transport(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Remove the private attribute for our code, as if redis-py had renamed it.
 
     Returns:
-        the modules that have asked for it.
+        The modules that have asked for it.
     """
     asked: list[str] = []
 
@@ -61,6 +60,12 @@ def hidden_transport(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(AbstractConnection, "_writer", property(get, set_writer), raising=False)
     return asked
+
+
+@pytest.fixture
+async def hidden_transport(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[list[str]]:
+    yield hide_transport(monkeypatch)
+    await close_channels()
 
 
 class Replies:
@@ -83,9 +88,11 @@ class Replies:
 
 
 @pytest.fixture(params=[False, True], ids=["transport", "tasks"])
-async def opened(request: pytest.FixtureRequest, url: str) -> AsyncGenerator[Replies]:
+async def opened(
+    request: pytest.FixtureRequest, url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncGenerator[Replies]:
     if request.param:
-        request.getfixturevalue("hidden_transport")
+        hide_transport(monkeypatch)
     replies = Replies(url)
     assert not replies.connection.is_open
     await replies.connection.open()

@@ -33,7 +33,7 @@ async def read(channel: str, url: str) -> list[ChannelEvent]:
 
 
 def test_a_publisher_serves_one_loop_after_the_other(running_server: RedisServer) -> None:
-    publisher = Publisher(running_server.url)
+    publisher = Publisher(running_server.patient_url)
 
     async def publish(number: int) -> None:
         await publisher.publish("loops", "n", number)
@@ -69,9 +69,9 @@ FORKING = """
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
 def test_a_publisher_that_was_forked_publishes_all_of_its_own(running_server: RedisServer) -> None:
-    command = [sys.executable, "-c", textwrap.dedent(FORKING), running_server.url]
+    command = [sys.executable, "-c", textwrap.dedent(FORKING), running_server.patient_url]
     subprocess.run(command, check=True, timeout=30)
-    found = said(asyncio.run(read("forks", running_server.url)))
+    found = said(asyncio.run(read("forks", running_server.patient_url)))
     for name in ("parent", "child-0", "child-1", "child-2"):
         assert [number for event, number in found if event == name] == list(range(20))
 
@@ -83,7 +83,7 @@ class TimeLimitError(Exception):
 def test_a_publisher_that_is_interrupted_goes_on(
     running_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publisher = BlockingPublisher(running_server.url)
+    publisher = BlockingPublisher(running_server.patient_url)
     publisher.ack("limits")
     real = publisher._channels._attempt  # type: ignore[attr-defined]
 
