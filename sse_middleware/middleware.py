@@ -178,7 +178,7 @@ class SSEMiddleware:
         if self._admission is not None:
             check = AdmissionCheck(self._admission, self._context, request)
             await check.check_before_app()
-            if check.refusal:
+            if check.rejection:
                 await check.send_rejection(send)
                 return None
         current = CurrentStream(scope, self._follow_named, request)
@@ -198,7 +198,8 @@ class SSEMiddleware:
 
     async def _filter(self, scope: Scope, receive: Receive, send: Send) -> Send | None:
         """Handle a request that is left out or rejected and return `None`, or return `send`."""
-        if self._path_filter.leaves_out(scope.get("path", "")):
+        paths = self._path_filter
+        if paths.is_set and paths.leaves_out(scope.get("path", "")):
             logger.debug("request left alone: its path is left out")
             await self.app(scope, receive, send)
             return None

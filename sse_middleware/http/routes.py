@@ -201,16 +201,15 @@ class PathFilter:
     Args:
         include: globs of the paths that it handles, none for all.
         exclude: globs of the paths that it leaves alone.
+
+    Attributes:
+        is_set: whether there is any glob.
     """
 
     def __init__(self, include: Iterable[str], exclude: Iterable[str]) -> None:
         self._include = [_pattern(glob) for glob in include]
         self._exclude = [_pattern(glob) for glob in exclude]
-
-    @property
-    def is_set(self) -> bool:
-        """Whether there is any glob."""
-        return bool(self._include or self._exclude)
+        self.is_set = bool(self._include or self._exclude)
 
     def leaves_out(self, path: str) -> bool:
         """Return whether the middleware leaves a path alone."""

@@ -37,7 +37,7 @@ class AdmissionCheck:
         request: the request.
 
     Attributes:
-        refusal: the limit that is reached, `""` if the request may continue.
+        rejection: the limit that is reached, `""` if the request may continue.
     """
 
     __slots__ = (
@@ -48,7 +48,7 @@ class AdmissionCheck:
         "_request",
         "_retry_after",
         "_slot",
-        "refusal",
+        "rejection",
     )
 
     def __init__(self, admission: Admission, context: Context, request: SSERequest) -> None:
@@ -59,7 +59,7 @@ class AdmissionCheck:
         self._client: str | None = None
         self._slot: Slot | None = None
         self._retry_after = RETRY_SECONDS
-        self.refusal = ""
+        self.rejection = ""
 
     async def check_before_app(self) -> None:
         """Check before the app runs, if the request wants a stream."""
@@ -71,12 +71,12 @@ class AdmissionCheck:
             return
         rate, client = self._admission.rate, self._client
         if rate is not None and client is not None:
-            self._refuse_for(await rate.seconds_left(client))
-        if not self.refusal and self._evicts():
+            self._reject_for(await rate.seconds_left(client))
+        if not self.rejection and self._evicts():
             # No stream ends here for a response that may turn out to be none.
             if self._admission.is_full_for(client):
-                self.refusal = PROCESS
-        elif not self.refusal:
+                self.rejection = PROCESS
+        elif not self.rejection:
             await self._take()
         self._report(route)
 
@@ -87,13 +87,13 @@ class AdmissionCheck:
             return True
         rate, client = self._admission.rate, self._client
         if rate is not None and client is not None:
-            self._refuse_for(await rate.count(client))
-        if not self.refusal and self._slot is None:
+            self._reject_for(await rate.count(client))
+        if not self.rejection and self._slot is None:
             await self._take()
-        if self.refusal:
+        if self.rejection:
             self.release()
         self._report(route)
-        return not self.refusal
+        return not self.rejection
 
     def attach(self, stream: Evictable) -> Slot | None:
         """Give the slot to the stream that has opened, and return it."""
@@ -114,7 +114,7 @@ class AdmissionCheck:
             seconds = 2 * self._retry_after
             await send_retry_later(send, self._request, self._context.options, held, seconds)
         else:
-            await send_rejection(send, self._request, self.refusal, self._retry_after)
+            await send_rejection(send, self._request, self.rejection, self._retry_after)
 
     def _is_off(self, mark: Mark | None) -> bool:
         """Identify the client; return whether the rollout leaves it out."""
@@ -137,16 +137,16 @@ class AdmissionCheck:
         if isinstance(got, Slot):
             self._slot = got
         else:
-            self.refusal = got
+            self.rejection = got
 
-    def _refuse_for(self, seconds: int) -> None:
+    def _reject_for(self, seconds: int) -> None:
         if seconds:
-            self.refusal, self._retry_after = RATE, seconds
+            self.rejection, self._retry_after = RATE, seconds
 
     def _report(self, route: str) -> None:
-        if self.refusal:
+        if self.rejection:
             for observer in self._context.observers:
-                observer.rejected(route, self.refusal)
+                observer.rejected(route, self.rejection)
 
 
 async def reject_if_draining(context: Context, request: SSERequest, send: Send) -> bool:

@@ -5,7 +5,7 @@ Labels are bounded: a route is a template or a mark's name, never a path.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp
 
 from sse_middleware._once import OncePerKey
-from sse_middleware.observability.bulk_histogram import BulkHistogram
+from sse_middleware.observability.bulk_metrics import BulkHistogram, adder_of
 from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.stream_record import GAP_BOUNDS, StreamRecord
 
@@ -49,8 +49,8 @@ class _RouteMetrics:
     durations: BulkHistogram
     first_events: BulkHistogram
     gaps: BulkHistogram
-    events: Counter
-    ended: dict[tuple[str, str], Counter]  # by client kind and outcome
+    add_events: Callable[[float], None]
+    ended: dict[tuple[str, str], Callable[[float], None]]  # by client kind and outcome
 
 
 class _StreamMetrics:
@@ -83,10 +83,14 @@ class _StreamMetrics:
             **by_route,
         )
         self._events = Counter("sse_events", "Events of the app.", **by_route)
-        self.sent_bytes = Counter("sse_sent_bytes", "Bytes of stream bodies.", registry=registry)
-        self.heartbeats = Counter("sse_heartbeats", "Heartbeats sent.", registry=registry)
-        self.disconnects = Counter(
-            "sse_disconnects", "Streams whose client left before their end.", registry=registry
+        self.add_bytes = adder_of(
+            Counter("sse_sent_bytes", "Bytes of stream bodies.", registry=registry)
+        )
+        self.add_heartbeats = adder_of(
+            Counter("sse_heartbeats", "Heartbeats sent.", registry=registry)
+        )
+        self.add_disconnects = adder_of(
+            Counter("sse_disconnects", "Disconnects before the end of a stream.", registry=registry)
         )
 
     def of_route(self, name: str) -> _RouteMetrics:
@@ -97,7 +101,7 @@ class _StreamMetrics:
                 BulkHistogram(self._durations.labels(name), _LIFETIMES),
                 BulkHistogram(self._first_events.labels(name), _FIRST_EVENTS),
                 BulkHistogram(self._gaps.labels(name), GAP_BOUNDS),
-                self._events.labels(name),
+                adder_of(self._events.labels(name)),
                 {},
             )
         return route
@@ -109,8 +113,8 @@ class _StreamMetrics:
             exemplar = {"trace_id": record.trace_id}
         route, how = self.of_route(record.route), (record.family, str(record.outcome))
         if how not in route.ended:
-            route.ended[how] = self._ended.labels(record.route, *how)
-        route.ended[how].inc()
+            route.ended[how] = adder_of(self._ended.labels(record.route, *how))
+        route.ended[how](1)
         route.durations.observe(record.duration_seconds, exemplar)
         if record.first_event_seconds is not None:
             route.first_events.observe(record.first_event_seconds, exemplar)
@@ -175,14 +179,14 @@ class Metrics:
 
     def _carry_over(self, record: StreamRecord, carried: _Carried) -> None:
         if record.heartbeats != carried.heartbeats:
-            self._streams.heartbeats.inc(record.heartbeats - carried.heartbeats)
+            self._streams.add_heartbeats(record.heartbeats - carried.heartbeats)
         if record.sent_bytes != carried.sent_bytes:
-            self._streams.sent_bytes.inc(record.sent_bytes - carried.sent_bytes)
+            self._streams.add_bytes(record.sent_bytes - carried.sent_bytes)
         if record.disconnects != carried.disconnects:
-            self._streams.disconnects.inc(record.disconnects - carried.disconnects)
+            self._streams.add_disconnects(record.disconnects - carried.disconnects)
         if record.resumed_after is None and record.chunks != carried.chunks:
             route = self._streams.of_route(record.route)
-            route.events.inc(record.chunks - carried.chunks)
+            route.add_events(record.chunks - carried.chunks)
             if record.chunks > 1:
                 gaps = record.gaps
                 for index, count in enumerate(carried.gaps):

@@ -213,23 +213,23 @@ class ResumeHandler:
 
     async def _find_app_id(self, found: LogSnapshot, held: str) -> int | None:
         """Return the number of the event that has the app's id `held`, `None` if none has."""
-        wanted, place = held.encode(), None
+        wanted, found_at = held.encode(), None
         number = found.first - 1
         if found.last <= number:
             return None  # the log is empty
         async with aclosing(self._context.store.follow(found.info.stream_id, number)) as log:
             async for batch in log:
                 if batch.state is not LogState.RUNNING:
-                    return place
+                    return found_at
                 splitter = Splitter(len(batch.frames) + 1)
                 for kind, block in splitter.feed(batch.frames):
                     number += kind is Kind.BLOCK
                     if kind is Kind.BLOCK and event_id(block) == wanted:
-                        place = number
+                        found_at = number
                 if batch.last >= found.last:
-                    return place
+                    return found_at
                 number = batch.last
-        return place
+        return found_at
 
     async def _cancel(self, target: EventId, request: SSERequest, send: Send) -> bool:
         """End a stream for a client that may read it; return whether there is such a stream."""

@@ -51,7 +51,8 @@ def hide_transport(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def get(connection: AbstractConnection) -> Any:
         caller = sys._getframe(1).f_globals["__name__"]
         if caller.startswith("redis."):
-            return vars(connection)["renamed"]
+            found = vars(connection)  # one that is older than this has the attribute itself
+            return found.get("renamed", found.get("_writer"))
         asked.append(caller)
         raise AttributeError("_writer")
 

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 
 from sse_middleware import SSEMiddleware
 from sse_middleware.observability import metrics
-from sse_middleware.observability.bulk_histogram import BulkHistogram
+from sse_middleware.observability.bulk_metrics import BulkHistogram, adder_of
 from sse_middleware.observability.stream_record import GAP_BOUNDS, StreamRecord
 from tests.support.asgi import handle, stream_of
 
@@ -19,15 +19,15 @@ NAMES = ("_buckets", "_sum")
 
 
 class Without:
-    """A histogram of a prometheus_client that has other private attributes."""
+    """A metric of a prometheus_client that has other private attributes."""
 
-    def __init__(self, histogram: Histogram, hidden: dict[str, object]) -> None:
-        self._histogram = histogram
+    def __init__(self, metric: Histogram | Counter, hidden: dict[str, object]) -> None:
+        self._metric = metric
         self._hidden = hidden
 
     def __getattr__(self, name: str) -> Any:
         if name not in self._hidden:
-            return getattr(self._histogram, name)
+            return getattr(self._metric, name)
         if self._hidden[name] is None:
             raise AttributeError(name)
         return self._hidden[name]
@@ -127,13 +127,26 @@ def test_one_observation_has_its_bucket_and_exemplar(
     assert b'{trace_id="t-1"}' in shown
 
 
+def test_a_counter_is_increased_without_private_attributes() -> None:
+    one, other = (Counter("x", "x", registry=CollectorRegistry()) for _ in range(2))
+    for add in (adder_of(one), adder_of(Without(other, {"_value": None}))):  # type: ignore[arg-type]
+        add(2)
+        add(1)
+    for counter in (one, other):
+        assert next(iter(counter.collect())).samples[0].value == 3
+
+
 @pytest.mark.anyio
 async def test_streams_are_measured_without_private_attributes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Renamed(Histogram):
+    class OtherHistogram(Histogram):
         def labels(self, *values: Any, **named: Any) -> Any:
             return removed("_buckets")(super().labels(*values, **named))
+
+    class OtherCounter(Counter):
+        def labels(self, *values: Any, **named: Any) -> Any:
+            return removed("_value")(super().labels(*values, **named))
 
     async def counts() -> list[tuple[str, dict[str, str], float]]:
         registry = CollectorRegistry()
@@ -147,6 +160,7 @@ async def test_streams_are_measured_without_private_attributes(
         ]
 
     expected = await counts()
-    monkeypatch.setattr(metrics, "Histogram", Renamed)
+    monkeypatch.setattr(metrics, "Histogram", OtherHistogram)
+    monkeypatch.setattr(metrics, "Counter", OtherCounter)
     assert await counts() == expected
     assert ("sse_event_gap_seconds_count", {"route": "unmatched"}, 1.0) in expected
