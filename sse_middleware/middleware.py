@@ -199,7 +199,7 @@ class SSEMiddleware:
         """Handle a request that is left out or rejected and return `None`, or return `send`."""
         paths = self._path_filter
         if paths.is_set and paths.leaves_out(scope.get("path", "")):
-            logger.debug("request left alone: its path is left out")
+            logger.debug("request passed through: its path is left out")
             await self.app(scope, receive, send)
             return None
         if _drains() and await reject_if_draining(self._context, SSERequest(scope), send):
@@ -258,8 +258,8 @@ class SSEMiddleware:
         if not self._warned_of_loop:
             self._warned_of_loop = True
             logger.warning(
-                "event streams get headers only, neither heartbeats nor a cap: "
-                "they need asyncio, and this server runs the app in another event loop"
+                "Event streams get headers only, neither heartbeats nor a cap. They need asyncio, "
+                "but this server runs the app in another event loop. Use an asyncio worker."
             )
 
     @staticmethod
