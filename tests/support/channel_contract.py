@@ -196,7 +196,7 @@ class ChannelContract:
         assert await publisher.ack(channel)
         assert await publisher.finish(channel)
 
-    async def test_who_waits_for_a_worker_in_vain_is_told(self) -> None:
+    async def test_a_reader_without_a_worker_gets_a_timeout_error(self) -> None:
         (event,) = await whole(subscribe(new_channel(), ack_timeout=0.1))
         assert code(event) == "worker_timeout"
         assert event.id is None
@@ -216,7 +216,9 @@ class ChannelContract:
         await publisher.finish(channel)
         assert said(await reading) == [("complete", {"reason": "finished"})]
 
-    async def test_a_worker_that_falls_silent_is_told_of(self, publisher: Publisher) -> None:
+    async def test_a_reader_of_an_idle_worker_gets_a_timeout_error(
+        self, publisher: Publisher
+    ) -> None:
         channel = new_channel()
         reading = asyncio.ensure_future(whole(subscribe(channel, idle_timeout=2.5)))
         await publisher.ack(channel)
@@ -254,7 +256,9 @@ class ChannelContract:
         events = await whole(subscribe(channel, terminal=("done",)))
         assert [event.event for event in events] == ["complete", "error", "done"]
 
-    async def test_history_is_what_the_reader_asks_for(self, publisher: Publisher) -> None:
+    async def test_history_determines_the_first_event_of_a_reader(
+        self, publisher: Publisher
+    ) -> None:
         channel = new_channel()
         for number in range(4):
             await publisher.publish(channel, "step", number)
@@ -273,7 +277,7 @@ class ChannelContract:
         "history",
         ["x", "0-0", "0-0.0", "1-1.1", "9" * 14 + "-0.99", "-1-1.1", "1-1.1\n", "\0", "é" * 300],
     )
-    async def test_a_place_that_is_none_is_told_of(
+    async def test_a_malformed_position_is_reported(
         self, publisher: Publisher, history: str
     ) -> None:
         channel = new_channel()
@@ -289,9 +293,7 @@ class ChannelContract:
         (gone,) = await whole(subscribe(other, history=event.id))
         assert code(gone) == "gone"
 
-    async def test_a_slow_reader_gets_from_the_log_what_it_is_late_for(
-        self, publisher: Publisher
-    ) -> None:
+    async def test_a_slow_reader_gets_older_events_from_the_log(self, publisher: Publisher) -> None:
         channel = new_channel()
         await publisher.ack(channel)
         async with aclosing(subscribe(channel)) as slow:
@@ -304,7 +306,7 @@ class ChannelContract:
             events = await whole(slow)
         assert [event.json() for event in events[:-1]] == list(range(900))
 
-    async def test_a_slow_reader_is_told_of_what_is_not_kept(self) -> None:
+    async def test_a_slow_reader_is_notified_of_events_that_are_not_kept(self) -> None:
         channel = new_channel()
         async with Publisher(self.url, channel_max_events=10) as publisher:
             await publisher.ack(channel)
@@ -346,7 +348,7 @@ class ChannelContract:
             assert code(gone) == "gone"
             assert await publisher.ack(channel)
 
-    async def test_a_reader_is_told_that_its_channel_has_begun_anew(self) -> None:
+    async def test_a_reader_is_notified_that_its_channel_has_begun_again(self) -> None:
         channel = new_channel()
         async with Publisher(self.url, channel_ttl=2) as publisher:
             await asyncio.gather(*(publisher.publish(channel, "n", n) for n in range(3)))
@@ -357,14 +359,14 @@ class ChannelContract:
                 async with asyncio.timeout(10):
                     assert code(await anext(events)) == "truncated"
 
-    async def test_nobody_else_is_read(self, publisher: Publisher) -> None:
+    async def test_a_reader_gets_no_events_of_other_channels(self, publisher: Publisher) -> None:
         one, other = new_channel(), new_channel()
         await asyncio.gather(publisher.ack(one), publisher.ack(other))
         await publisher.publish(other, "secret", 1)
         await publisher.finish(one)
         assert [event.event for event in await whole(subscribe(one))] == ["worker_ack", "complete"]
 
-    async def test_an_event_says_its_place_where_that_is_asked_for(
+    async def test_an_event_contains_its_id_if_ids_are_requested(
         self, publisher: Publisher
     ) -> None:
         channel = new_channel()
@@ -379,7 +381,7 @@ class ChannelContract:
             ).encode()
         )
 
-    async def test_the_short_forms_speak_of_sessions(self) -> None:
+    async def test_the_short_forms_use_sessions(self) -> None:
         session = new_channel()
         assert await publish_event(session, "worker_ack", {})
         assert await publish_event(session, "error", {"error": "no"}, key="only")
@@ -388,7 +390,7 @@ class ChannelContract:
             b'data: {"event_type":"error","payload":{"error":"no"}}\n\n',
         ]
 
-    async def test_what_is_not_allowed_is_refused_before_it_is_sent(
+    async def test_an_invalid_argument_is_refused_before_anything_is_sent(
         self, publisher: Publisher
     ) -> None:
         channel = new_channel()
