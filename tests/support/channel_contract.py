@@ -1,4 +1,4 @@
-"""What channels do, wherever they are kept: in memory and in Redis alike."""
+"""The tests of channels, for each store of channels."""
 
 import asyncio
 import itertools
@@ -21,6 +21,7 @@ from sse_middleware.channels import (
 from sse_middleware.channels.events import Position
 from sse_middleware.channels.subscriber import ChannelReader
 from sse_middleware.errors import EventFormatError
+from tests.support.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -30,17 +31,17 @@ def new_channel() -> str:
 
 
 async def take(events: AsyncGenerator[ChannelEvent, None], count: int) -> list[ChannelEvent]:
-    """Return the next events, and stay where the reader is."""
+    """Return the next events."""
     return [await anext(events) for _ in range(count)]
 
 
 async def whole(events: AsyncGenerator[ChannelEvent, None]) -> list[ChannelEvent]:
     """Return all events, up to the end."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_SECONDS):
         return [event async for event in events]
 
 
-def said(events: list[ChannelEvent]) -> list[tuple[str, Any]]:
+def parsed(events: list[ChannelEvent]) -> list[tuple[str, Any]]:
     return [(event.event, event.json()) for event in events]
 
 
@@ -67,7 +68,7 @@ async def reading_from_now(channel: str, **options: Any) -> "asyncio.Task[list[C
 
 
 class ChannelContract:
-    """The tests; a class for each store says where it is.
+    """The tests; each store has a subclass.
 
     Attributes:
         url: of the store, empty for memory.
@@ -92,7 +93,7 @@ class ChannelContract:
         for number in range(3):
             assert await publisher.publish(channel, "step", {"number": number})
         assert await publisher.finish(channel)
-        assert said(await whole(subscribe(channel))) == [
+        assert parsed(await whole(subscribe(channel))) == [
             ("worker_ack", {}),
             *(("step", {"number": number}) for number in range(3)),
             ("complete", {"reason": "finished"}),
@@ -107,7 +108,7 @@ class ChannelContract:
             await publisher.publish(channel, "step", number)
             await asyncio.sleep(0.01)
         await publisher.finish(channel, {"pages": 3})
-        assert said(await reading) == [
+        assert parsed(await reading) == [
             ("worker_ack", {}),
             *(("step", number) for number in range(3)),
             ("complete", {"pages": 3}),
@@ -132,7 +133,7 @@ class ChannelContract:
             ]
             await asyncio.gather(*(publish(name) for name in range(3)))
             await publishers[0].finish(channel)
-            found = [said(events) for events in await asyncio.gather(*readings)]
+            found = [parsed(events) for events in await asyncio.gather(*readings)]
         assert all(events == found[0] for events in found)
         for name in range(3):
             numbers = [number for event, number in found[0] if event == str(name)]
@@ -149,7 +150,7 @@ class ChannelContract:
 
         await asyncio.gather(*(asyncio.to_thread(publish, name) for name in range(6)))
         assert await asyncio.to_thread(publisher.finish, channel)
-        found = said(await reading)
+        found = parsed(await reading)
         await asyncio.to_thread(publisher.close)
         for name in range(6):
             assert [number for event, number in found if event == str(name)] == list(range(30))
@@ -186,50 +187,52 @@ class ChannelContract:
         )
         assert both == [True, False]
         await publisher.finish(channel)
-        events = said(await whole(subscribe(channel)))
+        events = parsed(await whole(subscribe(channel)))
         assert [number for event, number in events if event == "page"] == [1, 3]
 
-    async def test_a_key_of_a_user_is_none_of_ours(self, publisher: Publisher) -> None:
+    async def test_keys_of_the_app_do_not_collide_with_internal_keys(
+        self, publisher: Publisher
+    ) -> None:
         channel = new_channel()
         for key in ("worker_ack", "end"):
             assert await publisher.publish(channel, "x", None, key=key)
         assert await publisher.ack(channel)
         assert await publisher.finish(channel)
 
-    async def test_a_reader_without_a_worker_gets_a_timeout_error(self) -> None:
+    async def test_a_missing_worker_is_reported(self) -> None:
         (event,) = await whole(subscribe(new_channel(), ack_timeout=0.1))
         assert code(event) == "worker_timeout"
         assert event.id is None
 
-    async def test_other_events_are_no_ack(self, publisher: Publisher) -> None:
+    async def test_other_events_do_not_count_as_an_ack(self, publisher: Publisher) -> None:
         channel = new_channel()
         await publisher.publish(channel, "queued", {"place": 7})
         events = await whole(subscribe(channel, ack_timeout=0.2))
         assert events[0].event == "queued"
         assert code(events[1]) == "worker_timeout"
 
-    async def test_an_ack_counts_that_the_reader_has_not_seen(self, publisher: Publisher) -> None:
+    async def test_an_ack_counts_though_the_reader_has_not_received_it(
+        self, publisher: Publisher
+    ) -> None:
         channel = new_channel()
         await publisher.ack(channel)
         reading = await reading_from_now(channel, ack_timeout=0.1)
         await asyncio.sleep(0.3)
         await publisher.finish(channel)
-        assert said(await reading) == [("complete", {"reason": "finished"})]
+        assert parsed(await reading) == [("complete", {"reason": "finished"})]
 
-    async def test_a_reader_of_an_idle_worker_gets_a_timeout_error(
-        self, publisher: Publisher
-    ) -> None:
+    async def test_a_silent_worker_is_reported(self, publisher: Publisher) -> None:
         channel = new_channel()
         reading = asyncio.ensure_future(whole(subscribe(channel, idle_timeout=2.5)))
         await publisher.ack(channel)
         for number in range(4):
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.4)
             await publisher.publish(channel, "step", number)
         events = await reading
         assert [event.event for event in events] == ["worker_ack", *["step"] * 4, "error"]
         assert code(events[-1]) == "idle_timeout"
 
-    async def test_a_worker_that_is_late_is_not_silent_yet(self, publisher: Publisher) -> None:
+    async def test_the_idle_timeout_begins_with_the_first_event(self, publisher: Publisher) -> None:
         channel = new_channel()
         reading = asyncio.ensure_future(whole(subscribe(channel, idle_timeout=0.1)))
         await asyncio.sleep(0.3)
@@ -240,7 +243,9 @@ class ChannelContract:
         (event,) = await whole(subscribe(new_channel(), ack_timeout=None, idle_timeout=0.1))
         assert code(event) == "idle_timeout"
 
-    async def test_a_slow_client_is_no_silent_worker(self, publisher: Publisher) -> None:
+    async def test_a_slow_client_does_not_count_as_a_silent_worker(
+        self, publisher: Publisher
+    ) -> None:
         channel = new_channel()
         await publisher.ack(channel)
         async with aclosing(subscribe(channel, idle_timeout=2.0)) as events:
@@ -249,16 +254,16 @@ class ChannelContract:
             await publisher.publish(channel, "step", 1)
             assert (await anext(events)).event == "step"
 
-    async def test_the_names_of_the_end_are_the_callers(self, publisher: Publisher) -> None:
+    async def test_the_caller_names_the_events_that_end_a_channel(
+        self, publisher: Publisher
+    ) -> None:
         channel = new_channel()
         for event in ("complete", "error", "done", "late"):
             await publisher.publish(channel, event, None)
         events = await whole(subscribe(channel, terminal=("done",)))
         assert [event.event for event in events] == ["complete", "error", "done"]
 
-    async def test_history_determines_the_first_event_of_a_reader(
-        self, publisher: Publisher
-    ) -> None:
+    async def test_a_reader_selects_its_history(self, publisher: Publisher) -> None:
         channel = new_channel()
         for number in range(4):
             await publisher.publish(channel, "step", number)
@@ -277,7 +282,7 @@ class ChannelContract:
         "history",
         ["x", "0-0", "0-0.0", "1-1.1", "9" * 14 + "-0.99", "-1-1.1", "1-1.1\n", "\0", "é" * 300],
     )
-    async def test_a_malformed_position_is_reported(
+    async def test_an_invalid_position_is_reported(
         self, publisher: Publisher, history: str
     ) -> None:
         channel = new_channel()
@@ -286,14 +291,14 @@ class ChannelContract:
         (event,) = await whole(subscribe(channel, history=history, ack_timeout=None))
         assert code(event) in ("gone", "truncated")
 
-    async def test_a_place_in_another_channel_is_none(self, publisher: Publisher) -> None:
+    async def test_a_position_of_another_channel_is_invalid(self, publisher: Publisher) -> None:
         one, other = new_channel(), new_channel()
         await publisher.publish(one, "step", 0)
         (event,) = await take(subscribe(one), 1)
         (gone,) = await whole(subscribe(other, history=event.id))
         assert code(gone) == "gone"
 
-    async def test_a_slow_reader_gets_older_events_from_the_log(self, publisher: Publisher) -> None:
+    async def test_a_slow_reader_receives_events_from_the_log(self, publisher: Publisher) -> None:
         channel = new_channel()
         await publisher.ack(channel)
         async with aclosing(subscribe(channel)) as slow:
@@ -319,7 +324,7 @@ class ChannelContract:
             kept = await take(subscribe(channel), 10)
             assert [event.json() for event in kept] == list(range(90, 100))
 
-    async def test_a_channel_keeps_so_many_bytes(self) -> None:
+    async def test_a_channel_keeps_a_limited_number_of_bytes(self) -> None:
         channel = new_channel()
         async with Publisher(self.url, channel_max_bytes=4096) as publisher:
             for number in range(20):
@@ -338,7 +343,7 @@ class ChannelContract:
             assert await publisher.publish(channel, "n", 9, key="one")
             assert not await publisher.ack(channel)
 
-    async def test_a_channel_goes_when_its_time_is_over(self) -> None:
+    async def test_a_channel_expires(self) -> None:
         channel = new_channel()
         async with Publisher(self.url, channel_ttl=2) as publisher:
             await publisher.ack(channel)
@@ -348,7 +353,7 @@ class ChannelContract:
             assert code(gone) == "gone"
             assert await publisher.ack(channel)
 
-    async def test_a_reader_is_notified_that_its_channel_has_begun_again(self) -> None:
+    async def test_a_reader_is_notified_that_its_channel_has_expired_and_begun_again(self) -> None:
         channel = new_channel()
         async with Publisher(self.url, channel_ttl=2) as publisher:
             await asyncio.gather(*(publisher.publish(channel, "n", n) for n in range(3)))
@@ -356,19 +361,19 @@ class ChannelContract:
                 await take(events, 3)
                 await asyncio.sleep(2.5)
                 await asyncio.gather(*(publisher.publish(channel, "n", n) for n in range(5)))
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(HANG_SECONDS):
                     assert code(await anext(events)) == "truncated"
 
-    async def test_a_reader_gets_no_events_of_other_channels(self, publisher: Publisher) -> None:
+    async def test_a_reader_receives_no_events_of_another_channel(
+        self, publisher: Publisher
+    ) -> None:
         one, other = new_channel(), new_channel()
         await asyncio.gather(publisher.ack(one), publisher.ack(other))
         await publisher.publish(other, "secret", 1)
         await publisher.finish(one)
         assert [event.event for event in await whole(subscribe(one))] == ["worker_ack", "complete"]
 
-    async def test_an_event_contains_its_id_if_ids_are_requested(
-        self, publisher: Publisher
-    ) -> None:
+    async def test_an_event_has_its_position_on_request(self, publisher: Publisher) -> None:
         channel = new_channel()
         await publisher.publish(channel, "step", {"é": "\u2028\n"})
         (plain,) = await take(subscribe(channel), 1)
@@ -390,7 +395,7 @@ class ChannelContract:
             b'data: {"event_type":"error","payload":{"error":"no"}}\n\n',
         ]
 
-    async def test_an_invalid_argument_is_refused_before_anything_is_sent(
+    async def test_invalid_data_are_refused_before_they_are_sent(
         self, publisher: Publisher
     ) -> None:
         channel = new_channel()
@@ -405,7 +410,7 @@ class ChannelContract:
         await publisher.finish(channel)
         assert len(await whole(subscribe(channel))) == 2
 
-    async def test_readers_that_come_and_go_leave_nothing(self, publisher: Publisher) -> None:
+    async def test_readers_that_are_cancelled_leave_nothing(self, publisher: Publisher) -> None:
         channel = new_channel()
         await publisher.ack(channel)
         for _, task in itertools.product(range(3), range(4)):

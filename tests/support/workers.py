@@ -1,4 +1,4 @@
-"""Several workers of one app, each a real server in a process of its own, that share one Redis."""
+"""Several workers of one app, each a server in a process of its own, which share one Redis."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,7 +11,7 @@ class Worker:
     """A uvicorn that can be killed and started again, on another port.
 
     Attributes:
-        server: it, as it runs now.
+        server: the running server.
     """
 
     server: Server
@@ -23,19 +23,19 @@ class Worker:
         self._runs = ExitStack()
 
     def start(self) -> None:
-        """Start it, and wait until it listens."""
+        """Start it, and wait until it accepts connections."""
         self._directory.mkdir(exist_ok=True)
         run = serving("uvicorn-httptools", self._app, self._directory, self._environ)
         self.server = self._runs.enter_context(run)
 
     def kill(self) -> None:
-        """End it at once, without a word to anybody."""
+        """Kill it."""
         self.server.process.kill()
         self.server.process.wait()
         self._runs.close()
 
     def stop(self) -> None:
-        """End it in order."""
+        """Let it shut down."""
         self._runs.close()
 
 
@@ -43,9 +43,9 @@ class Worker:
 def working(
     app: str, urls: Sequence[str], directory: Path, environ: dict[str, str]
 ) -> Iterator[list[Worker]]:
-    """Run a worker for each of the ways to Redis, until the block ends.
+    """Run a worker for each URL of a Redis until the block ends.
 
-    Their logs have to be free of tracebacks then.
+    Then their logs must have no tracebacks.
     """
     workers = [
         Worker(app, directory / f"worker-{number}", {**environ, "SSE_REDIS_URL": url})

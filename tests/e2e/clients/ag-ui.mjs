@@ -1,7 +1,7 @@
 import { HttpAgent } from "@ag-ui/client";
-import { base, tell } from "./common.mjs";
+import { base, report } from "./common.mjs";
 
-await tell(async (scenario, dispatch) => {
+await report(async (scenario, dispatch) => {
   const agent = new HttpAgent({ url: `${base}/${scenario}/agent`, threadId: "t1" });
   const subscriber = {
     onEvent: ({ event }) => dispatch(event),

@@ -1,7 +1,7 @@
-"""The streams that real clients read, slow enough for heartbeats to fall in between.
+"""The streams that real clients read, slow enough for heartbeats between the events.
 
-Each path begins with the name of the client that asks, and the scenario that it asks for, so that
-one can look up at `/sent/{client}` what it was sent.
+Each path begins with the name of the client and the scenario; `/sent/{client}` returns the bytes of
+its responses.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from sse_middleware import SSEMiddleware
-from tests.e2e.clients.recording_app import Remembering
+from tests.e2e.clients.recording_app import Recording
 
 PAUSE_SECONDS = 0.7
 
@@ -88,13 +88,13 @@ POLLED: list[Script] = [
     [b"retry: 200\ndata: the first time\n\n", None],
     [None, b"data: the second time\n\nevent: done\ndata: {}\n\n"],
 ]
-"""For an `EventSource` that comes back: what it gets each time."""
+"""The streams of an `EventSource` that reconnects."""
 
 RESUMED: dict[str, Script] = {
     "": [None, b"id: 1\nretry: 200\ndata: one\n\nid: 2\ndata: two\n\n", None],
     "2": [None, b"id: 3\ndata: three\n\nevent: done\nid: 4\ndata: {}\n\n"],
 }
-"""For an `EventSource` that comes back: what it gets behind the app's own last event id."""
+"""The streams of an `EventSource` that reconnects, by the last event id, which is the app's."""
 
 
 async def play(script: Script) -> AsyncIterator[bytes]:
@@ -110,7 +110,7 @@ def event_stream(script: Script) -> Response:
 
 
 async def streams(request: Request) -> Response:
-    """Play a scenario, or answer JSON where a stream was asked for."""
+    """Play a scenario, or respond with JSON instead of a stream."""
     match request.path_params["scenario"]:
         case "refused":
             return JSONResponse({"detail": "refused"}, HTTPStatus.FORBIDDEN)
@@ -124,7 +124,7 @@ async def streams(request: Request) -> Response:
             return event_stream(SCRIPTS[scenario])
 
 
-# As openai speaks
+# The protocol of OpenAI
 
 
 def chat_chunk(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
@@ -170,11 +170,11 @@ FAILING: dict[str, Script] = {
     "failing": [FIRST, None, TO, None],
     "failing-half": [FIRST, None, TO, TO[:40], None],
 }
-"""What is sent before the app raises."""
+"""The chunks that are sent before the app raises an exception."""
 
 
 async def chat(request: Request) -> Response:
-    """Answer as an endpoint for chat completions does."""
+    """Respond as an endpoint for chat completions does."""
     model = request.path_params["scenario"]
     if model == "refused":
         error = {"message": "refused", "type": "invalid_request_error", "code": "no"}
@@ -192,7 +192,7 @@ async def fail(script: Script) -> AsyncIterator[bytes]:
     raise ValueError("swordfish")
 
 
-# As AG-UI speaks
+# The protocol of AG-UI
 
 
 def agent_event(kind: str, **fields: Any) -> bytes:
@@ -200,7 +200,7 @@ def agent_event(kind: str, **fields: Any) -> bytes:
 
 
 async def agent(request: Request) -> Response:
-    """Run an agent that says a word, calls a tool and changes its state."""
+    """Run an agent that sends a message, calls a tool and changes its state."""
     body = await request.json()
     run = {"threadId": body["threadId"], "runId": body["runId"]}
     message, call = {"messageId": "m1"}, {"toolCallId": "c1"}
@@ -243,16 +243,16 @@ async def agent(request: Request) -> Response:
     )
 
 
-# What was sent
+# Records
 
 
 def times_asked(request: Request) -> int:
-    """Return how often this client has asked for this scenario, this time included."""
+    """Return the number of requests of this client for this scenario, including this one."""
     return len(app.sent[request.path_params["client"]][request.path_params["scenario"]])
 
 
 async def page(request: Request) -> Response:
-    """Give a browser an origin."""
+    """Respond with a page, which gives scripts an origin."""
     return HTMLResponse('<!doctype html><link rel="icon" href="data:,"><title>page</title>')
 
 
@@ -266,4 +266,4 @@ _app = Starlette(
 )
 _app.add_middleware(SSEMiddleware)
 
-app = Remembering(_app)
+app = Recording(_app)

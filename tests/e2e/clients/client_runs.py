@@ -1,4 +1,4 @@
-"""One client, run on a server: what it has dispatched in each scenario, and how that ended."""
+"""Runs of one client on a server: the events that it dispatches in each scenario, and the end."""
 
 import asyncio
 import json
@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import httpx
 
 from tests.support import needs
+from tests.support.waiting import HANG_SECONDS
 
 
 class Outcome(NamedTuple):
-    """What a client has dispatched in one scenario."""
+    """The events that a client has dispatched in one scenario."""
 
     events: list[Any]
     end: str
@@ -24,21 +25,23 @@ Outcomes = dict[str, Outcome]
 """Outcomes by scenario."""
 
 Run = Callable[[str, Sequence[str]], Outcomes]
-"""Run a client on the server's paths that begin with an url, in all scenarios at once."""
+"""Run a client on the paths of a server below a URL, in all scenarios at once."""
 
 Dispatch = Callable[[Any], None]
 
 
 def by_node(script: str, accept: str = "") -> Run:
-    """Return the run of a client that is written for node."""
+    """Return the run of a client for node."""
 
     def run(base: str, scenarios: Sequence[str]) -> Outcomes:
         command = [needs.node(), str(needs.NODE_CLIENTS / script), base, *scenarios]
         environ = {**os.environ, "ACCEPT": accept}
-        done = subprocess.run(command, capture_output=True, timeout=60, env=environ, check=False)
+        done = subprocess.run(
+            command, capture_output=True, timeout=HANG_SECONDS, env=environ, check=False
+        )
         assert done.returncode == 0, done.stderr.decode()
-        told = [json.loads(line) for line in done.stdout.splitlines()]
-        return {one["scenario"]: Outcome(one["events"], one["end"]) for one in told}
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        return {line["scenario"]: Outcome(line["events"], line["end"]) for line in lines}
 
     return run
 
@@ -51,8 +54,8 @@ def in_threads(read: Callable[[str, str, Dispatch], str]) -> Run:
             events: list[Any] = []
             try:
                 end = read(base, scenario, events.append)
-            except Exception as exc:  # noqa: BLE001 - whatever a client raises is its outcome
-                end = _told(exc)
+            except Exception as exc:  # noqa: BLE001 - an exception of a client is its outcome
+                end = _text(exc)
             return Outcome(events, end)
 
         with ThreadPoolExecutor(len(scenarios)) as pool:
@@ -69,8 +72,8 @@ def in_tasks(read: Callable[[str, str, Dispatch], Awaitable[str]]) -> Run:
             events: list[Any] = []
             try:
                 end = await read(base, scenario, events.append)
-            except Exception as exc:  # noqa: BLE001 - whatever a client raises is its outcome
-                end = _told(exc)
+            except Exception as exc:  # noqa: BLE001 - an exception of a client is its outcome
+                end = _text(exc)
             return Outcome(events, end)
 
         async def all_of_them() -> list[Outcome]:
@@ -81,7 +84,7 @@ def in_tasks(read: Callable[[str, str, Dispatch], Awaitable[str]]) -> Run:
     return run
 
 
-def _told(exc: Exception) -> str:
+def _text(exc: Exception) -> str:
     return f"{type(exc).__name__}: {exc}"
 
 
@@ -91,7 +94,7 @@ def _told(exc: Exception) -> str:
 def httpx_sse(base: str, scenario: str, dispatch: Dispatch) -> str:
     connect = needs.module("httpx_sse").connect_sse
     url = f"{base}/{scenario}/stream"
-    with httpx.Client(timeout=20) as client, connect(client, "GET", url) as source:
+    with httpx.Client(timeout=HANG_SECONDS) as client, connect(client, "GET", url) as source:
         for event in source.iter_sse():
             dispatch([event.event, event.data, event.id, event.retry])
         return f"ended {source.response.status_code}"
@@ -100,18 +103,21 @@ def httpx_sse(base: str, scenario: str, dispatch: Dispatch) -> str:
 async def httpx_sse_async(base: str, scenario: str, dispatch: Dispatch) -> str:
     connect = needs.module("httpx_sse").aconnect_sse
     url = f"{base}/{scenario}/stream"
-    async with httpx.AsyncClient(timeout=20) as client, connect(client, "POST", url) as source:
+    async with (
+        httpx.AsyncClient(timeout=HANG_SECONDS) as client,
+        connect(client, "POST", url) as source,
+    ):
         async for event in source.aiter_sse():
             dispatch([event.event, event.data, event.id, event.retry])
         return f"ended {source.response.status_code}"
 
 
 def lines(**headers: str) -> Callable[[str, str, Dispatch], str]:
-    """Return the parser that half the web has written, line by line."""
+    """Return a naive parser, which works line by line."""
 
     def read(base: str, scenario: str, dispatch: Dispatch) -> str:
         url = f"{base}/{scenario}/stream"
-        with httpx.stream("GET", url, headers=headers, timeout=20) as response:
+        with httpx.stream("GET", url, headers=headers, timeout=HANG_SECONDS) as response:
             for line in response.iter_lines():
                 if line.startswith("data: "):
                     dispatch(line.removeprefix("data: "))

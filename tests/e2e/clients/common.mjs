@@ -1,15 +1,14 @@
-// What all clients share: node <client>.mjs <url of the client's paths> <scenario>...
+// The common part of all clients: node <client>.mjs <url of the client's paths> <scenario>...
 
 export const base = process.argv[2];
 export const scenarios = process.argv.slice(3);
 
 /**
- * Run all scenarios at once and print what each has dispatched, one JSON line a scenario.
+ * Run all scenarios at once and print the dispatched events, one JSON line for each scenario.
  *
- * `run(scenario, dispatch)` answers how the stream has ended, if there is more to say than that
- * it has; what it throws is such an end too.
+ * `run(scenario, dispatch)` may return a description of the end; an exception is one, too.
  */
-export async function tell(run) {
+export async function report(run) {
   const one = async (scenario) => {
     const events = [];
     let end;

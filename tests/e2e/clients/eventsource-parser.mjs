@@ -1,9 +1,9 @@
 import { createParser } from "eventsource-parser";
-import { base, tell } from "./common.mjs";
+import { base, report } from "./common.mjs";
 
 const HEADERS = process.env.ACCEPT ? { accept: process.env.ACCEPT } : {};
 
-await tell(async (scenario, dispatch) => {
+await report(async (scenario, dispatch) => {
   const response = await fetch(`${base}/${scenario}/stream`, { headers: HEADERS });
   const parser = createParser({
     onEvent: dispatch,

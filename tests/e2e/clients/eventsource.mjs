@@ -1,5 +1,5 @@
 import { EventSource } from "eventsource";
-import { base, tell } from "./common.mjs";
+import { base, report } from "./common.mjs";
 import "./listen.mjs";
 
-await tell((scenario, dispatch) => listen(EventSource, `${base}/${scenario}/stream`, dispatch));
+await report((scenario, dispatch) => listen(EventSource, `${base}/${scenario}/stream`, dispatch));

@@ -1,14 +1,14 @@
 import { fetchEventSource } from "@microsoft/fetch-event-source";
-import { base, tell } from "./common.mjs";
+import { base, report } from "./common.mjs";
 
-// It is written for pages, and asks a page whether it is seen.
+// It is written for pages, and checks whether its page is visible.
 globalThis.window = globalThis;
 globalThis.document = { hidden: false, addEventListener() {}, removeEventListener() {} };
 
-// Given with a capital it stands beside the package's own, as `text/event-stream, ...`.
+// A name with a capital does not replace the header of the package: both values are sent.
 const HEADERS = process.env.ACCEPT ? { Accept: process.env.ACCEPT } : {};
 
-await tell((scenario, dispatch) => {
+await report((scenario, dispatch) => {
   let closed = "";
   return fetchEventSource(`${base}/${scenario}/stream`, {
     headers: HEADERS,
@@ -17,7 +17,7 @@ await tell((scenario, dispatch) => {
       closed = "closed";
     },
     onerror(error) {
-      throw error; // else it tries again
+      throw error; // or it would retry
     },
   }).then(() => closed);
 });

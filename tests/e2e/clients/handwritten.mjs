@@ -1,10 +1,10 @@
-// The parser that half the web has written: split at blank lines, look for `data: `.
+// A naive parser: split at blank lines, search for `data: `.
 
-import { base, tell } from "./common.mjs";
+import { base, report } from "./common.mjs";
 
 const HEADERS = process.env.ACCEPT ? { accept: process.env.ACCEPT } : {};
 
-await tell(async (scenario, dispatch) => {
+await report(async (scenario, dispatch) => {
   const response = await fetch(`${base}/${scenario}/stream`, { headers: HEADERS });
   const reader = response.body.getReader();
   const decoder = new TextDecoder();

@@ -1,5 +1,5 @@
-// An EventSource, native or not: all that it dispatches, until the first error behind `done`, or
-// one after which it does not come back.
+// All events that an EventSource dispatches, until the first error after `done`, or an error after
+// which it does not reconnect.
 
 const NAMES = ["message", "named", "done", "start", "heartbeat", "complete"];
 
@@ -7,13 +7,13 @@ globalThis.listen = (EventSource, url, dispatch) =>
   new Promise((resolve) => {
     const source = new EventSource(url);
     let done = false;
-    const tell = (event) => {
+    const keep = (event) => {
       done ||= event.type === "done";
       dispatch({ type: event.type, data: event.data, id: event.lastEventId });
     };
-    for (const name of NAMES) source.addEventListener(name, tell);
+    for (const name of NAMES) source.addEventListener(name, keep);
     source.addEventListener("error", (event) => {
-      if (event.data !== undefined) return tell(event);
+      if (event.data !== undefined) return keep(event);
       const state = ["connecting", "open", "closed"][source.readyState];
       if (!done && state !== "closed") return dispatch({ type: `error, ${state}` });
       source.close();

@@ -1,8 +1,8 @@
-"""MCP servers behind the middleware, by whichever major version of the official SDK is there.
+"""MCP servers with the middleware, by the installed major version of the official SDK.
 
 `/stored/mcp` keeps its events, so that its clients can resume; `/plain/mcp` and `/modern/mcp` do
-not; `/old/sse` speaks the older transport. The tools take long enough for heartbeats to fall in
-between.
+not; `/old/sse` uses the older transport. The tools are slow enough for heartbeats between their
+events.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from sse_middleware import SSEMiddleware
-from tests.e2e.clients.recording_app import Remembering
+from tests.e2e.clients.recording_app import Recording
 
 PAUSE_SECONDS = 0.5
 RETRY_MS = 100
@@ -32,7 +32,7 @@ except ModuleNotFoundError:
 
 
 class MemoryEventStore:
-    """Keep all events, as the SDK's `EventStore` has it."""
+    """Keep all events by the interface `EventStore` of the SDK."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
@@ -63,35 +63,35 @@ async def count(steps: int, ctx: Any) -> str:
 
 
 async def say_nothing() -> str:
-    """Answer late."""
+    """Return late."""
     await asyncio.sleep(2 * PAUSE_SECONDS)
     return "a late answer"
 
 
 async def announce(ctx: Any) -> str:
-    """Notify on the stream that belongs to no call."""
+    """Notify on the standalone stream."""
     for _ in range(2):
         await ctx.session.send_tool_list_changed()
         if not IS_FIRST:
-            await ctx.notify_tools_changed()  # for those who listen as version 2 does
+            await ctx.notify_tools_changed()  # for subscribers of version 2
         await asyncio.sleep(PAUSE_SECONDS)
     return "announced"
 
 
 async def reconnect(ctx: Any) -> str:
-    """Cut the stream that belongs to no call, and notify on it while the client is away."""
+    """Cut the standalone stream, and notify on it while the client is disconnected."""
     await ctx.close_standalone_sse_stream()
     await ctx.session.send_resource_list_changed()
-    # The client comes back after a second. What is sent at that moment the SDK may lose, with us
-    # and without us: it replays first and listens then.
-    await asyncio.sleep(4 * PAUSE_SECONDS)
+    # The client reconnects after a second. The SDK may lose messages at that moment, with the
+    # middleware and without it, since it replays before it subscribes.
+    await asyncio.sleep(8 * PAUSE_SECONDS)
     await ctx.session.send_prompt_list_changed()
     await asyncio.sleep(PAUSE_SECONDS)
     return "reconnected"
 
 
 async def interrupt(ctx: Any) -> str:
-    """Cut the stream of this call, which the client resumes."""
+    """Cut the stream of this call; the client resumes it."""
     await ctx.report_progress(1, 3, "before")
     await asyncio.sleep(PAUSE_SECONDS)
     await ctx.close_sse_stream()
@@ -135,7 +135,7 @@ old = server().sse_app()
 
 @asynccontextmanager
 async def lifespan(_: Starlette) -> AsyncIterator[None]:
-    """Start the mounted apps up too, which Starlette does not."""
+    """Start the mounted apps too; Starlette does not."""
     async with AsyncExitStack() as stack:
         for mounted in (stored, plain, modern):
             await stack.enter_async_context(mounted.router.lifespan_context(mounted))
@@ -152,4 +152,4 @@ _app = Starlette(
     lifespan=lifespan,
 )
 _app.add_middleware(SSEMiddleware)
-app = Remembering(_app)
+app = Recording(_app)

@@ -1,11 +1,11 @@
-"""What went out, byte for byte: remembered around an app, and told at `/sent/<group>`."""
+"""Record the bytes of the responses of an app; `/sent/<group>` returns them."""
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
-class Remembering:
-    """Remember the bytes of each response of `app`, by the first two parts of the path.
+class Recording:
+    """Record the bytes of each response of `app`, by the first two parts of the path.
 
     Attributes:
         sent: the bytes of each response, by the group and the name that its path begins with.
@@ -21,19 +21,19 @@ class Remembering:
             return
         group, name = [*scope["path"].split("/"), ""][1:3]
         if group == "sent":
-            await JSONResponse(self._told(name))(scope, receive, send)
+            await JSONResponse(self._sent(name))(scope, receive, send)
             return
         responses = self.sent.setdefault(group, {}).setdefault(name, [])
         number = len(responses)
         responses.append(b"")
 
-        async def remember(message: Message) -> None:
+        async def record(message: Message) -> None:
             responses[number] += message.get("body", b"")
             await send(message)
 
-        await self.app(scope, receive, remember)
+        await self.app(scope, receive, record)
 
-    def _told(self, group: str) -> dict[str, list[str]]:
+    def _sent(self, group: str) -> dict[str, list[str]]:
         """Return the responses of a group, with each byte as the Latin-1 character it is."""
         return {
             name: [response.decode("latin-1") for response in responses]

@@ -1,6 +1,6 @@
-"""The official SDK of MCP, client and server, of whichever major version is installed.
+"""The official SDK of MCP, client and server, of the installed major version.
 
-The same calls give the same results, progress and notifications with us and without us.
+The same calls have the same results, progress and notifications with the middleware and without it.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ Arms = tuple[Server, Server]
 
 @pytest.fixture(scope="module")
 def arms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arms]:
-    """Run the servers with us and without us."""
+    """Run the servers with the middleware and without it."""
     needs.module("mcp")
     directories = tmp_path_factory.mktemp("with"), tmp_path_factory.mktemp("without")
     name, heartbeats, off = "uvicorn-httptools", {"SSE_HEARTBEAT_INTERVAL": "0.2"}, "SSE_ENABLED"
@@ -37,8 +37,8 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arms]:
 
 
 @dataclass
-class Told:
-    """All that the server has told a client."""
+class Outcome:
+    """All messages that a client has received from the server."""
 
     results: dict[str, Any] = field(default_factory=dict)
     progress: dict[str, list[Any]] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Told:
         self.logs.append((message.level, message.data))
 
     async def call(self, session: Any, name: str, **arguments: Any) -> None:
-        """Call a tool, and keep what it reports and how it answers."""
+        """Call a tool, and keep its progress and its result."""
         progress = self.progress.setdefault(name, [])
 
         async def take_progress(*report: Any) -> None:
@@ -66,14 +66,14 @@ class Told:
 
         try:
             result = await session.call_tool(name, arguments, progress_callback=take_progress)
-        except Exception as exc:  # noqa: BLE001 - whatever a client raises is its outcome
+        except Exception as exc:  # noqa: BLE001 - an exception of a client is its outcome
             self.results[name] = repr(exc)
         else:
             self.results[name] = result.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 @asynccontextmanager
-async def connected(url: str, told: Told) -> AsyncIterator[Any]:
+async def connected(url: str, outcome: Outcome) -> AsyncIterator[Any]:
     """Open a session by the transport that the url is for."""
     if url.endswith("/sse"):
         transport = needs.module("mcp.client.sse").sse_client(url)
@@ -82,38 +82,38 @@ async def connected(url: str, told: Told) -> AsyncIterator[Any]:
     async with (
         transport as (read, write, *_),
         needs.module("mcp").ClientSession(
-            read, write, logging_callback=told.take_log, message_handler=told.take_message
+            read, write, logging_callback=outcome.take_log, message_handler=outcome.take_message
         ) as session,
     ):
         yield session
 
 
-async def call_tools(session: Any, told: Told) -> None:
+async def call_tools(session: Any, outcome: Outcome) -> None:
     """Call most tools, some of them at the same time."""
     tools = await session.list_tools()
-    told.results["tools"] = [tool.name for tool in tools.tools]
-    await told.call(session, "count", steps=2)
-    await told.call(session, "announce")
-    calls = [told.call(session, name) for name in ("say_nothing", "fail", "unknown")]
+    outcome.results["tools"] = [tool.name for tool in tools.tools]
+    await outcome.call(session, "count", steps=2)
+    await outcome.call(session, "announce")
+    calls = [outcome.call(session, name) for name in ("say_nothing", "fail", "unknown")]
     await asyncio.gather(*calls)
 
 
-async def use(url: str) -> Told:
-    """Use a server by the handshake that both versions know."""
-    told = Told()
-    async with connected(url, told) as session:
+async def use(url: str) -> Outcome:
+    """Use a server with the handshake that both versions know."""
+    outcome = Outcome()
+    async with connected(url, outcome) as session:
         initialized = await session.initialize()
-        told.results["initialize"] = initialized.model_dump(mode="json", by_alias=True)
-        await call_tools(session, told)
+        outcome.results["initialize"] = initialized.model_dump(mode="json", by_alias=True)
+        await call_tools(session, outcome)
         if "/stored/" in url:
-            await told.call(session, "interrupt")
-            await told.call(session, "reconnect")
-            await call_and_resume(session, told)
-    return told
+            await outcome.call(session, "interrupt")
+            await outcome.call(session, "reconnect")
+            await call_and_resume(session, outcome)
+    return outcome
 
 
-async def call_and_resume(session: Any, told: Told) -> None:
-    """Call a tool, then read its stream again from the event behind the first one."""
+async def call_and_resume(session: Any, outcome: Outcome) -> None:
+    """Call a tool, then read its stream again from the event after the first one."""
     types: Any = needs.module("mcp.types")
     metadata = needs.module("mcp.shared.message").ClientMessageMetadata
     params = types.CallToolRequestParams(name="count", arguments={"steps": 2})
@@ -129,38 +129,41 @@ async def call_and_resume(session: Any, told: Told) -> None:
         result = await session.send_request(request, types.CallToolResult, metadata=hint)
         return result.model_dump(mode="json", by_alias=True, exclude_none=True)
 
-    told.results["called"] = await call(metadata(on_resumption_token_update=take_token))
-    told.results["tokens"] = len(tokens)
-    told.results["resumed"] = await call(metadata(resumption_token=tokens[0]))
+    outcome.results["called"] = await call(metadata(on_resumption_token_update=take_token))
+    outcome.results["tokens"] = len(tokens)
+    outcome.results["resumed"] = await call(metadata(resumption_token=tokens[0]))
 
 
-async def use_without_handshake(url: str) -> Told:
-    """Use a server as version 2 does where both sides are of its age."""
-    told = Told()
+async def use_without_handshake(url: str) -> Outcome:
+    """Use a server without a handshake, as version 2 does on both sides."""
+    outcome = Outcome()
     client = needs.module("mcp").Client(
-        url, logging_callback=told.take_log, message_handler=told.take_message, log_level="info"
+        url,
+        logging_callback=outcome.take_log,
+        message_handler=outcome.take_message,
+        log_level="info",
     )
     async with client, client.listen(tools_list_changed=True) as changes:
 
         async def take_change() -> None:
             async for change in changes:
-                told.messages.append(repr(change))
+                outcome.messages.append(repr(change))
 
         taking = asyncio.create_task(take_change())
-        await call_tools(client, told)
+        await call_tools(client, outcome)
         taking.cancel()
-    return told
+    return outcome
 
 
-async def meet_refusal(url: str) -> Told:
-    """Ask for a session where there is no server."""
-    told = Told()
+async def meet_refusal(url: str) -> Outcome:
+    """Request a session at a path without a server."""
+    outcome = Outcome()
     try:
-        async with connected(url, told) as session:
+        async with connected(url, outcome) as session:
             await session.initialize()
-    except Exception as exc:  # noqa: BLE001 - whatever a client raises is its outcome
-        told.results["initialize"] = repr(exc)
-    return told
+    except Exception as exc:  # noqa: BLE001 - an exception of a client is its outcome
+        outcome.results["initialize"] = repr(exc)
+    return outcome
 
 
 USES = {
@@ -170,16 +173,16 @@ USES = {
     "/modern/mcp": use_without_handshake,
     "/absent/mcp": meet_refusal,
 }
-"""What is tried, by the path of the server; the first part of it is the name of the trial."""
+"""The uses, by the path of the server."""
 
 
 @pytest.fixture(scope="module")
-def started(arms: Arms) -> Iterator[dict[str, list[Future[Told]]]]:
-    """Run all at the same time, so that all take as long as the longest."""
+def started(arms: Arms) -> Iterator[dict[str, list[Future[Outcome]]]]:
+    """Run all at the same time, so that they take as long as the longest one."""
 
-    def run(server: Server, path: str) -> Told:
-        async def run_in_time() -> Told:
-            async with asyncio.timeout(60):
+    def run(server: Server, path: str) -> Outcome:
+        async def run_in_time() -> Outcome:
+            async with asyncio.timeout(100):
                 return await USES[path](f"{server.url}{path}")
 
         return asyncio.run(run_in_time())
@@ -196,13 +199,13 @@ def has_version_2() -> bool:
     return hasattr(needs.module("mcp"), "Client")
 
 
-Started = dict[str, list[Future[Told]]]
+Started = dict[str, list[Future[Outcome]]]
 
 
-def outcomes(started: Started, path: str) -> tuple[Told, Told]:
-    """Return what a client was told with us and without us."""
+def outcomes(started: Started, path: str) -> tuple[Outcome, Outcome]:
+    """Return the sessions of a use with the middleware and without it."""
     if path not in started:
-        pytest.skip("this is of version 2")
+        pytest.skip("this needs version 2")
     with_us, without = (future.result() for future in started[path])
     return with_us, without
 
@@ -210,8 +213,8 @@ def outcomes(started: Started, path: str) -> tuple[Told, Told]:
 def sent(server: Server, path: str) -> list[str]:
     """Return the bytes of all responses on a path, each as the Latin-1 character it is."""
     _, group, name = path.split("/")
-    told: dict[str, list[str]] = httpx.get(f"{server.url}/sent/{group}", timeout=20).json()
-    return told[name]
+    responses: dict[str, list[str]] = httpx.get(f"{server.url}/sent/{group}", timeout=60).json()
+    return responses[name]
 
 
 @pytest.mark.parametrize("path", USES)
@@ -223,7 +226,7 @@ def test_a_session_is_the_same_as_without_us(arms: Arms, started: Started, path:
 
 
 @pytest.mark.parametrize("path", [path for path in USES if path != "/absent/mcp"])
-def test_the_streams_of_a_session_get_heartbeats_and_no_events_of_ours(
+def test_the_streams_of_a_session_have_heartbeats_and_no_control_events(
     arms: Arms, started: Started, path: str
 ) -> None:
     outcomes(started, path)
@@ -234,27 +237,29 @@ def test_the_streams_of_a_session_get_heartbeats_and_no_events_of_ours(
 
 
 @pytest.mark.parametrize("path", [path for path in USES if path != "/absent/mcp"])
-def test_a_session_gets_results_progress_and_notifications(started: Started, path: str) -> None:
-    told, _ = outcomes(started, path)
-    assert told.results["count"]["content"] == [{"type": "text", "text": "counted to 2"}]
-    assert told.results["say_nothing"]["content"] == [{"type": "text", "text": "a late answer"}]
-    assert told.results["fail"]["isError"]
-    assert [progress for progress, *_ in told.progress["count"]] == [1, 2]
-    assert told.logs[:2] == [("info", "at 1"), ("info", "at 2")]
-    assert "ToolsListChanged" in str(told.messages) or "tools/list_changed" in str(told.messages)
+def test_a_session_receives_results_progress_and_notifications(started: Started, path: str) -> None:
+    outcome, _ = outcomes(started, path)
+    assert outcome.results["count"]["content"] == [{"type": "text", "text": "counted to 2"}]
+    assert outcome.results["say_nothing"]["content"] == [{"type": "text", "text": "a late answer"}]
+    assert outcome.results["fail"]["isError"]
+    assert [progress for progress, *_ in outcome.progress["count"]] == [1, 2]
+    assert outcome.logs[:2] == [("info", "at 1"), ("info", "at 2")]
+    assert "ToolsListChanged" in str(outcome.messages) or "tools/list_changed" in str(
+        outcome.messages
+    )
 
 
 def test_a_session_resumes_by_the_ids_of_its_own_server(started: Started) -> None:
-    told, _ = outcomes(started, "/stored/mcp")
-    reports = [message for _, _, message in told.progress["interrupt"]]
+    outcome, _ = outcomes(started, "/stored/mcp")
+    reports = [message for _, _, message in outcome.progress["interrupt"]]
     assert reports == ["before", "meanwhile", "after"]
-    told_of = [message.get("method", "") for message in told.messages]
-    assert told_of.count("notifications/resources/list_changed") == 1
-    assert told_of.count("notifications/prompts/list_changed") == 1
-    assert told.results["tokens"] >= 3
-    assert told.results["resumed"] == told.results["called"]
+    methods = [message.get("method", "") for message in outcome.messages]
+    assert methods.count("notifications/resources/list_changed") == 1
+    assert methods.count("notifications/prompts/list_changed") == 1
+    assert outcome.results["tokens"] >= 3
+    assert outcome.results["resumed"] == outcome.results["called"]
 
 
-def test_a_session_that_is_refused_says_so(started: Started) -> None:
-    told, _ = outcomes(started, "/absent/mcp")
-    assert "initialize" in told.results
+def test_a_session_that_is_refused_fails(started: Started) -> None:
+    outcome, _ = outcomes(started, "/absent/mcp")
+    assert "initialize" in outcome.results

@@ -68,7 +68,7 @@ async def test_each_reader_receives_the_whole_answer_once_while_all_workers_are_
 ) -> None:
     with (
         RedisServer(tmp_path) as redis,
-        working(APP, 3 * [redis.url], tmp_path, ENVIRON) as workers,
+        working(APP, 3 * [redis.patient_url], tmp_path, ENVIRON) as workers,
     ):
         ports = [worker.server.port for worker in workers]
         async with Balancer(ports) as balancer:
@@ -93,7 +93,9 @@ async def test_a_worker_that_ends_disconnects_its_clients_first_and_they_resume_
 ) -> None:
     with (
         RedisServer(tmp_path) as redis,
-        working(APP, 2 * [redis.url], tmp_path, {"SSE_DRAIN_SECONDS": str(DRAIN)}) as workers,
+        working(
+            APP, 2 * [redis.patient_url], tmp_path, {"SSE_DRAIN_SECONDS": str(DRAIN)}
+        ) as workers,
     ):
         one, two = (worker.server for worker in workers)
         stream = await opened(one.port, "/ticks")

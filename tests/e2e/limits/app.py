@@ -5,7 +5,7 @@ from sse_middleware.stores import circuit_breaker
 from tests.support.product_constants import override
 
 override(4.0, "LEASE_SECONDS", redis_leases)
-# A worker that waits too short for a busy Redis counts alone, and lets too many streams in.
+# A worker that does not wait for a busy Redis counts alone, and admits too many streams.
 override(2.0, "CALL_TIMEOUT_SECONDS", circuit_breaker)
 override(2.0, "FIRST_CALL_TIMEOUT_SECONDS", circuit_breaker, redis_leases)
 

@@ -1,4 +1,4 @@
-"""What the apps of all frameworks share: what they stream, and what they note of themselves."""
+"""The parts that the apps of all frameworks share: their streams, and the steps that they note."""
 
 import asyncio
 import gc
@@ -13,28 +13,28 @@ from urllib.parse import parse_qsl
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 WITH_US = os.environ.get("MATRIX_WITHOUT_US", "") == ""
-"""Whether the app is wrapped; the same app without us says what must be the same."""
+"""Whether the app has the middleware; the app without it is the reference."""
 
 FILE = Path(os.environ.get("MATRIX_FILE", os.devnull))
-"""A file to be sent by the framework's own response."""
+"""A file for the file response of the framework."""
 
 ENDLESS = 1_000_000_000
 
 _noted: dict[str, list[str]] = {}
 
 
-def note(key: str, what: str) -> None:
-    """Remember what happened to the request that called itself `key`."""
-    _noted.setdefault(key, []).append(what)
+def note(key: str, step: str) -> None:
+    """Note a step of the request with this `key`."""
+    _noted.setdefault(key, []).append(step)
 
 
 def noted(key: str) -> list[str]:
-    gc.collect()  # so that a generator which was left behind is finalised
+    gc.collect()  # finalises generators without references
     return _noted.get(key, [])
 
 
 async def numbers(key: str, n: int, pause: float, *, boom: bool = False) -> AsyncGenerator[int]:
-    """Count to `n`, raise there if `boom`, and note how that was left."""
+    """Count to `n`, raise an exception then if `boom`, and note the way out."""
     try:
         for number in range(n):
             yield number
@@ -59,7 +59,7 @@ async def events(key: str, n: int, pause: float, *, boom: bool = False) -> Async
 
 
 async def events_of_upload(key: str, body: bytes, n: int, pause: float) -> AsyncIterator[bytes]:
-    """Tell what was uploaded, then stream `numbers`."""
+    """Send a digest of the upload, then stream `numbers`."""
     yield b"data: " + digest(body).encode() + b"\n\n"
     async for event in events(key, n, pause):
         yield event
@@ -77,10 +77,10 @@ def digest(body: bytes) -> str:
 
 
 def watched(app: Any) -> ASGIApp:
-    """Note how the app leaves each request: what it notes itself is there by then."""
+    """Note the way in which the app leaves each request, after its own steps."""
 
     gc.collect()
-    gc.freeze()  # what is there by now need not be looked at each time that somebody asks
+    gc.freeze()  # spares the later collections these objects
 
     async def watching(scope: Scope, receive: Receive, send: Send) -> None:
         key = dict(parse_qsl(scope.get("query_string", b"").decode())).get("key", "")

@@ -13,8 +13,8 @@ from sse_middleware import SSEMiddleware
 from tests.e2e.matrix import app_parts
 
 
-async def _note(key: str, what: str) -> None:
-    app_parts.note(key, what)
+async def _note(key: str, step: str) -> None:
+    app_parts.note(key, step)
 
 
 @get("/stream")

@@ -1,29 +1,38 @@
-"""A client that asks one server many things at once, and keeps what it got."""
+"""A client that sends many requests to one server at once, and keeps the responses."""
 
 import asyncio
 import ssl
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 import httpx2 as httpx
 
 from sse_middleware import Event, EventParser
 from tests.support.servers import Server
-
-EVENTSOURCE = {"accept": "text/event-stream", "cache-control": "no-cache"}
+from tests.support.waiting import HANG_SECONDS
 
 _TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # unused, and slow to make for each client
-_PATIENCE_SECONDS = 15
+HELD_SECONDS = 6.0
+"""The time after which a part of a response that has not arrived counts as held back."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """One request. The `key` in its query is what the app notes things under."""
+    """One request.
+
+    Attributes:
+        path: with a query, whose `key` is the name under which the app notes its steps.
+        release: the path that lets the app continue, once `released_by` has arrived.
+        released_by: the headers, or the first bytes of the body.
+    """
 
     path: str
     method: str = "GET"
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    release: str = ""
+    released_by: Literal["headers", "body"] = "body"
 
     @property
     def key(self) -> str:
@@ -32,14 +41,13 @@ class Ask:
 
 @dataclass
 class Answer:
-    """What a client has got.
+    """The response to a request.
 
     Attributes:
-        error: how the response was cut; empty for a whole one.
-        headers_after: the seconds until the headers were there.
-        body_after: the seconds until the first bytes of the body were there.
+        error: the exception that has cut the response; empty for a complete one.
+        is_held: whether the part that releases the app has not arrived by itself.
         ended_after: the seconds until its end.
-        noted: what the app has noted, in the end.
+        noted: the steps that the app has noted.
     """
 
     status: int = 0
@@ -47,8 +55,7 @@ class Answer:
     headers: list[tuple[str, str]] = field(default_factory=list)
     body: bytes = b""
     error: str = ""
-    headers_after: float = 0.0
-    body_after: float = 0.0
+    is_held: bool = False
     ended_after: float = 0.0
     noted: list[str] = field(default_factory=list)
 
@@ -70,12 +77,12 @@ class Answer:
 
 
 class RecordingClient:
-    """Ask `server`, each request on a connection of its own.
+    """Send requests to `server`, each on a connection of its own.
 
     Args:
-        server: where to.
-        http2: whether to speak HTTP/2, without TLS, by prior knowledge.
-        state: the path that tells what was noted.
+        server: the server.
+        http2: whether to use HTTP/2, without TLS, by prior knowledge.
+        state: the path that returns the steps that the app has noted.
     """
 
     def __init__(self, server: Server, *, http2: bool = False, state: str = "/state") -> None:
@@ -85,50 +92,66 @@ class RecordingClient:
 
     def _connect(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
-            trust_env=False,  # pytest writes a variable meanwhile
+            trust_env=False,  # pytest changes the environment meanwhile
             base_url=self._server.url,
             http1=not self._http2,
             http2=self._http2,
             verify=_TLS,
-            timeout=_PATIENCE_SECONDS,
+            timeout=HANG_SECONDS,
         )
 
     async def ask(self, ask: Ask, *, leave_after: bytes | None = None) -> Answer:
-        """Read the answer to its end, or leave when `leave_after` is in its body."""
+        """Read the response to its end, or disconnect once `leave_after` is in its body."""
         answer = Answer()
         began = time.monotonic()
+        arrived = {"headers": asyncio.Event(), "body": asyncio.Event()}
+        releasing = asyncio.ensure_future(self._release(ask, arrived[ask.released_by], answer))
         try:
             async with (
-                asyncio.timeout(_PATIENCE_SECONDS),
+                asyncio.timeout(HANG_SECONDS),
                 self._connect() as client,
                 client.stream(
                     ask.method, ask.path, headers=ask.headers, content=ask.body or None
                 ) as response,
             ):
-                answer.headers_after = time.monotonic() - began
+                arrived["headers"].set()
                 answer.status = response.status_code
                 answer.http_version = response.http_version
                 answer.headers = list(response.headers.multi_items())
                 async for chunk in response.aiter_raw():
-                    answer.body_after = answer.body_after or time.monotonic() - began
+                    arrived["body"].set()
                     answer.body += chunk
                     if leave_after is not None and leave_after in answer.body:
                         break
         except (httpx.HTTPError, TimeoutError) as exc:
             answer.error = type(exc).__name__
         answer.ended_after = time.monotonic() - began
-        if ask.key:
+        await releasing
+        if ask.path.startswith(f"{self._state}?"):
+            answer.noted = await self._noted_now(ask.key)
+        elif ask.key:
             answer.noted = await self.noted(ask.key)
         return answer
 
+    async def _release(self, ask: Ask, arrived: asyncio.Event, answer: Answer) -> None:
+        if not ask.release:
+            return
+        try:
+            async with asyncio.timeout(HELD_SECONDS):
+                await arrived.wait()
+        except TimeoutError:
+            answer.is_held = True
+        async with self._connect() as client:
+            await client.get(ask.release, params={"key": ask.key})
+
     async def noted(self, key: str) -> list[str]:
-        """Return what the app has noted, once it has left the request or 5 s have gone."""
-        deadline = time.monotonic() + 5
+        """Return the steps that the app has noted, once it has left the request."""
+        deadline = time.monotonic() + HANG_SECONDS
         noted: list[str] = []
         while time.monotonic() < deadline and not any(what.startswith("app ") for what in noted):
-            await asyncio.sleep(0.1)  # a process apart has no event to wait for
+            await asyncio.sleep(0.1)
             noted = await self._noted_now(key)
-        # Asking has collected a generator that was left behind; now it has noted that, too.
+        # The request has collected generators without references, which have noted that now.
         return await self._noted_now(key)
 
     async def _noted_now(self, key: str) -> list[str]:
@@ -137,29 +160,29 @@ class RecordingClient:
             return noted
 
     async def talk(self, key: str) -> list[str]:
-        """Let a WebSocket echo, and return what it said and what the app has noted."""
-        from websockets.asyncio.client import connect  # noqa: PLC0415 - not everywhere
+        """Use a WebSocket, and return its echoes and the steps that the app has noted."""
+        from websockets.asyncio.client import connect  # noqa: PLC0415 - an extra
         from websockets.exceptions import WebSocketException  # noqa: PLC0415
 
-        said: list[str] = []
+        echoes: list[str] = []
         try:
             url = f"ws://127.0.0.1:{self._server.port}/echo?key={key}"
             async with connect(url, proxy=None) as websocket:
                 for text in ("one", "two" * 10_000):
                     await websocket.send(text)
-                    said.append(str(await websocket.recv()))
+                    echoes.append(str(await websocket.recv()))
                 await websocket.close(4001)
         except (WebSocketException, OSError) as exc:
             return [f"{type(exc).__name__}: {exc}"]
-        return said + await self.noted(key)
+        return echoes + await self.noted(key)
 
     async def reset(self, endless: Ask, whole: Ask) -> tuple[list[str], bytes]:
         """Open two HTTP/2 streams on one connection and reset the `endless` one, as pages do.
 
         Returns:
-            What the app has noted of the endless one, and the body of the whole one.
+            The steps that the app has noted for the endless one, and the body of the whole one.
         """
-        import h2.config  # noqa: PLC0415 - not everywhere
+        import h2.config  # noqa: PLC0415 - an extra
         import h2.connection  # noqa: PLC0415
         import h2.errors  # noqa: PLC0415
         import h2.events  # noqa: PLC0415
@@ -182,7 +205,7 @@ class RecordingClient:
         bodies = {1: b"", 3: b""}
         is_reset, is_whole = False, False
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
+            async with asyncio.timeout(HANG_SECONDS):
                 while not (is_reset and is_whole):
                     writer.write(connection.data_to_send())
                     for event in connection.receive_data(await reader.read(65536)):

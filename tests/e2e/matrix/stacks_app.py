@@ -1,6 +1,10 @@
-"""One FastAPI app in many stacks of middlewares, each under a path of its own."""
+"""One FastAPI app in many stacks of middlewares, each under a path of its own.
+
+A stream with `?hold_at=` waits after so many events for a request to `/release`.
+"""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import Annotated, Any
@@ -37,7 +41,7 @@ class SetsVariable:
 
 
 class Dispatches(BaseHTTPMiddleware):
-    """Set another one, and a header, as people do in a `BaseHTTPMiddleware`."""
+    """Set another one, and a header, in a `BaseHTTPMiddleware`."""
 
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         _DISPATCHED.set("dispatched")
@@ -61,7 +65,7 @@ US = Middleware(SSEMiddleware)
 
 
 def stacks() -> dict[str, list[Middleware]]:
-    """Return each stack by its name, the outermost first; sessions are outside or inside, too."""
+    """Return each stack by its name, the outermost middleware first."""
     us = [US] if app_parts.WITH_US else []
     found = {"alone-outside": [SESSION, *us], "alone-inside": [*us, SESSION]}
     for name, others in OTHERS.items():
@@ -80,8 +84,9 @@ async def resource(key: str) -> AsyncIterator[str]:
 
 
 def make(stack: list[Middleware]) -> ASGIApp:
-    """Make the app behind `stack`."""
+    """Create the app with the middlewares of `stack`."""
     app = FastAPI(middleware=[Middleware(SetsVariable), *stack])
+    released: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
     @app.get("/stream")
     async def stream(
@@ -90,7 +95,7 @@ def make(stack: list[Middleware]) -> ASGIApp:
         key: str,
         n: int,
         pause: float,
-        delay: float = 0.0,
+        hold_at: int = -1,
         held: Annotated[str, Depends(resource)],
         tasks: BackgroundTasks,
     ) -> StreamingResponse:
@@ -98,15 +103,24 @@ def make(stack: list[Middleware]) -> ASGIApp:
         tasks.add_task(note_with_variables, key)
 
         async def events() -> AsyncIterator[bytes]:
-            await asyncio.sleep(delay)
+            if hold_at == 0:
+                await released[key].wait()
             variables = f"{_OUTER.get()} {_DISPATCHED.get()} {request.session['count']}"
+            number = 0
             async for event in app_parts.events(key, n, pause):
                 yield event.replace(b"\n\n", f" {variables}\n\n".encode())
+                number += 1
+                if number == hold_at:
+                    await released[key].wait()
 
         return StreamingResponse(events(), media_type="text/event-stream")
 
     async def note_with_variables(key: str) -> None:
         app_parts.note(key, f"background {_OUTER.get()} {_DISPATCHED.get()}")
+
+    @app.get("/release")
+    async def release(key: str) -> None:
+        released[key].set()
 
     @app.get("/json")
     async def json(request: Request) -> dict[str, Any]:

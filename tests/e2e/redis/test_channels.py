@@ -52,7 +52,7 @@ class Site:
     ) -> None:
         self._directory = directory
         self._environ = {
-            "SSE_REDIS_URL": redis.url,
+            "SSE_REDIS_URL": redis.patient_url,
             "EXAMPLE_WORD_SECONDS": "0.01",
         }
         self._numbers = count()
@@ -76,7 +76,7 @@ class Site:
             process, log = stack.enter_context(self._runs("example_app.worker"))
             self._workers.append((stack, process))
             if ready:
-                until_logged(log, "waits for jobs")
+                until_logged(log, "The worker is ready")
         return [process for _, process in self._workers]
 
     @contextmanager

@@ -15,7 +15,7 @@ import pytest
 
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.base import EventStore, LogState
-from sse_middleware.stores.redis import RedisStore, commands
+from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
 from tests.support.redis_server import Proxy, RedisServer
@@ -36,12 +36,6 @@ def anyio_backend() -> str:
 def server(tmp_path: Path) -> Iterator[RedisServer]:
     with RedisServer(tmp_path) as server:
         yield server
-
-
-@pytest.fixture
-def _patient_readers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let readers wait for a Redis that is busy, and not only for a second."""
-    monkeypatch.setattr(commands, "PATIENCE_SECONDS", HANG_SECONDS)
 
 
 @asynccontextmanager
@@ -214,9 +208,11 @@ async def test_redis_stopped(server: RedisServer) -> None:
         await check_that_all_works(here, there)
 
 
-@pytest.mark.usefixtures("_patient_readers")
 async def test_redis_full(server: RedisServer) -> None:
-    async with store_at(server) as here, store_at(server) as there:
+    async with (
+        store_at(server, timeout=HANG_SECONDS) as here,
+        store_at(server, timeout=HANG_SECONDS) as there,
+    ):
         stream = FakeStream(here)
         stream.write(3)
         await visible(there, stream.id, 3)
@@ -357,11 +353,13 @@ async def test_readers_do_not_notice_an_event_loop_that_is_blocked(server: Redis
     assert client.is_whole
 
 
-@pytest.mark.usefixtures("_patient_readers")
 async def test_the_number_of_connections_depends_on_processes_and_not_on_readers(
     server: RedisServer,
 ) -> None:
-    async with store_at(server) as here, store_at(server) as there:
+    async with (
+        store_at(server, timeout=HANG_SECONDS) as here,
+        store_at(server, timeout=HANG_SECONDS) as there,
+    ):
         streams = [FakeStream(here) for _ in range(200)]
         await visible(there, streams[-1].id)
         async with AsyncExitStack() as stack:

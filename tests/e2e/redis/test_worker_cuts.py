@@ -1,5 +1,5 @@
-"""A client whose connection is cut, and which a balancer sends to another worker each time, has the
-whole answer in the end: once and in order, from one run of the app."""
+"""A client whose connection is cut, and which resumes at another worker, receives the whole
+response: each event once and in order, from one run of the app."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -33,18 +33,18 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[Serve
     directory = tmp_path_factory.mktemp("workers")
     with (
         RedisServer(directory) as redis,
-        working(APP, WORKERS * [redis.url], directory, ENVIRON) as workers,
+        working(APP, WORKERS * [redis.patient_url], directory, ENVIRON) as workers,
     ):
         yield [worker.server for worker in workers]
 
 
-def test_cuts_at_places_that_have_a_name_cost_nothing(servers: Sequence[Server]) -> None:
+def test_no_event_is_lost_by_cuts_at_named_places(servers: Sequence[Server]) -> None:
     found = complaints(servers, one_case_each())
     found += complaints(servers, one_case_each("unmarked"))
     assert not found, report(found)
 
 
-def test_cuts_at_any_byte_cost_nothing(servers: Sequence[Server]) -> None:
+def test_no_event_is_lost_by_cuts_at_any_byte(servers: Sequence[Server]) -> None:
     shapes = (*SHAPES, "long")
     lengths = {shape: length_of(servers, path_of(shape, "marked")) for shape in shapes}
     found = complaints(servers, sampled_cases(lengths, SAMPLE))
@@ -55,12 +55,14 @@ def test_cuts_at_any_byte_cost_nothing(servers: Sequence[Server]) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_no_cut_costs_anything(servers: Sequence[Server], shape: str, *, held: bool) -> None:
+def test_no_event_is_lost_by_a_cut_at_each_byte(
+    servers: Sequence[Server], shape: str, *, held: bool
+) -> None:
     found = complaints(servers, sweep(servers, shape, held=held))
     assert not found, report(found)
 
 
-def test_workers_that_share_nothing_feel_the_cuts(
+def test_events_are_lost_if_workers_share_nothing(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     directory = tmp_path_factory.mktemp("strangers")

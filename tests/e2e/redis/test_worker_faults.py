@@ -94,7 +94,7 @@ async def place(
     async with AsyncExitStack() as stack:
         redis = stack.enter_context(RedisServer(directory))
         networks = [await stack.enter_async_context(Proxy(redis)) for _ in range(3)]
-        urls = [network.url for network in networks]
+        urls = [f"{network.url}?socket_timeout=2" for network in networks]
         workers = working(APP, urls, directory, environ)
         # In a thread, since the event loop forwards their connections to Redis.
         running = await asyncio.to_thread(workers.__enter__)

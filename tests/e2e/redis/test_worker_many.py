@@ -40,7 +40,7 @@ def place(directory: Path) -> Generator[tuple[RedisServer, list[int]]]:
         "SSE_STREAM_MAX_SECONDS": "600",
     }
     with RedisServer(directory) as redis:
-        urls = [f"{redis.url}?client_name=worker-{number}" for number in range(WORKERS)]
+        urls = [f"{redis.patient_url}&client_name=worker-{number}" for number in range(WORKERS)]
         with working(APP, urls, directory, environ) as workers:
             yield redis, [worker.server.port for worker in workers]
 

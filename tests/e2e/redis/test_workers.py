@@ -28,7 +28,7 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[int]]:
     directory = tmp_path_factory.mktemp("workers")
     with (
         RedisServer(directory) as redis,
-        working(APP, 3 * [redis.url], directory, ENVIRON) as workers,
+        working(APP, 3 * [redis.patient_url], directory, ENVIRON) as workers,
     ):
         yield [worker.server.port for worker in workers]
 

@@ -34,7 +34,7 @@ from sse_middleware.errors import StoreError
 from sse_middleware.stores.redis import client as redis_client
 from sse_middleware.stores.redis.keys import Keys
 from sse_middleware.testing.streams import eventually
-from tests.support.channel_contract import ChannelContract, code, new_channel, said, take, whole
+from tests.support.channel_contract import ChannelContract, code, new_channel, parsed, take, whole
 from tests.support.redis_server import Proxy, RedisServer
 from tests.support.waiting import until
 
@@ -107,7 +107,7 @@ async def test_channels_work_on_a_cluster(cluster_url: str) -> None:
         await asyncio.to_thread(blocking.close)
     whole_session = [("worker_ack", {}), *(("n", n) for n in range(5))]
     for events in await asyncio.gather(*readings):
-        assert said(events) == [*whole_session, ("complete", {"reason": "finished"})]
+        assert parsed(events) == [*whole_session, ("complete", {"reason": "finished"})]
 
 
 def ask(server: RedisServer, *words: Any) -> Any:
@@ -144,7 +144,7 @@ async def test_an_event_is_published_once_if_its_answer_is_lost(
             proxy.swallows = False
             assert list(await publishing) == [True, True]
         await publisher.finish(channel)
-    events = said(await whole(subscribe(channel, url=server.patient_url)))
+    events = parsed(await whole(subscribe(channel, url=server.patient_url)))
     assert events[1:-1] == [(name, n) for n in range(3) for name in ("step", "word")]
 
 
@@ -303,7 +303,7 @@ async def test_a_redis_that_hangs_for_a_while_costs_time_and_nothing_else(
             await asyncio.sleep(1.5)
         assert await publishing == [True] * 20
         await publisher.finish(channel)
-    assert said(await reading)[1:-1] == [("n", n) for n in range(20)]
+    assert parsed(await reading)[1:-1] == [("n", n) for n in range(20)]
 
 
 async def test_a_reader_is_notified_if_redis_has_lost_its_channel(tmp_path: Path) -> None:
@@ -378,7 +378,7 @@ async def test_a_listener_misses_no_event_if_its_connection_is_closed(
             ask(server, "CLIENT", "KILL", "TYPE", "pubsub")
         await asyncio.sleep(0.01)
     await publisher.finish(channel)
-    assert said(await reading)[1:-1] == [("n", n) for n in range(60)]
+    assert parsed(await reading)[1:-1] == [("n", n) for n in range(60)]
 
 
 async def test_readers_hear_without_news_too(server: RedisServer) -> None:

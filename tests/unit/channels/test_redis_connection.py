@@ -17,7 +17,7 @@ from sse_middleware.channels import Publisher, close_channels, subscribe
 from sse_middleware.channels.redis_connection import RedisConnection, pack_commands
 from sse_middleware.testing import Exchange, http_scope, running
 from sse_middleware.testing.streams import eventually
-from tests.support.channel_contract import new_channel, said, take, whole
+from tests.support.channel_contract import new_channel, parsed, take, whole
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -167,7 +167,7 @@ async def test_channels_work_without_the_private_attribute_of_redis_py(
             running_server.client.client_kill_filter(_type="normal", skipme=True)
             await publisher.publish(channel, "n", 53)
             await publisher.finish(channel)
-            numbers = [data for event, data in said(await whole(events)) if event == "n"]
+            numbers = [data for event, data in parsed(await whole(events)) if event == "n"]
     assert numbers == list(range(54))
     assert "sse_middleware.channels.redis_connection" in hidden_transport
 

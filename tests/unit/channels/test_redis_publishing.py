@@ -19,7 +19,7 @@ from sse_middleware.channels import (
 )
 from sse_middleware.channels.publish_batch import PublisherSequence
 from sse_middleware.stores.redis.keys import Keys
-from tests.support.channel_contract import said, whole
+from tests.support.channel_contract import parsed, whole
 from tests.support.redis_server import RedisServer
 
 KEYS = Keys("sse:")
@@ -71,7 +71,7 @@ FORKING = """
 def test_a_publisher_that_was_forked_publishes_all_of_its_own(running_server: RedisServer) -> None:
     command = [sys.executable, "-c", textwrap.dedent(FORKING), running_server.patient_url]
     subprocess.run(command, check=True, timeout=30)
-    found = said(asyncio.run(read("forks", running_server.patient_url)))
+    found = parsed(asyncio.run(read("forks", running_server.patient_url)))
     for name in ("parent", "child-0", "child-1", "child-2"):
         assert [number for event, number in found if event == name] == list(range(20))
 

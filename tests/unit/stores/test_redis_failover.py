@@ -18,8 +18,9 @@ from sse_middleware.stores.base import LogState
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
-from tests.support.redis_cluster import RedisCluster, wait_for_replica_of, wait_until
+from tests.support.redis_cluster import RedisCluster, wait_for_replica_of
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.anyio
 
