@@ -118,7 +118,11 @@ class ResumeHandler:
             return run_app
         if ended and event_id.seq > found.last:
             return self._run_with_reset(request, run_app)
-        if found.state is LogState.FINISHED and event_id.seq == found.last and not found.tells_end:
+        if (
+            found.state is LogState.FINISHED
+            and event_id.seq == found.last
+            and not found.has_end_frame
+        ):
             if not info.marked:
                 return run_app
             await self._send_end(request, run_app.send, info.route)

@@ -72,14 +72,14 @@ class LogSnapshot(NamedTuple):
         info: the metadata of the stream.
         state: `RUNNING`, or the state in which it has ended.
         last: the number of its last event, 0 if it has none.
-        tells_end: whether a frame follows that event that contains the end of the stream.
+        has_end_frame: whether a frame follows that event that contains the end of the stream.
         first: the number of the oldest event that is kept, or will be.
     """
 
     info: LogInfo
     state: LogState
     last: int
-    tells_end: bool
+    has_end_frame: bool
     first: int = 1
 
 

@@ -29,7 +29,7 @@ class EndTrials(StoreTrials):
                 for reader in (waiting, late, at_end):
                     assert reader.end == Batch(state, 3, frame)
                 assert waiting.frames == late.frames
-                await self.found(store, stream.id, state=state, last=3, tells_end=bool(frame))
+                await self.found(store, stream.id, state=state, last=3, has_end_frame=bool(frame))
 
     @trial()
     async def test_nothing_follows_the_end(self, store: EventStore) -> None:
@@ -123,7 +123,7 @@ class EndTrials(StoreTrials):
             info=stream.info,
             state=LogState.RUNNING,
             last=0,
-            tells_end=False,
+            has_end_frame=False,
             first=1,
         )
         stream.write(3)
@@ -133,7 +133,7 @@ class EndTrials(StoreTrials):
             info=stream.info,
             state=LogState.RUNNING,
             last=3,
-            tells_end=False,
+            has_end_frame=False,
             first=1,
         )
         stream.log.end(LogState.FINISHED, _END)
@@ -143,7 +143,7 @@ class EndTrials(StoreTrials):
             info=stream.info,
             state=LogState.FINISHED,
             last=3,
-            tells_end=True,
+            has_end_frame=True,
             first=1,
         )
 

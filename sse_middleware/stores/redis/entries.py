@@ -64,7 +64,7 @@ class Pending:
 
     Attributes:
         last: the number of the last event.
-        tells_end: whether a frame follows it that contains the end of the stream.
+        has_end_frame: whether a frame follows it that contains the end of the stream.
         dropped: the number of events that were dropped before Redis took them, since the last
             `take_dropped`.
     """
@@ -79,8 +79,8 @@ class Pending:
         "_queue",
         "_size",
         "dropped",
+        "has_end_frame",
         "last",
-        "tells_end",
     )
 
     def __init__(self, max_events: int, max_bytes: int) -> None:
@@ -93,7 +93,7 @@ class Pending:
         self._kept_bytes = 0
         self._end: tuple[LogState, bytes] | None = None
         self.last = 0
-        self.tells_end = False
+        self.has_end_frame = False
         self.dropped = 0
 
     @property
@@ -143,7 +143,7 @@ class Pending:
             self._kept.clear()
         if state is not LogState.GONE:
             self._end = state, frame
-            self.tells_end = bool(frame)
+            self.has_end_frame = bool(frame)
 
     def freeze(self) -> Sequence[LogEntry]:
         """Return the entries to be written next: those in flight, unchanged, and new ones."""

@@ -160,7 +160,9 @@ class RedisLog:
         if self.is_gone:
             return None
         pending = self.pending
-        return LogSnapshot(self.info, self.state, pending.last, pending.tells_end, pending.first)
+        return LogSnapshot(
+            self.info, self.state, pending.last, pending.has_end_frame, pending.first
+        )
 
     def cancel(self) -> None:
         """Notify the producer that a reader ends the stream."""

@@ -1,4 +1,4 @@
-"""Channels in memory, and what is the same wherever they are kept."""
+"""Channels in memory, and the parts that all kinds of storage share."""
 
 import asyncio
 import gc
@@ -42,7 +42,7 @@ BAD_CHANNELS = ["", " ", "a b", "a\n", "é", "x" * 201, "\0", "a\x7f"]
 @pytest.mark.parametrize("channel", BAD_CHANNELS)
 async def test_a_channel_has_a_name_that_fits(channel: str) -> None:
     with pytest.raises(EventFormatError, match="1 to 200 visible ASCII"):
-        subscribe(channel)  # at once, so that a handler can still say no
+        subscribe(channel)  # at once, so that a handler can still refuse
     with pytest.raises(EventFormatError, match="channel is"):
         await Publisher("").publish(channel, "step", 1)
 

@@ -1,4 +1,4 @@
-"""Channels in Redis: the contract, and what only a network and a server can do to them."""
+"""Channels in Redis: the contract, and faults of the network and of the server."""
 
 import asyncio
 import json
@@ -123,7 +123,7 @@ def has_failed_since(failures: float) -> bool:
     return count("publish") > failures
 
 
-# What is lost on the way
+# Lost answers
 
 
 async def test_an_event_is_published_once_if_its_answer_is_lost(
@@ -335,16 +335,16 @@ async def test_a_refused_event_fails_at_once_and_does_not_affect_others(
     assert fine is True
 
 
-# The hub
+# The listener
 
 
 async def heard(server: RedisServer, topics: list[str]) -> None:
-    """Wait until so many topics are heard by each connection that hears any."""
+    """Wait until each subscribed connection has so many topics."""
 
     async def ask_redis() -> list[str]:
         return [one["sub"] for one in server.client.client_list() if one["sub"] != "0"]
 
-    await eventually(ask_redis, lambda got: got == topics, f"{topics} were to be heard")
+    await eventually(ask_redis, lambda got: got == topics, f"{topics} were to be subscribed")
 
 
 async def test_one_connection_listens_to_all_channels(
@@ -429,7 +429,7 @@ async def test_a_channel_is_subscribed_again_if_readers_return(
                 assert (await waiting).json() == number
 
 
-# What something else has written
+# Malformed entries
 
 
 async def test_malformed_entries_are_skipped_counted_and_logged(
@@ -480,7 +480,7 @@ async def test_a_flood_of_strange_entries_is_read_through(
     assert [event.event for event in events] == ["worker_ack", "complete"]
 
 
-# What leaves together
+# Batches
 
 
 async def test_events_published_at_the_same_time_are_sent_together(
@@ -570,7 +570,7 @@ async def test_packed_commands_equal_those_of_redis_py(monkeypatch: pytest.Monke
 
 
 def packed_by_redis_py(dispatch: PublishBatch) -> bytes:
-    """Return what is sent, behind the command by which Redis tells the readers first."""
+    """Return the bytes that redis-py would send, after a PING."""
     connection = Connection()
     commands: list[Any] = [("PING",), *dispatch.commands()]
     return b"".join(part for command in commands for part in connection.pack_command(*command))

@@ -1,4 +1,4 @@
-"""A connection of our own, and what it does if redis-py hides its transport."""
+"""A connection for one purpose, also if redis-py hides its transport."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""The rate of openings: what counts, what does not, and when to come again."""
+"""The rate of openings: which requests count, and when a client may try again."""
 
 import builtins
 import sys

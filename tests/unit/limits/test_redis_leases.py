@@ -41,7 +41,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def server(running_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
-    """A Redis whose answers count, however slow the machine is; see `hanging`."""
+    """A Redis with timeouts that no slow machine reaches; see `hanging`."""
     monkeypatch.setattr(leases, "LEASE_SECONDS", LEASE)
     monkeypatch.setattr(leases, "FIRST_CALL_TIMEOUT_SECONDS", 5.0)
     monkeypatch.setattr(circuit_breaker, "FIRST_CALL_TIMEOUT_SECONDS", 30.0)
@@ -62,7 +62,7 @@ def hanging(server: RedisServer) -> Iterator[None]:
 async def processes(
     server: RedisServer, count: int = 2, **options: Any
 ) -> AsyncGenerator[list[SSEMiddleware]]:
-    """Make middlewares as different processes have them; what they keep is not what is tested."""
+    """Make middlewares as different processes have them; their event stores do not matter."""
     made = [
         limited(
             Counting(1000, pause=0.05),
@@ -89,7 +89,7 @@ async def until_opening_is(outcome: tuple[int, str], app: SSEMiddleware) -> None
 
 
 async def opens(app: SSEMiddleware, **scope: Any) -> tuple[int, str]:
-    """Open a stream, and tell what came of it; it is left again."""
+    """Open a stream, leave it, and return its outcome."""
     async with asked(app, PLAIN, **scope) as exchange:
         return await answer(exchange)
 

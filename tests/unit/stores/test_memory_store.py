@@ -29,11 +29,11 @@ class TestContract(StoreContract):
         self.clock.advance(seconds)
 
 
-# What it costs
+# Memory
 
 
 def realistic() -> LogInfo:
-    """Return what is known of a usual stream, in strings of its own: 300 bytes of headers."""
+    """Return the metadata of a usual stream, in strings of its own: 300 bytes of headers."""
     names = ["cache-control", "content-type", "server", "x-request-id", "vary", "set-something"]
     lines = b"".join(b"%s: %s\r\n" % (n.encode(), secrets.token_hex(20).encode()) for n in names)
     return log_info(
@@ -46,7 +46,7 @@ def realistic() -> LogInfo:
 
 
 class Measured:
-    """What a store says that it takes, and what it takes."""
+    """The memory that a store counts, and the memory that it uses."""
 
     def __init__(self, said: int, real: int) -> None:
         self.said = said

@@ -47,7 +47,7 @@ class Slow(Reader):
 
 
 class Model:
-    """All events ever written by their numbers, and the rule: what is not given is told."""
+    """All events by their numbers. The rule: a reader gets an event, or is notified of its loss."""
 
     def __init__(self, store: MemoryStore) -> None:
         self.store = store

@@ -1,4 +1,4 @@
-"""Whatever client or URL users have works, or is refused with a word that says why."""
+"""Each client and URL of a user works, or is refused with a reason."""
 
 import asyncio
 import gc
@@ -45,7 +45,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis with a socket of its own, TLS, and users who may do no more than they need."""
+    """A Redis with a socket, TLS, and users with minimal permissions."""
     directory = tmp_path_factory.mktemp("redis")
     certificate = make_certificate(directory)
     rules = ("~sse:*", f">{PASSWORD}", *COMMANDS.split(), *STREAMS.split())
@@ -69,7 +69,7 @@ def server(running_server: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def uncollected() -> Iterator[None]:
-    """Leave what is in a cycle where it is."""
+    """Disable the garbage collector, so that reference cycles stay."""
     gc.disable()
     yield
     gc.enable()

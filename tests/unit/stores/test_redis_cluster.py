@@ -27,7 +27,7 @@ COMMANDS = (
     *("+get", "+set", "+del", "+exists", "+eval", "+pexpire"),
     *("+xadd", "+xread", "+xrange", "+xrevrange", "+cluster", "+command"),
 )
-"""What docs/resume.md says that a user needs."""
+"""The permissions that docs/resume.md lists."""
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ async def test_a_stream_may_begin_while_its_slot_moves(cluster: RedisCluster) ->
             await asyncio.sleep(0.3)
         stream.write(2)
         stream.log.end(LogState.FINISHED)
-        # redis-py may lose its way meanwhile: it says ASKING on another connection than it asks.
+        # redis-py may fail meanwhile: it sends ASKING on another connection than the command.
         reader = await whole(there, stream)
         assert (reader.numbers, reader.holes) == ([1, 2, 3, 4, 5], [])
 

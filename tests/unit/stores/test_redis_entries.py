@@ -1,5 +1,5 @@
-"""The entries of a log in Redis: whatever is written, lost and asked for again, a reader is given
-each event once, in order, and is told of each hole."""
+"""The entries of a log in Redis: a reader gets each event once, in order, and is notified of each
+gap, although commands and answers are lost and repeated."""
 
 from collections.abc import Mapping
 
@@ -159,7 +159,7 @@ class Writing(RuleBasedStateMachine):
         for reader in [*self.readers, UnbelievingReader(0)]:
             reader.read(self.redis, 1000)
             told = reader.reader
-            if told.end is None:  # it is ahead of a log that was never written so far
+            if told.end is None:  # it is ahead of a log that was not written so far
                 entry_id, fields = list(self.redis.entries.items())[-1]
                 assert end_of(entry_id, fields, told.last) is not None
             assert told.frames == b"".join(self.shown[seq] for seq in told.numbers)

@@ -1,4 +1,4 @@
-"""What becomes of a stream when the master that keeps it dies, and its replica takes over."""
+"""A stream continues if its master dies and the replica takes over."""
 
 import asyncio
 import time
@@ -131,7 +131,7 @@ async def test_a_stream_continues_on_the_replica_and_readers_are_notified_of_eac
 async def read_all_the_same(
     store: RedisStore, stream_id: str
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Read a log to its end, and come back to where it was whenever the store is out of reach."""
+    """Read a log to its end, and continue after each time at which the store is out of reach."""
     numbers: list[int] = []
     holes: list[tuple[int, int]] = []
     last, deadline = 0, time.monotonic() + 60

@@ -241,7 +241,7 @@ async def test_an_answer_that_comes_late_is_no_proof_that_a_log_has_gone(
         ask = CommandClient.query
 
         async def ask_slowly(link: CommandClient, what: str, *commands: Any) -> list[Any]:
-            """Look whether there is a log before Redis has heard of it, and say so much later."""
+            """Check for the log before Redis has it, and return the answer later."""
             if commands[0][0] != "EXISTS" or stream.last:
                 return await ask(link, what, *commands)
             stream.write(3)
@@ -424,7 +424,7 @@ async def test_a_running_log_is_renewed(
         assert reader.holes == []
 
 
-# What is written twice, late, or not at all
+# Writes that are repeated, late or lost
 
 
 async def test_a_write_happens_once_if_its_answer_is_lost(

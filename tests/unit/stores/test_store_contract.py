@@ -1,4 +1,4 @@
-"""The contract of stores finds what is wrong with a store, and says what."""
+"""The contract of stores finds the faults of a store, and names them."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -158,7 +158,7 @@ class LetsTheFirstOfANameCount(MemoryStore):
 class KnowsLittleOfAStream(MemoryStore):
     async def find(self, stream_id: str) -> LogSnapshot | None:
         found = await super().find(stream_id)
-        return found and found._replace(first=1, tells_end=False)
+        return found and found._replace(first=1, has_end_frame=False)
 
 
 class LeavesATask(MemoryStore):
