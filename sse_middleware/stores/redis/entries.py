@@ -106,6 +106,10 @@ class Pending:
             return seq + (frame is None)
         return self.last + 1
 
+    def bounds(self) -> tuple[int, bool, int]:
+        """Return `last`, `has_end_frame` and `first`."""
+        return self.last, self.has_end_frame, self.first
+
     @property
     def is_empty(self) -> bool:
         """Whether all entries are in Redis."""

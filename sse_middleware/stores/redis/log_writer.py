@@ -159,10 +159,8 @@ class RedisLog:
         """Return the current state of the log, which may be ahead of Redis."""
         if self.is_gone:
             return None
-        pending = self.pending
-        return LogSnapshot(
-            self.info, self.state, pending.last, pending.has_end_frame, pending.first
-        )
+        last, has_end, first = self.pending.bounds()
+        return LogSnapshot(self.info, self.state, last, has_end, first)
 
     def cancel(self) -> None:
         """Notify the producer that a reader ends the stream."""
