@@ -22,7 +22,7 @@ EVENTSOURCE = EVENTSOURCE_HEADERS
 
 
 def stream_of(*chunks: bytes, pause: float = 0.0, headers: list[Any] | None = None) -> ASGIApp:
-    """Return a plain ASGI app that streams `chunks`, each behind a pause."""
+    """Return a plain ASGI app that streams `chunks`, each after a pause."""
 
     async def app(scope: Scope, receive: Any, send: Any) -> None:
         await send(stream_start(headers))
