@@ -1,4 +1,4 @@
-"""Each snippet of docs/browser.md, run: by Chromium or node, through a connection that is cut."""
+"""Each snippet of docs/browser.md, run by Chromium or node, with connections that are cut."""
 
 import subprocess
 from collections.abc import Iterator
@@ -38,14 +38,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadProxy]:
 
 @pytest.fixture
 def cut(server: ThreadProxy) -> Iterator[ThreadProxy]:
-    """The server behind a proxy that cuts an answer in two places."""
+    """The server with a proxy that cuts an answer in two places."""
     server.cut(*(rb'(word": ?"|delta": ?"|<b>)%b' % word for word in (b"or", b"not")))
     yield server
     assert server.discard_cuts() == 0, "not all cuts were made"
 
 
 def show(page: "Page", server: ThreadProxy, html: str) -> None:
-    """Load a snippet as a page of the server, with packages from npm where it asks for them."""
+    """Load a snippet as a page of the server, with its packages from npm."""
     needs.node()
 
     def answer(route: "Route") -> None:
@@ -68,7 +68,7 @@ def wait_for_answer(page: "Page") -> None:
         " >= words",
         arg=len(ANSWER.split()),
     )
-    page.wait_for_timeout(300)  # nothing comes twice
+    page.wait_for_timeout(300)  # no word arrives twice
     assert page.inner_text("#answer").split() == ANSWER.split()
 
 
@@ -133,7 +133,7 @@ def test_react(page: "Page", cut: ThreadProxy) -> None:
         'import { createRoot } from "react-dom/client";\n'
         'createRoot(document.querySelector("#root")).render(React.createElement(Answer));'
     )
-    # The path of the client in the docs is that of the hook beside it.
+    # The docs serve the client and the hook from the same path.
     show(page, cut, f'<div id="root"></div><script type="module">{script}\n{render}</script>')
     page.click("text=Ask")
     wait_for_answer(page)
