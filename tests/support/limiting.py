@@ -1,4 +1,4 @@
-"""What the tests of limits share: requests of several clients, and what they get."""
+"""Support for tests of limits: requests of several clients, and their responses."""
 
 import json
 from contextlib import AbstractAsyncContextManager
@@ -11,13 +11,13 @@ from tests.support.asgi import EVENTSOURCE, Exchange, http_scope, running
 from tests.support.resuming import resumable
 
 PLAIN = [(b"accept", b"text/event-stream")]
-"""A client that is no `EventSource` and wants a stream."""
+"""A client other than `EventSource` that accepts a stream."""
 ANY = [(b"accept", b"*/*")]
-"""One that does not say what it wants."""
+"""A client that accepts any response."""
 
 
 def limited(app: ASGIApp, **options: Any) -> SSEMiddleware:
-    """Return `app` behind a middleware with limits and without a cap, that lets streams linger."""
+    """Return `app` with a middleware that has limits and no cap, and lets streams linger."""
     return resumable(app, **{"stream_max_seconds": None, **options})
 
 
@@ -41,7 +41,7 @@ def tab(
 
 
 async def answer(exchange: Exchange) -> tuple[int, str]:
-    """Wait for the status of an answer, and what error it tells, `""` for none."""
+    """Wait for a response; return its status and the code of its error, `""` for none."""
     await exchange._until(lambda: bool(exchange.messages), "a response start")
     if exchange.status == 200:
         return 200, ""
@@ -58,7 +58,7 @@ async def answer(exchange: Exchange) -> tuple[int, str]:
 
 
 def reasons(exchange: Exchange) -> list[str]:
-    """Return the reasons of the `complete` events that a client was sent."""
+    """Return the reasons of the `complete` events that a client has received."""
     return [
         json.loads(event.data)["reason"] for event in exchange.events if event.event == "complete"
     ]

@@ -1,4 +1,4 @@
-"""What the tests of resuming share: streams that are kept, an app, and clients that come back."""
+"""Support for tests of resuming: kept streams, apps that count, and clients that reconnect."""
 
 import asyncio
 import gc
@@ -29,7 +29,7 @@ Headers = list[tuple[bytes, bytes]]
 LINGER = 15.0
 TTL = 60.0
 UNKNOWN = "A" * 22 + "-3"
-"""A cursor such as ours, of no stream."""
+"""An event id in our format, of no stream."""
 
 
 async def _refuse(_: Request, exc: Exception) -> Response:
@@ -38,21 +38,21 @@ async def _refuse(_: Request, exc: Exception) -> Response:
 
 
 REFUSING: dict[Any, Any] = {HTTPException: _refuse}
-"""For 404 and 405: the own handlers of older Starlettes run in a thread, beyond a virtual clock."""
+"""For 404 and 405: the handlers of older Starlettes run in a thread, without the virtual clock."""
 
 
 class Counting:
-    """An app that counts as Starlette streams, and takes note of what it is asked and how it ends.
+    """An app that streams numbers by Starlette, and records its requests and its ends.
 
     Args:
-        count: up to which number.
-        pause: the time behind each number, in seconds.
+        count: the last number.
+        pause: the seconds after each number.
         headers: of its response.
 
     Attributes:
-        scopes: those of its requests.
-        bodies: those of its requests.
-        ends: how its runs have ended, `finished` or `cancelled`.
+        scopes: of its requests.
+        bodies: of its requests.
+        ends: of its runs, `finished` or `cancelled`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Counting:
 
 
 class Chunked(Exchange):
-    """A request whose body comes in parts, and may be cut off."""
+    """A request with a body in several parts, which may be cut."""
 
     def __init__(self, scope: Scope, *parts: bytes, cut: bool = False) -> None:
         super().__init__(scope)
@@ -104,19 +104,19 @@ class Chunked(Exchange):
 
 
 def memory(**bounds: Any) -> MemoryStore:
-    """Return a store whose clock is that of the running loop."""
+    """Return a store with the clock of the running event loop."""
     return MemoryStore(**{"ttl": TTL, "clock": asyncio.get_running_loop().time, **bounds})
 
 
 def resumable(app: ASGIApp, **options: Any) -> SSEMiddleware:
-    """Return `app` behind a middleware that keeps its streams and lets them linger."""
+    """Return `app` with a middleware that keeps its streams and lets them linger."""
     if "store" not in options:
         options["store"] = memory()
     return SSEMiddleware(app, **{"linger_seconds": LINGER, **options})
 
 
 def back(event_id: str, *headers: tuple[bytes, bytes]) -> Headers:
-    """Return the headers of an `EventSource` that comes back behind the event `event_id`."""
+    """Return the headers of an `EventSource` that reconnects after the event `event_id`."""
     return [*EVENTSOURCE, (b"last-event-id", event_id.encode()), *headers]
 
 
@@ -131,7 +131,7 @@ def opened(
 def returning(
     app: ASGIApp, event_id: str, *headers: tuple[bytes, bytes], **scope: Any
 ) -> AbstractAsyncContextManager[Exchange]:
-    """Run `app` on a request of an `EventSource` that comes back behind the event `event_id`."""
+    """Run `app` on a request of an `EventSource` that reconnects after the event `event_id`."""
     return opened(app, (b"last-event-id", event_id.encode()), *headers, **scope)
 
 
@@ -139,7 +139,7 @@ def returning(
 async def left(
     app: ASGIApp, events: int = 2, *headers: tuple[bytes, bytes], **scope: Any
 ) -> AsyncIterator[Exchange]:
-    """Run `app` on a request of an `EventSource` that has gone away behind some events."""
+    """Run `app` on a request of an `EventSource` that has disconnected after some events."""
     async with opened(app, *headers, **scope) as exchange:
         await exchange.until_count(events, "message")
         exchange.disconnect()
@@ -155,39 +155,39 @@ async def read(app: ASGIApp, *headers: tuple[bytes, bytes], **scope: Any) -> Exc
 async def resume(
     app: ASGIApp, event_id: str, *headers: tuple[bytes, bytes], **scope: Any
 ) -> Exchange:
-    """Come back behind the event `event_id` and read everything."""
+    """Reconnect after the event `event_id` and read everything."""
     return await read(app, (b"last-event-id", event_id.encode()), *headers, **scope)
 
 
 def texts(exchange: Exchange) -> list[str]:
-    """Return what the app's unnamed events say."""
+    """Return the data of the app's unnamed events."""
     return [event.data for event in exchange.events if event.event == "message"]
 
 
 def counted(first: int, last: int) -> list[str]:
-    """Return what the events `first` to `last` of a `Counting` say."""
+    """Return the data of the events `first` to `last` of a `Counting`."""
     return [str(number) for number in range(first, last + 1)]
 
 
 def behind(whole: Exchange, event_id: str) -> bytes:
-    """Return the bytes of a whole answer behind the event `event_id`."""
+    """Return the bytes of a whole response after the event `event_id`."""
     place = whole.body.index(b"\nid: %b\n" % event_id.encode())
     return whole.body[whole.body.index(b"\n\n", place) + 2 :]
 
 
 def opening(exchange: Exchange) -> bytes:
-    """Return the first block of an answer."""
+    """Return the first block of a response."""
     return exchange.body[: exchange.body.index(b"\n\n") + 2]
 
 
 def id_of(exchange: Exchange, number: int) -> str:
-    """Return the id of the event `number` of an answer that begins with `start`."""
+    """Return the id of the event `number` of a response that begins with `start`."""
     secret = str(exchange.events[0].id).rpartition("-")[0]
     return f"{secret}-{number}"
 
 
 def living(*kinds: type) -> list[object]:
-    """Return the objects of these classes that are not collected."""
+    """Return the living objects of these classes."""
     gc.collect()
     return [thing for thing in gc.get_objects() if isinstance(thing, kinds)]
 
@@ -201,16 +201,16 @@ def now() -> float:
 
 
 class Listening:
-    """An app that counts, a number a second, and waits in other tasks for its client to leave.
+    """An app that sends a number each second, and waits in other tasks for a disconnect.
 
     Args:
-        count: up to which number; then it ends its response.
-        listeners: how many tasks wait.
-        leaves: whether it leaves when it hears.
+        count: the last number; then it ends its response.
+        listeners: the number of tasks that wait.
+        leaves: whether it returns after a disconnect.
 
     Attributes:
         disconnects: the times at which the tasks have received the disconnect of the client.
-        ends: when and how it has ended.
+        ends: the time and the kind of its ends.
     """
 
     def __init__(self, count: int = 1000, *, listeners: int = 1, leaves: bool = True) -> None:
@@ -251,10 +251,10 @@ class Listening:
 
 
 class Deaf:
-    """An app that counts, a number a second, and never asks whether its client is there.
+    """An app that sends a number each second, and never calls `receive`.
 
     Attributes:
-        ends: when and how it has ended.
+        ends: the time and the kind of its ends.
     """
 
     def __init__(self, count: int = 1000) -> None:
