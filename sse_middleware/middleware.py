@@ -90,13 +90,12 @@ class SSEMiddleware:
         compiled_marks = compile_marks(marks or {})
         chosen = Options.from_environ({}, **options)  # an invalid argument raises here and now
         observers = (*counting_in(registry or REGISTRY), StreamLog())
-        one_process = False
+        own_store = store is None
         self.app = app
         self._misconfigured: ConfigurationError | None = None
         try:
             chosen = Options.from_environ(os.environ, **options)
             if store is None:
-                one_process = not chosen.redis_url
                 store = _create_store(chosen, observers)
         except ConfigurationError as exc:
             self._misconfigured = exc
@@ -113,8 +112,8 @@ class SSEMiddleware:
             expires_at=expires_at,
         )
         self._admission = self._create_admission()
-        self._resume_handler = ResumeHandler(self._context, one_process=one_process)
-        self._follow_named = self._resume_handler.follow_named
+        self._resume = ResumeHandler(self._context, one_process=own_store and not chosen.redis_url)
+        self._follow_named = self._resume.follow_named
         self._path_filter = PathFilter(chosen.include, chosen.exclude)
         self._pages = _OwnPages(chosen, registry)
         # The ends of the paths of requests that `_intercept` handles: those of our pages, or all.
@@ -171,7 +170,7 @@ class SSEMiddleware:
         """Resume a stream or check the limits; return `None` after a response."""
         request, check = SSERequest(scope), None
         if may_have_event_id(scope):
-            run_app = await self._resume_handler.handle(request, receive, send)
+            run_app = await self._resume.handle(request, receive, send)
             if run_app is None:
                 return None
             receive, send = run_app
@@ -200,7 +199,7 @@ class SSEMiddleware:
         """Handle a request that is left out or rejected and return `None`, or return `send`."""
         paths = self._path_filter
         if paths.is_set and paths.leaves_out(scope.get("path", "")):
-            logger.debug("request left alone: its path is left out")
+            logger.debug("request passed through: its path is left out")
             await self.app(scope, receive, send)
             return None
         if _drains() and await reject_if_draining(self._context, SSERequest(scope), send):
@@ -259,8 +258,8 @@ class SSEMiddleware:
         if not self._warned_of_loop:
             self._warned_of_loop = True
             logger.warning(
-                "event streams get headers only, neither heartbeats nor a cap: "
-                "they need asyncio, and this server runs the app in another event loop"
+                "Event streams get headers only, neither heartbeats nor a cap. They need asyncio, "
+                "but this server runs the app in another event loop. Use an asyncio worker."
             )
 
     @staticmethod

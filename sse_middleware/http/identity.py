@@ -53,7 +53,7 @@ def identity_of(
         try:
             identity = identify(request.scope)
         except Exception:
-            logger.exception("identify(scope) has failed; the request can resume nothing")
+            logger.exception("identify(scope) has failed: the request cannot resume a stream")
             return None
         if identity:
             return _digest(b"identity", str(identity).encode("utf-8", "surrogatepass"))

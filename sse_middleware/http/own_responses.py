@@ -228,7 +228,11 @@ class MetricsEndpoint:
             return self._exposition
         if not self._app_has_path:
             self._app_has_path = True
-            logger.info("the app itself answers %s; SSE_METRICS_PATH serves our metrics", self.path)
+            logger.info(
+                "The app serves %s itself, so that the metrics are not served. Set "
+                "SSE_METRICS_PATH to serve them there or at another path.",
+                self.path,
+            )
         return None
 
 

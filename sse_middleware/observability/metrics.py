@@ -237,7 +237,7 @@ def counting_in(registry: CollectorRegistry) -> tuple[Observer, ...]:
         return (metrics_in(registry),)
     except ValueError as exc:  # the app works without metrics
         logger.warning(
-            "Streams are not counted in the metrics registry: %s. They work without metrics.", exc
+            "Streams are not counted in the metrics registry: %s. They work as usual.", exc
         )
         return ()
 

@@ -64,7 +64,7 @@ class Authorization:
             allowed = self._context.authorize_resume(request.scope, info)
             return bool(await allowed if inspect.isawaitable(allowed) else allowed)
         except Exception:
-            logger.exception("authorize_resume has failed; the resume is refused")
+            logger.exception("authorize_resume has failed: the stream is not resumed")
             return False
 
     async def may_read_named(self, found: LogSnapshot | None, request: SSERequest) -> bool:

@@ -294,7 +294,7 @@ class RedisSession:
                     for process, words in messages.items()
                 ]
                 try:
-                    await self.client.query("tell", *commands)
+                    await self.client.query("send", *commands)
                 except StoreError as exc:
                     logger.debug("messages to other processes are lost: %s", exc)
         finally:

@@ -114,7 +114,7 @@ async def test_a_reader_that_was_cut_is_resumed_by_the_middleware(
     ]
 
 
-async def test_a_reader_goes_on_by_the_ids_of_the_channel_whichever_process_it_reaches() -> None:
+async def test_a_reader_continues_by_channel_ids_in_any_process() -> None:
     channel = new_channel()
 
     async def endpoint(request: Request) -> Response:
@@ -171,7 +171,7 @@ async def test_a_client_that_leaves_is_followed_no_more() -> None:
     assert channel not in _memory()._feeds
 
 
-async def test_an_envelope_is_what_a_page_reads_by_hand() -> None:
+async def test_a_page_can_parse_an_envelope_itself() -> None:
     channel = new_channel()
     await publish_event(channel, "error", {"error": "no"})
     (event,) = [event async for event in subscribe(channel, envelope=True)]

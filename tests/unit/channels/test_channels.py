@@ -65,7 +65,7 @@ async def test_a_key_fits(key: str) -> None:
         await Publisher("").publish("channel", "step", 1, key=key)
 
 
-def test_what_readers_ask_for_is_checked_at_once() -> None:
+def test_arguments_of_readers_are_validated_at_once() -> None:
     for name in ("ack_timeout", "idle_timeout"):
         for value in (0, -1, float("nan")):
             with pytest.raises(ConfigurationError, match=name):
@@ -83,7 +83,7 @@ def test_a_publisher_takes_the_options_of_the_middleware() -> None:
         Publisher("", paper="A4")  # type: ignore[call-arg]
 
 
-def test_a_variable_that_is_not_allowed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_variable_raises_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSE_CHANNEL_MAX_EVENTS", "0")
     with pytest.raises(ConfigurationError, match="SSE_CHANNEL_MAX_EVENTS"):
         Publisher("")
@@ -216,14 +216,14 @@ def test_a_page_has_no_holes() -> None:
         (b"step", b""),
     ],
 )
-def test_what_is_no_entry_is_none(event: bytes, data: bytes) -> None:
+def test_a_malformed_entry_is_none(event: bytes, data: bytes) -> None:
     assert parse_entry(b"1-0", 1, event, data) is None
     assert parse_entry(b"1-0", 1, b"step", b'{"a":1}') is not None
     assert parse_entry(b"1-0", 1, b"step", b' {"a":1} ') is not None
 
 
 @pytest.mark.parametrize("text", [b"", b"x", b"0", b"-1", b"1\n", b"9" * 5000])
-def test_what_is_no_number_of_an_entry_is_none(text: bytes) -> None:
+def test_a_malformed_number_of_an_entry_is_none(text: bytes) -> None:
     assert parse_number(text) is None
     assert parse_number(b"12") == 12
 

@@ -85,7 +85,7 @@ def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.patient_url.replace("redis:", "redis+cluster:").replace("/0?", "?")
 
 
-async def test_a_cluster_does_as_well(cluster_url: str) -> None:
+async def test_channels_work_on_a_cluster(cluster_url: str) -> None:
     channels = [new_channel() for _ in range(20)]
     async with Publisher(cluster_url) as one, Publisher(cluster_url) as other:
         blocking = BlockingPublisher(cluster_url)
@@ -126,7 +126,7 @@ def has_failed_since(failures: float) -> bool:
 # What is lost on the way
 
 
-async def test_an_event_whose_answer_was_lost_is_neither_lost_nor_doubled(
+async def test_an_event_is_published_once_if_its_answer_is_lost(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_client, "WRITE_TIMEOUT_SECONDS", 0.3)
@@ -148,7 +148,7 @@ async def test_an_event_whose_answer_was_lost_is_neither_lost_nor_doubled(
     assert events[1:-1] == [(name, n) for n in range(3) for name in ("step", "word")]
 
 
-async def test_a_claim_whose_answer_was_lost_is_ours(
+async def test_a_publisher_keeps_an_ack_if_its_answer_is_lost(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_client, "WRITE_TIMEOUT_SECONDS", 0.3)
@@ -184,7 +184,7 @@ async def test_a_blocking_publisher_doubles_nothing_either(server: RedisServer) 
     assert count("publish") > failures
 
 
-async def test_a_first_attempt_that_comes_behind_the_second_is_too_late(
+async def test_a_first_attempt_that_arrives_after_the_second_has_no_effect(
     server: RedisServer,
 ) -> None:
     numbering, posts = (
@@ -268,7 +268,7 @@ async def test_every_key_has_its_time(server: RedisServer, publisher: Publisher)
 # Redis is gone
 
 
-async def test_where_redis_is_gone_a_publisher_is_told_after_a_while(
+async def test_a_publisher_gets_an_error_after_some_time_without_redis(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (publish_pipeline, blocking_redis):
@@ -283,7 +283,7 @@ async def test_where_redis_is_gone_a_publisher_is_told_after_a_while(
         await asyncio.to_thread(blocking.publish, "channel", "step", 1)
 
 
-async def test_where_redis_is_gone_a_reader_is_told_after_a_while(
+async def test_a_reader_gets_an_error_after_some_time_without_redis(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sse_middleware.channels.subscriber._MAX_OUTAGE_SECONDS", 0.7)
@@ -306,7 +306,7 @@ async def test_a_redis_that_hangs_for_a_while_costs_time_and_nothing_else(
     assert parsed(await reading)[1:-1] == [("n", n) for n in range(20)]
 
 
-async def test_a_redis_that_lost_all_is_told_of(tmp_path: Path) -> None:
+async def test_a_reader_is_notified_if_redis_has_lost_its_channel(tmp_path: Path) -> None:
     channel = new_channel()
     with RedisServer(tmp_path) as server:
         async with Publisher(server.patient_url) as publisher:
@@ -321,7 +321,7 @@ async def test_a_redis_that_lost_all_is_told_of(tmp_path: Path) -> None:
         await close_channels()
 
 
-async def test_what_redis_refuses_is_told_at_once_and_hinders_nobody(
+async def test_a_refused_event_fails_at_once_and_does_not_affect_others(
     server: RedisServer, publisher: Publisher
 ) -> None:
     server.client.set(KEYS.channel("taken").log, "by something else")
@@ -347,7 +347,7 @@ async def heard(server: RedisServer, topics: list[str]) -> None:
     await eventually(ask_redis, lambda got: got == topics, f"{topics} were to be heard")
 
 
-async def test_one_connection_hears_of_all_channels(
+async def test_one_connection_listens_to_all_channels(
     server: RedisServer, publisher: Publisher
 ) -> None:
     channels = [new_channel() for _ in range(100)]
@@ -366,7 +366,9 @@ async def test_one_connection_hears_of_all_channels(
     await heard(server, [])
 
 
-async def test_a_hub_that_is_cut_misses_nothing(server: RedisServer, publisher: Publisher) -> None:
+async def test_a_listener_misses_no_event_if_its_connection_is_closed(
+    server: RedisServer, publisher: Publisher
+) -> None:
     channel = new_channel()
     reading = asyncio.ensure_future(whole(subscribe(channel, url=server.patient_url)))
     await publisher.ack(channel)
@@ -392,7 +394,7 @@ async def test_readers_hear_without_news_too(server: RedisServer) -> None:
     await close_channels()
 
 
-async def test_what_is_not_told_is_read_in_a_few_seconds(
+async def test_an_event_without_a_message_is_read_in_a_few_seconds(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert pubsub._TICKS_PER_CHECK * pubsub._TICK_SECONDS <= 5  # which the docs promise
@@ -411,7 +413,7 @@ async def test_what_is_not_told_is_read_in_a_few_seconds(
     assert [event.event for event in events] == ["worker_ack", "complete"]
 
 
-async def test_a_channel_that_is_left_and_joined_again_is_heard(
+async def test_a_channel_is_subscribed_again_if_readers_return(
     server: RedisServer, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pubsub, "_TICKS_PER_CHECK", 1_000_000)  # only messages wake readers
@@ -430,7 +432,7 @@ async def test_a_channel_that_is_left_and_joined_again_is_heard(
 # What something else has written
 
 
-async def test_what_something_else_has_written_is_passed_over_counted_and_logged(
+async def test_malformed_entries_are_skipped_counted_and_logged(
     server: RedisServer, publisher: Publisher, caplog: pytest.LogCaptureFixture
 ) -> None:
     channel = new_channel()
@@ -481,7 +483,7 @@ async def test_a_flood_of_strange_entries_is_read_through(
 # What leaves together
 
 
-async def test_what_is_published_at_a_time_leaves_together(
+async def test_events_published_at_the_same_time_are_sent_together(
     server: RedisServer, publisher: Publisher
 ) -> None:
     await publisher.ack("warm")
@@ -506,7 +508,7 @@ async def test_a_cancelled_call_leaves_the_others_alone(
     assert found in (list(range(10)), [n for n in range(10) if n != 3])
 
 
-async def test_a_publisher_is_closed_while_those_who_called_it_have_left(
+async def test_a_publisher_is_closed_after_its_callers_were_cancelled(
     server: RedisServer, publisher: Publisher
 ) -> None:
     channel = new_channel()
@@ -531,7 +533,7 @@ def is_closed(connection: RedisConnection) -> bool:
     return not connection.is_open
 
 
-async def test_a_publisher_whose_connection_was_cut_between_two_events_makes_another(
+async def test_a_publisher_connects_again_if_its_connection_is_closed_between_events(
     server: RedisServer, publisher: Publisher
 ) -> None:
     channel = new_channel()
@@ -557,7 +559,7 @@ async def test_no_task_is_made_for_an_event(server: RedisServer, publisher: Publ
     outcome.close()
 
 
-async def test_what_is_packed_is_what_redis_py_would_send(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_packed_commands_equal_those_of_redis_py(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish_batch, "_MAX_HEADS", 4)
     numbering = PublisherSequence()
     for names in ("a", "a", "aab", "bcdefgh", "ah"):
@@ -605,7 +607,7 @@ async def test_a_full_channel_costs_no_more_with_its_length(
     assert full["microseconds"] < 20_000
 
 
-async def test_a_reader_of_a_redis_that_refuses_reads_is_told(server: RedisServer) -> None:
+async def test_a_reader_gets_an_error_if_redis_refuses_reads(server: RedisServer) -> None:
     server.client.set(KEYS.channel("taken").log, json.dumps("by something else"))
     channels = RedisChannels(server.patient_url)
     with pytest.raises(StoreError), channels.follow("taken") as feed:

@@ -80,7 +80,7 @@ class TimeLimitError(Exception):
     """What a job runner raises in the middle of anything."""
 
 
-def test_a_publisher_that_is_interrupted_goes_on(
+def test_an_interrupted_publisher_continues(
     running_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publisher = BlockingPublisher(running_server.patient_url)

@@ -121,7 +121,7 @@ async def test_a_place_that_is_given_back_is_free_on_all_processes_at_once(
     assert server.all_keys() == []
 
 
-async def test_a_lease_holds_while_its_stream_does_and_not_for_long_behind_its_process(
+async def test_a_lease_lasts_as_long_as_its_stream_and_expires_soon_after_its_process_dies(
     server: RedisServer,
 ) -> None:
     async with processes(server) as (here, there), asked(here, PLAIN) as one:
@@ -161,7 +161,7 @@ async def test_an_older_stream_on_another_process_ends_for_a_newer_one(
                 await three.until_count(3, "message")
 
 
-async def test_the_oldest_one_of_all_processes_goes_and_none_that_cannot_be_told(
+async def test_the_oldest_stream_of_all_processes_that_can_get_an_event_is_evicted(
     server: RedisServer,
 ) -> None:
     async with (
@@ -208,7 +208,7 @@ async def test_a_page_that_is_loaded_anew_is_let_in_by_another_process(
             await page.until("message")
 
 
-async def test_while_redis_hangs_each_process_counts_alone_and_says_so(
+async def test_while_redis_hangs_each_process_counts_alone_and_reports_it(
     server: RedisServer,
 ) -> None:
     registry = CollectorRegistry()
@@ -241,7 +241,7 @@ async def test_while_redis_hangs_each_process_counts_alone_and_says_so(
             await until_opening_is(MANY, there)
 
 
-async def test_a_redis_that_has_forgotten_all_is_told_again(server: RedisServer) -> None:
+async def test_leases_are_restored_if_redis_was_emptied(server: RedisServer) -> None:
     async with processes(server) as (here, there), tab(here) as one:
         await one.until("message")
         server.client.flushall()
@@ -251,7 +251,7 @@ async def test_a_redis_that_has_forgotten_all_is_told_again(server: RedisServer)
         assert not one.ended
 
 
-async def test_who_leaves_while_redis_is_asked_leaves_nothing(
+async def test_a_client_that_leaves_during_a_request_to_redis_leaves_no_lease(
     server: RedisServer,
 ) -> None:
     async with processes(server, 1) as (app,):

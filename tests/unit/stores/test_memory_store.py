@@ -104,7 +104,7 @@ def test_the_bytes_that_are_counted_are_those_that_are_paid(
     assert measured.is_true(), (measured.said / measured.real, measured.real)
 
 
-def test_what_was_trimmed_is_not_paid_for() -> None:
+def test_trimmed_frames_use_no_memory() -> None:
     measured = measure(1, 35_000, size=300, ended=True)
     assert measured.is_true(), (measured.said, measured.real)
     assert measured.said < 1.25 * (4 << 20)
@@ -305,7 +305,7 @@ def leftovers(store: MemoryStore) -> tuple[object, ...]:
     return (store.total_bytes, store._logs, store._names, dict(store._ended), store._timers)
 
 
-async def test_after_its_time_nothing_is_left_though_nobody_asks() -> None:
+async def test_an_expired_log_is_dropped_although_the_store_is_not_used() -> None:
     store = MemoryStore(ttl=60, clock=asyncio.get_running_loop().time)
     for number in range(1000):
         stream = FakeStream(store)

@@ -149,7 +149,7 @@ def test_a_log_outlives_the_loop_that_made_it() -> None:
     asyncio.run(look())
 
 
-def test_a_reader_whose_loop_was_closed_holds_nobody_up() -> None:
+def test_a_reader_of_a_closed_loop_delays_no_other_reader() -> None:
     store = MemoryStore(ttl=60)
 
     async def make() -> FakeStream:
@@ -174,7 +174,7 @@ def test_a_reader_whose_loop_was_closed_holds_nobody_up() -> None:
     del waiting, batches
 
 
-def test_each_loop_frees_what_is_over_though_another_one_stands_still() -> None:
+def test_each_loop_drops_ended_logs_although_another_loop_is_blocked() -> None:
     store = MemoryStore(ttl=60, clock=lambda: asyncio.get_running_loop().time())
 
     async def end_one() -> None:

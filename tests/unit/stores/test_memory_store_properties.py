@@ -102,7 +102,7 @@ class Model:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.one_of(WRITES, READS), max_size=40))
-def test_no_reader_gets_a_hole_untold_an_event_twice_or_out_of_order(
+def test_no_reader_gets_an_unreported_gap_or_an_event_twice_or_out_of_order(
     steps: list[tuple[str, int, int]],
 ) -> None:
     async def run() -> None:
@@ -119,7 +119,7 @@ def test_no_reader_gets_a_hole_untold_an_event_twice_or_out_of_order(
     asyncio.run(run())
 
 
-async def test_what_is_kept_together_is_kept_within_the_same_bounds() -> None:
+async def test_frames_appended_together_are_kept_within_the_same_limits() -> None:
     store = MemoryStore(max_events=10, max_bytes=1000)
     together, one_by_one = FakeStream(store), FakeStream(store)
     for count in (3, 9, 1, 40, 2, 7):

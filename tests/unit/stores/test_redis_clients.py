@@ -175,7 +175,7 @@ async def test_tls_with_a_certificate_of_ones_own(server: RedisServer) -> None:
     await check_url(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={path}", server)
 
 
-async def test_what_is_closed_leaves_no_connection_to_a_cluster(
+async def test_closed_stores_and_publishers_leave_no_connection_to_a_cluster(
     tmp_path: Path, uncollected: None
 ) -> None:
     with RedisCluster(tmp_path) as cluster:
@@ -198,7 +198,7 @@ async def test_tls_of_a_cluster(server: RedisServer, tmp_path: Path) -> None:
             await check_all(here, there, cluster)
 
 
-async def test_tls_whose_certificate_nobody_knows_is_out_of_reach(
+async def test_a_tls_server_with_an_unknown_certificate_is_out_of_reach(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = RedisStore(f"rediss://app:{QUOTED}@127.0.0.1:{setting(server, 'tls-port')}")
@@ -210,7 +210,7 @@ async def test_tls_whose_certificate_nobody_knows_is_out_of_reach(
     assert QUOTED not in caplog.text
 
 
-async def test_a_user_who_may_do_no_more_than_is_needed(server: RedisServer) -> None:
+async def test_a_redis_user_with_minimal_permissions_works(server: RedisServer) -> None:
     url = f"redis://app:{QUOTED}@127.0.0.1:{server.port}"
     here, there = RedisStore(url, timeout=30), RedisStore(url, timeout=30)
     async with aclosing_store(here), aclosing_store(there):
@@ -220,7 +220,7 @@ async def test_a_user_who_may_do_no_more_than_is_needed(server: RedisServer) -> 
     assert server.client.acl_log() == []
 
 
-async def test_what_a_user_may_not_do_is_counted_and_told_once(
+async def test_a_missing_permission_is_counted_and_logged_once(
     server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = RedisStore(f"redis://poor:{QUOTED}@127.0.0.1:{server.port}")

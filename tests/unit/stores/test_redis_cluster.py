@@ -249,7 +249,7 @@ async def test_a_stream_is_resumed_by_another_app_that_has_the_same_variable(
         await app._context.store.close()
 
 
-def test_an_event_loop_ends_though_nobody_closes_the_store(cluster: RedisCluster) -> None:
+def test_an_event_loop_ends_although_the_store_is_not_closed(cluster: RedisCluster) -> None:
     program = f"""
 import asyncio
 import subprocess

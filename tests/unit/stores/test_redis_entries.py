@@ -182,7 +182,7 @@ def read(redis: StreamOfRedis, after: int = 0) -> list[Batch]:
     return list(batches(redis.behind(after, 1000), after))
 
 
-def test_an_entry_is_named_after_its_last_event_and_says_its_first() -> None:
+def test_the_id_of_an_entry_is_its_last_event_and_a_field_contains_its_first() -> None:
     pending = Pending(100, 1000)
     for seq in (1, 2, 3):
         pending.append(seq, frame_of(seq))
@@ -190,7 +190,7 @@ def test_an_entry_is_named_after_its_last_event_and_says_its_first() -> None:
     assert (entry.id, entry.fields[:2]) == (b"3-0", (b"f", b"1"))
 
 
-def test_what_was_handed_out_does_not_grow() -> None:
+def test_an_entry_in_flight_does_not_grow() -> None:
     pending = Pending(100, 1000)
     pending.append(1, frame_of(1))
     (entry,) = pending.freeze()
@@ -224,7 +224,7 @@ def test_entries_that_follow_each_other_are_one_batch_up_to_a_size() -> None:
     assert [batch.last for batch in found] == [66, 132, 198, 200]
 
 
-def test_an_event_that_is_skipped_is_told_to_who_waits_for_it() -> None:
+def test_a_waiting_reader_is_notified_of_a_skipped_event() -> None:
     pending = Pending(100, 1000)
     pending.append(1, frame_of(1))
     pending.skip(2)
@@ -236,7 +236,7 @@ def test_an_event_that_is_skipped_is_told_to_who_waits_for_it() -> None:
     assert read(redis, 3) == []
 
 
-def test_the_end_stands_behind_the_last_event() -> None:
+def test_the_end_follows_the_last_event() -> None:
     pending = Pending(100, 1000)
     pending.append(1, frame_of(1))
     pending.end(LogState.CANCELLED, b"event: complete\n\n")
@@ -264,7 +264,7 @@ def test_a_disowned_log_has_nothing_but_its_end() -> None:
     assert read(redis) == [Batch(LogState.APP_OWNS_IDS, 0, b"")]
 
 
-def test_of_what_waits_for_redis_the_oldest_goes_first_and_is_counted() -> None:
+def test_the_oldest_pending_events_are_dropped_first_and_counted() -> None:
     pending = Pending(100, 1000)
     for seq in range(1, 31):
         pending.append(seq, frame_of(seq, 98))
@@ -298,7 +298,7 @@ def test_the_oldest_event_is_the_same_here_and_in_redis() -> None:
     last=st.integers(0, 5),
     after=st.integers(0, 5),
 )
-def test_an_entry_of_somebody_else_is_refused_or_harmless(
+def test_an_entry_of_unknown_origin_is_refused_or_harmless(
     fields: dict[bytes, bytes], last: int, after: int
 ) -> None:
     try:
@@ -311,13 +311,13 @@ def test_an_entry_of_somebody_else_is_refused_or_harmless(
 @pytest.mark.parametrize(
     "data", [b"", b"{}", b"[]", b"[1,2,3]", b'[{"headers": ""},"p","n"]', b'[{"a": 1},"p","n"]']
 )
-def test_what_is_known_of_a_stream_is_refused_where_it_is_not_ours(data: bytes) -> None:
+def test_metadata_in_an_unknown_format_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError):
         unpack_metadata(data)
 
 
 @given(headers=st.binary(), path=st.text(), identity=st.text(), name=st.text())
-def test_what_is_known_of_a_stream_comes_back_as_it_was(
+def test_metadata_survives_a_round_trip(
     headers: bytes, path: str, identity: str, name: str
 ) -> None:
     known = LogMetadata(log_info(headers=headers, path=path, identity=identity), "process", name)

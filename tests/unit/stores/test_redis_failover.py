@@ -101,7 +101,7 @@ def wait_until_watched(sentinel: RedisServer) -> None:
     wait_until(knows_it, "the sentinel has not found the replica")
 
 
-async def test_a_stream_goes_on_by_the_replica_and_its_readers_miss_nothing_unsaid(
+async def test_a_stream_continues_on_the_replica_and_readers_are_notified_of_each_gap(
     deployment: Watched | Clustered,
 ) -> None:
     async with AsyncExitStack() as stack:

@@ -167,7 +167,7 @@ async def test_a_reader_in_another_process_gets_each_event_by_a_message(
         assert (len(reader.numbers), reader.holes) == (23, [])
 
 
-async def test_a_producer_hears_of_readers_in_other_processes(server: RedisServer) -> None:
+async def test_a_producer_is_notified_of_readers_in_other_processes(server: RedisServer) -> None:
     async with stores(server, 3) as (here, there, elsewhere):
         stream = FakeStream(here)
         await visible(there, stream)
@@ -191,7 +191,9 @@ async def test_a_stream_is_cancelled_from_another_process(server: RedisServer) -
         assert stream.producer.cancels == 1
 
 
-async def test_who_waits_in_another_process_hears_that_a_log_has_gone(server: RedisServer) -> None:
+async def test_a_reader_in_another_process_is_notified_that_a_log_is_gone(
+    server: RedisServer,
+) -> None:
     async with stores(server, 2) as (here, there):
         gone, disowned = FakeStream(here), FakeStream(here)
         for stream in (gone, disowned):
@@ -206,7 +208,7 @@ async def test_who_waits_in_another_process_hears_that_a_log_has_gone(server: Re
             assert await one.until_end() is LogState.GONE
 
 
-async def test_who_comes_to_a_log_of_another_process_as_it_goes_hears_so_at_once(
+async def test_a_reader_that_arrives_as_a_remote_log_is_dropped_is_notified_at_once(
     server: RedisServer, no_polls: None
 ) -> None:
     async with stores(server, 2) as (here, there):
@@ -219,7 +221,7 @@ async def test_who_comes_to_a_log_of_another_process_as_it_goes_hears_so_at_once
             assert reader.end == Batch(LogState.GONE, 0, b"")
 
 
-async def test_who_waits_for_a_log_of_another_process_that_goes_hears_so_at_once(
+async def test_a_waiting_reader_of_a_dropped_remote_log_is_notified_at_once(
     server: RedisServer, no_polls: None
 ) -> None:
     async with stores(server, 2) as (here, there):
@@ -253,7 +255,7 @@ async def test_an_answer_that_comes_late_is_no_proof_that_a_log_has_gone(
         assert reader.end == Batch(LogState.FINISHED, 3, b"event: complete\n\n")
 
 
-async def test_the_latest_log_of_a_name_counts_whoever_writes_it(server: RedisServer) -> None:
+async def test_the_latest_log_of_a_name_counts_in_all_processes(server: RedisServer) -> None:
     async with stores(server, 2) as (here, there):
         first, second = FakeStream(here), FakeStream(there)
 
@@ -272,7 +274,9 @@ async def test_the_latest_log_of_a_name_counts_whoever_writes_it(server: RedisSe
         assert not any("chat" in key for key in server.all_keys())
 
 
-async def test_a_hole_is_told_to_who_waits_without_another_event(server: RedisServer) -> None:
+async def test_a_waiting_reader_is_notified_of_a_gap_without_another_event(
+    server: RedisServer,
+) -> None:
     async with stores(server, 2) as (here, there):
         stream = FakeStream(here)
         stream.write(2)
@@ -360,7 +364,7 @@ async def test_two_versions_of_the_schema_do_not_disturb_each_other_in_a_rolling
     assert leases == []
 
 
-async def test_no_key_is_left_behind_the_time(
+async def test_no_key_remains_after_its_expiry(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sse_middleware.stores.redis.log_writer._RUNNING_SECONDS", 1.0)
@@ -379,7 +383,7 @@ async def test_no_key_is_left_behind_the_time(
     await hidden(server)
 
 
-async def test_a_log_whose_process_has_died_goes_as_well(
+async def test_the_log_of_a_dead_process_expires(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sse_middleware.stores.redis.log_writer._RUNNING_SECONDS", 0.5)
@@ -423,7 +427,7 @@ async def test_a_running_log_is_renewed(
 # What is written twice, late, or not at all
 
 
-async def test_a_write_whose_answer_is_lost_is_not_doubled(
+async def test_a_write_happens_once_if_its_answer_is_lost(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_client, "WRITE_TIMEOUT_SECONDS", 0.3)
@@ -446,7 +450,7 @@ async def test_a_write_whose_answer_is_lost_is_not_doubled(
         assert len(reader.frames) == len(b"".join(b"id: %d\ndata: x\n\n" % n for n in range(1, 12)))
 
 
-async def test_a_first_write_whose_answer_is_lost_is_not_doubled(
+async def test_a_first_write_happens_once_if_its_answer_is_lost(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_client, "WRITE_TIMEOUT_SECONDS", 0.3)
@@ -484,7 +488,7 @@ async def test_an_id_that_redis_has_already_is_taken_for_written(server: RedisSe
         assert reader.holes == [(3, 4)]
 
 
-async def test_a_log_that_redis_has_lost_is_begun_again_and_its_hole_is_told(
+async def test_a_log_that_redis_has_lost_begins_again_and_readers_are_notified(
     server: RedisServer,
 ) -> None:
     async with stores(server, 2) as (here, there):
@@ -517,7 +521,7 @@ async def test_a_late_write_does_not_make_a_key_that_lives_for_ever(server: Redi
             assert all(server.client.pttl(key) > 0 for key in server.all_keys())
 
 
-async def test_what_waits_for_redis_is_bounded_and_what_is_dropped_is_told_and_counted(
+async def test_pending_events_are_bounded_and_dropped_events_are_reported_and_counted(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(redis_client, "WRITE_TIMEOUT_SECONDS", 0.2)
@@ -545,7 +549,7 @@ async def test_what_waits_for_redis_is_bounded_and_what_is_dropped_is_told_and_c
 # Out of reach
 
 
-async def test_a_store_out_of_reach_says_so_at_once_and_writing_goes_on(
+async def test_a_store_out_of_reach_fails_at_once_and_writers_continue(
     server: RedisServer,
 ) -> None:
     observer = Counting()
@@ -567,7 +571,7 @@ async def test_a_store_out_of_reach_says_so_at_once_and_writing_goes_on(
     assert observer.failures
 
 
-async def test_what_another_version_has_written_is_refused_and_not_misread(
+async def test_data_of_another_version_is_refused(
     server: RedisServer,
 ) -> None:
     async with stores(server, 2) as (here, there):
@@ -661,7 +665,7 @@ async def test_a_thousand_streams_that_write_at_once_wait_for_one_flush(
         assert len(waits) <= before + 1  # one flush and its work, and not eight
 
 
-async def test_a_cancel_that_nobody_can_hear_is_not_said_to_have_been_heard(
+async def test_a_cancel_fails_if_the_process_has_no_inbox(
     server: RedisServer,
 ) -> None:
     async with stores(server, 2) as (here, there):
@@ -679,7 +683,7 @@ async def test_a_cancel_that_nobody_can_hear_is_not_said_to_have_been_heard(
         assert await there.cancel(stream.id)  # of a process that has died there is nothing to end
 
 
-async def test_an_end_that_another_version_tells_is_refused(server: RedisServer) -> None:
+async def test_an_end_of_another_version_is_refused(server: RedisServer) -> None:
     async with stores(server, 2) as (here, there):
         stream = FakeStream(here)
         stream.write(2)
@@ -693,7 +697,7 @@ async def test_an_end_that_another_version_tells_is_refused(server: RedisServer)
                 await Reader(there, stream.id, after).read_all()
 
 
-async def test_who_follows_a_store_that_is_closed_is_told_and_makes_no_connection(
+async def test_a_reader_of_a_closed_store_gets_an_error_and_opens_no_connection(
     server: RedisServer,
 ) -> None:
     async with stores(server) as (writes,):

@@ -245,7 +245,7 @@ def test_a_fault_is_found(
         getattr(Contract(), f"test_{trial}")()
 
 
-def test_a_failure_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_contains_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "PATIENCE_SECONDS", 0.1)
 
     class Contract(StoreContract):
@@ -264,7 +264,7 @@ def test_time_goes_by_in_a_sleep_unless_it_is_faked() -> None:
     Contract().test_an_ended_log_is_kept_for_its_time()
 
 
-def test_a_contract_without_a_store_says_so() -> None:
+def test_a_contract_without_a_store_fails_with_a_reason() -> None:
     with pytest.raises(NotImplementedError):
         StoreContract().test_a_log_ends_once()
 
