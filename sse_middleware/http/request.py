@@ -58,7 +58,8 @@ _PARAMETER: Final = re.compile(
 )
 ANY_STREAM: Final = frozenset((EVENT_STREAM, b"text/*", b"*/*"))
 """The media types and ranges that an event stream has."""
-_NEVER_STREAM: Final = ("HEAD", "OPTIONS")
+NEVER_STREAM: Final = ("HEAD", "OPTIONS")
+"""The methods of requests that get no event stream."""
 _READS: Final = ("GET", "HEAD")
 RESUMABLE_METHODS: Final = ("GET", "POST")
 
@@ -175,7 +176,7 @@ class SSERequest:
             mark: the mark of the endpoint, which decides if there is one.
             only_marked: whether streams of endpoints without a mark are left alone.
         """
-        if self.method in _NEVER_STREAM or self.cancel_target is not None:
+        if self.method in NEVER_STREAM or self.cancel_target is not None:
             return False
         if mark is not None:
             return mark.overrides.get("enabled") is not False

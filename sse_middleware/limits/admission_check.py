@@ -16,7 +16,7 @@ from sse_middleware.http.own_responses import (
     send_rejection,
     send_retry_later,
 )
-from sse_middleware.http.request import ANY_STREAM, SSERequest
+from sse_middleware.http.request import ANY_STREAM, NEVER_STREAM, SSERequest
 from sse_middleware.http.routes import Mark
 from sse_middleware.limits.admission import Admission
 from sse_middleware.limits.slots import Evictable, Slot
@@ -64,7 +64,9 @@ class AdmissionCheck:
     async def check_before_app(self) -> None:
         """Check before the app runs, if the request wants a stream."""
         request, options = self._request, self._context.options
-        if ANY_STREAM.isdisjoint(request.accepted_types) and request.event_id is None:
+        if request.method in NEVER_STREAM or (
+            ANY_STREAM.isdisjoint(request.accepted_types) and request.event_id is None
+        ):
             return  # a stream that it gets all the same is checked at its response start
         mark, route = self._context.match_route(request.scope)
         if not request.wants_stream(mark, only_marked=options.only_marked) or self._is_off(mark):

@@ -35,7 +35,7 @@ def detect_client_kind(
 
     Args:
         method: the HTTP method.
-        headers: the headers that `request_headers` has selected.
+        headers: the headers of the request, as in `SSERequest.headers`.
         has_event_id: whether the request has an event id of the middleware.
     """
     accepts = headers.get(b"accept", b"").lower()
@@ -75,7 +75,7 @@ def comment_form(headers: dict[bytes, bytes], style: CommentStyle) -> CommentFor
     """Return the form of heartbeat comment that suits a client.
 
     Args:
-        headers: the headers that `request_headers` has selected.
+        headers: the headers of the request, as in `SSERequest.headers`.
         style: the setting; `auto` depends on `Accept`. Libraries accept only event streams (some
             name the type twice), SDKs name some type, and hand-written code names none.
     """

@@ -1,4 +1,4 @@
-"""Helpers of this project's tests, in addition to the public in-process client."""
+"""What the tests of this project ask for, beside the in-process client that all may use."""
 
 import asyncio
 from typing import Any
@@ -22,7 +22,7 @@ EVENTSOURCE = EVENTSOURCE_HEADERS
 
 
 def stream_of(*chunks: bytes, pause: float = 0.0, headers: list[Any] | None = None) -> ASGIApp:
-    """Return a plain ASGI app that streams `chunks`, with a pause before each."""
+    """Return a plain ASGI app that streams `chunks`, each after a pause."""
 
     async def app(scope: Scope, receive: Any, send: Any) -> None:
         await send(stream_start(headers))

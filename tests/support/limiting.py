@@ -1,4 +1,4 @@
-"""Support for tests of limits: requests of several clients, and their responses."""
+"""Requests of several clients and their responses, for the tests of limits."""
 
 import json
 from contextlib import AbstractAsyncContextManager
@@ -11,13 +11,13 @@ from tests.support.asgi import EVENTSOURCE, Exchange, http_scope, running
 from tests.support.resuming import resumable
 
 PLAIN = [(b"accept", b"text/event-stream")]
-"""A client other than `EventSource` that accepts a stream."""
+"""A client that is no `EventSource` and wants a stream."""
 ANY = [(b"accept", b"*/*")]
 """A client that accepts any response."""
 
 
 def limited(app: ASGIApp, **options: Any) -> SSEMiddleware:
-    """Return `app` with a middleware that has limits and no cap, and lets streams linger."""
+    """Return `app` inside a middleware with limits and without a cap; its streams linger."""
     return resumable(app, **{"stream_max_seconds": None, **options})
 
 
@@ -41,7 +41,7 @@ def tab(
 
 
 async def answer(exchange: Exchange) -> tuple[int, str]:
-    """Wait for a response; return its status and the code of its error, `""` for none."""
+    """Wait for a response and return its status and the code of its error, `""` for none."""
     await exchange._until(lambda: bool(exchange.messages), "a response start")
     if exchange.status == 200:
         return 200, ""

@@ -1,4 +1,4 @@
-"""Support for tests of resuming: kept streams, apps that count, and clients that reconnect."""
+"""What the tests of resuming share: streams that are kept, an app, and clients that come back."""
 
 import asyncio
 import gc
@@ -29,7 +29,7 @@ Headers = list[tuple[bytes, bytes]]
 LINGER = 15.0
 TTL = 60.0
 UNKNOWN = "A" * 22 + "-3"
-"""An event id in our format, of no stream."""
+"""A cursor such as ours, of no stream."""
 
 
 async def _refuse(_: Request, exc: Exception) -> Response:
@@ -38,21 +38,21 @@ async def _refuse(_: Request, exc: Exception) -> Response:
 
 
 REFUSING: dict[Any, Any] = {HTTPException: _refuse}
-"""For 404 and 405: the handlers of older Starlettes run in a thread, without the virtual clock."""
+"""For 404 and 405: the handlers of older Starlettes run in a thread, outside a virtual clock."""
 
 
 class Counting:
-    """An app that streams numbers by Starlette, and records its requests and its ends.
+    """An app that counts in a response of Starlette, and records its requests and its ends.
 
     Args:
         count: the last number.
-        pause: the seconds after each number.
+        pause: the time after each number, in seconds.
         headers: of its response.
 
     Attributes:
-        scopes: of its requests.
-        bodies: of its requests.
-        ends: of its runs, `finished` or `cancelled`.
+        scopes: those of its requests.
+        bodies: those of its requests.
+        ends: how its runs have ended, `finished` or `cancelled`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Counting:
 
 
 class Chunked(Exchange):
-    """A request with a body in several parts, which may be cut."""
+    """A request with a body in parts, which may be cut off."""
 
     def __init__(self, scope: Scope, *parts: bytes, cut: bool = False) -> None:
         super().__init__(scope)
@@ -104,12 +104,12 @@ class Chunked(Exchange):
 
 
 def memory(**bounds: Any) -> MemoryStore:
-    """Return a store with the clock of the running event loop."""
+    """Return a store with the clock of the running loop."""
     return MemoryStore(**{"ttl": TTL, "clock": asyncio.get_running_loop().time, **bounds})
 
 
 def resumable(app: ASGIApp, **options: Any) -> SSEMiddleware:
-    """Return `app` with a middleware that keeps its streams and lets them linger."""
+    """Return `app` inside a middleware that keeps its streams, which linger."""
     if "store" not in options:
         options["store"] = memory()
     return SSEMiddleware(app, **{"linger_seconds": LINGER, **options})
@@ -148,14 +148,14 @@ async def left(
 
 
 async def read(app: ASGIApp, *headers: tuple[bytes, bytes], **scope: Any) -> Exchange:
-    """Run `app` to its end on a request of an `EventSource` that reads everything."""
+    """Run `app` to its end on a request of an `EventSource` that reads all events."""
     return await handle(app, headers=[*EVENTSOURCE, *headers], **scope)
 
 
 async def resume(
     app: ASGIApp, event_id: str, *headers: tuple[bytes, bytes], **scope: Any
 ) -> Exchange:
-    """Reconnect after the event `event_id` and read everything."""
+    """Reconnect after the event `event_id` and read to the end."""
     return await read(app, (b"last-event-id", event_id.encode()), *headers, **scope)
 
 
@@ -169,10 +169,10 @@ def counted(first: int, last: int) -> list[str]:
     return [str(number) for number in range(first, last + 1)]
 
 
-def behind(whole: Exchange, event_id: str) -> bytes:
+def bytes_after(whole: Exchange, event_id: str) -> bytes:
     """Return the bytes of a whole response after the event `event_id`."""
-    place = whole.body.index(b"\nid: %b\n" % event_id.encode())
-    return whole.body[whole.body.index(b"\n\n", place) + 2 :]
+    position = whole.body.index(b"\nid: %b\n" % event_id.encode())
+    return whole.body[whole.body.index(b"\n\n", position) + 2 :]
 
 
 def opening(exchange: Exchange) -> bytes:
@@ -187,7 +187,7 @@ def id_of(exchange: Exchange, number: int) -> str:
 
 
 def living(*kinds: type) -> list[object]:
-    """Return the living objects of these classes."""
+    """Return the objects of these classes that are not collected."""
     gc.collect()
     return [thing for thing in gc.get_objects() if isinstance(thing, kinds)]
 
@@ -201,16 +201,16 @@ def now() -> float:
 
 
 class Listening:
-    """An app that sends a number each second, and waits in other tasks for a disconnect.
+    """An app that counts, a number a second, and waits in other tasks for its client to leave.
 
     Args:
-        count: the last number; then it ends its response.
-        listeners: the number of tasks that wait.
-        leaves: whether it returns after a disconnect.
+        count: the last number, after which it ends its response.
+        listeners: how many tasks wait.
+        leaves: whether it returns after the disconnect.
 
     Attributes:
         disconnects: the times at which the tasks have received the disconnect of the client.
-        ends: the time and the kind of its ends.
+        ends: when and how it has ended.
     """
 
     def __init__(self, count: int = 1000, *, listeners: int = 1, leaves: bool = True) -> None:
@@ -251,10 +251,10 @@ class Listening:
 
 
 class Deaf:
-    """An app that sends a number each second, and never calls `receive`.
+    """An app that counts, a number a second, and never calls `receive`.
 
     Attributes:
-        ends: the time and the kind of its ends.
+        ends: when and how it has ended.
     """
 
     def __init__(self, count: int = 1000) -> None:

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "channels": {"errors", "_once", "config", "protocol", "observability", "stores"},
     "client": {"http"},
 }
-"""What each package of ours may import of the others; `middleware`, `plugin`, `__main__` and
+"""The other packages that each package of ours may import; `middleware`, `plugin`, `__main__` and
 `testing` may import all, and no package imports those."""
 
 THIRD_PARTY = {

@@ -2,6 +2,8 @@
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,14 +28,20 @@ IMPORTS = """<script type="importmap">{"imports": {
 }}</script>"""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadProxy]:
-    app, directory = "tests.e2e.browser.docs_app:app", tmp_path_factory.mktemp("docs")
-    environ = {"SSE_RETRY_MS": "100", "SSE_HEARTBEAT_INTERVAL": "0.2"}
+@contextmanager
+def docs_server(directory: Path, **environ: str) -> Iterator[ThreadProxy]:
+    app = "tests.e2e.browser.docs_app:app"
+    environ = {"SSE_RETRY_MS": "100", "SSE_HEARTBEAT_INTERVAL": "0.2"} | environ
     with serving("uvicorn-httptools", app, directory, environ) as running:
         with running_proxy(running.port) as proxy:
             yield proxy
         running.process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadProxy]:
+    with docs_server(tmp_path_factory.mktemp("docs")) as proxy:
+        yield proxy
 
 
 @pytest.fixture
@@ -86,14 +94,16 @@ def test_the_client_shows_its_state(page: "Page", cut: ThreadProxy) -> None:
     assert page.inner_text("#state") == "disconnected"
 
 
-def test_the_client_is_stopped_by_its_button(page: "Page", server: ThreadProxy) -> None:
+def test_the_client_is_stopped_by_its_button(page: "Page", tmp_path: Path) -> None:
     at_first_word = """<script>
         const stop = () => document.querySelector("#stop").click();
         new MutationObserver(stop).observe(document.querySelector("#answer"), { childList: true });
     </script>"""
-    show(page, server, CALLBACKS + at_first_word)
-    page.wait_for_function("document.querySelector('#answer').innerText !== ''")
-    page.wait_for_timeout(800)
+    # A page that is not scheduled for a while must not receive all words at once.
+    with docs_server(tmp_path, SSE_CHUNK_DELAY_MS="1000") as server:
+        show(page, server, CALLBACKS + at_first_word)
+        page.wait_for_function("document.querySelector('#answer').innerText !== ''")
+        page.wait_for_timeout(1500)
     assert len(page.inner_text("#answer").split()) < len(ANSWER.split())
 
 

@@ -115,15 +115,15 @@ async def test_an_identity_replaces_the_address() -> None:
 async def test_identify_sets_the_identity_and_the_address_does_if_it_fails() -> None:
     def identify(scope: Scope) -> str | None:
         name = dict(scope["headers"])[b"x-user"].decode()
-        return None if name == "nobody" else name
+        return None if name == "unknown" else name
 
     app = limited(endless(), max_streams_per_client=1, identify=identify)
-    async with asked(app, PLAIN, (b"x-user", b"one")), asked(app, PLAIN, (b"x-user", b"nobody")):
+    async with asked(app, PLAIN, (b"x-user", b"one")), asked(app, PLAIN, (b"x-user", b"unknown")):
         await asyncio.sleep(0.01)
         for headers, expected in (
             ([(b"x-user", b"one")], MANY),
             ([(b"x-user", b"two")], LET_IN),
-            ([(b"x-user", b"nobody")], MANY),
+            ([(b"x-user", b"unknown")], MANY),
             ([], MANY),  # it fails
         ):
             async with asked(app, PLAIN, *headers) as late:

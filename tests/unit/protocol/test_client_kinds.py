@@ -133,8 +133,8 @@ def test_an_event_id_is_found_at_any_position_of_the_query(query: str) -> None:
         pytest.param(f"query=last_event_id%26lastEventId={CURSOR}".encode(), id="encoded &"),
         pytest.param(f"LAST_EVENT_ID={CURSOR}".encode(), id="upper case"),
         pytest.param(f"my_last_event_id={CURSOR}".encode(), id="a longer name"),
-        pytest.param(f"last_event_id={CURSOR}%0A".encode(), id="a line feed behind"),
-        pytest.param(f"last_event_id={CURSOR}%00".encode(), id="NUL behind"),
+        pytest.param(f"last_event_id={CURSOR}%0A".encode(), id="a line feed at the end"),
+        pytest.param(f"last_event_id={CURSOR}%00".encode(), id="NUL at the end"),
         pytest.param(f"last_event_id={CURSOR};x=1".encode(), id="a semicolon separates nothing"),
         pytest.param(f"last_event_id=+{CURSOR}".encode(), id="a plus is a space"),
         pytest.param(f"last_event_id={quote(quote('%') + CURSOR)}".encode(), id="encoded twice"),
@@ -143,7 +143,7 @@ def test_an_event_id_is_found_at_any_position_of_the_query(query: str) -> None:
         pytest.param(b"last_event_id=" + b"A" * 1_000_000, id="a megabyte"),
         pytest.param(b"last_event_id=&" * 100_000, id="100 000 fields"),
         pytest.param(
-            b"x=1&" * 100 + f"last_event_id={CURSOR}".encode(), id="behind a hundred fields"
+            b"x=1&" * 100 + f"last_event_id={CURSOR}".encode(), id="after a hundred fields"
         ),
     ],
 )

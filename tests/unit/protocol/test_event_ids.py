@@ -27,12 +27,12 @@ def test_a_stream_id_is_a_digest_that_does_not_show_the_secret() -> None:
     ("cursor", "text"),
     [
         pytest.param(EventId(SECRET, 0), f"{SECRET}-0", id="before the first event"),
-        pytest.param(EventId(SECRET, 17), f"{SECRET}-17", id="behind an event"),
+        pytest.param(EventId(SECRET, 17), f"{SECRET}-17", id="after an event"),
         pytest.param(
-            EventId(SECRET, 17, ending=Ending.FINAL), f"{SECRET}-17.end", id="behind the end"
+            EventId(SECRET, 17, ending=Ending.FINAL), f"{SECRET}-17.end", id="after the end"
         ),
         pytest.param(EventId(SECRET, 3, Ending.AGAIN), f"{SECRET}-3.again", id="to be asked again"),
-        pytest.param(EventId(SECRET, 3, Ending.CUT), f"{SECRET}-3.cut", id="behind a cut"),
+        pytest.param(EventId(SECRET, 3, Ending.CUT), f"{SECRET}-3.cut", id="after a cut"),
         pytest.param(
             EventId(SECRET, 0, ending=Ending.FINAL), f"{SECRET}-0.end", id="an empty stream's end"
         ),
@@ -73,11 +73,11 @@ def test_every_new_secret_makes_a_valid_event_id() -> None:
         pytest.param(f"{SECRET}-1.END", id="end in upper case"),
         pytest.param(f"{SECRET}-1.end.end", id="end twice"),
         pytest.param(f"{SECRET}-1.", id="half an end"),
-        pytest.param(f"{SECRET}-1\n", id="a line feed behind"),
-        pytest.param(f"{SECRET}-1.end\n", id="a line feed behind the end"),
+        pytest.param(f"{SECRET}-1\n", id="a line feed at the end"),
+        pytest.param(f"{SECRET}-1.end\n", id="a line feed after the ending"),
         pytest.param(f" {SECRET}-1", id="a space in front"),
-        pytest.param(f"{SECRET}-1 ", id="a space behind"),
-        pytest.param(f"{SECRET}-1\0", id="NUL behind"),
+        pytest.param(f"{SECRET}-1 ", id="a space at the end"),
+        pytest.param(f"{SECRET}-1\0", id="NUL at the end"),
         pytest.param(f"{SECRET}-1, {SECRET}-1", id="two headers joined"),
         pytest.param("A" * 1_000_000, id="a megabyte"),
         pytest.param("../../etc/passwd-1.end", id="a path of the right length"),

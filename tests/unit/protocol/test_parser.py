@@ -170,7 +170,7 @@ def test_only_cr_and_lf_end_a_line(char: str) -> None:
         pytest.param(
             b"data: a\n\n" + BOM + b"data: b\n\ndata: c\n\n", [Event("a"), Event("c")], id="later"
         ),
-        pytest.param(b"\n" + BOM + b"data: a\n\n", [], id="behind an empty line"),
+        pytest.param(b"\n" + BOM + b"data: a\n\n", [], id="after an empty line"),
         pytest.param(b"data: " + BOM + b"\n\n", [Event("\ufeff")], id="in a value"),
         pytest.param(BOM[:2] + b"data: a\n\ndata: b\n\n", [Event("b")], id="two thirds of one"),
         pytest.param(BOM[:1] + b"\ndata: b\n\n", [Event("b")], id="a third of one"),
@@ -209,8 +209,8 @@ def test_one_byte_order_mark_counts_and_only_at_the_start(
         pytest.param(b"event:\ndata: a\n\n", [Event("a")], id="an empty event is message"),
         pytest.param(b"event: x\nevent: y\ndata: a\n\n", [Event("a", "y")], id="the last event"),
         pytest.param(b"event: x\nevent\ndata: a\n\n", [Event("a")], id="event alone takes it back"),
-        pytest.param(b"event:  x\ndata: a\n\n", [Event("a", " x")], id="event behind two spaces"),
-        pytest.param(b"data: a\nevent: x\n\n", [Event("a", "x")], id="event behind data"),
+        pytest.param(b"event:  x\ndata: a\n\n", [Event("a", " x")], id="event after two spaces"),
+        pytest.param(b"data: a\nevent: x\n\n", [Event("a", "x")], id="event after data"),
         pytest.param(b"Data: a\nDATA: a\nEvent: x\n\n", [], id="field names have a case"),
         pytest.param(b" data: a\ndata : a\ndat: a\ndatab: a\n\n", [], id="near misses"),
         pytest.param(b"foo: a\nfoo\ndata: a\n\n", [Event("a")], id="unknown fields"),

@@ -20,7 +20,7 @@ from tests.support.resuming import (
     UNKNOWN,
     Counting,
     back,
-    behind,
+    bytes_after,
     counted,
     id_of,
     left,
@@ -56,7 +56,7 @@ async def test_a_resume_after_any_event_gets_the_very_bytes_that_follow(
     whole = await read(app)
     cursor = id_of(whole, seq)
     again = await resume(app, cursor)
-    assert again.body == opening(again) + behind(whole, cursor)
+    assert again.body == opening(again) + bytes_after(whole, cursor)
     assert texts(again) == counted(seq + 1, 5)
     assert again.ended
 
@@ -320,7 +320,7 @@ async def test_the_first_client_and_several_readers_each_get_all_of_their_own() 
             await asyncio.gather(one.until_end(), other.until_end(), whole.until_end())
     assert texts(whole) == counted(1, 9)
     for reader, held in ((one, 0), (other, 3)):
-        assert reader.body == opening(reader) + behind(whole, id_of(whole, held))
+        assert reader.body == opening(reader) + bytes_after(whole, id_of(whole, held))
     assert texts(third) == counted(5, 6)
     assert len(counting.scopes) == 1
 

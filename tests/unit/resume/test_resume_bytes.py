@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 from tests.support.asgi import body, stream_of, stream_start
 from tests.support.resuming import (
     UNKNOWN,
-    behind,
+    bytes_after,
     id_of,
     left,
     memory,
@@ -50,7 +50,7 @@ async def test_any_event_comes_again_as_it_came(event: bytes, size: int) -> None
     again = await resume(app, cursor)
     assert again.events[1:] == whole.events[2:]
     if size > len(stream) or b"\r\n" not in event:  # otherwise a CRLF may have lost its half
-        assert again.body == opening(again) + behind(whole, cursor)
+        assert again.body == opening(again) + bytes_after(whole, cursor)
 
 
 async def test_bytes_that_are_no_event_are_not_sent_again() -> None:
@@ -77,7 +77,7 @@ async def test_a_trace_id_in_the_data_stays_that_of_the_first_request() -> None:
     again = await resume(app, id_of(whole, 1), (b"x-trace-id", b"second"))
     assert json.loads(again.events[1].data) == {"a": 2, "trace_id": "first"}
     assert json.loads(again.events[0].data)["trace_id"] == "second"
-    assert again.body == opening(again) + behind(whole, id_of(whole, 1))
+    assert again.body == opening(again) + bytes_after(whole, id_of(whole, 1))
 
 
 async def test_the_names_of_our_events_have_their_prefix_in_a_resumed_response_too() -> None:
@@ -152,7 +152,7 @@ async def test_a_mebibyte_comes_again_whole() -> None:
     whole = await read(app)
     cursor = id_of(whole, 3)
     again = await resume(app, cursor)
-    assert again.body == opening(again) + behind(whole, cursor)
+    assert again.body == opening(again) + bytes_after(whole, cursor)
     assert max(len(m.get("body", b"")) for _, m in again.messages) < 1 << 17
 
 

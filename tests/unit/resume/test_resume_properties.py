@@ -35,7 +35,7 @@ EVENT = st.sampled_from(
 Piece = tuple[bytes, float]
 """Some bytes of an app's, and the pause after them."""
 Cut = tuple[int, float]
-"""Behind how many bytes a connection is cut, and how long its client takes to come back."""
+"""The number of bytes after which a connection is cut, and the time until its client reconnects."""
 Got = tuple[int, str, str]
 """An event as a page gets it: its number, its type, its data."""
 
@@ -112,14 +112,14 @@ async def read(
     remaining = iter(positions)
     tasks: list[asyncio.Task[Any]] = []
     for _ in range(200):
-        behind, wait = next(remaining, (1 << 30, 0.0))
+        length, wait = next(remaining, (1 << 30, 0.0))
         exchange = kind(http_scope(headers=client.request()))
         tasks.append(asyncio.ensure_future(_serve(app, exchange)))
         await asyncio.sleep(0)
         with suppress(AssertionError):  # it has ended before that
-            await exchange._until(lambda: len(exchange.body) >= behind, "its bytes")  # noqa: B023
+            await exchange._until(lambda: len(exchange.body) >= length, "its bytes")  # noqa: B023
         exchange.disconnect()
-        client.take(exchange.body[:behind])
+        client.take(exchange.body[:length])
         if client.done:
             break
         await asyncio.sleep(wait)

@@ -36,7 +36,7 @@ STEPS = st.one_of(
     st.tuples(st.just("hold the loop"), st.sampled_from([TICK_SECONDS / 2, TICK_SECONDS, 1.2])),
     st.tuples(st.just("block"), st.sampled_from([0.01, 0.4, 3.0])),
 )
-"""What an app does, or its client, which reads on by itself."""
+"""The actions of an app and of its client, which continues to read by itself."""
 
 
 @st.composite

@@ -70,7 +70,7 @@ APPS: dict[str, Any] = {
     "with time limits": lambda: timed,
     "in bursts": lambda: in_bursts,
     "starlette": lambda: Counting(30),
-    "behind a middleware": lambda: Passing(Counting(30)),
+    "inside a middleware": lambda: Passing(Counting(30)),
 }
 
 

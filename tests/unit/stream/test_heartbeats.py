@@ -1,4 +1,4 @@
-"""Heartbeats: when they are due, where they may stand, and which client gets which form."""
+"""Heartbeats: when they are due, where they may be, and which client gets which form."""
 
 import asyncio
 import json

@@ -1,0 +1,74 @@
+"""The middleware costs an ordinary request a few calls; these are counted, and not timed."""
+
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+import sse_middleware
+from sse_middleware import SSEMiddleware
+from tests.support.asgi import Exchange, http_scope
+
+pytestmark = pytest.mark.anyio
+
+PACKAGE = str(Path(sse_middleware.__file__).parent)
+
+
+async def json_app(scope: Scope, receive: Receive, send: Send) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
+async def calls_of(app: SSEMiddleware, scope: Scope) -> list[str]:
+    """Return the functions of the package that a request calls, in order."""
+    exchange, names = Exchange(scope), list[str]()
+
+    def on_event(frame: FrameType, event: str, _: object) -> None:
+        file = frame.f_code.co_filename
+        if event == "call" and file.startswith(PACKAGE) and "testing" not in file:
+            names.append(frame.f_code.co_qualname)
+
+    await app(exchange.scope, exchange.receive, exchange.send)  # caches are filled
+    sys.setprofile(on_event)
+    try:
+        await app(exchange.scope, exchange.receive, exchange.send)
+    finally:
+        sys.setprofile(None)
+    return names
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ready_path": "/ready", "client_path": "/sse-client.js"}],
+    ids=["bare", "pages"],
+)
+async def test_a_json_request_costs_seven_calls(options: dict[str, Any]) -> None:
+    app = SSEMiddleware(json_app, **options)
+    names = await calls_of(app, http_scope(path="/items", headers=[(b"accept", b"*/*")]))
+    assert names == [
+        "SSEMiddleware.__call__",
+        "may_have_event_id",
+        "CurrentStream.__init__",
+        "Responder.__init__",
+        "Responder.send",
+        "is_not_event_stream",
+        "Responder.send",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "accept", "most"),
+    [("GET", b"*/*", 21), ("GET", b"application/json", 14), ("OPTIONS", b"*/*", 14)],
+)
+async def test_limits_add_calls_only_if_the_response_may_be_a_stream(
+    method: str, accept: bytes, most: int
+) -> None:
+    app = SSEMiddleware(json_app, max_streams=100)
+    scope = http_scope(method=method, path="/items", headers=[(b"accept", accept)])
+    names = await calls_of(app, scope)
+    assert len(names) <= most, names
+    assert ("Context.match_route" in names) is (most > 14)
