@@ -1,4 +1,4 @@
-"""What the documents promise: their snippets run, their tables and commands are true."""
+"""The documents: their snippets run, and their tables and commands are correct."""
 
 import asyncio
 import re
@@ -25,7 +25,7 @@ SNIPPETS = [
 
 
 class Celery:
-    """Stands for Celery, which tests do without; its tasks are functions, as when run eagerly."""
+    """A substitute for Celery; its tasks are functions, as when run eagerly."""
 
     def __init__(self, *_: object, **__: object) -> None:
         self.task = lambda function: function
@@ -64,7 +64,7 @@ def published(session_id: str) -> list[tuple[str, Any]]:
     return asyncio.run(read())
 
 
-def test_the_task_of_celery_publishes_and_does_a_job_once() -> None:
+def test_the_celery_task_publishes_and_does_a_job_once() -> None:
     session_id = secrets.token_urlsafe()
     names = snippet_with("write_report")
     for _ in range(2):
@@ -88,7 +88,7 @@ def test_the_thread_publishes() -> None:
 
 
 class Consumer:
-    """Stands for Kafka's, and hands each message out twice, as that may."""
+    """A substitute for a Kafka consumer, which delivers each message twice."""
 
     def __init__(self, session_id: str) -> None:
         self._session_id = session_id
@@ -110,7 +110,7 @@ class Consumer:
         self.commits += 1
 
 
-def test_the_consumer_of_kafka_publishes_what_it_is_handed_twice_once() -> None:
+def test_the_kafka_consumer_publishes_a_repeated_message_once() -> None:
     consumer = Consumer(secrets.token_urlsafe())
     asyncio.run(snippet_with("message.offset")["forward"](consumer))
     assert published(consumer._session_id) == [
@@ -128,11 +128,11 @@ def test_ci_calls_the_test_command_of_the_readme() -> None:
     assert found[1] in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
-def test_the_settings_page_has_the_table_that_the_code_makes() -> None:
+def test_the_settings_page_has_the_generated_table() -> None:
     assert markdown() in (ROOT / "docs" / "settings.md").read_text()
 
 
-def test_every_link_of_the_documents_leads_somewhere() -> None:
+def test_each_link_of_the_documents_has_a_target() -> None:
     for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"

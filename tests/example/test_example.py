@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 QUESTION = "What is the global interpreter lock?"
-# What the middleware may add to a stream; the app's own events are the others.
+# The events that the middleware may add to a stream.
 CONTROL_EVENTS = {"start", "heartbeat", "error", "reset"}
 
 
@@ -133,7 +133,7 @@ async def test_an_unanswerable_question_streams_one_honest_sentence(
     ["", " \t ", "x" * (MAX_QUERY_CHARACTERS + 1), None, 5, "\ud800"],
     ids=["empty", "blank", "too long", "null", "a number", "a lone surrogate"],
 )
-async def test_search_refuses_a_query_that_is_none_with_422(
+async def test_search_refuses_an_invalid_query_with_422(
     client: httpx.AsyncClient,
     query: object,
 ) -> None:
@@ -179,7 +179,7 @@ async def test_stream_search_chunks_concatenate_to_the_answer_of_search(
     [{}, {"query": ""}, {"query": "  "}, {"query": "x" * (MAX_QUERY_CHARACTERS + 1)}],
     ids=["missing", "empty", "blank", "too long"],
 )
-async def test_stream_search_refuses_a_query_that_is_none_before_the_stream(
+async def test_stream_search_refuses_an_invalid_query_before_the_stream(
     client: httpx.AsyncClient,
     params: dict[str, str],
 ) -> None:
@@ -246,14 +246,14 @@ async def test_the_page_finds_the_client_of_the_library(client: httpx.AsyncClien
     assert "export class SSEClient" in response.text
 
 
-async def test_what_is_not_being_sent_cannot_be_cut(client: httpx.AsyncClient) -> None:
+async def test_a_stream_that_is_not_open_cannot_be_cut(client: httpx.AsyncClient) -> None:
     response = await client.post("/cut/0123456789abcdef")
     assert response.status_code == 404
     assert response.json() == {"detail": "nothing is being sent of that stream"}
     assert (await client.get("/cut/0123456789abcdef")).status_code == 404
 
 
-def test_the_page_writes_what_the_server_says_as_text_only() -> None:
+def test_the_page_inserts_data_of_the_server_as_text_only() -> None:
     files = (Path(example_app.__file__).parent / "static").glob("*.js")
     script = "".join(path.read_text(encoding="utf-8") for path in files)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write", script)

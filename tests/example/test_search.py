@@ -1,4 +1,4 @@
-"""The search behind the example: real passages, quoted sentences, marks that match citations."""
+"""The search of the example: real passages, quoted sentences, marks that match citations."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ def test_an_answer_has_two_to_five_sentences_each_followed_by_its_mark(
     question: str,
 ) -> None:
     text = index.answer(question).text
-    said = [part.strip() for part in MARK.split(text)[::2]]
-    assert said.pop() == ""
-    assert 2 <= len(said) <= 5
+    sentences = [part.strip() for part in MARK.split(text)[::2]]
+    assert sentences.pop() == ""
+    assert 2 <= len(sentences) <= 5
     corpus = {sentence for entry in load_passages() for sentence in split_sentences(entry.text)}
-    assert set(said) <= corpus
+    assert set(sentences) <= corpus
 
 
 @pytest.mark.parametrize("question", [question for question, _ in QUESTIONS])
@@ -133,7 +133,7 @@ def test_a_sentence_that_contains_a_mark_of_its_own_is_not_quoted() -> None:
     assert index.answer("zebras").text == "Zebras are striped animals. [1]"
 
 
-def test_a_sentence_that_leans_on_the_one_before_brings_it_along() -> None:
+def test_a_sentence_that_refers_to_the_one_before_is_quoted_with_it() -> None:
     index = SearchIndex(
         [passage("A lion sleeps. It dreams of zebras. A cat does not."), passage("Dogs.")],
     )
@@ -148,7 +148,7 @@ def test_results_are_ranked_and_have_positive_scores(index: SearchIndex) -> None
     assert all(hit.document_name and hit.section and hit.url and hit.excerpt for hit in results)
 
 
-def test_confidence_lies_between_0_and_1_and_falls_with_every_word_nobody_knows(
+def test_confidence_is_between_0_and_1_and_falls_with_each_unknown_word(
     index: SearchIndex,
 ) -> None:
     questions = ["global interpreter lock", "global interpreter lock zyzzyva"]
@@ -160,7 +160,7 @@ def test_confidence_lies_between_0_and_1_and_falls_with_every_word_nobody_knows(
     "question",
     ["xyzzy plugh", "What is it?", "What is the capital of France?", "The best pizza in Naples"],
 )
-def test_a_question_beyond_the_corpus_gets_an_honest_sentence_without_marks(
+def test_a_question_that_the_corpus_does_not_answer_has_one_sentence_without_marks(
     index: SearchIndex,
     question: str,
 ) -> None:

@@ -273,9 +273,9 @@ class ChannelContract:
         await publisher.publish(channel, "step", 4)
         await publisher.finish(channel)
         assert [event.event for event in await live] == ["step", "complete"]
-        behind = await whole(subscribe(channel, history=seen[1].id))
-        assert [event.json() for event in behind[:-1]] == [2, 3, 4]
-        assert await whole(subscribe(channel, history=behind[-1].id)) == []
+        rest = await whole(subscribe(channel, history=seen[1].id))
+        assert [event.json() for event in rest[:-1]] == [2, 3, 4]
+        assert await whole(subscribe(channel, history=rest[-1].id)) == []
         assert len(await whole(subscribe(channel, history=None))) == 6
 
     @pytest.mark.parametrize(

@@ -171,25 +171,25 @@ def report(found: Sequence[str]) -> str:
 # Places with a name
 
 CURSOR = rb"id: [\w-]{22}-%d"
-BEHIND_START = rb"retry: \d+\n\n"
+AFTER_START = rb"retry: \d+\n\n"
 END = rb"event: (?:compl|err)"
 
 PLACES: dict[str, tuple[str, Sequence[bytes]]] = {
     "in the status line": ("lf", [rb"HTTP/1.1 2"]),
     "in a header": ("lf", [rb"(?i)content-ty"]),
-    "behind the head": ("lf", [rb"\r\n\r\n"]),
+    "after the head": ("lf", [rb"\r\n\r\n"]),
     "in the name of start": ("lf", [rb"event: sta"]),
     "in the data of start": ("lf", [rb'"resumed":fa']),
     "in the id of start": ("lf", [rb"id: [\w-]{7}"]),
     "in the retry of start": ("lf", [rb"retry: 2"]),
     "before the blank line of start": ("lf", [rb"retry: \d+\n"]),
-    "behind start": ("lf", [BEHIND_START]),
+    "after start": ("lf", [AFTER_START]),
     "in a field name": ("lf", [rb"event: named\nda"]),
     "in the name of our id": ("lf", [rb"data: one\ni"]),
     "in our id": ("lf", [rb"data: one\nid: [\w-]{7}"]),
     "in the number of our id": ("lf", [CURSOR % 1]),
     "before a blank line": ("lf", [CURSOR % 2 + rb"\n"]),
-    "behind an event": ("lf", [CURSOR % 2 + rb"\n\n"]),
+    "after an event": ("lf", [CURSOR % 2 + rb"\n\n"]),
     "in a comment": ("lf", [rb": a comm"]),
     "in an event of several chunks": ("lf", [rb"data: half\nda"]),
     "in a character of two bytes": ("lf", [rb"data: \xc3"]),
@@ -199,29 +199,29 @@ PLACES: dict[str, tuple[str, Sequence[bytes]]] = {
     "between the CR and LF of our id": ("crlf", [CURSOR % 1 + rb"\r"]),
     "between the CR and LF of a blank line": ("crlf", [CURSOR % 1 + rb"\r\n\r"]),
     "between two CRs": ("cr", [CURSOR % 2 + rb"\r"]),
-    "behind two CRs": ("cr", [CURSOR % 2 + rb"\r\r"]),
+    "after two CRs": ("cr", [CURSOR % 2 + rb"\r\r"]),
     "in the name of a heartbeat": ("lf", [rb"event: heart"]),
     "in the data of a heartbeat": ("crlf", [rb'"heartbeat_cou']),
-    "behind a heartbeat": ("cr", [rb"event: heartbeat\n.*\n\n"]),
+    "after a heartbeat": ("cr", [rb"event: heartbeat\n.*\n\n"]),
     "in the name of the last event": ("lf", [rb"\nda(?=ta: last)"]),
     "in the last event": ("lf", [rb"data: la"]),
     "in the id of the last event": ("crlf", [rb"data: last\r\nid: [\w-]{7}"]),
     "between the CRs of the last event": ("cr", [rb"data: last\rid: [\w-]+\r"]),
-    "behind the last event": ("lf", [rb"data: last\nid: [\w-]+\n\n"]),
+    "after the last event": ("lf", [rb"data: last\nid: [\w-]+\n\n"]),
     "in the name of the end": ("lf", [END]),
     "in the data of the end": ("crlf", [END + rb'\w+\ndata: {"\w\w']),
     "in the id of the end": ("cr", [rb"id: [\w-]+\.\w"]),
     "before the blank line of the end": ("lf", [rb"id: [\w-]+\.\w+\n"]),
-    "behind the end": ("crlf", [rb"id: [\w-]+\.\w+\n\n"]),
+    "after the end": ("crlf", [rb"id: [\w-]+\.\w+\n\n"]),
     "twice in a row in a field name": ("lf", 2 * [rb"event: named\nda"]),
     "twice in a row in start": ("lf", 2 * [rb"event: sta"]),
     "in an event and in the start that follows": ("lf", [rb"data: thr", rb"event: sta"]),
-    "in an event and behind the start that follows": ("lf", [rb"data: thr", BEHIND_START]),
+    "in an event and after the start that follows": ("lf", [rb"data: thr", AFTER_START]),
     "in an event and in the head that follows": ("crlf", [rb"data: thr", rb"(?i)content-ty"]),
     "five times in a row in the last event": ("crlf", 5 * [rb"data: la"]),
     "three times in a row in the end": ("lf", 3 * [END]),
     "in each of four events": ("cr", [rb"data: tw", rb"data: thr", rb"data: fi", rb"data: la"]),
-    "behind each event": ("lf", [CURSOR % n + rb"\n\n" for n in range(1, 13)]),
+    "after each event": ("lf", [CURSOR % n + rb"\n\n" for n in range(1, 13)]),
 }
 
 

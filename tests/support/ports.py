@@ -1,7 +1,7 @@
-"""Ports for the servers of the tests, of which no two get the same.
+"""Different ports for all servers of the tests.
 
-What a system gives for port 0 is free when it is asked. A server that is told of it listens up to
-seconds later, and by then another process of the same run may have got it, too.
+A port that the system chooses for port 0 is free at that moment. A server may need seconds until it
+listens on it; another process of the same run could get the same port in this time.
 """
 
 import os
@@ -19,7 +19,7 @@ _LOCK = threading.Lock()
 
 
 def ports_of(worker: int, workers: int) -> range:
-    """Return the ports of one of the processes that share a run; no other has any of them."""
+    """Return the ports of one of the processes of a run; no other process uses them."""
     return _ALL[worker::workers]
 
 
@@ -34,7 +34,7 @@ _ports = _own_ports()
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that is free, and that nobody has got from here for long."""
+    """Return a free port of 127.0.0.1 that this function has not returned for a long time."""
     with _LOCK:
         return next(filter(_is_free, islice(_ports, len(_ALL))))
 

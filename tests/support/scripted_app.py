@@ -1,8 +1,8 @@
-"""Answers in every shape that the wire format allows, to be cut anywhere.
+"""An app that streams scripts in every shape that the wire format allows.
 
-`/marked/{shape}` and `/unmarked/{shape}` play an answer at the pace of `?pause=`, in seconds, for
-the client that `?client=` names, and raise behind it with `?fails=`; `/runs` tells how often each
-client's answer was begun.
+`/marked/{shape}` and `/unmarked/{shape}` play a script with `?pause=` seconds after each chunk, for
+the client `?client=`, and raise an exception at the end with `?fails=`; `/runs` returns the number
+of runs for each client.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ HEARTBEAT_SECONDS = 0.05
 SILENCE_SECONDS = 0.12
 
 Script = list[bytes | None]
-"""The chunks of an answer, with `None` for a silence in which heartbeats fall."""
+"""The chunks of a response, with `None` for a silence that is longer than heartbeats."""
 
 ROCKET = "🚀".encode()
 
@@ -77,7 +77,7 @@ _CR: Script = [
 ]
 
 _LONG: Script = [b"data: %d %b\n\n" % (n, b"." * n * 300) for n in range(1, 30)]
-"""More than what is replayed at once."""
+"""More than is replayed at once."""
 
 SCRIPTS = {"lf": _LF, "crlf": _CRLF, "cr": _CR, "long": _LONG}
 
@@ -85,7 +85,7 @@ _runs: Counter[str] = Counter()
 
 
 def body_of(shape: str) -> bytes:
-    """Return all that the app sends for an answer."""
+    """Return all bytes of a response."""
     return b"".join(chunk for chunk in SCRIPTS[shape] if chunk is not None)
 
 
@@ -101,7 +101,7 @@ async def _play(script: Script, pause: float, *, fails: bool) -> AsyncIterator[b
 
 
 async def unmarked(request: Request) -> Response:
-    """Play an answer."""
+    """Play a script."""
     _runs[request.query_params["client"]] += 1
     script = SCRIPTS[request.path_params["shape"]]
     pause, fails = float(request.query_params["pause"]), "fails" in request.query_params
@@ -110,12 +110,12 @@ async def unmarked(request: Request) -> Response:
 
 @streaming()
 async def marked(request: Request) -> Response:
-    """Play an answer that is all there is."""
+    """Play a script as a marked stream."""
     return await unmarked(request)
 
 
 async def runs(request: Request) -> Response:
-    """Tell how often each client's answer was begun."""
+    """Return the number of runs for each client."""
     return JSONResponse(_runs)
 
 

@@ -1,8 +1,8 @@
-"""The streams that a page follows in a browser, and what the server has seen of it.
+"""The streams that a page follows in a browser, and the server's record of its requests.
 
-The same routes stand below several prefixes: at the root behind us, below `/inside` and `/outside`
-with CORS on that side of us, below `/named` with an identity, below `/without` without us. Each
-request carries a `key`, under which `/told/{key}` tells of it.
+The same routes are at the root, with the middleware; below `/inside` and `/outside`, with CORS on
+that side of the middleware; below `/named`, with an identity; and below `/without`, without the
+middleware. Each request has a `key`; `/record/{key}` returns its record.
 """
 
 import asyncio
@@ -25,18 +25,20 @@ from tests.e2e.browser import client_page, eventsource_page
 
 TICK_SECONDS = 0.02
 FRIENDS = r"http://(127\.0\.0\.1|friend\.localhost):\d+"
-"""The origins to which CORS gives what it stands around."""
+"""The origins that CORS allows."""
 
 runs: defaultdict[str, list[str]] = defaultdict(list)
-"""The last event ids with which the app was asked, by key: one for each of its runs."""
+"""The last event id of each run of the app, by key."""
 left: defaultdict[str, int] = defaultdict(int)
-"""How many runs are over."""
+"""The number of runs that have ended, by key."""
 asked: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
-"""The method and the status of each request as the server has seen it."""
+"""The method and the status of each request, by key."""
+released: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+"""Set once a page has received the start of a stream with `?held=1`."""
 
 
 def _stream(request: Request, numbers: Iterable[int], *, ids: bool = False) -> Response:
-    """Send numbers, with ids of their own or without, at the pace of `pause`."""
+    """Send numbers, with ids or without, with `pause` seconds after each."""
     key = request.query_params["key"]
     pause = float(request.query_params.get("pause", TICK_SECONDS))
     runs[key].append(request.headers.get("last-event-id", ""))
@@ -44,6 +46,8 @@ def _stream(request: Request, numbers: Iterable[int], *, ids: bool = False) -> R
     async def events() -> AsyncIterator[str]:
         try:
             await asyncio.sleep(float(request.query_params.get("delay", "0")))
+            if "held" in request.query_params:
+                await released[key].wait()
             for number in numbers:
                 yield f"id: {number}\ndata: {number}\n\n" if ids else f"data: {number}\n\n"
                 await asyncio.sleep(pause)
@@ -68,12 +72,12 @@ async def poll(request: Request) -> Response:
 
 @streaming()
 async def job(request: Request) -> Response:
-    """Send `n` numbers, which are all there is."""
+    """Send `n` numbers, as a marked stream."""
     return await poll(request)
 
 
 async def live(request: Request) -> Response:
-    """Send the numbers of a clock from now on; what nobody listens to is lost."""
+    """Send the numbers of a clock; a client without a connection misses them."""
     key = request.query_params["key"]
     runs[key].append(request.headers.get("last-event-id", ""))
 
@@ -86,19 +90,19 @@ async def live(request: Request) -> Response:
 
 
 async def numbered(request: Request) -> Response:
-    """Number the events and go on behind the last event id, as the middleware knows nothing of."""
-    behind = int(request.headers.get("last-event-id", "0"))
-    return _stream(request, itertools.count(behind + 1), ids=True)
+    """Send numbers with ids of the app, which resumes the stream itself."""
+    last = int(request.headers.get("last-event-id", "0"))
+    return _stream(request, itertools.count(last + 1), ids=True)
 
 
 @streaming(ids="app", stream_key=lambda scope: parse_qs(scope["query_string"])[b"key"][0].decode())
 async def keyed(request: Request) -> Response:
-    """Number `n` events and keep none."""
+    """Send `n` numbers with ids of the app, which keeps no events."""
     return _stream(request, range(1, _wanted(request) + 1), ids=True)
 
 
 async def chat(request: Request) -> Response:
-    """Answer in a chat, in a stream that goes by its name."""
+    """Respond in a chat, in a stream with a name."""
     current_stream().name(f"chat:{request.path_params['chat']}")
     return await poll(request)
 
@@ -111,8 +115,14 @@ async def sse_client(request: Request) -> Response:
     return HTMLResponse(client_page.PAGE)
 
 
-async def told(request: Request) -> Response:
-    """Tell what the server has seen of a key."""
+async def release(request: Request) -> Response:
+    """Let the streams of a key send their events."""
+    released[request.path_params["key"]].set()
+    return Response()
+
+
+async def record(request: Request) -> Response:
+    """Return the record of a key."""
     key = request.path_params["key"]
     return JSONResponse({"runs": runs[key], "left": left[key], "asked": asked[key]})
 
@@ -121,7 +131,8 @@ def _routes() -> list[BaseRoute]:
     return [
         Route("/page", page),
         Route("/client", sse_client),
-        Route("/told/{key}", told),
+        Route("/release/{key}", release, methods=["POST"]),
+        Route("/record/{key}", record),
         Route("/poll", poll),
         Route("/job", job, methods=["GET", "POST"]),
         Route("/live", live),
@@ -156,7 +167,7 @@ _APPS = {"inside": _inside, "outside": _outside, "named": _named, "without": _be
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Lead to the app below the prefix, and take note of what is asked and answered."""
+    """Call the app below the prefix, and record the request and its status."""
     path = scope.get("path", "")
     keys = parse_qs(scope.get("query_string", b"")).get(b"key", [])
 

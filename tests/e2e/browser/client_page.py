@@ -1,4 +1,4 @@
-"""A page in a real browser that follows a stream by our client, and keeps all that it is told."""
+"""A page in a real browser that follows a stream by `SSEClient`, and records its callbacks."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ PAGE = """<!doctype html>
 <link rel="icon" href="data:,">
 <title>client</title>
 <script>
-// What the client leaves behind would be seen here.
+// Timers and listeners that the client does not remove are counted here.
 const alive = { timers: new Set(), listeners: 0 };
 for (const [add, remove] of [["setTimeout", "clearTimeout"]]) {
   const [real, clear] = [window[add], window[remove]];
@@ -22,15 +22,15 @@ for (const [add, remove] of [["setTimeout", "clearTimeout"]]) {
 }
 for (const target of [window, document]) {
   const [add, remove] = [target.addEventListener, target.removeEventListener];
-  const heard = new Map();
+  const known = new Map();
   target.addEventListener = (name, call, ...rest) => {
-    if (!heard.has(name)) heard.set(name, new Set());
-    if (!heard.get(name).has(call)) alive.listeners++;
-    heard.get(name).add(call);
+    if (!known.has(name)) known.set(name, new Set());
+    if (!known.get(name).has(call)) alive.listeners++;
+    known.get(name).add(call);
     add.call(target, name, call, ...rest);
   };
   target.removeEventListener = (name, call, ...rest) => {
-    if (heard.get(name)?.delete(call)) alive.listeners--;
+    if (known.get(name)?.delete(call)) alive.listeners--;
     remove.call(target, name, call, ...rest);
   };
 }
@@ -40,21 +40,25 @@ import { SSEClient } from "/sse-client.js";
 
 window.clients = [];
 window.follow = (options, starts = true) => {
-  const told = { contents: [], states: [], details: [], starts: [], resets: [], completes: [],
+  const record = { contents: [], states: [], details: [], starts: [], resets: [], completes: [],
                  errors: [], heartbeats: 0 };
   const client = new SSEClient({
     ...options,
-    onContent: (data, { event }) => told.contents.push([event, data]),
-    onStateChange: (state, detail) => { told.states.push(state); told.details.push(detail); },
-    onStart: (start) => told.starts.push(start),
-    onReset: ({ reason }) => { told.resets.push(reason); told.contents.length = 0; },
-    onComplete: (complete) => told.completes.push(complete),
+    onContent: (data, { event }) => record.contents.push([event, data]),
+    onStateChange: (state, detail) => { record.states.push(state); record.details.push(detail); },
+    onStart: (start) => {
+      record.starts.push(start);
+      const query = new URL(options.url).searchParams;
+      if (query.has("held")) fetch(`/release/${query.get("key")}`, { method: "POST" });
+    },
+    onReset: ({ reason }) => { record.resets.push(reason); record.contents.length = 0; },
+    onComplete: (complete) => record.completes.push(complete),
     onError: ({ code, message, status, traceId }) =>
-      told.errors.push({ code, message, status, traceId }),
-    onHeartbeat: () => told.heartbeats++,
+      record.errors.push({ code, message, status, traceId }),
+    onHeartbeat: () => record.heartbeats++,
   });
   if (starts) client.start();
-  return window.clients.push({ client, told }) - 1;
+  return window.clients.push({ client, record }) - 1;
 };
 window.ready = true;
 </script>
@@ -65,10 +69,10 @@ class Followed:
     """An `SSEClient` in `page` on `url`.
 
     Args:
-        page: one that was served `PAGE`.
-        url: what it asks for.
-        starts: whether it begins at once.
-        **options: those of the client.
+        page: a page that has loaded `PAGE`.
+        url: of the stream.
+        starts: whether it starts at once.
+        **options: of the client.
     """
 
     def __init__(self, page: "Page", url: str, *, starts: bool = True, **options: object) -> None:
@@ -79,20 +83,20 @@ class Followed:
         )
 
     @property
-    def told(self) -> dict[str, Any]:
-        """All that it has told."""
-        told: dict[str, Any] = self._page.evaluate("(at) => clients[at].told", self._index)
-        return told
+    def record(self) -> dict[str, Any]:
+        """The record of its callbacks."""
+        record: dict[str, Any] = self._page.evaluate("(at) => clients[at].record", self._index)
+        return record
 
     @property
     def numbers(self) -> list[int]:
         """The data of the app's events, since the last reset."""
-        return [data for event, data in self.told["contents"] if event == "message"]
+        return [data for event, data in self.record["contents"] if event == "message"]
 
     @property
     def states(self) -> list[str]:
-        """The states that it has gone through; each attempt tells its own."""
-        states: list[str] = self.told["states"]
+        """The states that it has had; each attempt counts."""
+        states: list[str] = self.record["states"]
         return states
 
     def get(self, name: str) -> Any:
@@ -107,25 +111,25 @@ class Followed:
         )
 
     def wait(self, condition: str) -> None:
-        """Wait until a condition of `told` and `client` holds."""
+        """Wait until a condition of `record` and `client` holds."""
         try:
             self._page.wait_for_function(
-                f"(at) => {{ const {{ told, client }} = clients[at]; return {condition}; }}",
+                f"(at) => {{ const {{ record, client }} = clients[at]; return {condition}; }}",
                 arg=self._index,
                 polling=20,
             )
         except Exception as exc:
-            exc.add_note(f"told {self.told}")
+            exc.add_note(f"record {self.record}")
             raise
 
     def wait_for_content(self, count: int) -> None:
-        self.wait(f"told.contents.length >= {count}")
+        self.wait(f"record.contents.length >= {count}")
 
     def wait_for_end(self) -> None:
         self.wait("client.state === 'disconnected'")
 
 
 def left_behind(page: "Page") -> tuple[int, int]:
-    """Tell how many timers and listeners the page's scripts have left."""
+    """Return the number of timers and listeners of the page's scripts."""
     timers, listeners = page.evaluate("[alive.timers.size, alive.listeners]")
     return timers, listeners

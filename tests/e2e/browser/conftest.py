@@ -1,4 +1,4 @@
-"""Real servers behind proxy, and pages of a real browser."""
+"""Real servers with proxies in front of them, and pages of a real browser."""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.browser.site import APP, COMMON, PATIENCE_SECONDS, UVICORN, Site
+from tests.e2e.browser.site import APP, COMMON, UVICORN, Site
 from tests.e2e.browser.thread_proxy import ThreadProxy, running_proxy
 from tests.support import needs
 from tests.support.servers import Server, serving
+from tests.support.waiting import HANG_SECONDS
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
@@ -20,7 +21,7 @@ Start = Callable[[str, dict[str, str]], tuple[Server, ThreadProxy]]
 
 @pytest.fixture(scope="package")
 def servers(browser: "BrowserContext", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start each server when it is first asked for, and none where there is no browser."""
+    """Start each server when a test needs it, and none without a browser."""
     with ExitStack() as stack:
         running: dict[str, tuple[Server, ThreadProxy]] = {}
 
@@ -34,7 +35,7 @@ def servers(browser: "BrowserContext", tmp_path_factory: pytest.TempPathFactory)
 
         yield start
         for server, _ in running.values():
-            server.process.kill()  # which else waits for the feeds that go on without a reader
+            server.process.kill()  # it would wait for endless feeds
 
 
 def site_of(server: Server, proxy: ThreadProxy) -> Iterator[Site]:
@@ -49,7 +50,7 @@ def site(request: pytest.FixtureRequest, servers: Start) -> Iterator[Site]:
 
 @pytest.fixture
 def capped(servers: Start) -> Iterator[Site]:
-    """The same with a cap of a second."""
+    """A server with a cap of one second."""
     yield from site_of(*servers(UVICORN, {"SSE_STREAM_MAX_SECONDS": "1"}))
 
 
@@ -67,7 +68,7 @@ def browser() -> Iterator["BrowserContext"]:
 def page(browser: "BrowserContext") -> Iterator["Page"]:
     complaints: list[str] = []
     opened = browser.new_page()
-    opened.set_default_timeout(PATIENCE_SECONDS * 1000)
+    opened.set_default_timeout(HANG_SECONDS * 1000)
     opened.on("pageerror", lambda error: complaints.append(str(error)))
     yield opened
     opened.close()

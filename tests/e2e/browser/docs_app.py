@@ -1,4 +1,4 @@
-"""The server of docs/browser.md, as it stands there."""
+"""The server of docs/browser.md."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A page in a real browser that opens a native `EventSource` and keeps all that it hears."""
+"""A page in a real browser that opens a native `EventSource` and records its events."""
 
 import json
 import re
@@ -16,19 +16,19 @@ const sources = [];
 
 function follow(url, closesAt, withCredentials) {
   const source = new EventSource(url, { withCredentials });
-  const told = { source, events: [], opened: 0, failed: 0 };
+  const record = { source, events: [], opened: 0, failed: 0 };
   for (const name of NAMES) {
     source.addEventListener(name, (event) => {
-      if (event.data === undefined) return told.failed++;
-      told.events.push([event.type, event.data, event.lastEventId]);
+      if (event.data === undefined) return record.failed++;
+      record.events.push([event.type, event.data, event.lastEventId]);
       if (closesAt.includes(event.type)) source.close();
     });
   }
-  source.addEventListener("open", () => told.opened++);
-  return sources.push(told) - 1;
+  source.addEventListener("open", () => record.opened++);
+  return sources.push(record) - 1;
 }
 
-function heard(index, name) {
+function received(index, name) {
   return sources[index].events.filter((event) => event[0] === name).length;
 }
 </script>
@@ -41,29 +41,29 @@ CLOSED = 2
 _CURSOR = re.compile(r"([A-Za-z0-9_-]{22})-([0-9]+)(?:\.(end|again|cut))?")
 
 
-class Heard(NamedTuple):
-    """An event as a page gets it."""
+class Received(NamedTuple):
+    """An event as a page receives it."""
 
     type: str
     data: str
     last_event_id: str
 
     @property
-    def told(self) -> dict[str, Any]:
+    def json(self) -> dict[str, Any]:
         """The data as JSON."""
-        told: dict[str, Any] = json.loads(self.data)
-        return told
+        data: dict[str, Any] = json.loads(self.data)
+        return data
 
     @property
     def place(self) -> tuple[str, int, str]:
-        """The secret, the number and the ending that its id tells."""
+        """The secret, the number and the ending in its id."""
         found = _CURSOR.fullmatch(self.last_event_id)
-        assert found is not None, f"{self.last_event_id!r} is no cursor"
+        assert found is not None, f"{self.last_event_id!r} is no event id of ours"
         return found[1], int(found[2]), found[3] or ""
 
 
 def visit(page: "Page", address: str) -> None:
-    """Load `PAGE` from where it is served."""
+    """Load `PAGE` from an address."""
     response = page.goto(address)
     assert response is not None
     assert response.ok, response.status_text
@@ -73,9 +73,9 @@ class Follower:
     """An `EventSource` in `page` on `url`.
 
     Args:
-        page: one that was served `PAGE`.
-        url: what it asks for.
-        closes_at: the events at which the page closes it; the browser comes back without.
+        page: a page that has loaded `PAGE`.
+        url: of the stream.
+        closes_at: the events at which the page closes it; otherwise the browser reconnects.
         credentials: whether it sends cookies to other origins.
     """
 
@@ -93,10 +93,10 @@ class Follower:
             [url, list(closes_at), credentials],
         )
 
-    def events(self, *names: str) -> list[Heard]:
-        """Return what it has heard so far, of the given names or all."""
-        heard = self._page.evaluate("(index) => sources[index].events", self._index)
-        events = [Heard(*event) for event in heard]
+    def events(self, *names: str) -> list[Received]:
+        """Return the events that it has received so far, of the given names or all."""
+        received = self._page.evaluate("(index) => sources[index].events", self._index)
+        events = [Received(*event) for event in received]
         return [event for event in events if event.type in names] if names else events
 
     def numbers(self) -> list[int]:
@@ -105,12 +105,12 @@ class Follower:
 
     @property
     def cursor(self) -> str:
-        """The last id that it has heard."""
+        """The last event id that it has received."""
         return self.events()[-1].last_event_id
 
     @property
     def opened(self) -> int:
-        """How often it has been answered with a stream."""
+        """The number of its connections."""
         opened: int = self._page.evaluate("(index) => sources[index].opened", self._index)
         return opened
 
@@ -121,11 +121,11 @@ class Follower:
         return state
 
     def wait_for(self, name: str, count: int = 1) -> None:
-        """Wait until it has heard so many events of a name."""
-        self._wait("([index, name, count]) => heard(index, name) >= count", name, count)
+        """Wait until it has received `count` events of a name."""
+        self._wait("([index, name, count]) => received(index, name) >= count", name, count)
 
     def wait_for_openings(self, count: int) -> None:
-        """Wait until it has been answered so many times."""
+        """Wait until it has had `count` connections."""
         self._wait("([index, count]) => sources[index].opened >= count", count)
 
     def wait_until_closed(self) -> None:
@@ -140,5 +140,5 @@ class Follower:
         try:
             self._page.wait_for_function(condition, arg=[self._index, *arguments], polling=20)
         except Exception as exc:
-            exc.add_note(f"heard last, in state {self.state}: {self.events()[-9:]}")
+            exc.add_note(f"received last, in state {self.state}: {self.events()[-9:]}")
             raise

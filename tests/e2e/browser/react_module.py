@@ -1,6 +1,6 @@
-"""React as a browser takes it: it comes in CommonJS only, and has to be a module.
+"""React for a browser: its package has CommonJS only, and a page needs a module.
 
-Each of its files becomes a function, and there is a `require` that knows them by name.
+Each of its files becomes a function, and `require` finds them by name.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ _HOOKS = (
 
 
 class _React(NamedTuple):
-    """Where the files of a version lie, by the names under which they require each other."""
+    """The files of a version, by the names with which they require each other."""
 
     files: dict[str, str]
     client: str

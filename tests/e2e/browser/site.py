@@ -1,4 +1,4 @@
-"""What a test knows of a server, and what it makes sure of."""
+"""The server of a test, and checks of the events that a page has received."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,9 +6,10 @@ from urllib.parse import urlencode
 
 import httpx2 as httpx
 
-from tests.e2e.browser.eventsource_page import Follower, Heard
+from tests.e2e.browser.eventsource_page import Follower, Received
 from tests.e2e.browser.thread_proxy import ThreadProxy
 from tests.support.servers import Server
+from tests.support.waiting import HANG_SECONDS
 
 APP = "tests.e2e.browser.app:app"
 UVICORN = "uvicorn-httptools"
@@ -16,15 +17,14 @@ SERVERS = (UVICORN, "hypercorn", "granian")
 COMMON = {
     "SSE_RETRY_MS": "100",
     "SSE_HEARTBEAT_INTERVAL": "0.25",
-    "SSE_LINGER_SECONDS": "5",
+    "SSE_LINGER_SECONDS": "60",
     "SSE_CLIENT_PATH": "/sse-client.js",
 }
-PATIENCE_SECONDS = 15
 
 
 @dataclass(frozen=True)
 class Site:
-    """A server behind the proxy, asked for under a key of its own in each test."""
+    """A server with a proxy in front of it, and the key of a test."""
 
     server: Server
     proxy: ThreadProxy
@@ -39,7 +39,7 @@ class Site:
         return f"http://{host}:{self.server.port}/page"
 
     def client(self) -> str:
-        """Return the address of the page that follows streams by our client."""
+        """Return the address of the page that follows streams by `SSEClient`."""
         return f"http://127.0.0.1:{self.proxy.port}/client"
 
     def other_client(self, host: str) -> str:
@@ -50,19 +50,21 @@ class Site:
         address = f"http://127.0.0.1:{self.proxy.port}{path}"
         return f"{address}?{urlencode({'key': self.key, **query})}"
 
-    def told(self) -> dict[str, Any]:
-        """Return what the server has seen of this test."""
-        told: dict[str, Any] = httpx.get(f"{self.server.url}/told/{self.key}", timeout=20).json()
-        return told
+    def record(self) -> dict[str, Any]:
+        """Return the record of the server for this test."""
+        record: dict[str, Any] = httpx.get(
+            f"{self.server.url}/record/{self.key}", timeout=HANG_SECONDS
+        ).json()
+        return record
 
     def runs(self) -> list[str]:
-        """Return the last event ids that the app's runs were given."""
-        runs: list[str] = self.told()["runs"]
+        """Return the last event ids of the app's runs."""
+        runs: list[str] = self.record()["runs"]
         return runs
 
 
-def assert_whole(events: list[Heard], wanted: int) -> None:
-    """Make sure that each event of one stream was heard once, in order, with an id of ours."""
+def assert_whole(events: list[Received], wanted: int) -> None:
+    """Check that each event of one stream was received once, in order, with an id of ours."""
     of_app = [event for event in events if event.type == "message"]
     assert [int(event.data) for event in of_app] == list(range(wanted)), events
     places = [event.place for event in of_app]
@@ -71,18 +73,18 @@ def assert_whole(events: list[Heard], wanted: int) -> None:
 
 
 def assert_resumed(follower: Follower) -> None:
-    """Make sure that all went on behind the first start.
+    """Check that all connections after the first one have resumed.
 
-    There is a start for each connection, but where one is cut at once the browser may drop it.
+    Each connection has a start, but the browser may drop it if the connection is cut at once.
     """
     first, *others = follower.events("start", "reset")
-    assert not first.told["resumed"]
+    assert not first.json["resumed"]
     assert others
-    assert all(event.told["resumed"] for event in others), others
+    assert all(event.json["resumed"] for event in others), others
 
 
 def reasons(follower: Follower) -> list[str]:
-    return [event.told["reason"] for event in follower.events("complete")]
+    return [event.json["reason"] for event in follower.events("complete")]
 
 
 def assert_gapless(numbers: list[int]) -> None:

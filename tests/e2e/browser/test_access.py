@@ -1,18 +1,17 @@
-"""Who may follow a stream, end it, or find it by its name, as a page sees it."""
+"""The permissions to follow, to cancel and to find a stream by name, as a page sees them."""
 
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.e2e.browser.eventsource_page import Follower, visit
 from tests.e2e.browser.site import (
-    PATIENCE_SECONDS,
     Site,
     assert_resumed,
     assert_whole,
     reasons,
 )
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -41,18 +40,18 @@ def test_a_page_of_another_origin_resumes(
 
 
 @ACROSS
-def test_a_page_of_another_origin_is_stopped_behind_the_end(
+def test_a_page_of_another_origin_is_stopped_after_the_end(
     site: Site, page: "Page", cors: str
 ) -> None:
     visit(page, site.other_page())
     follower = Follower(page, site.url(f"/{cors}/job"), closes_at=())
     follower.wait_until_closed()
     assert_whole(follower.events(), 20)
-    assert site.told()["asked"] == [["GET", 200], ["GET", 204]]
+    assert site.record()["asked"] == [["GET", 200], ["GET", 204]]
 
 
 @ACROSS
-def test_who_does_not_send_the_cookie_that_opened_a_stream_is_not_given_it(
+def test_a_client_without_the_cookie_that_opened_a_stream_cannot_follow_it(
     site: Site, page: "Page", cors: str
 ) -> None:
     visit(page, site.other_page())
@@ -66,7 +65,7 @@ def test_who_does_not_send_the_cookie_that_opened_a_stream_is_not_given_it(
         thief.wait_for("message")
         thief.close()
         opening = thief.events()[0]
-        assert (opening.type, opening.told["reason"]) == ("reset", "gone")
+        assert (opening.type, opening.json["reason"]) == ("reset", "gone")
         assert opening.place[0] != first.events()[0].place[0]
         assert thief.numbers()[0] == 0
     assert len(site.runs()) == 3
@@ -87,7 +86,7 @@ def test_an_origin_that_may_not_read_the_app_may_not_read_a_log(
 
 
 @pytest.mark.parametrize(("cors", "opening"), [("inside", "reset"), ("outside", "start")])
-def test_an_origin_that_may_read_the_app_reads_a_log_where_cors_is_outside_of_us(
+def test_an_origin_that_may_read_the_app_reads_a_log_if_cors_is_outside_of_us(
     site: Site, page: "Page", cors: str, opening: str
 ) -> None:
     visit(page, site.other_page())
@@ -121,10 +120,7 @@ def cancel(page: "Page", how: str, url: str, cursor: str) -> int:
 
 
 def wait_until_left(site: Site, runs: int) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while site.told()["left"] < runs:
-        assert time.monotonic() < deadline, "the app goes on"
-        time.sleep(0.05)
+    wait_until(lambda: site.record()["left"] >= runs, "the app does not stop")
 
 
 @pytest.mark.parametrize(
@@ -160,12 +156,10 @@ def test_a_page_of_another_origin_cancels_its_job(
     wait_until_left(site, 1)
 
 
-# Streams that go by a name
+# Streams with a name
 
 
-def test_a_page_that_is_reloaded_follows_its_chat_from_the_beginning(
-    site: Site, page: "Page"
-) -> None:
+def test_a_reloaded_page_follows_its_chat_from_the_beginning(site: Site, page: "Page") -> None:
     visit(page, site.page())
     page.evaluate(VISITOR.format("ada"))
     first = Follower(page, site.url(f"/named/chats/{site.key}", n=40, pause=0.06))
@@ -180,16 +174,16 @@ def test_a_page_that_is_reloaded_follows_its_chat_from_the_beginning(
     assert site.runs() == [""]
 
 
-def test_a_chat_that_nobody_answers_in_stops_who_follows_it(site: Site, page: "Page") -> None:
+def test_a_chat_without_an_answer_stops_its_followers(site: Site, page: "Page") -> None:
     visit(page, site.page())
     page.evaluate(VISITOR.format("ada"))
     follower = Follower(page, site.url(f"/named/chats/{site.key}/live"))
     follower.wait_until_closed()
     assert follower.events() == []
-    assert site.told()["asked"] == [["GET", 204]]
+    assert site.record()["asked"] == [["GET", 204]]
 
 
-def test_nobody_else_follows_a_chat(site: Site, page: "Page") -> None:
+def test_another_visitor_cannot_follow_a_chat(site: Site, page: "Page") -> None:
     visit(page, site.page())
     page.evaluate(VISITOR.format("ada"))
     first = Follower(page, site.url(f"/named/chats/{site.key}", n=40))

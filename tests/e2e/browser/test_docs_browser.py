@@ -1,7 +1,9 @@
-"""Each snippet of docs/browser.md, run: by Chromium or node, through a connection that is cut."""
+"""Each snippet of docs/browser.md, run by Chromium or node, with connections that are cut."""
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,26 +28,32 @@ IMPORTS = """<script type="importmap">{"imports": {
 }}</script>"""
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadProxy]:
-    app, directory = "tests.e2e.browser.docs_app:app", tmp_path_factory.mktemp("docs")
-    environ = {"SSE_RETRY_MS": "100", "SSE_HEARTBEAT_INTERVAL": "0.2"}
+@contextmanager
+def docs_server(directory: Path, **environ: str) -> Iterator[ThreadProxy]:
+    app = "tests.e2e.browser.docs_app:app"
+    environ = {"SSE_RETRY_MS": "100", "SSE_HEARTBEAT_INTERVAL": "0.2"} | environ
     with serving("uvicorn-httptools", app, directory, environ) as running:
         with running_proxy(running.port) as proxy:
             yield proxy
         running.process.kill()
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadProxy]:
+    with docs_server(tmp_path_factory.mktemp("docs")) as proxy:
+        yield proxy
+
+
 @pytest.fixture
 def cut(server: ThreadProxy) -> Iterator[ThreadProxy]:
-    """The server behind a proxy that cuts an answer in two places."""
+    """The server with a proxy that cuts an answer in two places."""
     server.cut(*(rb'(word": ?"|delta": ?"|<b>)%b' % word for word in (b"or", b"not")))
     yield server
     assert server.discard_cuts() == 0, "not all cuts were made"
 
 
 def show(page: "Page", server: ThreadProxy, html: str) -> None:
-    """Load a snippet as a page of the server, with packages from npm where it asks for them."""
+    """Load a snippet as a page of the server, with its packages from npm."""
     needs.node()
 
     def answer(route: "Route") -> None:
@@ -68,7 +76,7 @@ def wait_for_answer(page: "Page") -> None:
         " >= words",
         arg=len(ANSWER.split()),
     )
-    page.wait_for_timeout(300)  # nothing comes twice
+    page.wait_for_timeout(300)  # no word arrives twice
     assert page.inner_text("#answer").split() == ANSWER.split()
 
 
@@ -86,14 +94,16 @@ def test_the_client_shows_its_state(page: "Page", cut: ThreadProxy) -> None:
     assert page.inner_text("#state") == "disconnected"
 
 
-def test_the_client_is_stopped_by_its_button(page: "Page", server: ThreadProxy) -> None:
+def test_the_client_is_stopped_by_its_button(page: "Page", tmp_path: Path) -> None:
     at_first_word = """<script>
         const stop = () => document.querySelector("#stop").click();
         new MutationObserver(stop).observe(document.querySelector("#answer"), { childList: true });
     </script>"""
-    show(page, server, CALLBACKS + at_first_word)
-    page.wait_for_function("document.querySelector('#answer').innerText !== ''")
-    page.wait_for_timeout(800)
+    # A page that is not scheduled for a while must not receive all words at once.
+    with docs_server(tmp_path, SSE_CHUNK_DELAY_MS="1000") as server:
+        show(page, server, CALLBACKS + at_first_word)
+        page.wait_for_function("document.querySelector('#answer').innerText !== ''")
+        page.wait_for_timeout(1500)
     assert len(page.inner_text("#answer").split()) < len(ANSWER.split())
 
 
@@ -133,7 +143,7 @@ def test_react(page: "Page", cut: ThreadProxy) -> None:
         'import { createRoot } from "react-dom/client";\n'
         'createRoot(document.querySelector("#root")).render(React.createElement(Answer));'
     )
-    # The path of the client in the docs is that of the hook beside it.
+    # The docs serve the client and the hook from the same path.
     show(page, cut, f'<div id="root"></div><script type="module">{script}\n{render}</script>')
     page.click("text=Ask")
     wait_for_answer(page)

@@ -7,8 +7,8 @@ import pytest
 from tests.e2e.browser.eventsource_page import visit
 from tests.e2e.browser.react_module import PACKAGES, react_module
 from tests.e2e.browser.site import Site
-from tests.e2e.browser.test_client import wait_until
 from tests.support import needs
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -25,24 +25,24 @@ import { StrictMode, createElement, useEffect, useState } from "react";
 import { createRoot } from "react-dom/client";
 import { useSSEStream } from "/use-sse-stream.js";
 
-window.told = { contents: [], completes: [], renders: 0, mounts: 0, states: new Set() };
+window.record = { contents: [], completes: [], renders: 0, mounts: 0, states: new Set() };
 
 function Answer({ options, starts }) {
   const [name, setName] = useState("first");
   const stream = useSSEStream({
     ...options,
-    onContent: (data) => told.contents.push([name, data]),
-    onReset: () => (told.contents.length = 0),
-    onComplete: (complete) => told.completes.push(complete.reason),
+    onContent: (data) => record.contents.push([name, data]),
+    onReset: () => (record.contents.length = 0),
+    onComplete: (complete) => record.completes.push(complete.reason),
   });
   const { start, stop } = stream;
   useEffect(() => {
-    told.mounts++;
+    record.mounts++;
     if (starts) start();
     return () => stop();
   }, [start, stop]);
-  told.renders++;
-  told.states.add(stream.state);
+  record.renders++;
+  record.states.add(stream.state);
   window.stream = stream;
   window.rename = setName;
   return createElement("button", { onClick: start, id: "start" }, stream.state);
@@ -84,65 +84,65 @@ def mount(page: "Page", site: Site, *, starts: bool = False, **options: Any) -> 
 def test_a_component_that_mounts_twice_has_each_word_once(react: "Page", site: Site) -> None:
     site.proxy.cut(rb"data: 12\n")
     mount(react, site, starts=True)
-    react.wait_for_function("told.completes.length === 1")
-    assert react.evaluate("told.mounts") == 2, "strict mode mounts twice"
-    assert react.evaluate("told.contents.map(([, data]) => data)") == list(range(20))
-    assert react.evaluate("told.completes") == ["finished"]
+    react.wait_for_function("record.completes.length === 1")
+    assert react.evaluate("record.mounts") == 2, "strict mode mounts twice"
+    assert react.evaluate("record.contents.map(([, data]) => data)") == list(range(20))
+    assert react.evaluate("record.completes") == ["finished"]
     assert react.evaluate("stream.state") == "disconnected"
-    seen = set(react.evaluate("[...told.states]"))
+    seen = set(react.evaluate("[...record.states]"))
     assert seen == {"disconnected", "connecting", "connected", "reconnecting"}
     assert len(site.runs()) <= 2
 
 
-def test_a_component_hears_by_the_callbacks_of_its_newest_render(react: "Page", site: Site) -> None:
+def test_a_component_calls_the_callbacks_of_its_newest_render(react: "Page", site: Site) -> None:
     mount(react, site, n=60)
     assert react.evaluate("stream.state") == "disconnected", "nothing is opened unasked"
-    react.click("#start")  # which hands over the event of the click
-    react.wait_for_function("told.contents.length > 3")
+    react.click("#start")  # which passes the event of the click
+    react.wait_for_function("record.contents.length > 3")
     react.evaluate("rename('second')")
-    react.wait_for_function("told.contents.at(-1)[0] === 'second'")
+    react.wait_for_function("record.contents.at(-1)[0] === 'second'")
     assert react.evaluate("stream.isConnected")
     assert react.evaluate("stream.traceId")
     assert react.evaluate("stream.lastMessageTime") > 1e12
     react.wait_for_function("stream.heartbeat !== undefined")
     react.evaluate("stream.stop()")
     react.wait_for_function("stream.state === 'disconnected'")
-    wait_until(lambda: site.told()["left"] == 1)
+    wait_until(lambda: site.record()["left"] == 1, "the app does not stop")
     react.click("#start")
-    react.wait_for_function("stream.state === 'disconnected' && told.completes.length === 1")
-    assert react.evaluate("told.contents.map(([, data]) => data)") == list(range(60))
+    react.wait_for_function("stream.state === 'disconnected' && record.completes.length === 1")
+    assert react.evaluate("record.contents.map(([, data]) => data)") == list(range(60))
 
 
-def test_a_component_that_was_let_down_goes_on_where_it_was(react: "Page", site: Site) -> None:
+def test_a_component_resumes_after_the_client_gave_up(react: "Page", site: Site) -> None:
     mount(react, site, n=60, maxReconnectAttempts=0)
     site.proxy.cut(rb"data: 20\n")
     react.click("#start")
     react.wait_for_function("stream.error?.code === 'gave_up'")
     react.click("#start")
-    react.wait_for_function("told.completes.length === 1")
-    assert react.evaluate("told.contents.map(([, data]) => data)") == list(range(60))
+    react.wait_for_function("record.completes.length === 1")
+    assert react.evaluate("record.contents.map(([, data]) => data)") == list(range(60))
     assert site.runs() == [""]
 
 
-def test_a_component_that_goes_stops_its_stream(react: "Page", site: Site) -> None:
+def test_a_component_that_unmounts_stops_its_stream(react: "Page", site: Site) -> None:
     mount(react, site, n=10_000)
     react.click("#start")
-    react.wait_for_function("told.contents.length > 3")
+    react.wait_for_function("record.contents.length > 3")
     react.evaluate("unmount()")
-    wait_until(lambda: site.told()["left"] == 1)
-    held = react.evaluate("told.contents.length")
+    wait_until(lambda: site.record()["left"] == 1, "the app does not stop")
+    held = react.evaluate("record.contents.length")
     react.wait_for_timeout(150)
-    assert react.evaluate("told.contents.length") == held
+    assert react.evaluate("record.contents.length") == held
 
 
-def test_what_went_wrong_is_in_the_state_and_start_tries_again(react: "Page", site: Site) -> None:
+def test_an_error_is_in_the_state_and_start_retries(react: "Page", site: Site) -> None:
     mount(react, site, path="/nothing")
     react.click("#start")
     react.wait_for_function("stream.error !== undefined")
     assert react.evaluate("[stream.error.code, stream.error.status]") == ["http", 404]
     url = site.url("/job", n=3)
     react.evaluate("(url) => stream.start({ url })", url)
-    react.wait_for_function("told.completes.length === 1")
+    react.wait_for_function("record.completes.length === 1")
     assert react.evaluate("stream.error") is None
     assert not react.evaluate("stream.isReconnecting")
     assert react.evaluate("stream.reconnectAttempts") == 0

@@ -1,6 +1,6 @@
 """A page with a native `EventSource` whose connections are cut, or end by themselves.
 
-All is seen from the page: each event once and in order, with no code but `new EventSource(...)`.
+The page receives each event once and in order, with no code but `new EventSource(...)`.
 """
 
 from itertools import pairwise
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sse_middleware import EventParser
-from tests.e2e.browser.eventsource_page import CLOSED, Follower, Heard, visit
+from tests.e2e.browser.eventsource_page import CLOSED, Follower, Received, visit
 from tests.e2e.browser.site import (
     APP,
     COMMON,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("site", SERVERS, indirect=True)
-def test_a_job_that_is_cut_is_heard_once_and_in_order(site: Site, page: "Page") -> None:
+def test_the_events_of_a_job_that_is_cut_arrive_once_and_in_order(site: Site, page: "Page") -> None:
     visit(page, site.page())
     site.proxy.cut(rb"data: 5", rb"event: st", rb"data: 15\nid: .", rb"event: compl")
     follower = Follower(page, site.url("/job", n=25))
@@ -46,7 +46,7 @@ def test_a_job_that_is_cut_is_heard_once_and_in_order(site: Site, page: "Page") 
 
 
 @pytest.mark.parametrize("how", [How.RESET, How.UNNOTICED])
-def test_it_does_not_matter_how_a_connection_is_lost(site: Site, page: "Page", how: How) -> None:
+def test_a_stream_resumes_however_its_connection_is_cut(site: Site, page: "Page", how: How) -> None:
     visit(page, site.page())
     site.proxy.cut(rb"data: 5", rb"data: 12", how=how)
     follower = Follower(page, site.url("/job"))
@@ -56,7 +56,7 @@ def test_it_does_not_matter_how_a_connection_is_lost(site: Site, page: "Page", h
     assert site.runs() == [""]
 
 
-def test_a_page_that_is_offline_for_a_while_gets_the_rest(site: Site, page: "Page") -> None:
+def test_a_page_that_was_offline_receives_the_rest(site: Site, page: "Page") -> None:
     visit(page, site.page())
     follower = Follower(page, site.url("/job", n=50))
     follower.wait_for("message", 5)
@@ -82,12 +82,12 @@ def test_a_page_that_does_not_close_a_finished_job_is_stopped(
     assert reasons(follower) == ["finished"]
     page.wait_for_timeout(400)
     assert follower.state == CLOSED
-    told = site.told()
-    assert told["asked"] == [*[["GET", 200]] * (1 + len(places)), ["GET", 204]]
-    assert told["runs"] == [""]
+    record = site.record()
+    assert record["asked"] == [*[["GET", 200]] * (1 + len(places)), ["GET", 204]]
+    assert record["runs"] == [""]
 
 
-def test_a_page_that_opens_anew_with_its_cursor_in_the_query_gets_the_rest(
+def test_a_page_that_opens_a_stream_with_its_event_id_in_the_query_receives_the_rest(
     site: Site, page: "Page"
 ) -> None:
     visit(page, site.page())
@@ -98,11 +98,11 @@ def test_a_page_that_opens_anew_with_its_cursor_in_the_query_gets_the_rest(
     second = Follower(page, site.url("/job", n=60, last_event_id=first.cursor))
     second.wait_until_closed()
     assert_whole([*first.events(), *second.events()], 60)
-    assert all(event.told["resumed"] for event in second.events("start"))
+    assert all(event.json["resumed"] for event in second.events("start"))
     assert site.runs() == [""]
 
 
-def test_a_page_that_does_not_close_where_the_app_tells_the_end_itself_is_stopped(
+def test_a_page_that_does_not_close_at_a_complete_event_of_the_app_is_stopped(
     site: Site, page: "Page"
 ) -> None:
     visit(page, site.page())
@@ -112,12 +112,13 @@ def test_a_page_that_does_not_close_where_the_app_tells_the_end_itself_is_stoppe
     assert follower.numbers() == list(range(20))
     assert [event.data for event in follower.events("complete")] == ["{}"]
     assert follower.events("reset", "error") == []
-    told = site.told()
-    *streamed, last = told["asked"]
+    record = site.record()
+    *streamed, last = record["asked"]
     assert last == ["GET", 204]
-    # Chromium throws away what arrives together with a cut, and then asks for it once more.
-    assert streamed in ([["GET", 200]] * 3, [["GET", 200]] * 4)
-    assert told["runs"] == [""]
+    # Chromium drops the bytes that arrive together with a cut, and then reconnects once more.
+    assert streamed == [["GET", 200]] * len(streamed)
+    assert len(streamed) >= 3
+    assert record["runs"] == [""]
 
 
 POST_AND_LEAVE = """async (url) => {
@@ -132,12 +133,12 @@ POST_AND_LEAVE = """async (url) => {
 }"""
 
 
-def test_a_page_goes_on_with_what_it_began_by_post(site: Site, page: "Page") -> None:
+def test_a_page_resumes_a_stream_that_it_opened_by_post(site: Site, page: "Page") -> None:
     visit(page, site.page())
     site.proxy.cut(rb"data: 12")
     text: str = page.evaluate(POST_AND_LEAVE, site.url("/job"))
     events = EventParser().feed(text.encode())
-    begun = [Heard(event.event, event.data, event.id or "") for event in events]
+    begun = [Received(event.event, event.data, event.id or "") for event in events]
     held = [event.last_event_id for event in begun if event.last_event_id]  # a heartbeat has none
     follower = Follower(page, site.url("/job", last_event_id=held[-1]))
     follower.wait_until_closed()
@@ -160,7 +161,7 @@ def test_two_pages_follow_one_job(site: Site, page: "Page") -> None:
     assert site.runs() == [""]
 
 
-def test_an_app_that_fails_is_told_and_begins_anew(site: Site, page: "Page") -> None:
+def test_an_app_that_fails_sends_error_and_begins_again(site: Site, page: "Page") -> None:
     visit(page, site.page())
     site.proxy.cut(rb"data: 3")
     follower = Follower(page, site.url("/job", n=6, boom=1), closes_at=())
@@ -170,11 +171,11 @@ def test_an_app_that_fails_is_told_and_begins_anew(site: Site, page: "Page") -> 
     names = [event.type for event in follower.events("error", "reset", "complete")]
     assert names[:2] == ["error", "reset"]
     assert "complete" not in names
-    assert follower.events("reset")[0].told["reason"] == "gone"
+    assert follower.events("reset")[0].json["reason"] == "gone"
     assert set(site.runs()) == {""}
 
 
-def test_a_stream_that_a_new_process_knows_nothing_of_is_reset(
+def test_a_stream_that_a_new_process_does_not_know_is_reset(
     site: Site, page: "Page", tmp_path: Path
 ) -> None:
     with running_proxy(0) as proxy:
@@ -191,16 +192,16 @@ def test_a_stream_that_a_new_process_knows_nothing_of_is_reset(
         follower.wait_until_closed()
     events = follower.events()
     at = [event.type for event in events].index("reset")
-    assert events[at].told["reason"] == "gone"
-    assert not events[at].told["resumed"]
+    assert events[at].json["reason"] == "gone"
+    assert not events[at].json["resumed"]
     assert_whole(events[at:], 100)
     assert site.runs() == [""]
 
 
-# A page that polls by reconnecting
+# A page that polls by reconnection
 
 
-def test_a_page_that_polls_goes_on_for_ever(site: Site, page: "Page") -> None:
+def test_a_page_that_polls_continues_for_ever(site: Site, page: "Page") -> None:
     visit(page, site.page())
     follower = Follower(page, site.url("/poll", n=4), closes_at=())
     follower.wait_for("message", 24)
@@ -211,13 +212,13 @@ def test_a_page_that_polls_goes_on_for_ever(site: Site, page: "Page") -> None:
     assert len(rounds) >= 6
     for begin, end in pairwise(rounds):
         assert_whole(events[begin:end], 4)
-    assert not any(event.told["resumed"] for event in follower.events("start"))
+    assert not any(event.json["resumed"] for event in follower.events("start"))
     assert follower.events("reset", "error") == []
     assert set(reasons(follower)) == {"finished"}
     assert site.runs() == [""] * len(rounds)
 
 
-def test_a_page_that_polls_and_is_cut_gets_each_round_once(site: Site, page: "Page") -> None:
+def test_a_page_that_polls_and_is_cut_receives_each_round_once(site: Site, page: "Page") -> None:
     visit(page, site.page())
     site.proxy.cut(rb"data: 2", rb"event: comp", rb"data: 3\nid: [\w-]+\n\n", rb"data: 0")
     follower = Follower(page, site.url("/poll", n=4), closes_at=())
@@ -248,7 +249,7 @@ def test_a_live_feed_that_is_cut_five_times_loses_nothing(site: Site, page: "Pag
     assert site.runs() == [""]
 
 
-def test_without_us_a_live_feed_loses_what_comes_meanwhile(site: Site, page: "Page") -> None:
+def test_without_us_a_live_feed_loses_the_events_of_a_disconnect(site: Site, page: "Page") -> None:
     visit(page, site.page())
     follower = Follower(page, site.url("/without/live"))
     follower.wait_for("message", 5)
@@ -261,7 +262,7 @@ def test_without_us_a_live_feed_loses_what_comes_meanwhile(site: Site, page: "Pa
     assert site.runs() == ["", ""]
 
 
-def test_an_endless_feed_goes_on_across_three_rotations(capped: Site, page: "Page") -> None:
+def test_an_endless_feed_continues_after_three_rotations(capped: Site, page: "Page") -> None:
     visit(page, capped.page())
     follower = Follower(page, capped.url("/live"))
     follower.wait_for_openings(3)
@@ -285,10 +286,10 @@ def test_a_marked_stream_is_complete_at_its_cap(capped: Site, page: "Page") -> N
     follower.wait_until_closed()
     assert reasons(follower) == ["duration_cap"]
     assert_whole(follower.events(), len(follower.numbers()))
-    assert capped.told()["left"] == 1
+    assert capped.record()["left"] == 1
 
 
-def test_a_page_that_does_not_close_behind_the_cap_begins_anew(capped: Site, page: "Page") -> None:
+def test_a_page_that_does_not_close_after_the_cap_begins_again(capped: Site, page: "Page") -> None:
     visit(page, capped.page())
     follower = Follower(page, capped.url("/job", n=1000), closes_at=())
     follower.wait_for("reset")
@@ -296,7 +297,7 @@ def test_a_page_that_does_not_close_behind_the_cap_begins_anew(capped: Site, pag
     follower.wait_for("message", held + 3)
     follower.close()
     assert reasons(follower) == ["duration_cap"]
-    assert follower.events("reset")[0].told["reason"] == "gone"
+    assert follower.events("reset")[0].json["reason"] == "gone"
     numbers = follower.numbers()
     again = numbers.index(0, 1)
     assert_gapless(numbers[:again])
@@ -304,7 +305,7 @@ def test_a_page_that_does_not_close_behind_the_cap_begins_anew(capped: Site, pag
     assert capped.runs() == ["", ""]
 
 
-# Apps that number their events
+# Apps with ids of their own
 
 
 def ids_of(follower: Follower) -> list[str]:
@@ -320,14 +321,14 @@ def test_an_app_that_numbers_its_events_resumes_them_itself(site: Site, page: "P
     numbers = follower.numbers()
     assert numbers == list(range(1, len(numbers) + 1))
     assert ids_of(follower) == [str(number) for number in numbers]
-    asked_behind = site.runs()
-    assert len(asked_behind) == 4
-    assert asked_behind[0] == ""
-    assert all(int(number) in numbers for number in asked_behind[1:])
+    last_event_ids = site.runs()
+    assert len(last_event_ids) == 4
+    assert last_event_ids[0] == ""
+    assert all(int(number) in numbers for number in last_event_ids[1:])
     assert follower.events("reset", "complete", "error") == []
 
 
-def test_an_app_that_numbers_its_events_is_asked_behind_the_last_one_that_was_heard(
+def test_an_app_that_numbers_its_events_receives_the_id_of_the_last_dispatched_event(
     site: Site, page: "Page"
 ) -> None:
     visit(page, site.page())
@@ -338,11 +339,15 @@ def test_an_app_that_numbers_its_events_is_asked_behind_the_last_one_that_was_he
     follower.close()
     numbers = follower.numbers()
     assert numbers == list(range(1, len(numbers) + 1))
-    assert site.runs() == ["", "", "3", "3", "3"]
+    # The browser may drop events that arrive together with the cut after 3.
+    first, second, *cursors = site.runs()
+    assert (first, second) == ("", "")
+    assert cursors == 3 * [cursors[0]]
+    assert cursors[0] in {"1", "2", "3"}
     assert follower.events("reset", "complete", "error") == []
 
 
-def test_an_app_that_numbers_its_events_is_asked_again_behind_each_cap(
+def test_an_app_that_numbers_its_events_is_called_again_after_each_cap(
     capped: Site, page: "Page"
 ) -> None:
     visit(page, capped.page())
@@ -354,10 +359,10 @@ def test_an_app_that_numbers_its_events_is_asked_again_behind_each_cap(
     numbers = follower.numbers()
     assert numbers == list(range(1, len(numbers) + 1))
     assert ids_of(follower) == [str(number) for number in numbers]
-    asked_behind = capped.runs()
-    assert len(asked_behind) == 4
-    assert asked_behind[0] == ""
-    assert all(int(number) in numbers for number in asked_behind[1:])
+    last_event_ids = capped.runs()
+    assert len(last_event_ids) == 4
+    assert last_event_ids[0] == ""
+    assert all(int(number) in numbers for number in last_event_ids[1:])
     assert follower.events("reset", "complete", "error") == []
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from tests.support.cut_proxy import How, forward, reset
+from tests.support.waiting import HANG_SECONDS
 
 _HOST = "127.0.0.1"
 _READ_BYTES = 1 << 16
@@ -128,9 +129,9 @@ def running_proxy(server_port: int) -> Iterator[ThreadProxy]:
     )
     thread.start()
     try:
-        assert started.wait(10)
+        assert started.wait(HANG_SECONDS)
         yield proxy
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
+        thread.join(HANG_SECONDS)
         loop.close()

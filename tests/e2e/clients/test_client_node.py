@@ -1,4 +1,4 @@
-"""The browser client under node: the parser, the machine, the client, and what its types say."""
+"""The browser client under node: the parser, the machine, the client, and its types."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ def run(*command: str) -> None:
 
 
 def test_the_client_passes_its_tests_under_node() -> None:
-    node = shutil.which("node") or needs.missing("there is no node on this machine")
+    node = shutil.which("node") or needs.missing("node is not installed")
     run(node, "--test", *map(str, sorted(TESTS.glob("*.test.mjs"))))
 
 

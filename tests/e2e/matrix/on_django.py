@@ -1,4 +1,4 @@
-"""The app in Django, whose users wrap `get_asgi_application()`. It takes HTTP only."""
+"""The app in Django, with `get_asgi_application()` wrapped, which supports HTTP only."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The app in Litestar, whose users list us as a middleware."""
+"""The app in Litestar, with our middleware in its list."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The app in Quart, whose users wrap its `asgi_app`."""
+"""The app in Quart, with its `asgi_app` wrapped."""
 
 from quart import Quart, Response, request, send_file, websocket
 

@@ -1,4 +1,4 @@
-"""Workers of Celery and RQ, which fork, publish as the documentation says."""
+"""Workers of Celery and RQ, which fork, publish as documented."""
 
 import asyncio
 import json

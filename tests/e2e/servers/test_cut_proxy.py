@@ -1,4 +1,4 @@
-"""The proxy cuts where it is told to, and the client is one that specifications describe."""
+"""The proxy cuts at the given places, and the client conforms to the specifications."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ def chunk(data: bytes) -> bytes:
 
 
 class Script:
-    """A server that gives each connection one response, and remembers what it was asked."""
+    """A server that sends one response on each connection, and records the requests."""
 
     def __init__(self, *responses: bytes) -> None:
         self.asked: list[str] = []
@@ -78,14 +78,14 @@ def test_just_so_many_bytes_come_through(how: How, *, held: bool) -> None:
         assert client.stopped_by == "204"
 
 
-def test_a_cut_may_be_behind_what_a_pattern_matches() -> None:
+def test_a_cut_may_follow_the_match_of_a_pattern() -> None:
     response = HEAD + chunk(b"data: one\n\n") + chunk(b"data: two\n\n") + b"0\r\n\r\n"
     client, proxy = run(Script(response, NO_CONTENT), Cut(rb"data: tw"))
     assert [event.data for event in client.events] == ["one"]
     assert proxy.passed == response.index(b"two") + 2
 
 
-def test_a_cut_behind_the_end_is_none() -> None:
+def test_a_cut_after_the_end_is_not_made() -> None:
     response = HEAD + chunk(b"data: one\n\n") + b"0\r\n\r\n"
     client, proxy = run(Script(response, NO_CONTENT), Cut(len(response) + 1))
     assert len(client.events) == 1

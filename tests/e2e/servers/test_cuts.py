@@ -14,7 +14,7 @@ import httpx2 as httpx
 import pytest
 
 from tests.support.cut_cases import (
-    BEHIND_START,
+    AFTER_START,
     ENVIRON,
     HASTES,
     MARKS,
@@ -156,7 +156,7 @@ def test_no_event_of_the_example_is_lost_by_cuts(example: Server) -> None:
         for again in ([], [random_cut(rng, length)])
         for _ in range(SAMPLE // 4)
     ]
-    cases += [Case(f"{SEARCH}5", [Cut(BEHIND_START, how)]) for how in How]
+    cases += [Case(f"{SEARCH}5", [Cut(AFTER_START, how)]) for how in How]
     found = complaints_of_example(example, cases)
     assert not found, report(found)
 
@@ -168,7 +168,7 @@ def test_no_event_of_the_example_is_lost_by_cuts_with_four_workers(tmp_path: Pat
         with serving("uvicorn-httptools", EXAMPLE, tmp_path, environ, "--workers", "4") as running:
             length = length_of([running], f"{SEARCH}5")
             cuts = [[random_cut(rng, length) for _ in range(3)] for _ in range(SAMPLE // 3)]
-            cuts += [[Cut(BEHIND_START, how)] for how in How for _ in range(SAMPLE // 6)]
+            cuts += [[Cut(AFTER_START, how)] for how in How for _ in range(SAMPLE // 6)]
             cases = [
                 Case(f"{SEARCH}5", some, rng.choice(HASTES), may_be_too_soon=True) for some in cuts
             ]
