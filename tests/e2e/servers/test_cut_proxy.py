@@ -8,6 +8,7 @@ from sse_middleware import EventParser
 from tests.support import scripted_app
 from tests.support.cut_proxy import Cut, CuttingProxy, How
 from tests.support.event_source import Chunked, EventSource, EventStream, events_in
+from tests.support.waiting import HANG_SECONDS
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
@@ -36,7 +37,7 @@ def run(script: Script, *cuts: Cut, closes: bool = False) -> tuple[EventSource, 
         listener = await asyncio.start_server(script, "127.0.0.1")
         async with listener:
             proxy = CuttingProxy([listener.sockets[0].getsockname()[1]], cuts)
-            async with proxy, asyncio.timeout(10):
+            async with proxy, asyncio.timeout(HANG_SECONDS):
                 client = EventSource(proxy.port, "/path", closes=closes)
                 await client.run()
         return client, proxy
