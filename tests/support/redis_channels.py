@@ -1,0 +1,20 @@
+"""Queries of tests of channels in Redis."""
+
+from typing import Any
+
+from prometheus_client import REGISTRY
+
+from tests.support.redis_server import RedisServer
+
+
+def ask(server: RedisServer, *words: Any) -> Any:
+    return server.client.execute_command(*words)  # type: ignore[no-untyped-call]
+
+
+def count(operation: str) -> float:
+    value = REGISTRY.get_sample_value("sse_store_errors_total", {"operation": operation})
+    return value or 0.0
+
+
+def has_failed_since(failures: float) -> bool:
+    return count("publish") > failures
