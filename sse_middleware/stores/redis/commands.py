@@ -80,7 +80,7 @@ class QueryCoalescer:
         return answer
 
     async def close(self) -> None:
-        """Cancel all queries."""
+        """Let all queries fail with a `StoreError`."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -108,8 +108,9 @@ class QueryCoalescer:
                 _settle(query, exc)
         finally:
             self._task = None
+            # After a cancel(), a caller could not tell its own cancellation from this one.
             for query in (*sent.values(), *self._queries.values()):
-                query.cancel()
+                _settle(query, StoreError("the query was abandoned"))
             self._queries.clear()
 
 
@@ -171,7 +172,7 @@ class CommandClient:
         await asyncio.wait(answers)  # no answer is cancelled: other callers may share it
         try:
             return [answer.result() for answer in answers]
-        except (*FAILURES, asyncio.CancelledError) as exc:
+        except (*FAILURES, StoreError) as exc:
             raise StoreError(f"{operation}: {type(exc).__name__}") from exc
 
     async def write(self, commands: Sequence[Command]) -> list[Any]:

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from sse_middleware import MemoryStore, SSEMiddleware
+from sse_middleware.errors import StoreError
 from sse_middleware.limits import redis_leases as leases
 from sse_middleware.limits.open_rate import supports_installed_redis
 from sse_middleware.limits.redis_leases import Leases
@@ -318,3 +319,16 @@ async def test_an_answer_that_was_lost_is_asked_for_again_without_a_second_lease
     held.drop(other)
     await held.close()
     assert server.all_keys() == []
+
+
+async def test_a_close_is_not_a_cancellation_of_a_request(server: RedisServer) -> None:
+    breaker = circuit_breaker_for(server.patient_url, (), "limit", "")
+    places = SlotPool(None, 2)
+    held = Leases(server.patient_url, "sse:", places, 2, breaker)
+    with server.stopped():
+        taking = asyncio.ensure_future(held.take(places.take("a", reads_end=True), "nobody"))
+        await until(lambda: held._queries._task is not None, "a query was to be sent")
+        await held.close()
+        with pytest.raises(StoreError):
+            await taking
+    assert taking.cancelling() == 0
