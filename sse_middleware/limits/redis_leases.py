@@ -152,7 +152,7 @@ class Leases:
             try:
                 async with asyncio.timeout(interval):
                     await self._renew(clients)
-                self._breaker.close()
+                self._breaker.succeeded()
                 succeeded_at = time.monotonic()
             except FAILURES as exc:
                 self._breaker.failed(exc)

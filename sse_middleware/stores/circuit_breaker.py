@@ -121,8 +121,16 @@ class CircuitBreaker:
         except self._failures as exc:
             self.failed(exc)
             raise StoreError(f"{self._operation}: {type(exc).__name__}") from exc
-        self.close()
+        self.succeeded()
         return answer
+
+    def succeeded(self) -> None:
+        """Record a success: the next request has the usual time.
+
+        An open circuit stays open, because this request may be older than the one that has failed,
+        or of another kind.
+        """
+        self._is_first = False
 
     def failed(self, exc: BaseException) -> None:
         """Report a failure and open the circuit."""
@@ -135,25 +143,33 @@ class CircuitBreaker:
         self.open_until = time.monotonic() + self._open_seconds
 
     def close(self) -> None:
-        """Send requests again."""
-        self._is_first = False
+        """Send requests again at once."""
         self.open_until = -math.inf
 
 
 class Backoff:
-    """Pauses before repeated attempts, each twice as long as the one before, up to a bound."""
+    """Pauses before repeated attempts, each twice as long as the one before, up to a bound.
 
-    def __init__(self) -> None:
-        self._pause = FIRST_PAUSE_SECONDS
+    Args:
+        first: the first pause, in seconds.
+        longest: the bound, in seconds.
+    """
+
+    def __init__(
+        self, *, first: float = FIRST_PAUSE_SECONDS, longest: float = LONGEST_PAUSE_SECONDS
+    ) -> None:
+        self._first = first
+        self._longest = longest
+        self._pause = first
 
     def next(self) -> float:
         """Return the pause in seconds before the next attempt."""
-        pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+        pause, self._pause = self._pause, min(2 * self._pause, self._longest)
         return pause
 
     def reset(self) -> None:
         """Begin with a short pause again, after an attempt has succeeded."""
-        self._pause = FIRST_PAUSE_SECONDS
+        self._pause = self._first
 
 
 async def _in_time(answer: "asyncio.Future[Answer]", limit: float) -> Answer:

@@ -332,3 +332,22 @@ async def test_a_close_is_not_a_cancellation_of_a_request(server: RedisServer) -
         with pytest.raises(StoreError):
             await taking
     assert taking.cancelling() == 0
+
+
+async def test_renewals_do_not_close_the_circuit(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaker = circuit_breaker_for(server.patient_url, (), "limit", "")
+    places = SlotPool(None, 2)
+    held = Leases(server.patient_url, "sse:", places, 2, breaker)
+    one, other = (places.take(client, reads_end=True) for client in "ab")
+    assert await held.take(one, "nobody") == 1
+    monkeypatch.setattr(breaker, "_open_seconds", 1000.0)
+    breaker.failed(TimeoutError())  # a request of another client
+    held.hold(one)  # also renews, but nothing is due
+    held.drop(one)
+    await until(lambda: server.all_keys() == [], "the lease was to be given back")
+    await until(lambda: held._task is None or held._task.done(), "nothing was to be left to do")
+    with pytest.raises(StoreError, match="a moment ago"):
+        await held.take(other, "nobody")
+    await held.close()

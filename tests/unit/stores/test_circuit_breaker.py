@@ -85,6 +85,27 @@ async def test_a_request_without_an_answer_opens_the_circuit(
     assert requests.count == 2
 
 
+async def test_a_success_does_not_close_the_circuit(
+    breaker: CircuitBreaker, requests: Requests
+) -> None:
+    is_answered = asyncio.Event()
+
+    async def answer_late() -> str:
+        await is_answered.wait()
+        return "late"
+
+    older = asyncio.ensure_future(breaker.call(answer_late))
+    await asyncio.sleep(0)  # it is sent
+    requests.failure = OSError("no route")
+    with pytest.raises(StoreError):
+        await breaker.call(requests.answer)
+    is_answered.set()
+    assert await older == "late"
+    assert breaker.is_open
+    breaker.succeeded()
+    assert breaker.is_open
+
+
 async def test_other_errors_are_raised_and_do_not_open_the_circuit(
     breaker: CircuitBreaker, requests: Requests
 ) -> None:
@@ -101,6 +122,13 @@ async def test_one_failure_a_minute_is_logged(
         breaker.failed(OSError("no route"))
     warnings = [one.message for one in caplog.records if one.levelno == logging.WARNING]
     assert warnings == ["It failed (no route). All else works."]
+
+
+def test_pauses_have_other_bounds_on_request() -> None:
+    backoff = Backoff(first=0.2, longest=0.5)
+    assert [backoff.next() for _ in range(4)] == [0.2, 0.4, 0.5, 0.5]
+    backoff.reset()
+    assert backoff.next() == 0.2
 
 
 def test_pauses_grow_to_a_bound_and_begin_again() -> None:
