@@ -31,6 +31,12 @@ logger = logging.getLogger("sse_middleware")
 
 _LAST_WRITE_SECONDS: Final = 3.0
 """Bounds the write of all remaining events when the store is closed."""
+LONGEST_PAUSE_SECONDS: Final = 0.25
+"""Bounds the pause after a failed read of the inbox.
+
+The next step renews the lease, and the logs are written again if Redis was restarted. `find` waits
+for that, so this pause must be shorter than the sum of `store.FIND_PAUSES`.
+"""
 _GONE_SECONDS: Final = 1.0
 """How long a log that was there must be missing until a reader takes it for gone."""
 
@@ -57,7 +63,7 @@ class RedisSession:
         self._messages: dict[str, list[str]] = {}  # to be sent, by process
         self._send_task: asyncio.Task[None] | None = None
         self._last_message = b"0-0"
-        self._backoff = Backoff()
+        self._backoff = Backoff(longest=LONGEST_PAUSE_SECONDS)
         self._tasks: list[asyncio.Task[None]] = []
 
     def add_log(self, log: RedisLog) -> None:

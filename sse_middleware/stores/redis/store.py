@@ -24,10 +24,12 @@ _POLL_SECONDS: Final = 1.0
 """How long a reader waits for a message before it queries Redis itself."""
 _POLLS_PER_END_CHECK: Final = 4
 """After so many polls without an event, a reader checks whether the log has ended."""
-_FIND_PAUSES: Final = (0.01, 0.02, 0.04, 0.08, 0.15, 0.2)
+FIND_PAUSES: Final = (0.01, 0.02, 0.04, 0.08, 0.15, 0.2)
 """The pauses before a missing log is looked up again.
 
 A client that is disconnected right after its first event may reconnect before Redis has the log.
+After a restart of Redis, processes begin to write the logs again within
+`inbox.LONGEST_PAUSE_SECONDS`.
 """
 _READ_BYTES: Final = 1 << 16
 """The approximate size of one read."""
@@ -101,7 +103,7 @@ class RedisStore:
         """Return the log of a stream, `None` if there is none, and none is being written."""
         session = self._session()
         found = await session.find(stream_id)
-        for pause in _FIND_PAUSES:
+        for pause in FIND_PAUSES:
             if found is not None:
                 break
             await asyncio.sleep(pause)

@@ -12,9 +12,11 @@ from redis.asyncio import Redis
 
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.base import Batch, LogState
-from sse_middleware.stores.redis import RedisStore
+from sse_middleware.stores.circuit_breaker import Backoff
+from sse_middleware.stores.redis import RedisStore, inbox
 from sse_middleware.stores.redis.commands import CommandClient
 from sse_middleware.stores.redis.log_writer import LogWriter, RedisLog
+from sse_middleware.stores.redis.store import FIND_PAUSES
 from sse_middleware.testing import FakeStream, Reader, StoreContract
 from sse_middleware.testing.streams import eventually
 from tests.support.redis_server import Proxy, RedisServer
@@ -50,6 +52,13 @@ class TestContract(StoreContract):
 def no_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let readers depend on messages: without one they wait longer than any test does."""
     monkeypatch.setattr("sse_middleware.stores.redis.store._POLL_SECONDS", 600.0)
+
+
+def test_find_waits_longer_than_a_process_pauses_after_a_failed_read_of_its_inbox() -> None:
+    """After a restart of Redis, a log is not there until its process has noticed the restart."""
+    assert sum(FIND_PAUSES) > inbox.LONGEST_PAUSE_SECONDS
+    backoff = Backoff(longest=inbox.LONGEST_PAUSE_SECONDS)
+    assert max(backoff.next() for _ in range(10)) == inbox.LONGEST_PAUSE_SECONDS
 
 
 # Another process
