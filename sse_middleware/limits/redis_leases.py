@@ -67,7 +67,12 @@ class Leases:
         self._take_script = load_script("sse_middleware.limits", "lease_take")
         self._keep_script = load_script("sse_middleware.limits", "lease_keep")
         send = partial(self._run_all, self._take_script)
-        self._queries = QueryCoalescer(send, FIRST_CALL_TIMEOUT_SECONDS, lambda _: None)
+        self._queries = QueryCoalescer(
+            send,
+            FIRST_CALL_TIMEOUT_SECONDS,
+            lambda _: None,  # the breaker reports it for each caller
+            breaker,
+        )
         self._held: dict[str, dict[Slot, str]] = {}
         self._dropped: dict[str, list[str]] = {}
         self._members: dict[Slot, str] = {}

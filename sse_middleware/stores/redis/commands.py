@@ -55,6 +55,7 @@ class QueryCoalescer:
         send: sends commands and returns the answers, an exception for a refused one.
         timeout: the time in seconds for one pipeline.
         failed: receives each failure.
+        breaker: after a failure, queries that were not sent fail at once if its circuit is open.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class QueryCoalescer:
         send: Callable[[Sequence[Command]], Awaitable[Sequence[Any]]],
         timeout: float,
         failed: Callable[[BaseException], None],
+        breaker: CircuitBreaker,
     ) -> None:
         self._send = send
         self._timeout = timeout
         self._failed = failed
+        self._breaker = breaker
         self._queries: dict[Command, asyncio.Future[Any]] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -90,28 +93,41 @@ class QueryCoalescer:
         sent: dict[Command, asyncio.Future[Any]] = {}
         try:
             while self._queries and not is_cancelled():
-                sent = dict(islice(self._queries.items(), _MAX_BATCH))
-                for command, query in list(sent.items()):
-                    del self._queries[command]
-                    if query.done():  # its caller has cancelled it
-                        del sent[command]
-                async with asyncio.timeout(self._timeout):
-                    answers = await self._send(list(sent))
-                failures = [answer for answer in answers if isinstance(answer, Exception)]
-                if failures:
-                    self._failed(failures[0])
-                for query, answer in zip(sent.values(), answers, strict=True):
-                    _settle(query, answer)
-        except FAILURES as exc:
-            self._failed(exc)
-            for query in (*sent.values(), *self._queries.values()):
-                _settle(query, exc)
+                sent = self._take_batch()
+                if sent:
+                    await self._answer(sent)
         finally:
             self._task = None
             # After a cancel(), a caller could not tell its own cancellation from this one.
             for query in (*sent.values(), *self._queries.values()):
                 _settle(query, StoreError("the query was abandoned"))
             self._queries.clear()
+
+    def _take_batch(self) -> dict[Command, "asyncio.Future[Any]"]:
+        """Remove the next queries, and return those with a caller that waits."""
+        batch = dict(islice(self._queries.items(), _MAX_BATCH))
+        for command in batch:
+            del self._queries[command]
+        return {command: query for command, query in batch.items() if not query.done()}
+
+    async def _answer(self, sent: dict[Command, "asyncio.Future[Any]"]) -> None:
+        """Send queries in one pipeline, and settle them."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                answers = await self._send(list(sent))
+        except FAILURES as exc:
+            self._failed(exc)
+            # A lost connection is no reason to fail queries that were not sent on it. But an open
+            # circuit is: each of the next pipelines might wait for the whole timeout too.
+            unsent = list(self._queries.values()) if self._breaker.is_open else []
+            for query in (*sent.values(), *unsent):
+                _settle(query, exc)
+            return
+        failures = [answer for answer in answers if isinstance(answer, Exception)]
+        if failures:
+            self._failed(failures[0])
+        for query, answer in zip(sent.values(), answers, strict=True):
+            _settle(query, answer)
 
 
 class CommandClient:
@@ -159,7 +175,9 @@ class CommandClient:
         self._failed_at = -math.inf
         self._lease: ProcessLease | None = None
         self._must_reconnect = False
-        self._queries = QueryCoalescer(self._send, timeouts.read, partial(self.failed, "read"))
+        self._queries = QueryCoalescer(
+            self._send, timeouts.read, partial(self.failed, "read"), self._breaker
+        )
 
     async def query(self, operation: str, *commands: Command) -> list[Any]:
         """Send queries of a reader, and return the answers.
