@@ -110,7 +110,7 @@ class AdmissionCheck:
             self._slot = None
 
     async def send_rejection(self, send: Send) -> None:
-        """Send the rejection in slot of the app's response."""
+        """Send the rejection in place of the app's response."""
         if self._kind is ClientKind.EVENTSOURCE and self._evicts():
             held = self._request.last_event_id or ""
             seconds = 2 * self._retry_after
