@@ -65,7 +65,7 @@ class AdmissionCheck:
         """Check before the app runs, if the request wants a stream."""
         request, options = self._request, self._context.options
         if request.method in NEVER_STREAM or (
-            ANY_STREAM.isdisjoint(request.accepted_types) and request.event_id is None
+            ANY_STREAM.isdisjoint(request.accepted_types) and request.intent.event_id is None
         ):
             return  # a stream that it gets all the same is checked at its response start
         mark, route = self._context.match_route(request.scope)
