@@ -140,7 +140,7 @@ class SSEMiddleware:
             return
         responder: Responder | None
         if self._admission is None and not may_have_event_id(scope):
-            current = CurrentStream(scope, self._follow_named)
+            current = CurrentStream(scope.get("headers") or (), self._follow_named)
             responder = Responder(self._context, current, scope, receive, send, task)
         elif (responder := await self._admit(scope, receive, send, task)) is None:
             return
@@ -161,6 +161,7 @@ class SSEMiddleware:
                 except ValueError:  # the app's caller continues in another context
                     CURRENT.set(None)
                 scope.pop(IN_SCOPE, None)
+                current.request = None
                 if responder.admission is not None:
                     responder.admission.release()
 
@@ -180,7 +181,7 @@ class SSEMiddleware:
             if check.rejection:
                 await check.send_rejection(send)
                 return None
-        current = CurrentStream(scope, self._follow_named, request)
+        current = CurrentStream(request.headers.items(), self._follow_named, request)
         return Responder(self._context, current, scope, receive, send, task, check)
 
     async def _intercept(self, scope: Scope, receive: Receive, send: Send) -> Send | None:

@@ -4,6 +4,7 @@ import json
 import logging
 import random
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -11,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Scope, Send
 
 from sse_middleware.config.options import Options
-from sse_middleware.http.request import SSERequest
+from sse_middleware.http.request import SSERequest, may_have_event_id
 from sse_middleware.http.response_head import OWN_HEADERS, RawHeaders, stream_headers
 from sse_middleware.http.routes import UNMATCHED
 from sse_middleware.observability.stream_record import StreamRecord
@@ -172,10 +173,10 @@ class ReplacedResponse:
         scope: the request's.
         send: the server's.
         replacement: returns, for the status of the app's response, the ASGI app that sends the
-            other response, `None` to pass on the app's.
+            other response, `None` to pass on the app's. It is called once.
     """
 
-    __slots__ = ("_is_replaced", "_replacement", "_scope", "_send")
+    __slots__ = ("_is_decided", "_is_replaced", "_replacement", "_scope", "_send")
 
     def __init__(
         self, scope: Scope, send: Send, replacement: Callable[[int], ASGIApp | None]
@@ -183,15 +184,18 @@ class ReplacedResponse:
         self._scope = scope
         self._send = send
         self._replacement = replacement
+        self._is_decided = False
         self._is_replaced = False
 
     async def send(self, message: Message) -> None:
         """Pass on a message of the app, or discard it after the other response."""
-        if message["type"] == "http.response.start":
+        if not self._is_decided and message["type"] == "http.response.start":
+            self._is_decided = True
             other = self._replacement(message["status"])
             if other is not None:
-                self._is_replaced = True
+                # If this raises, the app may still send another response.
                 await other(self._scope, _receive_nothing, self._send)
+                self._is_replaced = True
         if not self._is_replaced:
             await self._send(message)
 
@@ -221,12 +225,14 @@ class MetricsEndpoint:
             return None
         if self._app_has_path:
             return send
-        return ReplacedResponse(scope, send, self._replacement).send
+        return ReplacedResponse(scope, send, partial(self._replacement, scope)).send
 
-    def _replacement(self, status: int) -> ASGIApp | None:
+    def _replacement(self, scope: Scope, status: int) -> ASGIApp | None:
         if status == HTTPStatus.NOT_FOUND:
             return self._exposition
-        if not self._app_has_path:
+        # A response to an event id, and a rejection, may be ours, and do not show that.
+        app_serves = status < HTTPStatus.BAD_REQUEST and not may_have_event_id(scope)
+        if app_serves and not self._app_has_path:
             self._app_has_path = True
             logger.info(
                 "The app serves %s itself, so that the metrics are not served. Set "

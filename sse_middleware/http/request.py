@@ -112,7 +112,7 @@ class SSERequest:
         "scope",
     )
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, *, trace_id: str | None = None) -> None:
         self.scope = scope
         self.method: str = scope.get("method", "")
         self.http_version: str = scope.get("http_version", "")
@@ -122,7 +122,7 @@ class SSERequest:
         self.cancel_target: EventId | None = None
         self.intent = NO_INTENT
         self._accepted_types: AbstractSet[bytes] | None = None
-        self._trace_id: str | None = None
+        self._trace_id = trace_id
         query = scope.get("query_string")
         if _EVENT_ID_HEADER in picked or (query and _PARAMETER.search(query)):
             self._parse_event_ids(query or b"")
@@ -179,15 +179,25 @@ class SSERequest:
         if self.method in NEVER_STREAM or self.cancel_target is not None:
             return False
         if mark is not None:
-            return mark.overrides.get("enabled") is not False
+            if mark.overrides.get("enabled") is False:
+                return False
+            # Some SDKs do not announce in `Accept` that they read a stream, but all of them POST.
+            return self.method in RESUMABLE_METHODS or EVENT_STREAM in self.accepted_types
         if only_marked:
             return False
-        return self.event_id is not None or self.accepted_types == {EVENT_STREAM}
+        return self.intent.event_id is not None or self.accepted_types == {EVENT_STREAM}
 
     def with_scope(self, scope: Scope) -> "SSERequest":
-        """Return this request as parsed, with a scope that a layer of the app has copied."""
+        """Return this request with a scope that layers of the app have changed or copied.
+
+        Its headers are read again, and with them the identity. The event ids stay as they are,
+        because the app does not see ours.
+        """
         other = copy.copy(self)
         other.scope = scope
+        other.method = scope.get("method", "")
+        other.headers = _picked_headers(scope.get("headers") or ())
+        other._accepted_types = None  # noqa: SLF001 - its own class
         return other
 
     def hide_event_id(self) -> None:
@@ -301,6 +311,11 @@ def _picked_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
         elif name.startswith(b"mcp-"):
             picked[b"mcp-"] = value
     return picked
+
+
+def trace_id_of(raw: Iterable[tuple[bytes, bytes]]) -> str:
+    """Return the trace id of a request with these headers, as `SSERequest.trace_id` does."""
+    return _parse_trace_id(_picked_headers(raw))
 
 
 def _parse_trace_id(headers: Mapping[bytes, bytes]) -> str:

@@ -65,7 +65,7 @@ class AdmissionCheck:
         """Check before the app runs, if the request wants a stream."""
         request, options = self._request, self._context.options
         if request.method in NEVER_STREAM or (
-            ANY_STREAM.isdisjoint(request.accepted_types) and request.event_id is None
+            ANY_STREAM.isdisjoint(request.accepted_types) and request.intent.event_id is None
         ):
             return  # a stream that it gets all the same is checked at its response start
         mark, route = self._context.match_route(request.scope)
@@ -110,7 +110,7 @@ class AdmissionCheck:
             self._slot = None
 
     async def send_rejection(self, send: Send) -> None:
-        """Send the rejection in slot of the app's response."""
+        """Send the rejection in place of the app's response."""
         if self._kind is ClientKind.EVENTSOURCE and self._evicts():
             held = self._request.last_event_id or ""
             seconds = 2 * self._retry_after

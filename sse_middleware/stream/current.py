@@ -1,12 +1,12 @@
 """The handler's view of the stream that it writes."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 
-from sse_middleware.http.request import SSERequest, stream_name
+from sse_middleware.http.request import SSERequest, stream_name, trace_id_of
 from sse_middleware.http.routes import UNMATCHED
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.event_ids import new_secret, stream_id
@@ -44,25 +44,28 @@ class CurrentStream:
     # All values are computed on demand: most requests are no streams.
     __slots__ = (
         "_follow",
+        "_headers",
         "_name",
         "_record",
-        "_request",
-        "_scope",
         "_secret",
         "_stream",
+        "_trace_id",
         "is_answered",
+        "request",
     )
 
+    # Tasks that outlive the request may keep this object, so it has no reference to the scope.
     def __init__(
         self,
-        scope: Scope | None = None,
+        headers: Iterable[tuple[bytes, bytes]] | None = None,
         follow: Follow | None = None,
         request: SSERequest | None = None,
     ) -> None:
-        self._scope = scope
+        self._headers = headers
         self._follow = follow
-        self._request = request
+        self.request = request
         self.is_answered = False
+        self._trace_id: str | None = None
         self._secret: str | None = None
         self._record: StreamRecord | None = None
         self._name = ""
@@ -71,9 +74,12 @@ class CurrentStream:
     @property
     def trace_id(self) -> str:
         """The trace id of the request, `""` outside of one."""
-        if self._record is not None:
-            return self._record.trace_id
-        return "" if self._scope is None else self.request.trace_id
+        if self._trace_id is None:
+            if self.request is not None:
+                self._trace_id = self.request.trace_id
+            else:
+                self._trace_id = "" if self._headers is None else trace_id_of(self._headers)
+        return self._trace_id
 
     @property
     def stream_id(self) -> str:
@@ -128,13 +134,11 @@ class CurrentStream:
 
     # The rest is for the middleware, not for handlers.
 
-    @property
-    def request(self) -> SSERequest:
-        """The request, parsed at its first use; there is none after `open`."""
-        if self._request is None:
-            assert self._scope is not None
-            self._request = SSERequest(self._scope)
-        return self._request
+    def request_in(self, scope: Scope) -> SSERequest:
+        """Return the request with the scope as layers of the app have changed it."""
+        if self.request is not None:
+            return self.request.with_scope(scope)
+        return SSERequest(scope, trace_id=self.trace_id)
 
     @property
     def secret(self) -> str:
@@ -158,7 +162,7 @@ class CurrentStream:
     def open(self, stream: OpenStream) -> None:
         """Attach the open stream, and give it the name that the handler has set."""
         self._stream = stream
-        self._scope = self._request = None  # not needed after this; released early
+        self.request = None  # not needed after this; released early
         if self._name:
             stream.set_name(stream_name(self._name))
 
@@ -177,7 +181,7 @@ class CurrentStream:
         if self._follow is None:
             raise RuntimeError("resume_endpoint needs SSEMiddleware around the app")
         self.is_answered = True
-        await self._follow(name, self.request.with_scope(scope), receive, send)
+        await self._follow(name, self.request_in(scope), receive, send)
 
     def close(self) -> None:
         """Detach the stream; tasks that outlive the request may hold this object for long."""

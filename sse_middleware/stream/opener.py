@@ -2,7 +2,7 @@
 
 import time
 
-from starlette.types import Message, Send
+from starlette.types import Message, Scope, Send
 
 from sse_middleware.http.identity import identity_of
 from sse_middleware.http.request import RequestBody
@@ -50,6 +50,7 @@ class StreamOpener:
         self,
         context: Context,
         current: CurrentStream,
+        scope: Scope,
         mark: Mark | None,
         body: RequestBody | None,
     ) -> None:
@@ -58,7 +59,7 @@ class StreamOpener:
         self._mark = mark
         self._body = body
         self._options = context.options if mark is None else context.options_for(mark)
-        self._request = request = current.request
+        self._request = request = current.request_in(scope)
         record = current.record
         record.family = client_kind = context.client_kind(request, mark)
         record.route = route_name(request.scope, mark)

@@ -288,7 +288,7 @@ class Responder:
 
     def _open(self, start: Message, mark: Mark | None) -> Awaitable[None]:
         """Turn the response into a stream, and send its start at once."""
-        opener = StreamOpener(self._context, self.current, mark, self._body)
+        opener = StreamOpener(self._context, self.current, self._scope, mark, self._body)
         self._cancel_count = self._task.cancelling()
         self._outcome = "incomplete"  # unless the stream is ended
         self.producer = producer = opener.create_producer(self._send, start, callbacks=self)

@@ -10,11 +10,18 @@ from starlette.types import Receive, Scope, Send
 
 import sse_middleware
 from sse_middleware import SSEMiddleware
+from sse_middleware.stream.shutdown import SHUTDOWN
 from tests.support.asgi import Exchange, http_scope
 
 pytestmark = pytest.mark.anyio
 
 PACKAGE = str(Path(sse_middleware.__file__).parent)
+
+
+@pytest.fixture(autouse=True)
+def _no_drain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo a drain of another test in this process, since requests are then handled differently."""
+    monkeypatch.setattr(SHUTDOWN, "is_draining", False)
 
 
 async def json_app(scope: Scope, receive: Receive, send: Send) -> None:

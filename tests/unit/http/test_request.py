@@ -234,12 +234,15 @@ def test_a_post_ends_the_stream_in_its_query() -> None:
     assert request_of("GET", query=f"sse_cancel={OURS}").cancel_target is None
 
 
-def test_a_copied_scope_keeps_what_is_parsed() -> None:
-    request = request_of("GET", HEADER)
+def test_a_copied_scope_keeps_the_event_id_and_has_its_own_headers() -> None:
+    request = request_of("GET", HEADER, (b"cookie", b"user=ann"))
     request.hide_event_id()
-    copy = request.with_scope({**request.scope, "user": "ann"})
+    headers = [*request.scope["headers"], (b"authorization", b"token")]
+    copy = request.with_scope({**request.scope, "headers": headers, "user": "ann"})
     assert copy.scope["user"] == "ann"
-    assert (copy.event_id, copy.intent, copy.headers) == (OURS, request.intent, request.headers)
+    assert (copy.event_id, copy.intent) == (OURS, request.intent)
+    assert copy.headers == {b"cookie": b"user=ann", b"authorization": b"token"}
+    assert b"authorization" not in request.headers
 
 
 # --- streams ------------------------------------------------------------------------------------
@@ -264,7 +267,10 @@ def test_accepted_types_have_no_parameters(accept: bytes, types: set[bytes]) -> 
         ("PUT", [ACCEPT], None, True),
         ("HEAD", [ACCEPT], None, False),
         ("GET", [], None, False),
-        ("PUT", [HEADER], None, True),
+        ("GET", [HEADER], None, True),
+        ("PUT", [HEADER], None, False),
+        ("PUT", [ACCEPT], streaming(), True),
+        ("PUT", [], streaming(), False),
         ("DELETE", [HEADER], None, False),
         ("GET", [], streaming(), True),
         ("OPTIONS", [ACCEPT], streaming(), False),

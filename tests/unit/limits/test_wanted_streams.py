@@ -81,24 +81,43 @@ async def test_a_request_whose_method_gets_no_body_is_handled(state: States, met
 
 @both
 @pytest.mark.parametrize("method", ["PUT", "PATCH"])
-async def test_a_request_with_an_event_id_of_ours_is_rejected_with_any_method(
-    state: States, method: str
+@pytest.mark.parametrize("headers", [ANY, JSON], ids=str)
+async def test_an_event_id_of_ours_does_not_count_if_the_method_cannot_resume(
+    state: States, method: str, headers: list[tuple[bytes, bytes]]
 ) -> None:
     app = App()
     async with state(app) as wrapped:
-        exchange = await handle(wrapped, method=method, path="/text", headers=[*ANY, HELD])
+        exchange = await handle(wrapped, method=method, path="/text", headers=[*headers, HELD])
+    assert exchange.status == 200
+    assert app.methods == [method]
+
+
+@both
+@pytest.mark.parametrize(
+    ("method", "headers"),
+    [("GET", ANY), ("POST", ANY), ("PUT", [(b"accept", b"text/event-stream, */*")])],
+)
+async def test_a_request_for_a_stream_of_a_marked_endpoint_is_rejected(
+    state: States, method: str, headers: list[tuple[bytes, bytes]]
+) -> None:
+    app = App()
+    async with state(app) as wrapped:
+        exchange = await handle(wrapped, method=method, path="/marked", headers=headers)
     assert exchange.status == 503
     assert not app.methods
 
 
 @both
-@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
-async def test_a_request_for_a_marked_endpoint_is_rejected(state: States, method: str) -> None:
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("headers", [ANY, JSON], ids=str)
+async def test_another_method_on_a_marked_path_is_handled_unless_it_accepts_streams_by_name(
+    state: States, method: str, headers: list[tuple[bytes, bytes]]
+) -> None:
     app = App()
     async with state(app) as wrapped:
-        exchange = await handle(wrapped, method=method, path="/marked", headers=ANY)
-    assert exchange.status == 503
-    assert not app.methods
+        exchange = await handle(wrapped, method=method, path="/marked", headers=headers)
+    assert exchange.status == 200
+    assert app.methods == [method]
 
 
 @both

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, Metric, generate_latest
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -241,6 +241,46 @@ async def test_an_app_that_fails_on_the_path_fails_as_without_us() -> None:
 
     with pytest.raises(ValueError):
         await scrape(SSEMiddleware(app, registry=CollectorRegistry()))
+
+
+class UnreliableCollector:
+    """A collector of the app's, which fails while its database is unavailable."""
+
+    def __init__(self) -> None:
+        self.fails = False
+
+    def collect(self) -> list[Metric]:
+        if self.fails:
+            raise ConnectionError("the database is unavailable")
+        return []
+
+
+async def test_a_failed_scrape_gets_the_error_page_of_the_app_and_the_next_one_the_metrics() -> (
+    None
+):
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await PlainTextResponse("not found", 404)(scope, receive, send)
+        except ConnectionError:
+            await PlainTextResponse("failed", 500)(scope, receive, send)
+
+    registry, collector = CollectorRegistry(), UnreliableCollector()
+    registry.register(collector)
+    wrapped = SSEMiddleware(app, registry=registry)
+    collector.fails = True
+    exchange = await scrape(wrapped)
+    assert (exchange.status, exchange.body) == (500, b"failed")
+    collector.fails = False
+    exchange = await scrape(wrapped)
+    assert exchange.status == 200
+    assert b"sse_streams_active" in exchange.body
+
+
+@pytest.mark.parametrize("query", [b"last_event_id=%b-1.end", b"last_event_id=%b-5"])
+async def test_a_response_of_the_middleware_itself_does_not_end_the_metrics(query: bytes) -> None:
+    wrapped = SSEMiddleware(PlainTextResponse("not found", 404), registry=CollectorRegistry())
+    await scrape(wrapped, query_string=query % (22 * b"A"))
+    assert (await scrape(wrapped)).status == 200
 
 
 async def test_a_stream_of_the_app_on_the_path_is_still_a_stream_of_ours() -> None:

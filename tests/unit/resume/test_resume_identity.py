@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from sse_middleware import LogInfo
+from sse_middleware import LogInfo, current_trace_id
 from tests.support.asgi import body, handle, stream_start
 from tests.support.resuming import (
     UNKNOWN,
@@ -364,3 +364,25 @@ async def test_credentials_that_last_end_nothing() -> None:
         await first.until_end()
     assert first.names[-1] == "complete"
     assert texts(first) == counted(1, 3)
+
+
+@pytest.mark.parametrize("asks_for_trace_id", [False, True])
+@pytest.mark.parametrize("options", [{}, {"max_streams": 9}], ids=str)
+async def test_the_identity_is_that_of_the_headers_as_the_app_s_layers_have_set_them(
+    options: dict[str, Any], *, asks_for_trace_id: bool
+) -> None:
+    """For example, a layer turns the token of a gateway into `Authorization`."""
+    inner = Counting(3)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if asks_for_trace_id:
+            assert current_trace_id()
+        token = dict(scope["headers"]).get(b"x-gateway-token", b"none")
+        scope["headers"] = [*scope["headers"], (b"authorization", token)]
+        await inner(scope, receive, send)
+
+    kept = resumable(app, **options)
+    whole = await read(kept, (b"x-gateway-token", b"one"))
+    again = await resume(kept, id_of(whole, 2), (b"x-gateway-token", b"other"))
+    assert again.names[0] == "reset"
+    assert texts(again) == counted(1, 3)

@@ -2,13 +2,16 @@
 
 import asyncio
 import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from sse_middleware import SSEMiddleware, current_trace_id
 from sse_middleware.limits.admission_check import AdmissionCheck
 from sse_middleware.limits.slots import Slot
 from sse_middleware.observability.stream_record import StreamRecord
@@ -18,7 +21,7 @@ from sse_middleware.stream.current import CurrentStream
 from sse_middleware.stream.discarded_response import DiscardedResponse
 from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.responder import Responder
-from tests.support.asgi import EVENTSOURCE, Exchange, body, stream_start
+from tests.support.asgi import EVENTSOURCE, Exchange, body, http_scope, stream_start
 from tests.support.limiting import ANY, PLAIN, answer, asked, limited, reasons, tab
 from tests.support.resuming import Listening
 
@@ -134,3 +137,31 @@ async def test_a_stream_rejected_at_the_response_start_is_freed() -> None:
         await reject()
         with without_cycles():
             await reject()
+
+
+class State:
+    """The state of a request, as apps keep it in the scope."""
+
+
+@pytest.mark.parametrize("asks_for_trace_id", [False, True])
+@pytest.mark.parametrize("options", [{}, {"max_streams": 5}], ids=str)
+async def test_a_task_that_outlives_an_ordinary_request_does_not_keep_its_scope(
+    options: dict[str, Any], *, asks_for_trace_id: bool
+) -> None:
+    tasks: list[asyncio.Task[object]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if asks_for_trace_id:
+            current_trace_id()
+        tasks.append(asyncio.create_task(asyncio.sleep(3600)))
+        await PlainTextResponse("text")(scope, receive, send)
+
+    state = State()
+    freed = weakref.ref(state)
+    scope = http_scope(headers=ANY, state=state)
+    del state
+    exchange = Exchange(scope)
+    await SSEMiddleware(app, **options)(scope, exchange.receive, exchange.send)
+    del scope, exchange
+    assert freed() is None
+    tasks[0].cancel()
