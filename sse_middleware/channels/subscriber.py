@@ -32,6 +32,8 @@ NOW: Final = "now"
 FROM_BEGINNING: Final = "beginning"
 _MAX_OUTAGE_SECONDS: Final = 30.0
 """Bounds the time for which a reader waits for a store; a restart of Redis takes less."""
+_FIRST_PAUSE_SECONDS: Final = 0.5
+"""The first pause of a reader after a failure; there may be very many readers."""
 _MESSAGES: Final = {
     "worker_timeout": "No worker has taken the job in time.",
     "idle_timeout": "The worker has not been heard of for too long.",
@@ -82,7 +84,7 @@ class ChannelReader:
         self._open_channels = open_channels
         self._channel = channel
         self._options = options
-        self._backoff = Backoff()
+        self._backoff = Backoff(first=_FIRST_PAUSE_SECONDS)
 
     async def events(self) -> AsyncGenerator[ChannelEvent, None]:
         """Yield the events, and an `error` if the reader cannot continue."""
@@ -90,6 +92,7 @@ class ChannelReader:
         now, ack_timeout = asyncio.get_running_loop().time(), self._options.ack_timeout
         self._ack_deadline = math.inf if ack_timeout is None else now + ack_timeout
         self._failed_since = math.inf  # the time since which the store is out of reach
+        self._wait_failed = False
         event_format, terminal = self._options.format, self._options.terminal
         position: Position | None = None
         with self._channels.follow(self._channel) as feed:
@@ -116,17 +119,22 @@ class ChannelReader:
         """
         self._read_at = asyncio.get_running_loop().time()  # a slow client is not an idle worker
         while True:
+            waits = False
             try:
                 result = await feed.read(await self._start() if position is None else position)
-                self._failed_since = math.inf
-                self._backoff.reset()
+                # Without news, a read sends no query. It is a success only after a failed read.
+                if result.entries or not self._wait_failed:
+                    self._store_answered()
                 if result.entries:
                     return result
                 if not result.is_whole:
                     raise _ReaderEnded("truncated")
                 position = result.position
+                waits = True
                 await self._wait(feed)
+                self._store_answered()
             except StoreError as exc:
+                self._wait_failed = waits
                 await self._wait_for_store(exc)
 
     async def _start(self) -> Position:
@@ -161,6 +169,11 @@ class ChannelReader:
             if not (await self._channels.last_event(self._channel)).is_acked:
                 raise _ReaderEnded("worker_timeout") from None
             self._ack_deadline = math.inf  # the worker's event is before this reader's first one
+
+    def _store_answered(self) -> None:
+        self._failed_since = math.inf
+        self._wait_failed = False
+        self._backoff.reset()
 
     async def _wait_for_store(self, exc: StoreError) -> None:
         """Wait until the store may be in reach again, within a limit."""
