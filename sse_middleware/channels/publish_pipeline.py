@@ -26,7 +26,7 @@ from sse_middleware.channels.publish_batch import (
 from sse_middleware.channels.redis_connection import RedisConnection
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.circuit_breaker import Backoff
-from sse_middleware.stores.redis.client import FAILURES
+from sse_middleware.stores.redis.client import FAILURES, WRITE_TIMEOUT_SECONDS
 from sse_middleware.stores.redis.commands import CommandClient
 from sse_middleware.stores.redis.keys import Keys
 
@@ -58,7 +58,7 @@ class PublishPipeline:
         self._keys = keys
         self._limits = limits
         self._client = client
-        self._timeout = client.timeouts.write
+        self._timeout = min(client.timeouts.write, PUBLISH_SECONDS)
         self._sequence = PublisherSequence()
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Waiting] = deque()
@@ -168,7 +168,7 @@ class PublishPipeline:
             while True:
                 batch.last_failure = None
                 try:
-                    async with asyncio.timeout(self._timeout):
+                    async with asyncio.timeout(self._attempt_seconds()):
                         while batch.take(await self._attempt()):
                             pass
                 except FAILURES as exc:
@@ -188,6 +188,14 @@ class PublishPipeline:
         finally:
             self._task = None
             self._settle()
+
+    def _attempt_seconds(self) -> float:
+        """Return the timeout of an attempt.
+
+        A timeout that is longer than usual does not extend the time in which events are repeated.
+        """
+        remaining = self._began + PUBLISH_SECONDS - time.monotonic()
+        return min(self._timeout, max(WRITE_TIMEOUT_SECONDS, remaining))
 
     async def _attempt(self) -> list[Any]:
         if self._cluster is not None:

@@ -67,7 +67,7 @@ def timeouts_for(url: str, timeout: float | None = None) -> Timeouts:
         url: its `socket_timeout`, in seconds, replaces the default.
         timeout: replaces both.
     """
-    (given,) = parse_qs(urlsplit(url).query).get("socket_timeout", ["0"])
+    given, *_ = parse_qs(urlsplit(url).query).get("socket_timeout", ["0"])  # as redis-py
     read = timeout or float(given) or READ_TIMEOUT_SECONDS
     return Timeouts(read, max(read, WRITE_TIMEOUT_SECONDS))
 

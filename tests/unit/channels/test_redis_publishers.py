@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from sse_middleware.channels import (
     Publisher,
     close_channels,
     publish_batch,
+    publish_pipeline,
     subscribe,
 )
 from sse_middleware.channels.base import Limits
@@ -189,3 +190,26 @@ async def test_a_reader_gets_an_error_if_redis_refuses_reads(server: RedisServer
     with pytest.raises(StoreError), channels.follow("taken") as feed:
         await feed.read(BEGINNING)
     await channels.close()
+
+
+@pytest.mark.parametrize("is_connected", [True, False])
+async def test_a_long_timeout_in_the_url_does_not_extend_the_time_to_publish(
+    *, is_connected: bool, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish_pipeline, "PUBLISH_SECONDS", 0.5)
+    monkeypatch.setattr(publish_pipeline, "WRITE_TIMEOUT_SECONDS", 0.3)
+    async with Publisher(f"{server.url}?socket_timeout=1000") as publisher:
+        if is_connected:
+            await until_published(publisher)
+        with server.stopped():
+            async with asyncio.timeout(10):
+                with pytest.raises(StoreError):
+                    await publisher.publish(new_channel(), "step", 1)
+
+
+async def until_published(publisher: Publisher) -> None:
+    """Publish an event; on a busy machine, the short time of a test may not be enough at first."""
+    while True:
+        with suppress(StoreError):
+            await publisher.publish(new_channel(), "step", 1)
+            return

@@ -24,6 +24,7 @@ from sse_middleware import ConfigurationError, SSEMiddleware, StoreError
 from sse_middleware.channels import BlockingPublisher
 from sse_middleware.stores.base import LogState
 from sse_middleware.stores.redis import RedisStore
+from sse_middleware.stores.redis.client import timeouts_for
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
 from tests.support.ports import free_port
@@ -281,6 +282,12 @@ async def test_a_url_that_is_none_is_refused_when_the_app_starts(url: str) -> No
         assert said[0]["type"] == "lifespan.startup.failed"
         assert said[0]["message"].startswith("SSE_REDIS_URL is ")
         assert "geheim" not in said[0]["message"]
+
+
+def test_the_first_of_several_timeouts_in_a_url_counts() -> None:
+    url = "redis://localhost?socket_timeout=2&socket_timeout=5"
+    RedisStore(url)
+    assert timeouts_for(url).read == 2
 
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None: ...
