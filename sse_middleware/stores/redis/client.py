@@ -162,10 +162,9 @@ def is_cancelled() -> bool:
 
 def blocking_client(url: str, client: AnyRedis | None) -> Any:
     """Return a client for a thread, to the Redis at `url`, or to that of `client` without a URL."""
-    seconds = timeouts_for(url).read
     options: dict[str, Any] = {
-        "socket_connect_timeout": seconds,
-        "socket_timeout": seconds,
+        "socket_connect_timeout": READ_TIMEOUT_SECONDS,  # a lease must not expire meanwhile
+        "socket_timeout": READ_TIMEOUT_SECONDS,  # redis-py prefers that of the URL
         "retry": ThreadRetry(NoBackoff(), 0),
     }
     if isinstance(client, RedisCluster):

@@ -24,7 +24,7 @@ from sse_middleware import ConfigurationError, SSEMiddleware, StoreError
 from sse_middleware.channels import BlockingPublisher
 from sse_middleware.stores.base import LogState
 from sse_middleware.stores.redis import RedisStore
-from sse_middleware.stores.redis.client import timeouts_for
+from sse_middleware.stores.redis.client import blocking_client, timeouts_for
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
 from tests.support.ports import free_port
@@ -288,6 +288,13 @@ def test_the_first_of_several_timeouts_in_a_url_counts() -> None:
     url = "redis://localhost?socket_timeout=2&socket_timeout=5"
     RedisStore(url)
     assert timeouts_for(url).read == 2
+
+
+def test_a_timeout_in_a_url_does_not_bound_the_connects_of_a_thread() -> None:
+    url = "redis://localhost?socket_timeout=15"
+    client = blocking_client(url, None)
+    options = client.connection_pool.connection_kwargs
+    assert (options["socket_connect_timeout"], options["socket_timeout"]) == (1, 15)
 
 
 async def _app(scope: Scope, receive: Receive, send: Send) -> None: ...
