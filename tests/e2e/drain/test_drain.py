@@ -1,6 +1,7 @@
 """Servers that receive a signal while endless streams are open: they end, as do the streams."""
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
@@ -157,6 +158,16 @@ async def test_ctrl_c_does_not_shorten_the_drain_though_workers_receive_it_twice
         assert min(stream.ended_at for stream in found) - began > 1.9
 
 
+async def reload(server: Server, file: Path) -> None:
+    """Change a file until the server reloads, since it may not watch the folder at once."""
+    async with asyncio.timeout(HANG_SECONDS):
+        for change in itertools.count():
+            await asyncio.to_thread(file.write_text, f"changed = {change}")
+            await asyncio.sleep(2)
+            if "Reloading" in await asyncio.to_thread(server.log.read_text):
+                return
+
+
 async def test_a_reload_ends_the_streams_of_the_old_code(tmp_path: Path) -> None:
     watched = tmp_path / "watched"
     watched.mkdir()
@@ -165,7 +176,7 @@ async def test_a_reload_ends_the_streams_of_the_old_code(tmp_path: Path) -> None
         async with httpx.AsyncClient(timeout=HANG_SECONDS) as client:
             old = (await client.get(f"{server.url}/pid")).text
             async with streams(server.port, "/feed", 5) as found:
-                (watched / "code.py").write_text("changed = True")
+                await reload(server, watched / "code.py")
             assert_shut_down(found)
         async with httpx.AsyncClient(timeout=HANG_SECONDS) as client:
             assert (await client.get(f"{server.url}/pid")).text != old
