@@ -51,8 +51,13 @@ class BlockedWrite:
 
 
 def _is_suspended_in(awaited: Any, codes: tuple[CodeType, ...], writer: object) -> bool:
-    """Return whether a coroutine is suspended in a write of `writer`."""
+    """Return whether a coroutine is suspended in a write of `writer`.
+
+    CPython 3.11 can crash if it is asked for the `cr_await` of a coroutine that runs.
+    """
     while awaited is not None:
+        if getattr(awaited, "cr_running", False) or getattr(awaited, "gi_running", False):
+            return False
         if getattr(awaited, "cr_code", None) in codes:
             frame = awaited.cr_frame
             if frame is not None and frame.f_locals.get("self") is writer:

@@ -148,7 +148,8 @@ def _is_hypercorn_main(task: asyncio.Task[Any]) -> bool:
 def _awaited_code(task: asyncio.Task[Any]) -> Iterator[CodeType]:
     """Return the code of the coroutines in which a task is suspended, outermost first.
 
-    An object without one of the attributes ends the search.
+    An object without one of the attributes ends the search, and so does a coroutine that runs:
+    CPython 3.11 can crash if it is asked for the `cr_await` of that.
     """
     get_coro = getattr(task, "get_coro", None)
     awaited: Any = None if get_coro is None else get_coro()
@@ -156,6 +157,8 @@ def _awaited_code(task: asyncio.Task[Any]) -> Iterator[CodeType]:
         code = getattr(awaited, "cr_code", None)
         if isinstance(code, CodeType):
             yield code
+        if getattr(awaited, "cr_running", False):
+            return
         awaited = getattr(awaited, "cr_await", None)
 
 

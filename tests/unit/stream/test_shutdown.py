@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from sse_middleware.stream.blocked_write import BlockedWrite
 from sse_middleware.stream.drain import Drain
-from sse_middleware.stream.shutdown import Shutdown
+from sse_middleware.stream.shutdown import Shutdown, _awaited_code
 
 pytestmark = pytest.mark.anyio
 
@@ -157,3 +158,24 @@ async def test_tasks_that_do_not_give_their_coroutine_begin_no_drain(handled: li
     await assert_signal_begins(drain, handled)
     closed.set()
     await task
+
+
+class RunningTask:
+    """A task whose coroutine runs, and must not be asked for the object that it awaits."""
+
+    cr_code = assert_signal_begins.__code__
+    cr_running = True
+
+    def get_coro(self) -> "RunningTask":
+        return self
+
+    @property
+    def cr_await(self) -> None:
+        pytest.fail("CPython 3.11 can crash here")
+
+
+def test_the_awaited_object_of_a_running_coroutine_is_not_requested() -> None:
+    """An app's start was one such place: it runs in a task of the event loop."""
+    task: Any = RunningTask()
+    assert list(_awaited_code(task)) == [RunningTask.cr_code]
+    BlockedWrite(task).interrupt((RunningTask.cr_code,), object())
