@@ -33,7 +33,11 @@ DATA = '{"id":"chatcmpl-123","choices":[{"index":0,"delta":{"content":"hello"}}]
 JSON = {"id": 123, "name": "a name", "tags": ["one", "two"], "price": 1.5}
 
 PLAIN = {"Accept": "*/*"}
-EVENTSOURCE = {"Accept": "text/event-stream", "Cache-Control": "no-cache"}
+EVENTSOURCE = {
+    "Accept": "text/event-stream",
+    "Cache-Control": "no-cache",
+    "User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+}
 HEARTBEAT_VARIABLE = "SSE_HEARTBEAT_INTERVAL"
 """The setting of the middleware; the app of sse-starlette reads it too."""
 LONGER_THAN_ANY_SUITE = 600  # seconds
@@ -233,9 +237,12 @@ def _named_streams(source: Callable[[str], AsyncIterator[Any]]) -> ASGIApp:
 RECORDED = "sse_middleware as eventsource"
 UNRECORDED = "sse_middleware as eventsource, not kept"
 AS_PLAIN = "sse_middleware as plain"
-OURS = (RECORDED, UNRECORDED, AS_PLAIN)
+UNMARKED = "sse_middleware, unmarked"
+MARKED = (RECORDED, UNRECORDED, AS_PLAIN)
+"""The contestants whose streams are marked."""
+OURS = (UNMARKED, *MARKED)
 """The contestants that use the middleware."""
-NOT_KEPT = (UNRECORDED, AS_PLAIN)
+NOT_KEPT = (UNMARKED, UNRECORDED, AS_PLAIN)
 """Those that keep no events. The cost of keeping them has separate budgets."""
 CHANNELS = "channels"
 PUBSUB = "pub/sub of redis-py"
@@ -250,13 +257,18 @@ CONTESTANTS = {
     "fastapi": Contestant(app=fastapi, headers=PLAIN),
     "BaseHTTPMiddleware": Contestant(app=base_http_middleware, headers=PLAIN),
     "correlation + instrumentator": Contestant(app=correlation_and_instrumentator, headers=PLAIN),
-    RECORDED: Contestant(app=sse_middleware, headers=EVENTSOURCE, heartbeat=b"event: heartbeat"),
+    UNMARKED: Contestant(app=sse_middleware, headers=PLAIN),
+    RECORDED: Contestant(
+        app=partial(sse_middleware, mark="*"), headers=EVENTSOURCE, heartbeat=b"event: heartbeat"
+    ),
     UNRECORDED: Contestant(
-        app=partial(sse_middleware, replay_max_events=0),
+        app=partial(sse_middleware, mark="*", replay_max_events=0),
         headers=EVENTSOURCE,
         heartbeat=b"event: heartbeat",
     ),
-    AS_PLAIN: Contestant(app=sse_middleware, headers=PLAIN, heartbeat=b"\n: heartbeat"),
+    AS_PLAIN: Contestant(
+        app=partial(sse_middleware, mark="*"), headers=PLAIN, heartbeat=b"\n: heartbeat"
+    ),
     CHANNELS: Contestant(app=channels, headers=PLAIN),
     PUBSUB: Contestant(app=pubsub, headers=PLAIN),
 }

@@ -31,7 +31,7 @@ from example_app.cut import Cutter
 from example_app.react_agent import react_session
 from example_app.search import Answer, SearchIndex, load_passages, split_tokens
 from example_app.worker import Worker
-from sse_middleware import SSEMiddleware
+from sse_middleware import SSEMiddleware, streaming
 from sse_middleware.channels import Publisher, close_channels
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ def create_app(*, token_delay_seconds: float = TOKEN_DELAY_SECONDS) -> FastAPI:
     """
     app = FastAPI(title="Ask the Python documentation", lifespan=_lifespan)
     app.state.token_delay_seconds = token_delay_seconds
-    app.add_middleware(SSEMiddleware, client_path=CLIENT_PATH)
+    # The answers of this path are streams or JSON; the other two endpoints carry their marks.
+    app.add_middleware(SSEMiddleware, mark="/search", client_path=CLIENT_PATH)
     app.add_middleware(Cutter)  # outermost, so that it sees the stream ids
     app.get("/stream/search", response_class=EventSourceResponse)(stream_search)
     app.post("/search", response_model=None)(search)
@@ -152,6 +153,7 @@ async def _refuse(_request: Request, problem: RequestValidationError) -> JSONRes
     )
 
 
+@streaming
 async def stream_search(
     query: QueryText,
     searcher: SearcherOfRequest,

@@ -16,7 +16,7 @@ from fastapi import HTTPException
 from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel, StringConstraints
 
-from sse_middleware import StoreError
+from sse_middleware import StoreError, streaming
 from sse_middleware.channels import publish_event, sse_event_streamer
 
 JOBS: Final = "example-app.react.jobs"
@@ -46,6 +46,7 @@ class Job(BaseModel):
     expires_at: float
 
 
+@streaming
 async def react_session(request: ReactRequest) -> EventSourceResponse:
     """Let a worker answer, and stream its events as `{"event_type", "payload"}`."""
     session_id = secrets.token_urlsafe(16)  # grants access to the session

@@ -16,7 +16,7 @@ from sse_middleware.errors import ConfigurationError
 
 logger = logging.getLogger("sse_middleware")
 
-CommentStyle = Literal["auto", "line", "block"]
+CommentStyle = Literal["auto", "line", "block", "off"]
 CapAction = Literal["complete", "rotate"]
 LimitAction = Literal["evict_oldest", "reject"]
 
@@ -39,7 +39,7 @@ class Options:
         "SSE_STREAM_MAX_SECONDS",
         60.0,
         "Maximum lifetime of a stream, from its response start; `off`: no cap. 60 s is the limit "
-        "of many proxies. Unless it is set, unmarked streams of plain clients have no cap.",
+        "of many proxies. Unless it is set, plain clients, which cannot be notified, have no cap.",
         lowest=0.05,
         legacy_env="STREAM_MAX_SECONDS",
         per_endpoint=True,
@@ -48,7 +48,7 @@ class Options:
         "SSE_CAP_ACTION",
         "complete",
         "The cap ends the stream (`complete`), or only the connection, and the `EventSource` "
-        "resumes (`rotate`). Unless it is set, unmarked streams rotate, so that feeds continue.",
+        "resumes (`rotate`).",
         values=get_args(CapAction),
         per_endpoint=True,
     )
@@ -272,8 +272,8 @@ class Options:
     comment_style: CommentStyle = fields.choice(  # noqa: RUF009 - returns a field
         "SSE_COMMENT_STYLE",
         "auto",
-        "Whether a heartbeat comment has a blank line (`block`) or not (`line`); `auto`: depends "
-        "on the client.",
+        "Whether a heartbeat comment has a blank line (`block`) or not (`line`), or is not sent; "
+        "`auto`: a blank line until the stream has an id.",
         values=get_args(CommentStyle),
         per_endpoint=True,
     )

@@ -145,7 +145,7 @@ def ended_stream(
         reset: the reason why the client cannot continue its stream, `""` if it can.
         retry_ms: the wait before the client reconnects, `None` for that of the settings.
     """
-    terms = StreamTerms.from_options(options, ClientKind.EVENTSOURCE, marked=False)
+    terms = StreamTerms.from_options(options, ClientKind.EVENTSOURCE)
     event = start_or_reset(
         StreamRecord(name, request.trace_id, UNMATCHED, ClientKind.EVENTSOURCE),
         terms,

@@ -89,7 +89,8 @@ class SSERequest:
         scope: the ASGI scope; the app's routing adds to it while the request is handled.
         method: the HTTP method.
         http_version: the version of HTTP, such as `1.1`.
-        headers: the headers that the middleware uses; any `Mcp-*` header has the name `mcp-` here.
+        headers: the headers that the middleware uses; any `Mcp-*` header has the name `mcp-` here,
+            and `Sec-Fetch-*` headers have their names.
         last_event_id: the last event id, ours or the app's. The header has precedence over the
             query: the address of a page that was disconnected several times has the first id, and
             the browser has the newest.
@@ -173,7 +174,7 @@ class SSERequest:
         """Return whether a stream of ours is the only useful response.
 
         Args:
-            mark: the mark of the endpoint, which decides if there is one.
+            mark: the mark of the endpoint, which decides if it marks streams only.
             only_marked: whether streams of endpoints without a mark are left alone.
         """
         if self.method in NEVER_STREAM or self.cancel_target is not None:
@@ -181,9 +182,10 @@ class SSERequest:
         if mark is not None:
             if mark.overrides.get("enabled") is False:
                 return False
-            # Some SDKs do not announce in `Accept` that they read a stream, but all of them POST.
-            return self.method in RESUMABLE_METHODS or EVENT_STREAM in self.accepted_types
-        if only_marked:
+            if mark.is_certain:
+                # Some SDKs do not announce in `Accept` that they read a stream, but all POST.
+                return self.method in RESUMABLE_METHODS or EVENT_STREAM in self.accepted_types
+        elif only_marked:
             return False
         return self.intent.event_id is not None or self.accepted_types == {EVENT_STREAM}
 
@@ -310,6 +312,8 @@ def _picked_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
                 picked[name] = value
         elif name.startswith(b"mcp-"):
             picked[b"mcp-"] = value
+        elif name.startswith(b"sec-fetch-"):
+            picked[name] = value
     return picked
 
 

@@ -6,6 +6,7 @@ the endpoint itself, by `@streaming`, or to a path glob, by the middleware's arg
 FastAPI store the result in the scope, a second match has a cost, and FastAPI's has side effects.
 """
 
+import copy
 import fnmatch
 import logging
 import re
@@ -29,6 +30,7 @@ StreamKey = Callable[[Any], str]
 """Returns the key of the stream that a scope requests."""
 
 _ATTRIBUTE = "__sse_streaming__"
+_WILDCARDS = re.compile(r"[*?[]")
 _CLIENT_KINDS = (ClientKind.EVENTSOURCE, ClientKind.PLAIN, ClientKind.OPENAI)
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
@@ -43,9 +45,11 @@ class Mark:
         overrides: fields of `Options` that have precedence over all others.
         stream_key: the function that returns the key of a requested stream if the app numbers its
             events but does not keep them, else `None`.
+        is_certain: whether all responses are streams; not so if a path glob matches more paths, or
+            if only the settings mark the path.
     """
 
-    __slots__ = ("__weakref__", "family", "name", "overrides", "stream_key")
+    __slots__ = ("__weakref__", "family", "is_certain", "name", "overrides", "stream_key")
 
     def __init__(
         self,
@@ -61,6 +65,15 @@ class Mark:
         self.family = None if family is None else ClientKind(family)
         self.overrides = validate(overrides, per_endpoint=True)
         self.stream_key = stream_key
+        self.is_certain = True
+
+    def for_glob(self, glob: str) -> "Mark":
+        """Return the mark of the paths that `glob` matches."""
+        if not _WILDCARDS.search(glob):
+            return self
+        mark = copy.copy(self)
+        mark.is_certain = False
+        return mark
 
     def __call__(self, endpoint: Endpoint) -> Endpoint:
         """Attach the mark to `endpoint`, and return the endpoint."""
@@ -200,12 +213,13 @@ def compile_marks(marks: Mapping[str, Mark]) -> PathMarks:
             raise ConfigurationError("marks", glob, GLOBS_ALLOWED)
         if not isinstance(mark, Mark):
             raise TypeError(f"the mark of {glob!a} is {mark!r}, allowed is streaming(...)")
-    return [(_pattern(glob), mark) for glob, mark in marks.items()]
+    return [(_pattern(glob), mark.for_glob(glob)) for glob, mark in marks.items()]
 
 
 def bare_marks(globs: Iterable[str]) -> PathMarks:
     """Return marks without options for path globs."""
     mark = streaming()
+    mark.is_certain = False
     return [(_pattern(glob), mark) for glob in globs]
 
 

@@ -45,15 +45,31 @@ def detect_client_kind(
     if accept == [EVENT_STREAM, b"events=named"] or has_event_id:
         return ClientKind.EVENTSOURCE
     # "Set request's cache mode to "no-store"" (WHATWG HTML 9.2.2), for which a browser adds
-    # Cache-Control: no-cache (https://fetch.spec.whatwg.org/#http-network-or-cache-fetch). Of all
-    # clients only a native EventSource sends this pair by default.
-    native = (
+    # Cache-Control: no-cache (https://fetch.spec.whatwg.org/#http-network-or-cache-fetch).
+    is_native = (
         method == "GET"
         and accept == [EVENT_STREAM]
         and headers.get(b"cache-control", b"").strip().lower() == b"no-cache"
         and b"mcp-" not in headers
+        and _is_from_browser(headers)
     )
-    return ClientKind.EVENTSOURCE if native else ClientKind.PLAIN
+    return ClientKind.EVENTSOURCE if is_native else ClientKind.PLAIN
+
+
+def _is_from_browser(headers: dict[bytes, bytes]) -> bool:
+    """Return whether headers are those of a browser's script.
+
+    Libraries such as sseclient, requests-sse and aiohttp-sse-client send the `Accept` and
+    `Cache-Control` of a browser, but their own `User-Agent`. Browsers send fetch metadata in a
+    secure context: "cors" and "empty" for an `EventSource`
+    (https://www.w3.org/TR/fetch-metadata/#sec-fetch-dest-header).
+    """
+    if not headers.get(b"user-agent", b"").startswith(b"Mozilla/"):
+        return False
+    if not any(name.startswith(b"sec-fetch-") for name in headers):
+        return True
+    metadata = headers.get(b"sec-fetch-mode"), headers.get(b"sec-fetch-dest")
+    return metadata == (b"cors", b"empty")
 
 
 class CommentForm(enum.StrEnum):
@@ -66,28 +82,16 @@ class CommentForm(enum.StrEnum):
     BLOCK = "block"
     """With a blank line."""
     BLOCK_UNTIL_ID = "block until an id"
-    """With a blank line until the stream has an id; after that, SDKs dispatch at each one."""
+    """With a blank line until the stream has an id; decoders that keep an id dispatch at each."""
     LINE = "line"
     """Without a blank line."""
 
 
-def comment_form(headers: dict[bytes, bytes], style: CommentStyle) -> CommentForm:
-    """Return the form of heartbeat comment that suits a client.
-
-    Args:
-        headers: the headers of the request, as in `SSERequest.headers`.
-        style: the setting; `auto` depends on `Accept`. Libraries accept only event streams (some
-            name the type twice), SDKs name some type, and hand-written code names none.
-    """
-    if style != "auto":
+def comment_form(style: CommentStyle) -> CommentForm:
+    """Return the form of heartbeat comment that a setting selects; with `off` there is none."""
+    if style in ("line", "block"):
         return CommentForm(style)
-    accepts = headers.get(b"accept", b"*/*").lower()
-    if accepts == b"*/*":
-        return CommentForm.BLOCK
-    accepted = {part.strip() for part in accepts.split(b",")}
-    if accepted == {EVENT_STREAM}:
-        return CommentForm.LINE
-    return CommentForm.BLOCK if accepted == {b"*/*"} else CommentForm.BLOCK_UNTIL_ID
+    return CommentForm.BLOCK_UNTIL_ID
 
 
 def in_rollout(percent: int, headers: dict[bytes, bytes], address: str) -> bool:

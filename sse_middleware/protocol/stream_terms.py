@@ -31,31 +31,29 @@ class StreamTerms:
     retry_ms: int
 
     @classmethod
-    def from_options(
-        cls, options: Options, client_kind: ClientKind, *, marked: bool
-    ) -> "StreamTerms":
+    def from_options(cls, options: Options, client_kind: ClientKind) -> "StreamTerms":
         """Return the terms of a new stream.
 
         Args:
             options: the settings, including those of the mark.
             client_kind: the kind of the client that opens the stream.
-            marked: whether the endpoint is marked.
         """
         eventsource = client_kind is ClientKind.EVENTSOURCE
-        rotates = eventsource and not marked
-        if "cap_action" in options.explicit:
-            rotates = eventsource and options.cap_action == "rotate"
-        capped = eventsource or marked or "stream_max_seconds" in options.explicit
-        if client_kind is ClientKind.OFF:
-            capped = False
+        # A plain client cannot be notified of the cap: it would take a part for the whole.
+        is_notified = eventsource or client_kind is ClientKind.OPENAI
+        capped = is_notified or "stream_max_seconds" in options.explicit
+        heartbeat, silence = options.heartbeat_interval, options.silence_threshold
+        if options.comment_style == "off" and not eventsource:
+            heartbeat = None
+            silence = silence if "silence_threshold" in options.explicit else None
         retry_ms = options.retry_ms
         if options.linger_seconds:  # a client that reconnects later finds no stream
             retry_ms = min(retry_ms, int(options.linger_seconds * 1000))
         return cls(
             max_seconds=options.stream_max_seconds if capped else None,
-            rotates=rotates,
-            heartbeat_interval=options.heartbeat_interval,
-            silence_threshold=options.silence_threshold,
+            rotates=eventsource and options.cap_action == "rotate",
+            heartbeat_interval=heartbeat,
+            silence_threshold=silence,
             event_prefix=options.event_prefix,
             retry_ms=retry_ms,
         )

@@ -68,12 +68,12 @@ class StreamOpener:
         secret = current.take_secret()
         self._state = StreamState(
             self._options,
-            StreamTerms.from_options(self._options, client_kind, marked=mark is not None),
+            StreamTerms.from_options(self._options, client_kind),
             client_kind=client_kind,
             record=record,
             secret=secret if has_ids else "",
             marked=mark is not None,
-            comment=CommentForm.BLOCK if has_ids else comment_form(request.headers, style),
+            comment=CommentForm.BLOCK if has_ids else comment_form(style),
             app_ids=mark is not None and mark.stream_key is not None,
         )
         self._timers = current_timers()

@@ -13,7 +13,11 @@ from starlette.types import ASGIApp, Message, Scope
 
 from sse_middleware.protocol.parser import Event, EventParser
 
-EVENTSOURCE_HEADERS = [(b"accept", b"text/event-stream"), (b"cache-control", b"no-cache")]
+EVENTSOURCE_HEADERS = [
+    (b"accept", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+    (b"user-agent", b"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
+]
 """The headers by which a native `EventSource` is recognised."""
 
 

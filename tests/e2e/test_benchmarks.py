@@ -29,6 +29,7 @@ ALL = (
     "fastapi",
     "BaseHTTPMiddleware",
     "correlation + instrumentator",
+    "sse_middleware, unmarked",
     "sse_middleware as eventsource",
     "sse_middleware as eventsource, not kept",
     "sse_middleware as plain",
@@ -37,7 +38,7 @@ WITH_HEARTBEAT = ("sse-starlette", *ALL[-3:])
 STREAMING = ("starlette", *WITH_HEARTBEAT[:2], WITH_HEARTBEAT[-1])
 RECORDED = WITH_HEARTBEAT[1:2]
 OPENED = ("fresh", "resumed")
-COUNTED = (*ALL[:3], *WITH_HEARTBEAT[1:])
+COUNTED = (*ALL[:3], ALL[6], *WITH_HEARTBEAT[1:])
 ON_CHANNELS = ("channels", "pub/sub of redis-py")
 TABLES = {
     "bursts": ALL,

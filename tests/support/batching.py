@@ -13,6 +13,7 @@ from sse_middleware import SSEMiddleware
 from sse_middleware.stream.timers import TICK_SECONDS
 from tests.support.asgi import EVENTSOURCE, Exchange, body, http_scope, stream_start
 from tests.support.clock import VirtualClockLoop
+from tests.support.middleware import marking
 
 PAUSE = 2 * TICK_SECONDS
 
@@ -99,7 +100,7 @@ def middleware(behave: App, exchange: Exchange, **options: Any) -> SSEMiddleware
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await behave(exchange, send)
 
-    return SSEMiddleware(app, **options)
+    return marking(app, **options)
 
 
 async def served(behave: App, headers: Headers, **options: Any) -> Exchange:

@@ -28,7 +28,7 @@ AT_ONCE = 40
 HASTES = (0.0, 0.005)
 FRAMING_BYTES = 16
 """The bytes that may follow the last event, and make one answer longer than another."""
-MARKS = ("marked", "unmarked")
+MARKS = ("marked", "by_path")
 SHAPES = ("lf", "crlf", "cr")
 """The shapes that are short enough to be cut at each byte."""
 
@@ -256,7 +256,7 @@ def sweep(servers: Sequence[Server], shape: str, *, held: bool) -> Iterable[Case
     """Cut an answer at each byte, with a mark on its route and without."""
     rng = random.Random(SEED)
     length = length_of(servers, path_of(shape, "marked"))
-    marks = itertools.cycle(("marked", "unmarked", "unmarked", "marked"))  # each byte with both
+    marks = itertools.cycle(("marked", "by_path", "by_path", "marked"))  # each byte with both
     return (
         Case(path_of(shape, mark), cuts, rng.choice(HASTES))
         for mark, cuts in zip(marks, all_cuts(rng, length, held=held), strict=False)

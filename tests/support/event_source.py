@@ -219,6 +219,7 @@ class EventSource:
             f"Host: {_HOST}:{self._port}",
             "Accept: text/event-stream",
             "Cache-Control: no-cache",
+            "User-Agent: Mozilla/5.0",
         ]
         if self._last_event_id:
             lines.append(f"Last-Event-ID: {self._last_event_id}")

@@ -9,12 +9,17 @@ from sse_middleware import SSEMiddleware
 from tests.support.asgi import EVENTSOURCE, Exchange, handle
 
 
+def marking(app: Any, **options: Any) -> SSEMiddleware:
+    """Return `app` inside a middleware that marks all its streams."""
+    return SSEMiddleware(app, **{"mark": "*", **options})
+
+
 async def eventsource(app: ASGIApp, **options: Any) -> Exchange:
-    return await handle(SSEMiddleware(app, **options), headers=EVENTSOURCE)
+    return await handle(marking(app, **options), headers=EVENTSOURCE)
 
 
 async def plain(app: ASGIApp, **options: Any) -> Exchange:
-    return await handle(SSEMiddleware(app, **options))
+    return await handle(marking(app, **options))
 
 
 def data_of(exchange: Exchange, name: str) -> dict[str, Any]:

@@ -2,7 +2,11 @@
 
 import socket
 
-EVENTSOURCE = {"accept": "text/event-stream", "cache-control": "no-cache"}
+EVENTSOURCE = {
+    "accept": "text/event-stream",
+    "cache-control": "no-cache",
+    "user-agent": "Mozilla/5.0",
+}
 """The headers by which a browser's `EventSource` is known."""
 
 

@@ -23,6 +23,7 @@ from tests.support.asgi import (
     running,
     stream_start,
 )
+from tests.support.middleware import marking
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -112,7 +113,7 @@ def resumable(app: ASGIApp, **options: Any) -> SSEMiddleware:
     """Return `app` inside a middleware that keeps its streams, which linger."""
     if "store" not in options:
         options["store"] = memory()
-    return SSEMiddleware(app, **{"linger_seconds": LINGER, **options})
+    return marking(app, **{"linger_seconds": LINGER, **options})
 
 
 def back(event_id: str, *headers: tuple[bytes, bytes]) -> Headers:

@@ -1,8 +1,8 @@
 """An app that streams scripts in every shape that the wire format allows.
 
-`/marked/{shape}` and `/unmarked/{shape}` play a script with `?pause=` seconds after each chunk, for
-the client `?client=`, and raise an exception at the end with `?fails=`; `/runs` returns the number
-of runs for each client.
+`/marked/{shape}` and `/by_path/{shape}`, which only its path marks, play a script with `?pause=`
+seconds after each chunk, for the client `?client=`, and raise an exception at the end with
+`?fails=`; `/runs` returns the number of runs for each client.
 """
 
 import asyncio
@@ -100,7 +100,7 @@ async def _play(script: Script, pause: float, *, fails: bool) -> AsyncIterator[b
         raise ValueError("swordfish")
 
 
-async def unmarked(request: Request) -> Response:
+async def by_path(request: Request) -> Response:
     """Play a script."""
     _runs[request.query_params["client"]] += 1
     script = SCRIPTS[request.path_params["shape"]]
@@ -111,7 +111,7 @@ async def unmarked(request: Request) -> Response:
 @streaming()
 async def marked(request: Request) -> Response:
     """Play a script as a marked stream."""
-    return await unmarked(request)
+    return await by_path(request)
 
 
 async def runs(request: Request) -> Response:
@@ -121,9 +121,9 @@ async def runs(request: Request) -> Response:
 
 app = Starlette(
     routes=[
-        Route("/unmarked/{shape}", unmarked),
+        Route("/by_path/{shape}", by_path),
         Route("/marked/{shape}", marked),
         Route("/runs", runs),
     ]
 )
-app.add_middleware(SSEMiddleware)
+app.add_middleware(SSEMiddleware, mark="/by_path/*")

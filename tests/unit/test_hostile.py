@@ -5,8 +5,8 @@ import logging
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from sse_middleware import SSEMiddleware
 from tests.support.asgi import EVENTSOURCE, Exchange, http_scope, stream_of
+from tests.support.middleware import marking
 
 pytestmark = pytest.mark.anyio
 
@@ -46,7 +46,7 @@ async def test_no_request_header_is_echoed_or_breaks_a_stream(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     registry = CollectorRegistry()
-    app = SSEMiddleware(stream_of(b"data: x\n\n", pause=6), registry=registry, rollout_percent=99)
+    app = marking(stream_of(b"data: x\n\n", pause=6), registry=registry, rollout_percent=99)
     exchange = Exchange(http_scope(headers=[*known, (name, value), (name, value)]))
     await app(exchange.scope, exchange.receive, exchange.send)
     assert [event.data for event in exchange.events if event.event == "message"] == ["x"]
@@ -66,7 +66,7 @@ async def test_no_path_and_no_query_is_echoed_or_breaks_a_stream(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     registry = CollectorRegistry()
-    app = SSEMiddleware(
+    app = marking(
         stream_of(b"data: x\n\n"), registry=registry, include=("*",), exclude=("/private/*",)
     )
     scope = http_scope(headers=EVENTSOURCE)

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware, current_trace_id
+from sse_middleware import current_trace_id
 from tests.support.asgi import (
     EVENTSOURCE,
     Exchange,
@@ -23,7 +23,7 @@ from tests.support.asgi import (
     stream_of,
     stream_start,
 )
-from tests.support.middleware import data_of, eventsource, plain
+from tests.support.middleware import data_of, eventsource, marking, plain
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +59,7 @@ async def test_a_response_that_is_no_stream_passes_as_the_very_same_messages(
         for message in messages:
             await send(message)
 
-    exchange = await handle(SSEMiddleware(app), method=method, headers=EVENTSOURCE)
+    exchange = await handle(marking(app), method=method, headers=EVENTSOURCE)
     assert [id(message) for _, message in exchange.messages] == [id(m) for m in messages]
 
 
@@ -103,7 +103,7 @@ async def test_other_connections_get_the_servers_own_callables(kind: str) -> Non
         raise AssertionError
 
     scope = {"type": kind}
-    await SSEMiddleware(app)(scope, receive, send)
+    await marking(app)(scope, receive, send)
     assert [id(x) for x in seen] == [id(scope), id(receive), id(send)]
     assert scope == {"type": kind}
 
@@ -118,7 +118,7 @@ async def test_a_debug_line_gives_the_reason_for_a_passthrough(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG, "sse_middleware")
-    await handle(SSEMiddleware(stream_of(b"")), method="HEAD")
+    await handle(marking(stream_of(b"")), method="HEAD")
     assert "the method is HEAD" in caplog.text
 
 
@@ -127,12 +127,12 @@ async def test_a_scope_without_a_key_does_no_harm(missing: str) -> None:
     scope = http_scope(headers=EVENTSOURCE)
     del scope[missing]
     exchange = Exchange(scope)
-    await SSEMiddleware(stream_of(b"data: 1\n\n"))(scope, exchange.receive, exchange.send)
+    await marking(stream_of(b"data: 1\n\n"))(scope, exchange.receive, exchange.send)
     assert [event.data for event in exchange.events if event.event == "message"] == ["1"]
 
 
 async def test_two_layers_act_once() -> None:
-    exchange = await eventsource(SSEMiddleware(stream_of(b"data: 1\n\n")))
+    exchange = await eventsource(marking(stream_of(b"data: 1\n\n")))
     assert exchange.names == ["start", "message", "complete"]
 
 
@@ -146,7 +146,7 @@ async def test_the_scope_object_reaches_the_app_and_is_ready_for_another_request
     scope = http_scope(headers=EVENTSOURCE)
     for _ in range(2):
         exchange = Exchange(scope)
-        await SSEMiddleware(app)(scope, exchange.receive, exchange.send)
+        await marking(app)(scope, exchange.receive, exchange.send)
         assert exchange.names == ["start", "message", "complete"]
     assert all(one is scope for one in seen)
 
@@ -161,7 +161,7 @@ async def test_an_eventsource_gets_start_ids_and_complete() -> None:
     assert (first.event, first.data, second.event, second.data) == ("message", "a", "x", "b")
     secret = str(start.id).removesuffix("-0")
     assert re.fullmatch(r"[A-Za-z0-9_-]{22}", secret)
-    assert [first.id, second.id, complete.id] == [f"{secret}-1", f"{secret}-2", f"{secret}-2.again"]
+    assert [first.id, second.id, complete.id] == [f"{secret}-1", f"{secret}-2", f"{secret}-2.end"]
     assert start.retry == 2000
     assert exchange.ended
 
@@ -226,7 +226,7 @@ async def test_whole_chunks_of_a_plain_client_pass_as_the_same_object() -> None:
 async def test_the_response_start_leaves_before_any_event() -> None:
     began = asyncio.get_running_loop().time()
     async with running(
-        SSEMiddleware(stream_of(b"data: 1\n\n", pause=3600), stream_max_seconds=None),
+        marking(stream_of(b"data: 1\n\n", pause=3600), stream_max_seconds=None),
         Exchange(http_scope(headers=EVENTSOURCE)),
     ) as exchange:
         await exchange.until("start")
@@ -282,7 +282,7 @@ async def test_no_complete_is_added_if_the_app_has_sent_its_own() -> None:
 async def test_a_bom_stays_first_or_is_dropped(
     headers: list[tuple[bytes, bytes]], expected: int
 ) -> None:
-    app = SSEMiddleware(stream_of(b"\xef\xbb", b"\xbfdata: a\n\n", b"data: b\n\n"))
+    app = marking(stream_of(b"\xef\xbb", b"\xbfdata: a\n\n", b"data: b\n\n"))
     exchange = await handle(app, headers=headers)
     assert exchange.body.count(b"\xef\xbb\xbf") == expected
     assert [e.data for e in exchange.events if e.event == "message"] == ["a", "b"]
@@ -350,9 +350,7 @@ async def test_the_trace_id_is_in_the_scope_the_context_and_every_control_event(
         seen.extend((scope["sse_middleware"].trace_id, current_trace_id()))
         await stream_of(b"data: 1\n\n", pause=6)(scope, receive, send)
 
-    exchange = await handle(
-        SSEMiddleware(app), headers=[*EVENTSOURCE, (b"x-trace-id", b"abc.DEF-1_2")]
-    )
+    exchange = await handle(marking(app), headers=[*EVENTSOURCE, (b"x-trace-id", b"abc.DEF-1_2")])
     assert seen == ["abc.DEF-1_2"] * 2
     assert exchange.headers[b"x-trace-id"] == b"abc.DEF-1_2"
     ours = [json.loads(e.data) for e in exchange.events if e.event != "message"]
@@ -368,7 +366,7 @@ async def test_a_json_app_keeps_its_trace_id_too() -> None:
     async def endpoint(request: Request) -> Response:
         return JSONResponse({"trace": current_trace_id()})
 
-    app = SSEMiddleware(Starlette(routes=[Route("/", endpoint)]))
+    app = marking(Starlette(routes=[Route("/", endpoint)]))
     exchange = await handle(app, headers=[(b"x-request-id", b"r-1")])
     assert json.loads(exchange.body) == {"trace": "r-1"}
     assert b"x-trace-id" not in exchange.headers

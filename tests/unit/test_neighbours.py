@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
 from tests.support.asgi import EVENTSOURCE, Exchange, handle, http_scope, running, stream_of
+from tests.support.middleware import marking
 
 fastapi = pytest.importorskip("fastapi", reason="the minimal environment has no FastAPI")
 sse_starlette = pytest.importorskip("sse_starlette", reason="nor sse-starlette")
@@ -43,7 +44,7 @@ async def test_sse_starlette_streams_pings_and_ends_through_us() -> None:
         response: Response = sse_starlette.EventSourceResponse(events(), ping=0.4)
         return response
 
-    app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(SSEMiddleware)])
+    app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(SSEMiddleware, mark="*")])
     exchange = await handle(app, headers=EVENTSOURCE)
     assert messages_of(exchange) == ["0", "1", "2"]
     assert exchange.names[-1] == "complete"
@@ -57,7 +58,9 @@ async def test_fastapis_own_event_streams_pass_with_dependencies_cleaned_up() ->
 
     log: list[str] = []
     app = fastapi.FastAPI()
-    app.add_middleware(SSEMiddleware, stream_max_seconds=2, cap_action="complete", linger_seconds=0)
+    app.add_middleware(
+        SSEMiddleware, mark="*", stream_max_seconds=2, cap_action="complete", linger_seconds=0
+    )
 
     async def resource() -> AsyncIterator[str]:
         try:
@@ -96,7 +99,7 @@ async def test_a_fastapi_stream_with_a_failed_generator_is_never_reported_as_fin
     from fastapi.sse import EventSourceResponse  # noqa: PLC0415
 
     app = fastapi.FastAPI()
-    app.add_middleware(SSEMiddleware)
+    app.add_middleware(SSEMiddleware, mark="*")
 
     async def events() -> Any:
         for number in range(2):
@@ -144,8 +147,8 @@ def _stacks() -> Iterator[tuple[str, list[Middleware]]]:
         Middleware(CORSMiddleware, allow_origins=["*"]),
     ):
         name = str(other.cls.__name__)  # type: ignore[attr-defined]  # a factory may have none
-        yield f"{name}-outside", [other, Middleware(SSEMiddleware)]
-        yield f"{name}-inside", [Middleware(SSEMiddleware), other]
+        yield f"{name}-outside", [other, Middleware(SSEMiddleware, mark="*")]
+        yield f"{name}-inside", [Middleware(SSEMiddleware, mark="*"), other]
 
 
 @pytest.mark.parametrize("stack", [pytest.param(stack, id=name) for name, stack in _stacks()])
@@ -218,7 +221,7 @@ async def test_the_cap_reaches_the_app_through_other_middlewares(
 
 
 async def test_heartbeats_are_written_in_the_context_of_their_request() -> None:
-    app = _SetsVariable(SSEMiddleware(stream_of(b"data: x\n\n", pause=12)))
+    app = _SetsVariable(marking(stream_of(b"data: x\n\n", pause=12)))
     exchange = await handle(app, headers=EVENTSOURCE)
     assert exchange.names.count("heartbeat") == 4
     assert set(exchange.scope["seen"]) == {"set"}
@@ -239,7 +242,7 @@ async def test_an_outer_middleware_may_time_out_and_lock_around_every_write() ->
 
         return guard
 
-    app = guarding(SSEMiddleware(stream_of(*[b"data: x\n\n"] * 3, pause=6)))
+    app = guarding(marking(stream_of(*[b"data: x\n\n"] * 3, pause=6)))
     exchange = await handle(app, headers=EVENTSOURCE)
     assert messages_of(exchange) == ["x"] * 3
     assert exchange.names.count("heartbeat") == 4
@@ -267,7 +270,7 @@ def test_under_trio_a_stream_gets_headers_only_and_one_warning(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    wrapped = SSEMiddleware(app)
+    wrapped = marking(app)
 
     async def twice() -> None:
         for _ in range(2):
@@ -288,7 +291,7 @@ async def test_a_bad_variable_stops_the_start_up_with_one_clear_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SSE_HEARTBEAT_INTERVAL", "0")
-    app = SSEMiddleware(stream_of(b"data: 1\n\n"))
+    app = marking(stream_of(b"data: 1\n\n"))
     sent: list[Message] = []
 
     async def receive() -> Message:

@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from sse_middleware import SSEMiddleware
 from tests.support.asgi import EVENTSOURCE, handle, stream_of, stream_start
 from tests.support.clock import VirtualClockLoop
+from tests.support.middleware import marking
 
 Result = TypeVar("Result")
 
@@ -26,13 +27,13 @@ def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
 
 
 def test_one_instance_serves_loop_after_loop() -> None:
-    app = SSEMiddleware(stream_of(b"data: x\n\n", pause=0.06), heartbeat_interval=0.05)
+    app = marking(stream_of(b"data: x\n\n", pause=0.06), heartbeat_interval=0.05)
     for _ in range(3):
         assert run(names(app))[:3] == ["start", "heartbeat", "message"]
 
 
 def test_one_instance_serves_several_loops_at_once() -> None:
-    app = SSEMiddleware(stream_of(*[b"data: x\n\n"] * 5, pause=0.06), heartbeat_interval=0.05)
+    app = marking(stream_of(*[b"data: x\n\n"] * 5, pause=0.06), heartbeat_interval=0.05)
     seen: list[list[str]] = []
     threads = [threading.Thread(target=lambda: seen.append(run(names(app)))) for _ in range(4)]
     for thread in threads:
@@ -48,8 +49,8 @@ def test_one_instance_serves_several_loops_at_once() -> None:
 
 def test_instances_with_different_settings_are_independent() -> None:
     source = stream_of(b"data: x\n\n", pause=0.06)
-    one = SSEMiddleware(source, heartbeat_interval=None)
-    other = SSEMiddleware(source, event_prefix="sse-", heartbeat_interval=0.05)
+    one = marking(source, heartbeat_interval=None)
+    other = marking(source, event_prefix="sse-", heartbeat_interval=0.05)
 
     async def both() -> tuple[list[str], list[str]]:
         return await asyncio.gather(names(one), names(other))
@@ -70,9 +71,9 @@ def test_a_file_that_the_app_passes_to_the_server_is_sent_between_our_events(
         await send(stream_start([(b"content-length", b"201600")]))
         await send({"type": "http.response.pathsend", "path": str(file)})
 
-    exchange = asyncio.run(handle(SSEMiddleware(app), headers=EVENTSOURCE))
+    exchange = asyncio.run(handle(marking(app), headers=EVENTSOURCE))
     assert (exchange.names[0], exchange.names[-1]) == ("start", "complete")
     assert exchange.names.count("message") == 200
     assert exchange.ended
-    plain = asyncio.run(handle(SSEMiddleware(app)))
+    plain = asyncio.run(handle(marking(app)))
     assert plain.body == file.read_bytes()

@@ -157,12 +157,12 @@ _cors: dict[str, Any] = {
     "allow_methods": ["GET", "POST", "DELETE"],
 }
 _root, _inside, _outside, _named = (_below(at) for at in ("", "/inside", "/outside", "/named"))
-_root.add_middleware(SSEMiddleware)
+_root.add_middleware(SSEMiddleware, mark="*")
 _inside.add_middleware(CORSMiddleware, **_cors)
-_inside.add_middleware(SSEMiddleware, identity_cookies=("visitor",))
-_outside.add_middleware(SSEMiddleware, identity_cookies=("visitor",))
+_inside.add_middleware(SSEMiddleware, mark="*", identity_cookies=("visitor",))
+_outside.add_middleware(SSEMiddleware, mark="*", identity_cookies=("visitor",))
 _outside.add_middleware(CORSMiddleware, **_cors)
-_named.add_middleware(SSEMiddleware, identify=_visitor)
+_named.add_middleware(SSEMiddleware, mark="*", identify=_visitor)
 _APPS = {"inside": _inside, "outside": _outside, "named": _named, "without": _below("/without")}
 
 

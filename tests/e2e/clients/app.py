@@ -264,6 +264,6 @@ _app = Starlette(
         Route("/{client}/{scenario}/agent", agent, methods=["POST"]),
     ]
 )
-_app.add_middleware(SSEMiddleware)
+_app.add_middleware(SSEMiddleware, mark="*")
 
 app = Recording(_app)

@@ -151,5 +151,5 @@ _app = Starlette(
     ],
     lifespan=lifespan,
 )
-_app.add_middleware(SSEMiddleware)
+_app.add_middleware(SSEMiddleware, mark="*")
 app = Recording(_app)

@@ -64,4 +64,4 @@ app = Starlette(
         Mount("/deaf", deaf),
     ]
 )
-app.add_middleware(SSEMiddleware)
+app.add_middleware(SSEMiddleware, mark="*")

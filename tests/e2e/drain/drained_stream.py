@@ -60,7 +60,7 @@ async def opened(port: int, path: str) -> DrainedStream:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(
         b"GET %b HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n"
-        b"Cache-Control: no-cache\r\n\r\n" % path.encode()
+        b"Cache-Control: no-cache\r\nUser-Agent: Mozilla/5.0\r\n\r\n" % path.encode()
     )
     head = await reader.readuntil(b"\r\n\r\n")
     assert b" 200 " in head, head

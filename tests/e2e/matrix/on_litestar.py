@@ -103,7 +103,7 @@ class Passing:
         await self.app(scope, receive, send)
 
 
-middleware = DefineMiddleware(SSEMiddleware)
+middleware = DefineMiddleware(SSEMiddleware, mark="*")
 
 app = Litestar(
     [stream, stream_of_upload, lines, json, background, file, upload, boom, state, echo],

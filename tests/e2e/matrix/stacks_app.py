@@ -61,7 +61,7 @@ OTHERS = {
 OTHERS["all"] = [*OTHERS["gzip"], *OTHERS["cors"], *OTHERS["base"]]
 
 SESSION = Middleware(SessionMiddleware, secret_key="matrix")
-US = Middleware(SSEMiddleware)
+US = Middleware(SSEMiddleware, mark="*")
 
 
 def stacks() -> dict[str, list[Middleware]]:

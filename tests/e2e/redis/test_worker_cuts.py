@@ -40,7 +40,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sequence[Serve
 
 def test_no_event_is_lost_by_cuts_at_named_places(servers: Sequence[Server]) -> None:
     found = complaints(servers, one_case_each())
-    found += complaints(servers, one_case_each("unmarked"))
+    found += complaints(servers, one_case_each("by_path"))
     assert not found, report(found)
 
 

@@ -197,7 +197,7 @@ async def check_that_all_works(place: Place) -> None:
     cases = [
         Case(path_of("lf", mark), [Cut(end, how) for end in ends], haste=0.1, comes_often=True)
         for how in How
-        for mark in ("marked", "unmarked")
+        for mark in ("marked", "by_path")
     ]
     outcomes = await asyncio.gather(
         *(

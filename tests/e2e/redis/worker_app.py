@@ -68,4 +68,4 @@ app = Starlette(
         Route("/block", block, methods=["POST"]),
     ]
 )
-app.add_middleware(SSEMiddleware, store=_store(), identify=lambda _: "one user")
+app.add_middleware(SSEMiddleware, mark="*", store=_store(), identify=lambda _: "one user")

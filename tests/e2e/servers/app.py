@@ -111,7 +111,7 @@ _app = Starlette(
         Route("/state", state),
     ]
 )
-_app.add_middleware(SSEMiddleware)
+_app.add_middleware(SSEMiddleware, mark="*")
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:

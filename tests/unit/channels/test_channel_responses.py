@@ -10,11 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp
 
-from sse_middleware import EventParser, SSEMiddleware
+from sse_middleware import EventParser
 from sse_middleware.channels import publish_event, subscribe
 from sse_middleware.errors import EventFormatError
 from sse_middleware.testing import EVENTSOURCE_HEADERS, Exchange, handle, http_scope, running
 from tests.support.channel_contract import new_channel
+from tests.support.middleware import marking
 from tests.support.resuming import memory, resumable, resume
 
 pytestmark = pytest.mark.anyio
@@ -125,7 +126,7 @@ async def test_a_reader_continues_by_channel_ids_in_any_process() -> None:
     def process() -> ASGIApp:
         app = Starlette()
         app.add_route("/", endpoint)
-        return SSEMiddleware(app, store=memory())
+        return marking(app, store=memory())
 
     for number in range(3):
         await publish_event(channel, "step", number)
@@ -151,7 +152,7 @@ async def test_a_bad_name_can_be_refused_before_the_stream_begins() -> None:
 
     app = Starlette(exception_handlers={EventFormatError: refuse})
     app.add_route("/", endpoint)
-    exchange = await handle(SSEMiddleware(app), query_string=b"session=%20")
+    exchange = await handle(marking(app), query_string=b"session=%20")
     assert exchange.status == 400
     assert b"1 to 200" in exchange.body
 

@@ -12,12 +12,12 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 from starlette.responses import StreamingResponse
 
-from sse_middleware import SSEMiddleware
 from sse_middleware.channels import Publisher, close_channels, subscribe
 from sse_middleware.channels.redis_connection import RedisConnection, pack_commands
 from sse_middleware.testing import Exchange, http_scope, running
 from sse_middleware.testing.streams import eventually
 from tests.support.channel_contract import new_channel, parsed, take, whole
+from tests.support.middleware import marking
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -182,7 +182,7 @@ async def test_a_stream_of_a_channel_works_without_the_private_attribute_of_redi
         response = StreamingResponse(events, media_type="text/event-stream")
         await response(scope, receive, send)
 
-    middleware = SSEMiddleware(app, redis_url=url)
+    middleware = marking(app, redis_url=url)
     async with Publisher(url) as publisher:
         await publisher.ack(channel)
         async with running(middleware, Exchange(http_scope())) as exchange:

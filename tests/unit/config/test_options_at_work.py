@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware
 from tests.support.asgi import (
     EVENTSOURCE,
     Exchange,
@@ -18,6 +17,7 @@ from tests.support.asgi import (
     stream_of,
     stream_start,
 )
+from tests.support.middleware import marking
 
 pytestmark = pytest.mark.anyio
 
@@ -37,13 +37,13 @@ pytestmark = pytest.mark.anyio
 async def test_path_globs_select_the_paths_that_the_middleware_handles(
     options: dict[str, Any], path: str, *, touched: bool
 ) -> None:
-    app = SSEMiddleware(stream_of(b"data: x\n\n"), **options)
+    app = marking(stream_of(b"data: x\n\n"), **options)
     exchange = await handle(app, path=path, headers=EVENTSOURCE)
     assert (b"x-stream-id" in exchange.headers) is touched
 
 
 async def test_a_prefix_keeps_our_names_apart_from_the_apps() -> None:
-    app = SSEMiddleware(stream_of(b"event: complete\ndata: mine\n\n", pause=6), event_prefix="sse-")
+    app = marking(stream_of(b"event: complete\ndata: mine\n\n", pause=6), event_prefix="sse-")
     exchange = await handle(app, headers=EVENTSOURCE)
     assert exchange.names == [
         "sse-start",
@@ -62,7 +62,7 @@ async def test_a_prefix_keeps_our_names_apart_from_the_apps() -> None:
     ],
 )
 async def test_the_comment_style_can_be_set(style: Any, accept: bytes, comment: bytes) -> None:
-    app = SSEMiddleware(stream_of(b"data: x\n\n", pause=6), comment_style=style)
+    app = marking(stream_of(b"data: x\n\n", pause=6), comment_style=style)
     exchange = await handle(app, headers=[(b"accept", accept)])
     assert exchange.body == comment + b"data: x\n\n" + comment
 
@@ -83,7 +83,7 @@ async def test_the_comment_style_can_be_set(style: Any, accept: bytes, comment: 
 async def test_the_trace_id_can_be_added_to_the_data_of_json_objects(
     block: bytes, expected: bytes | None
 ) -> None:
-    app = SSEMiddleware(stream_of(block), trace_in_data=True)
+    app = marking(stream_of(block), trace_in_data=True)
     exchange = await handle(app, headers=[(b"x-trace-id", b"t")])
     assert exchange.body == (block if expected is None else expected)
 
@@ -91,7 +91,7 @@ async def test_the_trace_id_can_be_added_to_the_data_of_json_objects(
 @pytest.mark.parametrize("headers", [EVENTSOURCE, []], ids=["eventsource", "plain"])
 async def test_pacing_spreads_a_burst_and_drops_nothing(headers: list[tuple[bytes, bytes]]) -> None:
     burst = b"".join(b"data: %d\n\n" % number for number in range(4))
-    app = SSEMiddleware(stream_of(burst, burst + b": c\n\ndata: tail"), chunk_delay_ms=500)
+    app = marking(stream_of(burst, burst + b": c\n\ndata: tail"), chunk_delay_ms=500)
     exchange = await handle(app, headers=headers)
     opened = exchange.messages[0][0]
     sent = [
@@ -106,7 +106,7 @@ async def test_pacing_spreads_a_burst_and_drops_nothing(headers: list[tuple[byte
 
 async def test_pacing_holds_back_no_heartbeat_and_no_cap() -> None:
     burst = b"data: x\n\n" * 10
-    app = SSEMiddleware(
+    app = marking(
         stream_of(burst),
         chunk_delay_ms=1000,
         heartbeat_interval=1.5,
@@ -122,7 +122,7 @@ async def test_pacing_holds_back_no_heartbeat_and_no_cap() -> None:
 
 
 async def test_a_rollout_leaves_the_same_clients_out_each_time() -> None:
-    app = SSEMiddleware(stream_of(b"data: x\n\n"), rollout_percent=30)
+    app = marking(stream_of(b"data: x\n\n"), rollout_percent=30)
 
     async def acted_for(number: int) -> bool:
         headers = [*EVENTSOURCE, (b"authorization", b"Bearer %d" % number)]
@@ -142,7 +142,7 @@ async def test_a_client_that_the_rollout_leaves_out_gets_the_very_same_messages(
         await asyncio.sleep(100)
         await send(body(b"", more=False))
 
-    exchange = await handle(SSEMiddleware(app, rollout_percent=0), headers=EVENTSOURCE)
+    exchange = await handle(marking(app, rollout_percent=0), headers=EVENTSOURCE)
     assert exchange.start == stream_start()
     assert exchange.messages[1][1] is message
     assert len(exchange.messages) == 3
@@ -168,12 +168,12 @@ DONE = b"data: [DONE]\n\n"
 
 async def test_a_completion_that_finishes_is_left_as_it_is() -> None:
     chunks = (chunk("a"), chunk("b"), DONE)
-    exchange = await handle(SSEMiddleware(stream_of(*chunks), stream_max_seconds=9))
+    exchange = await handle(marking(stream_of(*chunks), stream_max_seconds=9))
     assert exchange.body == b"".join(chunks)
 
 
 async def test_a_completion_at_its_cap_ends_by_length_and_done() -> None:
-    app = SSEMiddleware(stream_of(chunk("a"), chunk("b"), pause=2), stream_max_seconds=3)
+    app = marking(stream_of(chunk("a"), chunk("b"), pause=2), stream_max_seconds=3)
     exchange = await handle(app)
     assert exchange.body.startswith(chunk("a"))
     *_, last, done = exchange.events
@@ -196,7 +196,7 @@ async def test_a_completion_ends_with_an_error_and_done_if_the_app_fails() -> No
 
     exchange = Exchange(http_scope())
     with pytest.raises(ValueError, match="swordfish"):
-        await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
+        await marking(app)(exchange.scope, exchange.receive, exchange.send)
     _, error, done = exchange.events
     assert json.loads(error.data).keys() == {"error"}
     assert "swordfish" not in error.data
@@ -210,9 +210,7 @@ async def test_a_completion_that_is_done_gets_no_second_end_at_its_cap() -> None
         await send(body(chunk("a") + DONE))
         await asyncio.sleep(100)
 
-    async with running(
-        SSEMiddleware(app, stream_max_seconds=3), Exchange(http_scope())
-    ) as exchange:
+    async with running(marking(app, stream_max_seconds=3), Exchange(http_scope())) as exchange:
         assert exchange.task is not None
         await exchange.task
     assert exchange.body == chunk("a") + DONE
@@ -229,13 +227,13 @@ async def test_a_completion_that_is_done_gets_no_second_end_at_its_cap() -> None
     ],
 )
 async def test_a_stream_that_only_resembles_a_completion_stays_plain(first: bytes) -> None:
-    app = SSEMiddleware(stream_of(first, chunk("late"), pause=2), stream_max_seconds=5)
+    app = marking(stream_of(first, chunk("late"), pause=2), stream_max_seconds=5)
     exchange = await handle(app)
     assert not exchange.body.endswith(DONE)
 
 
 async def test_a_completion_with_several_choices_ends_all_of_them() -> None:
     first = chunk("", choices=[{"index": 0, "delta": {}}, {"index": 1, "delta": {}}])
-    exchange = await handle(SSEMiddleware(stream_of(first, pause=2), stream_max_seconds=3))
+    exchange = await handle(marking(stream_of(first, pause=2), stream_max_seconds=3))
     last = json.loads(exchange.events[-2].data)
     assert [choice["index"] for choice in last["choices"]] == [0, 1]

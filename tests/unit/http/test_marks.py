@@ -128,10 +128,11 @@ async def test_a_mark_on_a_method_holds_for_that_method_only() -> None:
     assert cap(await get(app, "/method", method="POST", headers=headers)) == b"60"
 
 
-async def test_a_marked_plain_stream_has_the_default_cap() -> None:
+async def test_a_mark_alone_sets_no_cap_for_a_plain_client() -> None:
     app = SSEMiddleware(starlette())
-    assert cap(await get(app, "/bare", headers=[])) == b"60"
-    assert cap(await get(app, "/unmarked", headers=[])) == b"off"
+    assert cap(await get(app, "/bare", headers=[])) == b"off"
+    assert cap(await get(app, "/bare")) == b"60"
+    assert cap(await get(app, "/marked", headers=[])) == b"7"
 
 
 async def test_a_mark_is_found_in_fastapi_on_routers_and_with_dependencies() -> None:

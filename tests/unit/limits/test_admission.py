@@ -16,6 +16,7 @@ from sse_middleware import SSEMiddleware, streaming
 from tests.support.admission import FULL, LET_IN, MANY, endless
 from tests.support.asgi import body, handle, stream_start
 from tests.support.limiting import ANY, PLAIN, answer, asked, limited, tab
+from tests.support.middleware import marking
 from tests.support.resuming import memory, value
 
 pytestmark = pytest.mark.anyio
@@ -66,7 +67,7 @@ async def test_of_a_hundred_at_once_exactly_the_limit_is_admitted() -> None:
 
 
 async def test_without_a_limit_there_is_no_check() -> None:
-    app = SSEMiddleware(endless(), trusted_proxies=("10.0.0.1",), limit_action="reject")
+    app = marking(endless(), trusted_proxies=("10.0.0.1",), limit_action="reject")
     assert app._admission is None
 
 
@@ -186,7 +187,7 @@ async def test_a_response_that_is_no_stream_neither_counts_nor_waits() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"only_marked": True},
+        {"only_marked": True, "mark": ()},
         {"exclude": ("/*",)},
         {"marks": {"/*": streaming(enabled=False)}},
         {"rollout_percent": 0},

@@ -161,7 +161,7 @@ async def test_rejections_are_counted_by_route_and_reason_and_no_log_line_has_an
 
 async def test_a_page_can_read_a_rejection_if_cors_is_outside() -> None:
     inner = Starlette(routes=[Route("/", endless())])
-    inner.add_middleware(SSEMiddleware, max_streams=1, stream_max_seconds=None)
+    inner.add_middleware(SSEMiddleware, mark="*", max_streams=1, stream_max_seconds=None)
     inner.add_middleware(CORSMiddleware, allow_origins=["https://app.example"])
     origin = (b"origin", b"https://app.example")
     async with asked(inner, PLAIN, origin) as one:

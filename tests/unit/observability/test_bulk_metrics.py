@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 
-from sse_middleware import SSEMiddleware
 from sse_middleware.observability import metrics
 from sse_middleware.observability.bulk_metrics import BulkHistogram, adder_of
 from sse_middleware.observability.stream_record import GAP_BOUNDS, StreamRecord
 from tests.support.asgi import handle, stream_of
+from tests.support.middleware import marking
 
 NAMES = ("_buckets", "_sum")
 
@@ -150,7 +150,7 @@ async def test_streams_are_measured_without_private_attributes(
 
     async def counts() -> list[tuple[str, dict[str, str], float]]:
         registry = CollectorRegistry()
-        app = SSEMiddleware(stream_of(b"data: 1\n\n", b"data: 2\n\n"), registry=registry)
+        app = marking(stream_of(b"data: 1\n\n", b"data: 2\n\n"), registry=registry)
         await handle(app, headers=[(b"accept", b"text/event-stream")])
         return [
             (sample.name, sample.labels, sample.value)

@@ -26,6 +26,7 @@ from tests.support.asgi import (
     running,
     stream_of,
 )
+from tests.support.middleware import marking
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +56,7 @@ def streaming_app() -> Starlette:
 
 async def test_the_numbers_of_a_stream_arrive_under_its_route_template() -> None:
     registry = CollectorRegistry()
-    app = SSEMiddleware(streaming_app(), registry=registry)
+    app = marking(streaming_app(), registry=registry)
     for number in range(2):
         exchange = await handle(app, path=f"/items/{number}", headers=EVENTSOURCE)
     route = {"route": "/items/{id}"}
@@ -77,7 +78,7 @@ async def test_the_numbers_of_a_stream_arrive_under_its_route_template() -> None
 async def test_a_live_stream_is_counted_while_it_runs() -> None:
     registry = CollectorRegistry()
     began = asyncio.get_running_loop().time()
-    app = SSEMiddleware(stream_of(*[b"data: x\n\n"] * 99, pause=1), registry=registry)
+    app = marking(stream_of(*[b"data: x\n\n"] * 99, pause=1), registry=registry)
     async with running(app, Exchange(http_scope(headers=EVENTSOURCE))):
         for seconds in (15.5, 10):
             await asyncio.sleep(seconds)
@@ -90,9 +91,7 @@ async def test_a_live_stream_is_counted_while_it_runs() -> None:
 
 async def test_failures_disconnects_and_caps_are_outcomes() -> None:
     registry = CollectorRegistry()
-    app = SSEMiddleware(
-        streaming_app(), registry=registry, stream_max_seconds=3, cap_action="complete"
-    )
+    app = marking(streaming_app(), registry=registry, stream_max_seconds=3, cap_action="complete")
     with pytest.raises((ValueError, ExceptionGroup)):  # a group from older Starlettes
         await handle(app, path="/failing", headers=EVENTSOURCE)
     await handle(app, path="/items/1", headers=EVENTSOURCE)
@@ -113,7 +112,7 @@ async def test_failures_disconnects_and_caps_are_outcomes() -> None:
 
 async def test_a_path_that_no_route_matches_is_never_a_label() -> None:
     registry = CollectorRegistry()
-    app = SSEMiddleware(stream_of(b"data: x\n\n"), registry=registry)
+    app = marking(stream_of(b"data: x\n\n"), registry=registry)
     for number in range(50):
         await handle(app, path=f"/hostile/{number}")
     assert value(registry, "sse_events_total", route="unmatched") == 50
@@ -122,7 +121,7 @@ async def test_a_path_that_no_route_matches_is_never_a_label() -> None:
 
 async def test_a_blocked_write_is_a_stall() -> None:
     registry = CollectorRegistry()
-    app = SSEMiddleware(stream_of(*[b"data: x\n\n"] * 3, pause=1), registry=registry)
+    app = marking(stream_of(*[b"data: x\n\n"] * 3, pause=1), registry=registry)
     async with running(app, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         await exchange.until("message")
         exchange.block()
@@ -135,7 +134,7 @@ async def test_a_blocked_write_is_a_stall() -> None:
 
 async def test_clients_outside_the_rollout_are_measured_as_kind_off() -> None:
     registry = CollectorRegistry()
-    app = SSEMiddleware(stream_of(b"data: x\n\n"), registry=registry, rollout_percent=0)
+    app = marking(stream_of(b"data: x\n\n"), registry=registry, rollout_percent=0)
     await handle(app, headers=EVENTSOURCE)
     labels = {"route": "unmatched", "family": "off", "outcome": "finished"}
     assert value(registry, "sse_streams_total", **labels) == 1
@@ -143,7 +142,7 @@ async def test_clients_outside_the_rollout_are_measured_as_kind_off() -> None:
 
 async def test_trace_ids_are_exemplars_but_never_too_long_ones() -> None:
     registry = CollectorRegistry()
-    app = SSEMiddleware(stream_of(b"data: x\n\n"), registry=registry)
+    app = marking(stream_of(b"data: x\n\n"), registry=registry)
     await handle(app, headers=[(b"x-trace-id", b"trace-7")])
     await handle(app, headers=[(b"x-trace-id", b"y" * 128)])
     shown: bytes = openmetrics(registry)  # type: ignore[no-untyped-call]  # it has no types
@@ -163,7 +162,7 @@ async def test_names_that_are_taken_cost_the_metrics_and_not_the_app(
 ) -> None:
     registry = CollectorRegistry()
     Gauge("sse_streams_active", "Somebody else's.", registry=registry)
-    exchange = await handle(SSEMiddleware(stream_of(b"data: x\n\n"), registry=registry))
+    exchange = await handle(marking(stream_of(b"data: x\n\n"), registry=registry))
     assert exchange.body == b"data: x\n\n"
     assert "Streams are not counted" in caplog.text
 
@@ -284,7 +283,7 @@ async def test_a_response_of_the_middleware_itself_does_not_end_the_metrics(quer
 
 
 async def test_a_stream_of_the_app_on_the_path_is_still_a_stream_of_ours() -> None:
-    app = SSEMiddleware(stream_of(b"data: x\n\n"), registry=CollectorRegistry())
+    app = marking(stream_of(b"data: x\n\n"), registry=CollectorRegistry())
     exchange = await scrape(app, headers=EVENTSOURCE)
     assert exchange.names == ["start", "message", "complete"]
 
@@ -301,6 +300,7 @@ def test_in_multi_process_mode_a_scrape_shows_all_processes(tmp_path: Path) -> N
 import asyncio, sys
 from sse_middleware import SSEMiddleware
 from tests.support.asgi import handle, stream_of
+from tests.support.middleware import marking
 async def main():
     async def app(scope, receive, send):
         if scope["path"] == "/metrics":

@@ -4,6 +4,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from sse_middleware.config.options import CommentStyle
 from sse_middleware.http.request import EVENT_ID_PARAMETERS, SSERequest
 from sse_middleware.protocol.client_kinds import (
     ClientKind,
@@ -16,7 +17,9 @@ from sse_middleware.protocol.event_ids import EventId
 CURSOR = str(EventId("-" + "A" * 20 + "_", 17))
 ENDED = f"{CURSOR}.end"
 EXACT = b"text/event-stream"
-NATIVE = {b"accept": EXACT, b"cache-control": b"no-cache"}
+LIBRARY = {b"accept": EXACT, b"cache-control": b"no-cache"}
+NATIVE = LIBRARY | {b"user-agent": b"Mozilla/5.0 (Macintosh) AppleWebKit/605.1.15 Safari/605.1.15"}
+CORS = {b"sec-fetch-mode": b"cors", b"sec-fetch-dest": b"empty"}
 NAMED = {b"accept": b"text/event-stream;events=named"}
 
 
@@ -24,7 +27,8 @@ def family(method: str, headers: dict[bytes, bytes], query: bytes) -> ClientKind
     request = SSERequest(
         {"method": method, "headers": list(headers.items()), "query_string": query}
     )
-    return detect_client_kind(method, headers, has_event_id=request.event_id is not None)
+    has_event_id = request.event_id is not None
+    return detect_client_kind(method, request.headers, has_event_id=has_event_id)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +36,13 @@ def family(method: str, headers: dict[bytes, bytes], query: bytes) -> ClientKind
     [
         pytest.param("GET", NATIVE, id="a native EventSource"),
         pytest.param(
-            "GET", {b"accept": b" Text/Event-Stream ", b"cache-control": b"No-Cache"}, id="any case"
+            "GET",
+            NATIVE | {b"accept": b" Text/Event-Stream ", b"cache-control": b"No-Cache"},
+            id="any case",
+        ),
+        pytest.param("GET", NATIVE | CORS, id="with fetch metadata"),
+        pytest.param(
+            "GET", NATIVE | CORS | {b"sec-fetch-site": b"cross-site"}, id="on another origin"
         ),
         pytest.param("GET", NAMED, id="our client"),
         pytest.param("POST", NAMED, id="our client's POST"),
@@ -42,7 +52,7 @@ def family(method: str, headers: dict[bytes, bytes], query: bytes) -> ClientKind
         pytest.param("POST", {b"last-event-id": ENDED.encode()}, id="the cursor of an end"),
         pytest.param(
             "POST",
-            {b"accept": b"*/*", b"last-event-id": CURSOR.encode(), b"mcp-": b"1"},
+            {b"accept": b"*/*", b"last-event-id": CURSOR.encode(), b"mcp-x": b"1"},
             id="a cursor, whatever else",
         ),
     ],
@@ -61,8 +71,33 @@ def test_a_client_that_reads_named_events_is_an_eventsource(
         pytest.param("GET", {b"cache-control": b"no-cache"}, id="no accept"),
         pytest.param("POST", NATIVE, id="POST"),
         pytest.param("PUT", NATIVE, id="PUT"),
-        pytest.param("GET", NATIVE | {b"mcp-": b"1"}, id="MCP"),
-        pytest.param("GET", NATIVE | {b"mcp-": b""}, id="MCP, an empty header"),
+        pytest.param("GET", NATIVE | {b"mcp-session-id": b"1"}, id="MCP"),
+        pytest.param("GET", NATIVE | {b"mcp-x": b""}, id="MCP, an empty header"),
+        pytest.param("GET", LIBRARY, id="no user agent"),
+        pytest.param(
+            "GET",
+            LIBRARY | {b"user-agent": b"python-requests/2.32.5"},
+            id="sseclient, requests-sse",
+        ),
+        pytest.param(
+            "GET",
+            LIBRARY | {b"user-agent": b"Python/3.13 aiohttp/3.12.15"},
+            id="aiohttp-sse-client",
+        ),
+        pytest.param(
+            "GET",
+            LIBRARY | {b"user-agent": b"node", b"sec-fetch-mode": b"cors"},
+            id="Node's fetch and eventsource",
+        ),
+        pytest.param("GET", LIBRARY | {b"user-agent": b"undici"}, id="undici"),
+        pytest.param("GET", LIBRARY | {b"user-agent": b"x Mozilla/5.0"}, id="another agent"),
+        pytest.param("GET", NATIVE | {b"sec-fetch-mode": b"cors"}, id="half the fetch metadata"),
+        pytest.param("GET", NATIVE | {b"sec-fetch-site": b"none"}, id="an address in the bar"),
+        pytest.param(
+            "GET",
+            NATIVE | {b"sec-fetch-mode": b"navigate", b"sec-fetch-dest": b"document"},
+            id="a page",
+        ),
         pytest.param("GET", NATIVE | {b"accept": b"*/*"}, id="curl, httpx"),
         pytest.param("GET", NATIVE | {b"accept": EXACT + b", */*"}, id="one of two types"),
         pytest.param(
@@ -157,26 +192,17 @@ def test_a_bad_event_id_has_no_effect_on_a_native_eventsource() -> None:
 
 
 @pytest.mark.parametrize(
-    ("accept", "form"),
+    ("style", "form"),
     [
-        (None, CommentForm.BLOCK),
-        (b"*/*", CommentForm.BLOCK),
-        (b"text/event-stream", CommentForm.LINE),
-        (b" Text/Event-Stream ", CommentForm.LINE),
-        (b"text/event-stream, text/event-stream", CommentForm.LINE),
-        (b"application/json, text/event-stream", CommentForm.BLOCK_UNTIL_ID),
-        (b"text/event-stream, */*", CommentForm.BLOCK_UNTIL_ID),
-        (b"application/json", CommentForm.BLOCK_UNTIL_ID),
-        (b"", CommentForm.BLOCK_UNTIL_ID),
+        ("auto", CommentForm.BLOCK_UNTIL_ID),
+        ("line", CommentForm.LINE),
+        ("block", CommentForm.BLOCK),
     ],
 )
-def test_the_accept_header_determines_the_form_of_a_comment(
-    accept: bytes | None, form: CommentForm
+def test_a_comment_has_a_blank_line_until_the_stream_has_ids(
+    style: CommentStyle, form: CommentForm
 ) -> None:
-    headers = {} if accept is None else {b"accept": accept}
-    assert comment_form(headers, "auto") is form
-    assert comment_form(headers, "line") is CommentForm.LINE
-    assert comment_form(headers, "block") is CommentForm.BLOCK
+    assert comment_form(style) is form
 
 
 def test_the_client_kinds_have_the_specified_spelling() -> None:

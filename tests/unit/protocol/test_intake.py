@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sse_middleware import EventParser, Options, SSEMiddleware
+from sse_middleware import EventParser, Options
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
 from sse_middleware.protocol.stream_state import End, StreamState
 from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.protocol.wire import Splitter
 from sse_middleware.stores.memory import MemoryStore
-from sse_middleware.testing import Exchange, http_scope
+from sse_middleware.testing import EVENTSOURCE_HEADERS, Exchange, http_scope
+from tests.support.middleware import marking
 
 CHUNKS = [
     *(b"data: a\n\n", b"data: b\n\ndata: c\n\n", b"data:\n\n", b"data: \xff\r\n\r\n"),
@@ -53,7 +54,7 @@ def new_state(client_kind: ClientKind, *, app_ids: bool = False, **settings: Any
     options = Options.from_environ({}, max_event_bytes=1024, **settings)
     state = StreamState(
         options,
-        StreamTerms.from_options(options, client_kind, marked=False),
+        StreamTerms.from_options(options, client_kind),
         client_kind=client_kind,
         record=StreamRecord("s", "t", "/route", client_kind),
         secret="x" * 22 if client_kind is ClientKind.EVENTSOURCE else "",
@@ -164,18 +165,14 @@ async def test_events_after_a_blocked_write_are_kept_at_the_end_of_the_tick() ->
         await never.wait()
         await blocked
 
-    exchange = Exchange(
-        http_scope(headers=[(b"accept", b"text/event-stream"), (b"cache-control", b"no-cache")])
-    )
+    exchange = Exchange(http_scope(headers=EVENTSOURCE_HEADERS))
 
     async def send(message: Any) -> None:
         await exchange.send(message)
         if b"data: 1" in message.get("body", b""):
             await never.wait()
 
-    task = asyncio.create_task(
-        SSEMiddleware(app, store=store)(exchange.scope, exchange.receive, send)
-    )
+    task = asyncio.create_task(marking(app, store=store)(exchange.scope, exchange.receive, send))
     await asyncio.sleep(1.1)
     found = await store.find(exchange.headers[b"x-stream-id"].decode())
     assert found is not None

@@ -27,7 +27,7 @@ def new_state(client_kind: ClientKind, *, marked: bool = False, **settings: Any)
     options = Options.from_environ({}, **settings)
     return StreamState(
         options,
-        StreamTerms.from_options(options, client_kind, marked=marked),
+        StreamTerms.from_options(options, client_kind),
         client_kind=client_kind,
         record=StreamRecord("s", "t", "/route", client_kind),
         secret="x" * 22,

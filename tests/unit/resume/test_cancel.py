@@ -93,7 +93,7 @@ async def test_a_cancelled_stream_ends_for_all_readers_and_the_app_is_disconnect
         complete = exchange.events[-1]
         assert complete.event == "complete"
         assert json.loads(complete.data)["reason"] == "cancelled"
-        assert complete.id == f"{id_of(first, 3)}.again"
+        assert complete.id == f"{id_of(first, 3)}.end"
     assert texts(first) == counted(1, 3)
     assert texts(reader) == counted(2, 3)
     assert answering.counting.ends == ["cancelled"]

@@ -168,7 +168,7 @@ async def test_dropped_events_are_reported_and_the_rest_is_sent() -> None:
     first = int(texts(again)[0])
     assert again.events[0].id == id_of(whole, first - 1)
     assert texts(again) == [str(number) for number in range(first, 101)]
-    assert again.last_event_id == f"{id_of(whole, 100)}.again"
+    assert again.last_event_id == f"{id_of(whole, 100)}.end"
 
 
 async def test_a_reader_that_the_app_overtakes_is_notified_of_missed_events() -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -13,8 +12,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware, streaming
 from tests.support.asgi import EVENTSOURCE, body, handle, stream_of, stream_start
+from tests.support.middleware import marking
 from tests.support.resuming import (
     REFUSING,
     TTL,
@@ -36,31 +35,17 @@ from tests.support.resuming import (
 pytestmark = pytest.mark.anyio
 
 
-def marks(*, marked: bool, **overrides: Any) -> dict[str, Any]:
-    return {"marks": {"/*": streaming(**overrides)}} if marked else {}
-
-
-both = pytest.mark.parametrize("marked", [True, False], ids=["marked", "unmarked"])
-
-
 # The ids of an end
 
 
-@both
-async def test_the_last_id_of_a_finished_stream_shows_whether_there_is_more(
-    *, marked: bool
-) -> None:
-    whole = await read(resumable(Counting(3), **marks(marked=marked)))
-    ending = "end" if marked else "again"
-    assert whole.events[-1].id == f"{id_of(whole, 3)}.{ending}"
+async def test_the_last_id_of_a_finished_stream_shows_whether_there_is_more() -> None:
+    whole = await read(resumable(Counting(3)))
+    assert whole.events[-1].id == f"{id_of(whole, 3)}.end"
     assert whole.last_event_id == whole.events[-1].id
 
 
-@both
-async def test_a_resume_within_an_ended_stream_gets_the_rest_and_the_same_end(
-    *, marked: bool
-) -> None:
-    app = resumable(Counting(3), **marks(marked=marked))
+async def test_a_resume_within_an_ended_stream_gets_the_rest_and_the_same_end() -> None:
+    app = resumable(Counting(3))
     whole = await read(app)
     for seq in range(4):
         again = await resume(app, id_of(whole, seq))
@@ -74,7 +59,7 @@ async def test_an_eventsource_is_stopped_after_the_end_even_without_a_log(
     method: str,
 ) -> None:
     counting = Counting(3)
-    app = resumable(counting, **marks(marked=True))
+    app = resumable(counting)
     whole = await read(app)
     for event_id in (whole.last_event_id, UNKNOWN + ".end"):
         again = await handle(app, headers=back(event_id), method=method)
@@ -82,35 +67,8 @@ async def test_an_eventsource_is_stopped_after_the_end_even_without_a_log(
     assert len(counting.scopes) == 1
 
 
-async def test_the_app_runs_again_after_an_end_that_permits_it() -> None:
-    counting = Counting(3)
-    app = resumable(counting)
-    whole = await read(app)
-    for event_id in (whole.last_event_id, UNKNOWN + ".again"):
-        again = await resume(app, event_id)
-        start = again.events[0]
-        assert json.loads(start.data)["resumed"] is False
-        assert again.names[0] == "start"
-        assert str(start.id) == id_of(again, 0)
-        assert id_of(again, 0) != id_of(whole, 0)
-        assert texts(again) == counted(1, 3)
-    assert len(counting.scopes) == 3
-
-
-async def test_the_id_of_an_end_that_permits_a_new_run_may_be_in_the_query_too() -> None:
-    app = resumable(Counting(3))
-    whole = await read(app)
-    again = await read(app, query_string=f"lastEventId={whole.last_event_id}".encode())
-    start, first = again.events[:2]
-    assert (start.event, start.id) == ("start", f"{str(first.id).removesuffix('-1')}-0")
-    assert texts(again) == counted(1, 3)
-
-
-@both
-async def test_the_app_runs_again_with_a_reset_after_an_early_end(*, marked: bool) -> None:
-    mark = marks(marked=marked, stream_max_seconds=2.5, cap_action="complete")
-    options = mark or {"stream_max_seconds": 2.5, "cap_action": "complete"}
-    app = resumable(Counting(9), **options)
+async def test_the_app_runs_again_with_a_reset_after_an_early_end() -> None:
+    app = resumable(Counting(9), stream_max_seconds=2.5)
     whole = await read(app)
     assert whole.last_event_id == f"{id_of(whole, 3)}.cut"
     again = await resume(app, whole.last_event_id)
@@ -120,11 +78,8 @@ async def test_the_app_runs_again_with_a_reset_after_an_early_end(*, marked: boo
     assert texts(again) == counted(1, 3)
 
 
-@both
-async def test_a_client_that_missed_the_cap_gets_its_end_from_the_log(*, marked: bool) -> None:
-    mark = marks(marked=marked, stream_max_seconds=2.5, cap_action="complete")
-    options = mark or {"stream_max_seconds": 2.5, "cap_action": "complete"}
-    app = resumable(Counting(9), **options)
+async def test_a_client_that_missed_the_cap_gets_its_end_from_the_log() -> None:
+    app = resumable(Counting(9), stream_max_seconds=2.5)
     whole = await read(app)
     again = await resume(app, id_of(whole, 2))
     assert texts(again) == ["3"]
@@ -138,11 +93,8 @@ async def test_a_client_that_missed_the_cap_gets_its_end_from_the_log(*, marked:
 OWN_END = b"event: complete\ndata: mine\n\n"
 
 
-@both
-async def test_after_the_apps_own_end_a_marked_stream_is_over_and_any_other_starts_again(
-    *, marked: bool
-) -> None:
-    app = resumable(stream_of(b"data: 1\n\n", OWN_END), **marks(marked=marked))
+async def test_after_the_apps_own_end_a_stream_is_over() -> None:
+    app = resumable(stream_of(b"data: 1\n\n", OWN_END))
     whole = await read(app)
     assert whole.names == ["start", "message", "complete"]
     assert whole.last_event_id == id_of(whole, 2)
@@ -150,11 +102,7 @@ async def test_after_the_apps_own_end_a_marked_stream_is_over_and_any_other_star
     assert within.names == ["start", "complete"]
     assert within.events[-1].data == "mine"
     again = await resume(app, whole.last_event_id)
-    if marked:
-        assert (again.status, again.body) == (204, b"")
-    else:
-        assert again.names == ["start", "message", "complete"]
-        assert id_of(again, 0) != id_of(whole, 0)
+    assert (again.status, again.body) == (204, b"")
 
 
 # Unknown streams
@@ -276,7 +224,7 @@ async def test_a_response_that_is_no_stream_passes_as_it_is() -> None:
 async def test_one_warning_is_logged_for_several_processes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    app = SSEMiddleware(Counting(1))
+    app = marking(Counting(1))
     for _ in range(2):
         await resume(app, UNKNOWN)
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -307,9 +255,8 @@ async def failing(scope: Scope, receive: Receive, send: Send) -> None:
     raise BoomError("a secret")
 
 
-@both
-async def test_a_client_that_missed_the_failure_of_the_app_is_notified(*, marked: bool) -> None:
-    app = resumable(failing, **marks(marked=marked))
+async def test_a_client_that_missed_the_failure_of_the_app_is_notified() -> None:
+    app = resumable(failing)
     async with opened(app) as first:
         await first.until("error")
         assert first.task is not None
@@ -411,7 +358,7 @@ async def test_a_producer_that_is_cancelled_while_its_client_blocks_us_is_lost()
 async def test_nothing_is_resumed_and_ids_stay_if_no_events_are_kept() -> None:
     app = resumable(Counting(3), replay_max_events=0)
     whole = await read(app)
-    assert whole.last_event_id == f"{id_of(whole, 3)}.again"
+    assert whole.last_event_id == f"{id_of(whole, 3)}.end"
     again = await resume(app, id_of(whole, 2))
     assert again.names[0] == "reset"
     assert texts(again) == counted(1, 3)

@@ -24,6 +24,7 @@ from tests.support.asgi import (
     running,
     stream_start,
 )
+from tests.support.middleware import marking
 from tests.support.resuming import back, living, texts, value
 
 pytestmark = pytest.mark.anyio
@@ -104,7 +105,7 @@ async def leave_nothing(count: int, **options: Any) -> None:
     timers_before = timers(loop)
     registry = CollectorRegistry()
     store = MemoryStore(ttl=TTL, clock=loop.time)
-    kept = SSEMiddleware(app, store=store, registry=registry, **options)
+    kept = marking(app, store=store, registry=registry, **options)
     await live(kept, count, seed=count)
     assert len(store) > 0
     await asyncio.sleep(max(TTL, options["linger_seconds"]) + 1.5)

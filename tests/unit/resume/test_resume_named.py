@@ -11,10 +11,11 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware, StoreError, current_stream, resume_endpoint, streaming
+from sse_middleware import SSEMiddleware, StoreError, current_stream, resume_endpoint
 from sse_middleware.stores.base import LogSnapshot
 from sse_middleware.stores.memory import MemoryStore
 from tests.support.asgi import EVENTSOURCE, Exchange, body, handle, stream_start
+from tests.support.middleware import marking
 from tests.support.resuming import (
     TTL,
     Counting,
@@ -41,7 +42,7 @@ def user(scope: Scope) -> str | None:
     return dict(scope["headers"]).get(b"x-user", b"").decode() or None
 
 
-def chats(counting: Counting, *, marked: bool = False) -> Starlette:
+def chats(counting: Counting) -> Starlette:
     """Return an app with one stream for each chat, and the endpoint that follows it."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,17 +53,16 @@ def chats(counting: Counting, *, marked: bool = False) -> Starlette:
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             await answer(scope, receive, send)
 
-    endpoint = streaming(Answer()) if marked else Answer()
     return Starlette(
         routes=[
-            Route("/chats/{chat}/answer", endpoint),
+            Route("/chats/{chat}/answer", Answer()),
             Route("/chats/{chat}/live", resume_endpoint("chat:{chat}")),
         ]
     )
 
 
-def named(counting: Counting, *, marked: bool = False, **options: Any) -> SSEMiddleware:
-    return resumable(chats(counting, marked=marked), **{"identify": user, **options})
+def named(counting: Counting, **options: Any) -> SSEMiddleware:
+    return resumable(chats(counting), **{"identify": user, **options})
 
 
 ANSWER = "/chats/7/answer"
@@ -161,15 +161,14 @@ async def test_an_eventsource_is_stopped_if_there_is_no_named_stream() -> None:
     assert_no_content(await read(app, ANN, path="/chats/8/live"))
 
 
-@pytest.mark.parametrize("marked", [True, False])
-async def test_a_named_stream_is_gone_after_its_end(*, marked: bool) -> None:
-    app = named(Counting(4), marked=marked)
+async def test_a_named_stream_is_gone_after_its_end() -> None:
+    app = named(Counting(4))
     async with opened(app, ANN, path=ANSWER) as first:
         await first.until_count(1, "message")
         async with opened(app, ANN, path=LIVE) as other:
             await other.until_end()
     assert other.names[-1] == "complete"
-    assert other.last_event_id == f"{id_of(first, 4)}.{'end' if marked else 'again'}"
+    assert other.last_event_id == f"{id_of(first, 4)}.end"
     assert_no_content(await resume(app, other.last_event_id, ANN, path=LIVE))
 
 
@@ -230,17 +229,6 @@ async def test_a_client_within_an_earlier_stream_of_the_name_gets_a_reset_and_th
     assert again.names[0] == "reset"
     assert texts(again) == counted(1, 5)
     assert again.headers[b"x-stream-id"] == other.headers[b"x-stream-id"]
-
-
-async def test_a_client_after_the_end_of_an_earlier_stream_gets_the_next_one_of_the_name() -> None:
-    app = named(Counting(3))
-    whole = await read(app, ANN, path=ANSWER)
-    async with opened(app, ANN, path=ANSWER) as other:
-        await other.until_count(1, "message")
-        again = await resume(app, whole.last_event_id, ANN, path=LIVE)
-    assert again.names[0] == "start"
-    assert texts(again) == counted(1, 3)
-    assert again.events[1].id == id_of(other, 1)
 
 
 async def test_a_named_stream_without_its_first_events_begins_with_a_reset() -> None:
@@ -343,7 +331,7 @@ async def test_a_resume_endpoint_needs_the_middleware() -> None:
     app = Starlette(routes=[Route("/live", resume_endpoint("x"))])
     with pytest.raises(RuntimeError, match="SSEMiddleware"):
         await read(app, path="/live")
-    switched_off = SSEMiddleware(app, enabled=False)
+    switched_off = marking(app, enabled=False)
     with pytest.raises(RuntimeError, match="SSEMiddleware"):
         await read(switched_off, path="/live")
 

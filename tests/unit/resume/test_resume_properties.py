@@ -15,6 +15,7 @@ from sse_middleware import SSEMiddleware
 from sse_middleware.protocol.parser import EventParser
 from tests.support.asgi import EVENTSOURCE, Exchange, body, http_scope, running, stream_start
 from tests.support.clock import VirtualClockLoop
+from tests.support.middleware import marking
 from tests.support.resuming import memory
 
 EVENT = st.sampled_from(
@@ -186,7 +187,7 @@ def test_a_client_that_is_cut_anywhere_has_each_event_once(
     client = Client()
 
     async def scenario() -> None:
-        app = SSEMiddleware(
+        app = marking(
             app_that_writes(written, listens=listens),
             store=memory(),
             linger_seconds=60,
@@ -213,7 +214,7 @@ def test_a_client_of_a_store_that_forgets_has_the_end_of_one_answer_and_no_hole(
     client = Client()
 
     async def scenario() -> None:
-        app = SSEMiddleware(
+        app = marking(
             app_that_writes(written, listens=True),
             store=memory(max_events=keeps, ttl=0.5),
             linger_seconds=linger,
@@ -238,9 +239,7 @@ def test_a_client_that_is_cut_after_every_byte_has_each_event_once(*, listens: b
     clients = [Client() for _ in range(800)]
 
     async def scenario() -> None:
-        app = SSEMiddleware(
-            app_that_writes(written, listens=listens), store=memory(), linger_seconds=60
-        )
+        app = marking(app_that_writes(written, listens=listens), store=memory(), linger_seconds=60)
         for position, client in enumerate(clients):
             await read(app, client, [(position, 0.005)], Exchange)
 

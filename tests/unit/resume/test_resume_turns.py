@@ -10,10 +10,11 @@ from prometheus_client import CollectorRegistry
 from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware, current_stream, resume_endpoint
+from sse_middleware import current_stream, resume_endpoint
 from sse_middleware.stores.base import Batch, LogInfo, LogSnapshot, LogState
 from sse_middleware.stores.memory import MemoryStore
 from tests.support.asgi import EVENTSOURCE, Exchange, body, http_scope, running, stream_start
+from tests.support.middleware import marking
 from tests.support.resuming import LINGER, TTL, Chunked, back, id_of, opened, texts, value
 
 pytestmark = pytest.mark.anyio
@@ -122,7 +123,7 @@ class World:
         asyncio.get_running_loop().set_exception_handler(
             lambda _, reported: self.reported.append(reported)
         )
-        self.app = SSEMiddleware(
+        self.app = marking(
             app,
             store=self.store,
             registry=self.registry,

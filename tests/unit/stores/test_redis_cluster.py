@@ -12,12 +12,13 @@ import pytest
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.cluster import RedisCluster as ClusterClient
 
-from sse_middleware import SSEMiddleware, StoreError
+from sse_middleware import StoreError
 from sse_middleware.stores.base import LogState
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.stores.redis.keys import Keys
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
+from tests.support.middleware import marking
 from tests.support.redis_cluster import RedisCluster
 from tests.support.resuming import Counting, opened, returning
 
@@ -234,7 +235,7 @@ async def test_a_stream_is_resumed_by_another_app_that_has_the_same_variable(
 ) -> None:
     monkeypatch.setenv("SSE_REDIS_URL", cluster.patient_url)
     other = Counting(0)
-    apps = [SSEMiddleware(app, linger_seconds=5) for app in (Counting(5, pause=0.05), other)]
+    apps = [marking(app, linger_seconds=5) for app in (Counting(5, pause=0.05), other)]
     async with opened(apps[0]) as exchange:
         await exchange.until_count(2, "message")
         exchange.disconnect()
@@ -256,6 +257,7 @@ import subprocess
 import sys
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream
+from tests.support.middleware import marking
 
 async def use(seconds):
     FakeStream(RedisStore({cluster.url!r})).write()

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware
 from sse_middleware.stream.timers import LONGEST_TICK_SECONDS
 from tests.support.asgi import Exchange, http_scope, running, stream_start
 from tests.support.batching import (
@@ -27,6 +26,7 @@ from tests.support.batching import (
     open_stream,
     served,
 )
+from tests.support.middleware import marking
 
 pytestmark = pytest.mark.anyio
 
@@ -48,7 +48,7 @@ async def test_a_blocked_stream_delays_no_other_and_continues_later(
         await asyncio.sleep(10)
 
     async with nothing_left():
-        wrapped = SSEMiddleware(app, heartbeat_interval=1, stream_max_seconds=4)
+        wrapped = marking(app, heartbeat_interval=1, stream_max_seconds=4)
         names = ("/blocked", "/one", "/other", "/capped")
         blocked, *others = [Exchange(http_scope(headers=headers, path=path)) for path in names]
         async with running(wrapped, blocked):
@@ -97,7 +97,7 @@ async def test_a_write_has_one_task_from_its_begin_to_its_end(
         await send(last())
 
     pairs: list[tuple[object, object]] = []
-    wrapped = tasks_of_writes(SSEMiddleware(app, heartbeat_interval=1), pairs)
+    wrapped = tasks_of_writes(marking(app, heartbeat_interval=1), pairs)
     async with nothing_left():
         exchanges = [kind(http_scope(headers=headers)) for _ in range(10)]
         all_of_them = asyncio.gather(*(wrapped(x.scope, x.receive, x.send) for x in exchanges))
@@ -141,7 +141,7 @@ async def test_an_app_that_floods_a_client_that_does_not_read_is_stopped_in_time
         await exchange.send(message)
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
-        await SSEMiddleware(app, heartbeat_interval=None)(scope, receive, counting)
+        await marking(app, heartbeat_interval=None)(scope, receive, counting)
 
     async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
@@ -180,7 +180,7 @@ async def test_several_tasks_that_flood_a_blocked_client_are_all_stopped(headers
 
     async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
-        async with running(SSEMiddleware(app, heartbeat_interval=1), exchange):
+        async with running(marking(app, heartbeat_interval=1), exchange):
             await asyncio.sleep(20)
             assert len(sent) * 2000 <= (1 << 16) + 5 * 2000
             exchange.unblock()

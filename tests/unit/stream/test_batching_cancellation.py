@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware
 from sse_middleware.stream.timers import TICK_SECONDS
 from tests.support.asgi import EVENTSOURCE, Exchange, body, http_scope, running, stream_start
 from tests.support.batching import (
@@ -28,6 +27,7 @@ from tests.support.batching import (
     served,
     turns,
 )
+from tests.support.middleware import marking
 
 pytestmark = pytest.mark.anyio
 
@@ -130,7 +130,7 @@ async def test_a_cancelled_send_of_one_task_costs_the_other_tasks_nothing(header
 
     async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
-        await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
+        await marking(app)(exchange.scope, exchange.receive, exchange.send)
     seen = numbers(exchange)
     assert seen[:14] == list(range(1, 15))
     assert seen[-1] == 26
@@ -178,7 +178,7 @@ def test_streams_that_end_with_their_loop_end_in_silence(caplog: pytest.LogCaptu
             await asyncio.sleep(0.001)
 
     async def serve() -> list[SlowExchange]:
-        wrapped = SSEMiddleware(app)
+        wrapped = marking(app)
         exchanges = [SlowExchange(http_scope(headers=EVENTSOURCE)) for _ in range(20)]
         tasks = [asyncio.ensure_future(wrapped(x.scope, x.receive, x.send)) for x in exchanges]
         await asyncio.sleep(0.02)

@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware
 from tests.support.asgi import Exchange, http_scope, running, stream_start
 from tests.support.batching import (
     Headers,
@@ -30,6 +29,7 @@ from tests.support.batching import (
     served,
     virtual_loop,
 )
+from tests.support.middleware import marking
 
 pytestmark = pytest.mark.anyio
 
@@ -83,7 +83,7 @@ async def test_every_write_of_many_streams_sees_the_context_of_its_own_request(
         await send(last())
 
     seen: dict[str, set[str]] = {}
-    wrapped = looking(SSEMiddleware(app, heartbeat_interval=1, stream_max_seconds=4), seen)
+    wrapped = looking(marking(app, heartbeat_interval=1, stream_max_seconds=4), seen)
 
     async def one(path: str) -> Exchange:
         exchange = (SlowExchange if slow else Exchange)(http_scope(headers=headers, path=path))
@@ -186,7 +186,7 @@ async def test_bursts_heartbeats_and_a_blocked_write_pass_guards_outside_of_us(
 
     async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
-        wrapped = guard()(SSEMiddleware(app, heartbeat_interval=0.5))
+        wrapped = guard()(marking(app, heartbeat_interval=0.5))
         async with running(wrapped, exchange):
             for _ in range(4):
                 await asyncio.sleep(1.3)
@@ -226,7 +226,7 @@ async def test_a_time_out_around_a_background_write_shows_at_the_apps_next_send(
 
     async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
-        wrapped = within(guard, pause=0)(SSEMiddleware(app, linger_seconds=0))
+        wrapped = within(guard, pause=0)(marking(app, linger_seconds=0))
         began = virtual_loop().time()
         with pytest.raises(TimeoutError):
             await wrapped(exchange.scope, exchange.receive, exchange.send)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware
 from sse_middleware.stream.timers import current_timers
 from tests.support.asgi import EVENTSOURCE, Exchange, http_scope, running, stream_start
 from tests.support.batching import (
@@ -26,6 +25,7 @@ from tests.support.batching import (
     turns,
     virtual_loop,
 )
+from tests.support.middleware import marking
 
 pytestmark = pytest.mark.anyio
 
@@ -202,7 +202,7 @@ async def test_a_client_that_has_left_gets_nothing_and_nothing_hangs(headers: He
 
     async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
-        async with running(SSEMiddleware(app), exchange):
+        async with running(marking(app), exchange):
             assert exchange.task is not None
             await exchange.task
         written = len(exchange.messages)
@@ -227,7 +227,7 @@ async def test_a_client_that_has_left_without_reading_gets_nothing_that_was_held
 
     async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
-        async with running(SSEMiddleware(app, linger_seconds=0), exchange):
+        async with running(marking(app, linger_seconds=0), exchange):
             assert exchange.task is not None
             began = virtual_loop().time()
             await exchange.task
@@ -253,7 +253,7 @@ async def test_a_send_returns_if_the_client_leaves_with_much_to_be_written(
 
     async with nothing_left():
         exchange = Exchange(http_scope(headers=headers))
-        await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
+        await marking(app)(exchange.scope, exchange.receive, exchange.send)
 
 
 # After the last stream
@@ -270,7 +270,7 @@ async def test_when_all_streams_have_ended_no_task_and_at_most_one_timer_is_left
         await burst(send, 4, 7)
         await send(last())
 
-    wrapped = SSEMiddleware(app, heartbeat_interval=5, stream_max_seconds=60, replay_max_events=0)
+    wrapped = marking(app, heartbeat_interval=5, stream_max_seconds=60, replay_max_events=0)
     loop, before = asyncio.get_running_loop(), len(timers())
     async with nothing_left():
         exchanges = [

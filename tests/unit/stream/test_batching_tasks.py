@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware
 from tests.support.asgi import EVENTSOURCE, Exchange, http_scope, running
 from tests.support.batching import (
     PAUSE,
@@ -27,6 +26,7 @@ from tests.support.batching import (
     served,
     turns,
 )
+from tests.support.middleware import marking
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +59,7 @@ async def test_tasks_that_write_at_once_never_overlap_and_each_keeps_its_order(
 
     async with nothing_left():
         exchange = kind(http_scope(headers=headers))
-        async with running(SSEMiddleware(app, heartbeat_interval=0.05, **options), exchange):
+        async with running(marking(app, heartbeat_interval=0.05, **options), exchange):
             while blocked and not exchange.ended:
                 exchange.block()
                 await asyncio.sleep(0.08)
@@ -103,7 +103,7 @@ async def test_a_task_that_never_stops_writing_keeps_no_other_one_waiting(
 
     async with nothing_left():
         exchange = kind(http_scope(headers=headers))
-        await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
+        await marking(app)(exchange.scope, exchange.receive, exchange.send)
 
 
 async def test_ids_count_up_though_a_task_comes_as_another_one_is_about_to_write_on() -> None:
@@ -119,7 +119,7 @@ async def test_ids_count_up_though_a_task_comes_as_another_one_is_about_to_write
         await send(last())
 
     exchange = Exchange(http_scope(headers=EVENTSOURCE))
-    async with running(SSEMiddleware(app, batch=False), exchange):
+    async with running(marking(app, batch=False), exchange):
         await exchange.until("start")
         exchange.block()
         assert exchange.task is not None
@@ -171,7 +171,7 @@ async def test_with_eager_tasks_bursts_heartbeats_ends_and_blocked_writes_are_un
             await asyncio.sleep(10)
         await send(last())
 
-    wrapped = SSEMiddleware(app, heartbeat_interval=1, stream_max_seconds=3)
+    wrapped = marking(app, heartbeat_interval=1, stream_max_seconds=3)
     async with nothing_left():
         exchanges = [kind(http_scope(headers=headers)) for _ in range(count)]
         exchanges.append(kind(http_scope(headers=headers, path="/capped")))

@@ -12,7 +12,6 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware
 from tests.support.asgi import (
     EVENTSOURCE,
     Exchange,
@@ -24,7 +23,7 @@ from tests.support.asgi import (
     stream_start,
 )
 from tests.support.clock import VirtualClockLoop
-from tests.support.middleware import data_of, eventsource, plain
+from tests.support.middleware import data_of, eventsource, marking, plain
 
 pytestmark = pytest.mark.anyio
 
@@ -104,7 +103,7 @@ async def test_the_cap_holds_for_a_client_that_reads_nothing() -> None:
         finally:
             tracker.leave("finally")
 
-    wrapped = SSEMiddleware(app, **COMPLETE)
+    wrapped = marking(app, **COMPLETE)
     async with running(wrapped, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         await exchange.until("message")
         exchange.block()
@@ -118,7 +117,7 @@ async def test_the_cap_holds_for_a_client_that_reads_nothing() -> None:
 
 
 async def test_the_cap_holds_for_a_final_write_that_is_blocked() -> None:
-    app = SSEMiddleware(stream_of(b"data: x\n\n", pause=1), **COMPLETE)
+    app = marking(stream_of(b"data: x\n\n", pause=1), **COMPLETE)
     async with running(app, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         await exchange.until("message")
         exchange.block()
@@ -128,7 +127,7 @@ async def test_the_cap_holds_for_a_final_write_that_is_blocked() -> None:
 
 
 async def test_a_client_that_reads_on_within_the_grace_still_gets_its_end() -> None:
-    app = SSEMiddleware(stream_of(*[b"data: x\n\n"] * 50, pause=0.1), **COMPLETE)
+    app = marking(stream_of(*[b"data: x\n\n"] * 50, pause=0.1), **COMPLETE)
     async with running(app, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         await exchange.until("message")
         exchange.block()
@@ -214,7 +213,7 @@ async def test_a_cancellation_from_outside_is_never_taken_for_ours() -> None:
         finally:
             await asyncio.sleep(5)
 
-    wrapped = SSEMiddleware(app, stream_max_seconds=1, cap_action="complete")
+    wrapped = marking(app, stream_max_seconds=1, cap_action="complete")
     async with running(wrapped, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         assert exchange.task is not None
         await asyncio.sleep(3)
@@ -250,7 +249,7 @@ async def test_the_first_cap_on_each_route_is_a_warning_that_names_the_variable(
         return StreamingResponse(events(), media_type="text/event-stream")
 
     routes = [Route("/a/{id}", one), Route("/b", other)]
-    app = SSEMiddleware(Starlette(routes=routes), stream_max_seconds=1, cap_action="complete")
+    app = marking(Starlette(routes=routes), stream_max_seconds=1, cap_action="complete")
     for path in ("/a/1", "/a/2", "/b"):
         await handle(app, path=path, headers=EVENTSOURCE)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware, current_stream
+from sse_middleware import current_stream
 from tests.support.asgi import (
     EVENTSOURCE,
     Exchange,
@@ -18,6 +18,7 @@ from tests.support.asgi import (
     stream_of,
     stream_start,
 )
+from tests.support.middleware import marking
 
 pytestmark = pytest.mark.anyio
 
@@ -45,7 +46,7 @@ async def test_a_handler_knows_its_stream_before_and_while_it_streams(
         seen.append(stream.remaining_seconds)
         await send(body(b"", more=False))
 
-    exchange = await handle(SSEMiddleware(app, cap_action=action), headers=EVENTSOURCE)
+    exchange = await handle(marking(app, cap_action=action), headers=EVENTSOURCE)
     assert seen == [
         exchange.headers[b"x-stream-id"].decode(),
         exchange.headers[b"x-trace-id"].decode(),
@@ -69,7 +70,7 @@ async def test_tokens_and_annotations_are_in_heartbeats_and_in_the_log_record(
         current_stream().annotate(user=2, name="not the logger's")
         await send(body(b"", more=False))
 
-    exchange = await handle(SSEMiddleware(app), headers=EVENTSOURCE)
+    exchange = await handle(marking(app), headers=EVENTSOURCE)
     assert '"total_tokens":3' in exchange.events[2].data
     assert '"total_tokens":7' in exchange.events[3].data
     (record,) = records(caplog)
@@ -129,7 +130,7 @@ async def test_each_stream_leaves_one_record_with_its_outcome(
 ) -> None:
     caplog.set_level(logging.INFO)
     exchange = Exchange(http_scope(headers=headers))
-    wrapped = SSEMiddleware(app, **options)
+    wrapped = marking(app, **options)
     await asyncio.gather(
         wrapped(exchange.scope, exchange.receive, exchange.send), return_exceptions=True
     )
@@ -145,9 +146,7 @@ async def test_a_client_that_leaves_is_reported_once(caplog: pytest.LogCaptureFi
         await receive()
         await receive()
 
-    async with running(
-        SSEMiddleware(listening), Exchange(http_scope(headers=EVENTSOURCE))
-    ) as exchange:
+    async with running(marking(listening), Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         await exchange.until("message")
         exchange.disconnect()
         assert exchange.task is not None
@@ -160,7 +159,7 @@ async def test_debug_logs_each_event_and_heartbeat_but_never_their_content(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     chunks = (b"data: swordfish\n\ndata: swordfish\n\n",)
-    exchange = await handle(SSEMiddleware(stream_of(*chunks, pause=6)), headers=EVENTSOURCE)
+    exchange = await handle(marking(stream_of(*chunks, pause=6)), headers=EVENTSOURCE)
     secret = str(exchange.events[0].id).removesuffix("-0")
     lines = [r.getMessage() for r in caplog.records if r.name == "sse_middleware.stream"]
     assert sum("event 1 of" in line or "event 2 of" in line for line in lines) == 2

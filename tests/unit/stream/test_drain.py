@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware, current_stream, drain, streaming
+from sse_middleware import current_stream, drain, streaming
 from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.stream.shutdown import SHUTDOWN
 from tests.support.asgi import (
@@ -28,6 +28,7 @@ from tests.support.asgi import (
     running,
     stream_start,
 )
+from tests.support.middleware import marking
 from tests.support.resuming import (
     Counting,
     counted,
@@ -201,7 +202,7 @@ async def test_a_thousand_streams_end_together_with_spread_retry_intervals() -> 
 
 async def test_all_apps_of_a_process_are_drained() -> None:
     inner = resumable(Counting(1000))
-    apps = [resumable(Counting(1000)), SSEMiddleware(inner, registry=CollectorRegistry())]
+    apps = [resumable(Counting(1000)), marking(inner, registry=CollectorRegistry())]
     async with opened(apps[0]) as one, opened(apps[1]) as other:
         await one.until_count(2, "message")
         async with draining():
@@ -383,7 +384,7 @@ async def test_a_marked_endpoint_is_known_before_it_runs() -> None:
         return PlainTextResponse("ok")
 
     routes = [Route("/marked", marked, methods=["POST"]), Route("/out", left_out)]
-    app = SSEMiddleware(Starlette(routes=routes), registry=CollectorRegistry())
+    app = marking(Starlette(routes=routes), registry=CollectorRegistry())
     async with ending():
         assert (await handle(app, method="POST", path="/marked")).status == 503
         assert (await handle(app, path="/out")).status == 200
@@ -399,7 +400,7 @@ async def test_a_response_that_is_no_stream_passes_unchanged_during_the_drain() 
         await send(end)
 
     async with ending():
-        exchange = await handle(SSEMiddleware(app), headers=[(b"accept", b"*/*")])
+        exchange = await handle(marking(app), headers=[(b"accept", b"*/*")])
     assert [message for _, message in exchange.messages] == [start, end]
     assert all(a is b for (_, a), b in zip(exchange.messages, (start, end), strict=True))
 
@@ -416,7 +417,7 @@ async def test_a_stream_that_could_not_be_foreseen_ends_with_the_others() -> Non
 
 async def test_no_client_is_disconnected_if_the_drain_is_off() -> None:
     async with ending():
-        exchange = await read(SSEMiddleware(Counting(2), enabled=False))
+        exchange = await read(marking(Counting(2), enabled=False))
     assert texts(exchange) == ["1", "2"]
 
 
@@ -494,7 +495,7 @@ async def test_signals_that_no_server_handles_are_left_alone() -> None:
 def test_streams_of_another_thread_are_drained_from_here() -> None:
     """A server in a thread receives no signal, so `drain()` is called in any other loop."""
     ready = threading.Event()
-    app = SSEMiddleware(deaf, registry=CollectorRegistry(), drain_seconds=0.2)
+    app = marking(deaf, registry=CollectorRegistry(), drain_seconds=0.2)
     exchange = Exchange(http_scope(headers=EVENTSOURCE))
 
     async def serve() -> None:
@@ -519,7 +520,7 @@ def test_streams_of_another_thread_are_drained_from_here() -> None:
 
 
 async def test_readiness_is_served_below_the_root_path() -> None:
-    app = SSEMiddleware(Counting(1), ready_path="/ready", registry=CollectorRegistry())
+    app = marking(Counting(1), ready_path="/ready", registry=CollectorRegistry())
     for path, root in (("/ready", ""), ("/v1/ready", "/v1")):
         exchange = await handle(app, path=path, root_path=root)
         assert (exchange.status, exchange.body) == (200, b"ready\n")

@@ -13,7 +13,6 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.stream_state import StreamState
 from sse_middleware.stream.current import CurrentStream
@@ -29,7 +28,7 @@ from tests.support.asgi import (
     stream_of,
     stream_start,
 )
-from tests.support.middleware import data_of, eventsource
+from tests.support.middleware import data_of, eventsource, marking
 
 pytestmark = pytest.mark.anyio
 
@@ -45,7 +44,7 @@ async def test_an_exception_is_sent_without_its_text_and_reraised() -> None:
 
     exchange = Exchange(http_scope(headers=EVENTSOURCE))
     with pytest.raises(ValueError, match="swordfish"):
-        await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
+        await marking(app)(exchange.scope, exchange.receive, exchange.send)
     assert exchange.names == ["start", "message", "error"]
     assert b"swordfish" not in exchange.body
     data = data_of(exchange, "error")
@@ -62,7 +61,7 @@ async def test_a_plain_stream_that_fails_ends_as_without_us() -> None:
 
     exchange = Exchange(http_scope())
     with pytest.raises(ValueError):
-        await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
+        await marking(app)(exchange.scope, exchange.receive, exchange.send)
     assert exchange.body == b"data: 1\n\n"
     assert not exchange.ended
 
@@ -78,7 +77,7 @@ async def test_an_exception_before_or_after_the_stream_adds_nothing() -> None:
     for app, names in ((before, []), (after, ["start", "message", "complete"])):
         exchange = Exchange(http_scope(headers=EVENTSOURCE))
         with pytest.raises(ValueError):
-            await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
+            await marking(app)(exchange.scope, exchange.receive, exchange.send)
         assert exchange.names == names
 
 
@@ -108,7 +107,7 @@ async def test_an_oserror_of_the_server_reaches_the_app_unchanged() -> None:
 
     exchange = Exchange(http_scope(headers=EVENTSOURCE))
     with pytest.raises(ConnectionResetError):
-        await SSEMiddleware(app, linger_seconds=0)(exchange.scope, exchange.receive, exchange.send)
+        await marking(app, linger_seconds=0)(exchange.scope, exchange.receive, exchange.send)
     assert caught == [refusal]
 
 
@@ -124,7 +123,7 @@ async def test_an_error_of_a_heartbeats_write_shows_at_the_apps_next_write() -> 
 
     exchange = Exchange(http_scope(headers=EVENTSOURCE))
     with pytest.raises(ConnectionResetError) as raised:
-        await SSEMiddleware(app)(exchange.scope, exchange.receive, exchange.send)
+        await marking(app)(exchange.scope, exchange.receive, exchange.send)
     assert raised.value is refusal
 
 
@@ -145,7 +144,7 @@ def starlette_app(
             background=BackgroundTask(rest) if background else None,
         )
 
-    return SSEMiddleware(Starlette(routes=[Route("/", endpoint)]), **options)
+    return marking(Starlette(routes=[Route("/", endpoint)]), **options)
 
 
 @pytest.mark.parametrize("headers", [EVENTSOURCE, []], ids=["eventsource", "plain"])
@@ -199,7 +198,7 @@ async def test_an_app_that_polls_sees_its_client_and_then_the_disconnect() -> No
             await send(body(b"data: x\n\n"))
             await asyncio.sleep(1)
 
-    wrapped = SSEMiddleware(app, stream_max_seconds=None, linger_seconds=0)
+    wrapped = marking(app, stream_max_seconds=None, linger_seconds=0)
     async with running(wrapped, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         await asyncio.sleep(4.5)
         exchange.disconnect()
@@ -217,7 +216,7 @@ async def test_the_app_sees_the_servers_asgi_version() -> None:
     scope = http_scope()
     before = dict(scope["asgi"])
     exchange = Exchange(scope)
-    await SSEMiddleware(app)(scope, exchange.receive, exchange.send)
+    await marking(app)(scope, exchange.receive, exchange.send)
     assert seen == [before]
 
 
@@ -233,7 +232,7 @@ async def test_a_cancellation_at_any_await_leaves_no_task_and_no_timer(turns: in
         await send(body(b"data: 2\n\n", more=False))
 
     before = asyncio.all_tasks()
-    wrapped = SSEMiddleware(app, heartbeat_interval=0.05, stream_max_seconds=5)
+    wrapped = marking(app, heartbeat_interval=0.05, stream_max_seconds=5)
     async with running(wrapped, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         if turns % 2:
             exchange.block()
@@ -252,7 +251,7 @@ async def test_two_thousand_streams_leave_nothing_if_half_of_them_are_cut() -> N
     def app() -> ASGIApp:
         return stream_of(*[b"data: x\n\n"] * 3, b"data: half", pause=0.01)
 
-    wrapped = SSEMiddleware(app(), heartbeat_interval=0.05, replay_ttl=0)
+    wrapped = marking(app(), heartbeat_interval=0.05, replay_ttl=0)
 
     async def one(number: int) -> None:
         exchange = Exchange(http_scope(headers=EVENTSOURCE if number % 3 else []))
@@ -284,7 +283,7 @@ async def test_nothing_of_an_ended_stream_waits_for_the_garbage_collector(
         return StreamingResponse(events(), media_type="text/event-stream")
 
     ours = (CurrentStream, Producer, Responder, StreamRecord, StreamState)
-    wrapped = SSEMiddleware(Starlette(routes=[Route("/", endpoint)]))
+    wrapped = marking(Starlette(routes=[Route("/", endpoint)]))
     gc.collect()
     gc.disable()
     try:

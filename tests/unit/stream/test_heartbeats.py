@@ -7,7 +7,6 @@ import re
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware
 from tests.support.asgi import (
     EVENTSOURCE,
     Exchange,
@@ -19,7 +18,7 @@ from tests.support.asgi import (
     stream_start,
 )
 from tests.support.clock import VirtualClockLoop
-from tests.support.middleware import data_of, eventsource, plain
+from tests.support.middleware import data_of, eventsource, marking, plain
 
 pytestmark = pytest.mark.anyio
 
@@ -54,19 +53,19 @@ async def test_a_plain_client_gets_a_comment_only_when_idle() -> None:
 
 
 @pytest.mark.parametrize(
-    ("accept", "chunk", "comment"),
+    ("style", "chunk", "comment"),
     [
-        (b"*/*", b"data: x\n\n", b": heartbeat\n\n"),
-        (b"application/json, text/event-stream", b"data: x\n\n", b": heartbeat\n\n"),
-        (b"text/event-stream", b"data: x\n\n", b": heartbeat\n"),
-        (b"text/event-stream, text/event-stream", b"data: x\n\n", b": heartbeat\n"),
-        (b"*/*", b"id: 1\ndata: x\n\n", b": heartbeat\n\n"),
-        (b"application/json", b"id: 1\ndata: x\n\n", b": heartbeat\n"),
-        (b"*/*", b"data: x\r\n\r\n", b": heartbeat\r\n\r\n"),
+        ("auto", b"data: x\n\n", b": heartbeat\n\n"),
+        ("auto", b"id: 1\ndata: x\n\n", b": heartbeat\n"),
+        ("auto", b"data: x\r\n\r\n", b": heartbeat\r\n\r\n"),
+        ("line", b"data: x\n\n", b": heartbeat\n"),
+        ("block", b"id: 1\ndata: x\n\n", b": heartbeat\n\n"),
+        ("off", b"data: x\n\n", b""),
     ],
 )
-async def test_the_comment_suits_the_decoder_that_reads_it(
-    accept: bytes, chunk: bytes, comment: bytes
+@pytest.mark.parametrize("accept", [b"*/*", b"text/event-stream", b"application/json"])
+async def test_a_comment_has_a_blank_line_until_the_stream_has_an_id(
+    accept: bytes, style: str, chunk: bytes, comment: bytes
 ) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send(stream_start())
@@ -74,7 +73,7 @@ async def test_the_comment_suits_the_decoder_that_reads_it(
         await asyncio.sleep(6)
         await send(body(b"", more=False))
 
-    exchange = await handle(SSEMiddleware(app), headers=[(b"accept", accept)])
+    exchange = await handle(marking(app, comment_style=style), headers=[(b"accept", accept)])
     assert exchange.body == chunk + comment
 
 
@@ -100,7 +99,7 @@ async def test_heartbeats_can_be_switched_off() -> None:
 
 
 async def test_no_heartbeat_is_written_or_saved_up_while_a_write_is_blocked() -> None:
-    app = SSEMiddleware(stream_of(*[b"data: x\n\n"] * 3, pause=0.1), heartbeat_interval=1)
+    app = marking(stream_of(*[b"data: x\n\n"] * 3, pause=0.1), heartbeat_interval=1)
     async with running(app, Exchange(http_scope(headers=EVENTSOURCE))) as exchange:
         await exchange.until("message")
         exchange.block()
@@ -145,7 +144,7 @@ async def test_writes_of_several_tasks_never_overlap() -> None:
         await asyncio.sleep(0.01)
         exchange._writing = False
 
-    await SSEMiddleware(app, heartbeat_interval=0.05)(exchange.scope, exchange.receive, slow)
+    await marking(app, heartbeat_interval=0.05)(exchange.scope, exchange.receive, slow)
     assert exchange.overlaps == 0
     assert exchange.names.count("message") == 60
     ids = [str(e.id) for e in exchange.events if e.event == "message"]

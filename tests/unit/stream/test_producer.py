@@ -23,7 +23,7 @@ def new_producer(sent: list[Message]) -> Producer:
     options = Options.from_environ({}, heartbeat_interval=1, stream_max_seconds=100)
     state = StreamState(
         options,
-        StreamTerms.from_options(options, ClientKind.EVENTSOURCE, marked=False),
+        StreamTerms.from_options(options, ClientKind.EVENTSOURCE),
         client_kind=ClientKind.EVENTSOURCE,
         record=StreamRecord("s", "t", "/route", "eventsource"),
         secret="x" * 22,

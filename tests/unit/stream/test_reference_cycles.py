@@ -11,7 +11,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware, current_trace_id
+from sse_middleware import current_trace_id
 from sse_middleware.limits.admission_check import AdmissionCheck
 from sse_middleware.limits.slots import Slot
 from sse_middleware.observability.stream_record import StreamRecord
@@ -23,6 +23,7 @@ from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.responder import Responder
 from tests.support.asgi import EVENTSOURCE, Exchange, body, http_scope, stream_start
 from tests.support.limiting import ANY, PLAIN, answer, asked, limited, reasons, tab
+from tests.support.middleware import marking
 from tests.support.resuming import Listening
 
 pytestmark = pytest.mark.anyio
@@ -161,7 +162,7 @@ async def test_a_task_that_outlives_an_ordinary_request_does_not_keep_its_scope(
     scope = http_scope(headers=ANY, state=state)
     del state
     exchange = Exchange(scope)
-    await SSEMiddleware(app, **options)(scope, exchange.receive, exchange.send)
+    await marking(app, **options)(scope, exchange.receive, exchange.send)
     del scope, exchange
     assert freed() is None
     tasks[0].cancel()

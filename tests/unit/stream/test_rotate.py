@@ -229,7 +229,7 @@ async def test_a_feed_that_ends_between_two_connections_has_an_end_for_the_next_
         await asyncio.sleep(2.5)
         again = await resume(app, first.last_event_id)
     assert again.names == ["start", "message", "complete"]
-    assert again.last_event_id == f"{id_of(first, 6)}.again"
+    assert again.last_event_id == f"{id_of(first, 6)}.end"
 
 
 @pytest.mark.parametrize("way", ["cancel", "fail", "return", "end"])
@@ -409,23 +409,13 @@ async def test_without_a_linger_the_cap_disconnects_the_app_and_the_client_start
 
 
 @pytest.mark.parametrize(
-    ("marked", "action", "last"),
-    [
-        (False, None, "heartbeat"),
-        (True, None, "complete"),
-        (False, "complete", "complete"),
-        (True, "complete", "complete"),
-        (False, "rotate", "heartbeat"),
-        (True, "rotate", "heartbeat"),
-    ],
+    ("action", "last"), [(None, "complete"), ("complete", "complete"), ("rotate", "heartbeat")]
 )
-async def test_unmarked_streams_rotate_and_marked_ones_complete_unless_it_is_set(
-    action: str | None, last: str, *, marked: bool
+async def test_streams_complete_at_the_cap_unless_they_are_set_to_rotate(
+    action: str | None, last: str
 ) -> None:
-    options: dict[str, Any] = {"stream_max_seconds": 2.5}
-    if action is not None:
-        options["cap_action"] = action
-    app = resumable(Counting(99), marks={"/*": streaming()} if marked else None, **options)
+    options: dict[str, Any] = {} if action is None else {"cap_action": action}
+    app = resumable(Counting(99), stream_max_seconds=2.5, **options)
     async with strictly(app) as first:
         await first.until_end()
     assert first.names == ["start", "message", "message", "message", last]
