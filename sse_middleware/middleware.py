@@ -23,9 +23,14 @@ from sse_middleware.config.options import Options
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.http.identity import Identify
 from sse_middleware.http.own_responses import MetricsEndpoint, send_readiness
-from sse_middleware.http.request import SSERequest, is_request_for, may_have_event_id
+from sse_middleware.http.request import (
+    SSERequest,
+    app_path,
+    is_request_for,
+    may_have_event_id,
+)
 from sse_middleware.http.response_head import passthrough_reason, stream_headers
-from sse_middleware.http.routes import Mark, PathFilter, compile_marks
+from sse_middleware.http.routes import Mark, PathFilter, bare_marks, compile_marks
 from sse_middleware.limits.admission import Admission, admission_for
 from sse_middleware.limits.admission_check import AdmissionCheck, reject_if_draining
 from sse_middleware.observability.logs import StreamLog
@@ -53,9 +58,9 @@ class SSEMiddleware:
 
     Args:
         app: any ASGI 3 app.
-        marks: marks for path globs, if endpoints of the framework cannot carry them: `{"/chat/*":
-            streaming(stream_max_seconds=600)}`. The first glob that matches applies; a mark on the
-            endpoint itself has precedence.
+        marks: marks with options for path globs: `{"/chat/*": streaming(stream_max_seconds=600)}`.
+            The first glob that matches applies. It has precedence over the option `mark`, and a
+            mark on the endpoint itself over both. Globs match below the app's `root_path`.
         registry: the registry in which Prometheus metrics are counted and from which they are
             served, by default the default registry.
         store: the store of the streams' events, by default the memory of the process.
@@ -105,7 +110,7 @@ class SSEMiddleware:
             options_for=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
             store=MemoryStore() if store is None else store,
             linger_queue=LingerQueue(chosen.max_lingering, observers),
-            marks=compiled_marks,
+            path_marks=(*compiled_marks, *bare_marks(chosen.mark)),
             observers=observers,
             identify=identify,
             authorize_resume=authorize_resume,
@@ -199,7 +204,7 @@ class SSEMiddleware:
     async def _filter(self, scope: Scope, receive: Receive, send: Send) -> Send | None:
         """Handle a request that is left out or rejected and return `None`, or return `send`."""
         paths = self._path_filter
-        if paths.is_set and paths.leaves_out(scope.get("path", "")):
+        if paths.is_set and paths.leaves_out(app_path(scope)):
             logger.debug("request passed through: its path is left out")
             await self.app(scope, receive, send)
             return None

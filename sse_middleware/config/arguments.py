@@ -4,9 +4,12 @@ A type checker cannot read the table in `options.py`, so names and types are rep
 compares the two.
 """
 
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
 from sse_middleware.config.options import CapAction, CommentStyle, LimitAction
+
+Strings: TypeAlias = str | list[str] | tuple[str, ...]
+"""Several strings: a list, or one string in which commas separate them."""
 
 
 class EndpointArguments(TypedDict, total=False):
@@ -42,14 +45,15 @@ class OptionArguments(EndpointArguments, total=False):
     channel_ttl: float
     channel_max_events: int
     channel_max_bytes: int
-    identity_cookies: tuple[str, ...]
+    identity_cookies: Strings
     max_streams: int | None
     max_streams_per_client: int | None
     limit_action: LimitAction
     open_rate: str
-    trusted_proxies: tuple[str, ...]
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
+    trusted_proxies: Strings
+    mark: Strings
+    include: Strings
+    exclude: Strings
     only_marked: bool
     ready_path: str
     metrics_path: str

@@ -40,6 +40,7 @@ class Setting:
         meaning: the effect of the setting, and the reason for its default.
         may_be_empty: whether an empty variable is a value; if not, it counts as unset.
         per_endpoint: whether a mark may override it.
+        convert: returns the value of an argument in the form in which it is stored.
         redact: returns a value without its passwords, to be displayed.
     """
 
@@ -51,6 +52,7 @@ class Setting:
     meaning: str
     may_be_empty: bool = False
     per_endpoint: bool = False
+    convert: Callable[[object], object] = _unchanged
     redact: Callable[[object], object] = _unchanged
 
 
@@ -177,7 +179,18 @@ def choice(
 
 
 def string_list(env: str, meaning: str, *, is_item: Callable[[str], object], allowed: str) -> Any:
-    """Make a field of a tuple of strings; `is_item` is true for each."""
+    """Make a field of a tuple of strings; `is_item` is true for each.
+
+    An argument may also be a list, or one string as in the variable.
+    """
+
+    def parse(text: str) -> tuple[str, ...]:
+        return tuple(item.strip() for item in text.split(",") if item.strip())
+
+    def convert(value: object) -> object:
+        if isinstance(value, str):
+            return parse(value)
+        return tuple(value) if isinstance(value, list) else value
 
     def check(value: object) -> bool:
         return isinstance(value, tuple) and all(
@@ -188,22 +201,26 @@ def string_list(env: str, meaning: str, *, is_item: Callable[[str], object], all
         (),
         Setting(
             env=env,
-            parse=lambda text: tuple(item.strip() for item in text.split(",") if item.strip()),
+            parse=parse,
             check=check,
-            allowed=f"{allowed}, separated by commas (a tuple)",
+            allowed=f"{allowed}, separated by commas (or a list)",
             meaning=meaning,
+            convert=convert,
         ),
     )
 
 
+GLOBS_ALLOWED = "path globs below the root_path, each with a / or * first"
+
+
+def is_glob(text: str) -> bool:
+    """Return whether `text` is a path glob that can match: it begins with `/` or `*`."""
+    return text.startswith(("/", "*"))
+
+
 def globs(env: str, meaning: str) -> Any:
     """Make a field of path globs."""
-    return string_list(
-        env,
-        meaning,
-        is_item=lambda text: text.startswith(("/", "*")),
-        allowed="path globs, each with a / or * first",
-    )
+    return string_list(env, meaning, is_item=is_glob, allowed=GLOBS_ALLOWED)
 
 
 def cookie_names(env: str, meaning: str) -> Any:

@@ -133,8 +133,7 @@ class Options:
     replay_max_events: int = fields.integer(
         "SSE_REPLAY_MAX_EVENTS",
         10_000,
-        "Number of events of a stream that are kept for clients that reconnect; 0: none, and "
-        "streams cannot be resumed.",
+        "Number of events of a stream that are kept; 0: none, and streams cannot be resumed.",
         lowest=0,
         highest=10_000_000,
         unit="events",
@@ -177,8 +176,7 @@ class Options:
     channel_ttl: float = fields.seconds(
         "SSE_CHANNEL_TTL",
         3600.0,
-        "Time for which a channel is kept after its last event, so that a browser may connect "
-        "after the worker has finished.",
+        "Time for which a channel is kept after its last event, for browsers that connect late.",
         lowest=0.05,
         may_be_off=False,
     )
@@ -232,8 +230,7 @@ class Options:
     open_rate: str = fields.text(
         "SSE_OPEN_RATE",
         "",
-        "How often a client may open a stream, such as `30/minute` or `5/10 seconds`; empty: no "
-        "limit. Needs `sse-middleware[limits]`.",
+        "How often a client may open a stream; empty: no limit. Needs `sse-middleware[limits]`.",
         pattern=r"([1-9]\d{0,5} ?(/|per) ?([1-9]\d{0,4} )?(second|minute|hour|day)s?)?",
         allowed="a number per second, minute, hour or day, such as 30/minute, or nothing",
     )
@@ -252,8 +249,13 @@ class Options:
         unit="bytes",
         per_endpoint=True,
     )
+    mark: tuple[str, ...] = fields.globs(
+        "SSE_MARK",
+        "Paths whose streams are marked, such as `/chat/*,/feed` (`*` also matches `/`); `*`: all; "
+        "empty: none. A mark on the endpoint has precedence.",
+    )
     include: tuple[str, ...] = fields.globs(
-        "SSE_INCLUDE", "Paths that the middleware acts on (`*` also matches `/`); empty: all."
+        "SSE_INCLUDE", "Paths that the middleware acts on; empty: all."
     )
     exclude: tuple[str, ...] = fields.globs("SSE_EXCLUDE", "Paths that it ignores.")
     only_marked: bool = fields.boolean(
@@ -284,8 +286,7 @@ class Options:
     ready_path: str = fields.text(
         "SSE_READY_PATH",
         "",
-        "Path that answers 200, and 503 after the server begins to shut down, below the app's "
-        "`root_path`; empty: none.",
+        "Path that answers 200, and 503 once the server shuts down, below the app's `root_path`.",
         pattern=r"(/[^?#\s]+)?",
         allowed="a path with a / first, or nothing",
     )
@@ -358,7 +359,7 @@ SETTINGS: Mapping[str, fields.Setting] = {
 
 
 def validate(arguments: Mapping[str, object], *, per_endpoint: bool = False) -> dict[str, Any]:
-    """Return `arguments` if each is a field of `Options` and allowed.
+    """Return `arguments`, as they are stored, if each is a field of `Options` and allowed.
 
     Args:
         arguments: the values, by field name.
@@ -375,10 +376,11 @@ def validate(arguments: Mapping[str, object], *, per_endpoint: bool = False) -> 
     app_wide = [name for name in sorted(arguments) if not SETTINGS[name].per_endpoint]
     if per_endpoint and app_wide:
         raise TypeError(f"not an option of one endpoint: {', '.join(app_wide)}")
-    for name, value in arguments.items():
+    values = {name: SETTINGS[name].convert(value) for name, value in arguments.items()}
+    for name, value in values.items():
         if not SETTINGS[name].check(value):
             raise ConfigurationError(name, SETTINGS[name].redact(value), SETTINGS[name].allowed)
-    return dict(arguments)
+    return values
 
 
 def _with_silence(options: Options) -> Options:

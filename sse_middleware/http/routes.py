@@ -1,21 +1,22 @@
 """Routes: the mark of a request's endpoint, and a bounded name for its route.
 
-A mark contains options for one endpoint. It is attached to the endpoint itself, by
-`@streaming(...)`, or to a path glob in the middleware's arguments. Both are read after the app has
-matched its routes: Starlette and FastAPI store the result in the scope, a second match has a cost,
-and FastAPI's has side effects.
+A mark makes the streams of one endpoint resilient, and contains options for it. It is attached to
+the endpoint itself, by `@streaming`, or to a path glob, by the middleware's arguments `marks` and
+`mark` or `SSE_MARK`. The endpoint is known after the app has matched its routes: Starlette and
+FastAPI store the result in the scope, a second match has a cost, and FastAPI's has side effects.
 """
 
 import fnmatch
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import FunctionType
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from starlette.routing import Match
 
 from sse_middleware.config.arguments import EndpointArguments
+from sse_middleware.config.fields import GLOBS_ALLOWED, is_glob
 from sse_middleware.config.options import validate
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.protocol.client_kinds import ClientKind
@@ -34,7 +35,7 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
 class Mark:
-    """Options of one endpoint.
+    """The mark of one endpoint, with its options.
 
     Attributes:
         name: the name in metrics and logs if the endpoint has no route template.
@@ -183,16 +184,29 @@ def _matched(routes: Iterable[Any], scope: dict[str, Any]) -> tuple[object, str]
     return None, ""
 
 
-def compile_marks(marks: Mapping[str, Mark]) -> dict[re.Pattern[str], Mark]:
+PathMarks = Sequence[tuple[re.Pattern[str], Mark]]
+"""Patterns of paths with their marks; the first that matches applies."""
+
+
+def compile_marks(marks: Mapping[str, Mark]) -> PathMarks:
     """Return marks with their path globs as patterns.
 
     Raises:
+        ConfigurationError: a path glob begins with neither `/` nor `*`.
         TypeError: a value is no mark.
     """
     for glob, mark in marks.items():
+        if not is_glob(glob):
+            raise ConfigurationError("marks", glob, GLOBS_ALLOWED)
         if not isinstance(mark, Mark):
             raise TypeError(f"the mark of {glob!a} is {mark!r}, allowed is streaming(...)")
-    return {_pattern(glob): mark for glob, mark in marks.items()}
+    return [(_pattern(glob), mark) for glob, mark in marks.items()]
+
+
+def bare_marks(globs: Iterable[str]) -> PathMarks:
+    """Return marks without options for path globs."""
+    mark = streaming()
+    return [(_pattern(glob), mark) for glob in globs]
 
 
 class PathFilter:
@@ -212,7 +226,7 @@ class PathFilter:
         self.is_set = bool(self._include or self._exclude)
 
     def leaves_out(self, path: str) -> bool:
-        """Return whether the middleware leaves a path alone."""
+        """Return whether the middleware leaves a path of the app alone."""
         if self._include and not any(glob.match(path) for glob in self._include):
             return True
         return any(glob.match(path) for glob in self._exclude)

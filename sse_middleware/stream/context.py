@@ -2,17 +2,16 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from re import Pattern
 
 from starlette.types import ASGIApp, Scope
 
 from sse_middleware._once import OncePerKey
 from sse_middleware.config.options import Options
 from sse_middleware.http.identity import Identify
-from sse_middleware.http.request import SSERequest, stream_key_name
-from sse_middleware.http.routes import UNMATCHED, Mark, get_mark, route_ahead
+from sse_middleware.http.request import SSERequest, app_path, stream_key_name
+from sse_middleware.http.routes import UNMATCHED, Mark, PathMarks, get_mark, route_ahead
 from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.client_kinds import (
     ALL_PERCENT,
@@ -41,7 +40,7 @@ class Context:
         options_for: returns the settings of a mark.
         store: keeps the events.
         linger_queue: the streams that wait for a reader.
-        marks: marks for paths; the first that matches applies.
+        path_marks: marks for paths; the first that matches applies.
         observers: are notified of streams.
         identify: returns the identity that a request belongs to.
         authorize_resume: permits or denies a resume after all other checks.
@@ -54,16 +53,21 @@ class Context:
     options_for: OncePerKey[Mark, Options]
     store: EventStore
     linger_queue: LingerQueue
-    marks: Mapping[Pattern[str], Mark] = field(default_factory=dict)
+    path_marks: PathMarks = ()
     observers: Sequence[Observer] = ()
     identify: Identify | None = None
     authorize_resume: Authorize | None = None
     expires_at: ExpiresAt | None = None
     capped_routes: set[str] = field(default_factory=set)
 
-    def get_mark(self, scope: Scope) -> Mark | None:
-        """Return the mark of the endpoint of `scope`, else the mark of its path."""
-        return self._mark(scope.get("endpoint"), scope)
+    def get_mark(self, scope: Scope, path: str) -> Mark | None:
+        """Return the mark of the endpoint that the app has matched, else the mark of its path.
+
+        Args:
+            scope: the scope of the request, after the app has routed it.
+            path: the `app_path` before that; a mount of Starlette changes the `root_path`.
+        """
+        return self._mark(scope.get("endpoint"), scope.get("method", ""), path)
 
     def match_mark(self, scope: Scope) -> Mark | None:
         """Return that mark before the app has found the endpoint."""
@@ -72,7 +76,8 @@ class Context:
     def match_route(self, scope: Scope) -> tuple[Mark | None, str]:
         """Return that mark and the name of the route, before the app has found the endpoint."""
         endpoint, template = route_ahead(dict(scope), self.app)
-        mark = self._mark(endpoint, scope)
+        path = app_path(scope) if self.path_marks else ""
+        mark = self._mark(endpoint, scope.get("method", ""), path)
         return mark, template or (mark.name if mark else None) or UNMATCHED
 
     def client_kind(self, request: SSERequest, mark: Mark | None) -> ClientKind:
@@ -90,11 +95,10 @@ class Context:
         has_event_id = request.intent.event_id is not None
         return detect_client_kind(request.method, request.headers, has_event_id=has_event_id)
 
-    def _mark(self, endpoint: object, scope: Scope) -> Mark | None:
-        mark = get_mark(endpoint, scope.get("method", ""))
-        if mark is None and self.marks:
-            path = scope.get("path", "")
-            mark = next((mark for glob, mark in self.marks.items() if glob.match(path)), None)
+    def _mark(self, endpoint: object, method: str, path: str) -> Mark | None:
+        mark = get_mark(endpoint, method)
+        if mark is None and self.path_marks:
+            return next((mark for glob, mark in self.path_marks if glob.match(path)), None)
         return mark
 
     def key_name(self, mark: Mark | None, request: SSERequest) -> str | None:

@@ -27,7 +27,7 @@ from typing import Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware.http.request import RequestBody
+from sse_middleware.http.request import RequestBody, app_path
 from sse_middleware.http.response_head import is_not_event_stream, passthrough_reason
 from sse_middleware.http.routes import Mark, route_name
 from sse_middleware.stream.cancellation import (
@@ -90,6 +90,7 @@ class Responder:
         "_is_disconnected",
         "_listeners",
         "_outcome",
+        "_path",
         "_prefetch",
         "_prefetched",
         "_receive",
@@ -115,6 +116,7 @@ class Responder:
         self.admission = admission
         self.current = current
         self._scope = scope
+        self._path = app_path(scope) if context.path_marks else ""
         self._receive = receive
         self._send = send
         self._task = task
@@ -184,7 +186,7 @@ class Responder:
         reason = passthrough_reason(method, start["status"], start.get("headers") or ())
         if reason is None and self.current.is_answered:
             reason = "it is written by sse_middleware"
-        mark = self._context.get_mark(self._scope) if reason is None else None
+        mark = self._context.get_mark(self._scope, self._path) if reason is None else None
         if mark is None and reason is None and self._context.options.only_marked:
             reason = "its endpoint has no mark"
         elif mark is not None and mark.overrides.get("enabled") is False:

@@ -6,7 +6,7 @@ from typing import get_type_hints
 
 import pytest
 
-from sse_middleware.config.arguments import EndpointArguments, OptionArguments
+from sse_middleware.config.arguments import EndpointArguments, OptionArguments, Strings
 from sse_middleware.config.options import SETTINGS, Options, validate
 from sse_middleware.errors import ConfigurationError, SSEError
 
@@ -62,7 +62,9 @@ def test_every_default_is_allowed_as_an_argument() -> None:
 
 def test_a_type_checker_knows_each_option_and_its_type() -> None:
     declared = get_type_hints(OptionArguments)
-    assert declared == {name: get_type_hints(Options)[name] for name in SETTINGS}
+    stored = {name: get_type_hints(Options)[name] for name in SETTINGS}
+    texts = tuple[str, ...]  # an argument may also be a list, or one string
+    assert declared == {name: Strings if hint == texts else hint for name, hint in stored.items()}
 
 
 def test_a_type_checker_knows_the_options_of_an_endpoint() -> None:
@@ -478,10 +480,27 @@ def test_globs_are_trimmed_and_empty_ones_passed_over() -> None:
     assert Options.from_environ({"SSE_INCLUDE": " "}).include == ()
 
 
-@pytest.mark.parametrize("value", ["/a", ["/a"], ("a",), (1,), None])
-def test_globs_by_argument_are_a_tuple_of_texts(value: object) -> None:
-    with pytest.raises(ConfigurationError, match="allowed is path globs"):
-        Options.from_environ({}, include=value)
+GLOBS = ["mark", "include", "exclude"]
+
+
+@pytest.mark.parametrize("name", GLOBS)
+@pytest.mark.parametrize("value", ["/a, *b", ["/a", "*b"], ("/a", "*b")])
+def test_globs_by_argument_are_a_list_or_one_text(name: str, value: object) -> None:
+    assert read({}, name, **{name: value}) == ("/a", "*b")
+
+
+@pytest.mark.parametrize("name", GLOBS)
+@pytest.mark.parametrize("value", ["a", "/a, b", ("a",), ["?a"], (1,), None, 5])
+def test_globs_begin_with_a_slash_or_a_star(name: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match="allowed is path globs below"):
+        Options.from_environ({}, **{name: value})
+
+
+@pytest.mark.parametrize("name", GLOBS)
+def test_globs_of_a_variable_begin_with_a_slash_or_a_star(name: str) -> None:
+    variable = f"SSE_{name.upper()}"
+    with pytest.raises(ConfigurationError, match=f"{variable} is '/a, chat', allowed is path"):
+        Options.from_environ({variable: "/a, chat"})
 
 
 LIMITS = {

@@ -191,6 +191,101 @@ async def test_marks_for_paths_apply_after_the_mark_of_the_endpoint() -> None:
         assert cap(await get(app, path)) == expected
 
 
+def marking(app: ASGIApp, **options: Any) -> SSEMiddleware:
+    """Return `app` in a middleware that leaves all streams alone but those that are marked."""
+    return SSEMiddleware(app, only_marked=True, **options)
+
+
+async def is_marked(app: ASGIApp, path: str, **scope: Any) -> bool:
+    return (await get(app, path, **scope)).names != ["message"]
+
+
+@pytest.mark.parametrize("globs", ["/chat/*,/feed", ["/chat/*", "/feed"], ("/chat/*", "/feed")])
+async def test_the_argument_marks_paths(globs: Any) -> None:
+    app = marking(stream_of(b"data: x\n\n"), mark=globs)
+    for path in ("/chat/1", "/chat/1/more", "/feed"):
+        assert await is_marked(app, path)
+    for path in ("/chat", "/feeds", "/", "/a/chat/1"):
+        assert not await is_marked(app, path)
+
+
+async def test_a_star_marks_everything() -> None:
+    app = marking(stream_of(b"data: x\n\n"), mark="*")
+    assert await is_marked(app, "/")
+    assert await is_marked(app, "/any/path")
+
+
+async def test_the_variable_marks_paths_unless_the_argument_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SSE_MARK", " /chat/* , /feed")
+    by_variable = marking(stream_of(b"data: x\n\n"))
+    by_argument = marking(stream_of(b"data: x\n\n"), mark="/other")
+    for path, variable, argument in (("/feed", True, False), ("/other", False, True)):
+        assert await is_marked(by_variable, path) is variable
+        assert await is_marked(by_argument, path) is argument
+
+
+@pytest.mark.parametrize(
+    ("path", "root"), [("/api/chat/1", "/api"), ("/chat/1", ""), ("/chat/1", "/api")]
+)
+async def test_globs_match_below_the_root_path(path: str, root: str) -> None:
+    apps: list[SSEMiddleware] = [
+        marking(stream_of(b"data: x\n\n"), mark="/chat/*"),
+        marking(stream_of(b"data: x\n\n"), marks={"/chat/*": streaming()}),
+        SSEMiddleware(stream_of(b"data: x\n\n"), mark="*", include=["/chat/*"]),
+    ]
+    for app in apps:
+        assert await is_marked(app, path, root_path=root)
+        assert not await is_marked(app, "/other" + path, root_path=root)
+    excluded = SSEMiddleware(stream_of(b"data: x\n\n"), mark="*", exclude=["/chat/*"])
+    assert not await is_marked(excluded, path, root_path=root)
+
+
+async def test_globs_match_the_path_of_the_request_whatever_the_mounts_of_the_app_do() -> None:
+    for glob in ("/app/unmarked", "/app/*"):
+        assert await is_marked(marking(starlette(), mark=glob), "/app/unmarked")
+        app = marking(starlette(), mark=glob)
+        assert await is_marked(app, "/api/app/unmarked", root_path="/api")
+    assert not await is_marked(marking(starlette(), mark="/unmarked"), "/app/unmarked")
+
+
+async def test_globs_match_below_the_mount_of_an_app_with_its_own_middleware() -> None:
+    inner = marking(starlette(), mark="/unmarked")
+    outer = Starlette(routes=[Mount("/outer", inner)])
+    assert await is_marked(outer, "/outer/unmarked")
+
+
+async def test_the_mark_of_the_endpoint_has_precedence_over_those_of_paths() -> None:
+    options: dict[str, Any] = {
+        "marks": {"/marked": streaming(stream_max_seconds=8), "/app/*": streaming(retry_ms=1)},
+        "mark": "*",
+        "stream_max_seconds": 9,
+    }
+    app = SSEMiddleware(starlette(), **options)
+    for path, expected in (("/marked", b"7"), ("/app/unmarked", b"9"), ("/unmarked", b"9")):
+        assert cap(await get(app, path)) == expected
+    assert (await get(app, "/app/unmarked")).retry == 1
+
+
+async def test_an_endpoint_or_a_path_can_opt_out_although_a_glob_matches() -> None:
+    @streaming(enabled=False)
+    async def left_alone(request: Request) -> Response:
+        return respond()
+
+    routes = [Route("/own", left_alone), Route("/path", unmarked), Route("/other", unmarked)]
+    marks = {"/path": streaming(enabled=False)}
+    app = SSEMiddleware(Starlette(routes=routes), mark="*", marks=marks)
+    for path, expected in (("/own", False), ("/path", False), ("/other", True)):
+        assert await is_marked(app, path) is expected
+
+
+@pytest.mark.parametrize("glob", ["chat/*", "", "?", "[/]x", " /chat"])
+def test_a_glob_that_cannot_match_is_rejected(glob: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"marks is .*, allowed is path globs"):
+        SSEMiddleware(stream_of(), marks={glob: streaming()})
+
+
 @pytest.mark.parametrize("family", ["eventsource", "plain", "openai"])
 async def test_a_mark_sets_the_client_kind_of_all_clients(family: str) -> None:
     app = SSEMiddleware(stream_of(b"data: x\n\n"), marks={"*": streaming(family=family)})
