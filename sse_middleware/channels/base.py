@@ -38,7 +38,7 @@ class Feed(Protocol):
             StoreError: the store is out of reach.
         """
 
-    def wait(self) -> Awaitable[None]:
+    def wait(self) -> Awaitable[object]:
         """Wait until there may be events that the last `read` has not returned."""
 
 

@@ -8,7 +8,7 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from typing import Final
@@ -197,9 +197,9 @@ class _MemoryFeed:
         self._news.clear()
         return self._memory.read(self._channel, position)
 
-    async def wait(self) -> None:
+    def wait(self) -> Awaitable[object]:
         """Wait until there may be more events."""
-        await self._news.wait()
+        return self._news.wait()
 
     def on_change(self) -> None:
         """Wake the reader, from any thread."""

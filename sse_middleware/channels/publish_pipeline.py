@@ -151,7 +151,8 @@ class PublishPipeline:
             self._client.failed("publish", self._batch.last_failure)
         if self._batch.is_settled:
             self._client.flushed(time.monotonic() - self._began)
-        self._batch.fail_open()
+        else:
+            self._batch.fail_open()
         settled, self._in_flight = self._in_flight, []
         for (_, outcome), result in zip(settled, self._batch.outcomes, strict=True):
             _set_outcome(outcome, result)

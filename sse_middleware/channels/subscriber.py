@@ -84,15 +84,13 @@ class ChannelReader:
         self._open_channels = open_channels
         self._channel = channel
         self._options = options
-        self._backoff = Backoff(first=_FIRST_PAUSE_SECONDS)
+        self._outage: _Outage | None = None  # while the store is out of reach
 
     async def events(self) -> AsyncGenerator[ChannelEvent, None]:
         """Yield the events, and an `error` if the reader cannot continue."""
         self._channels = self._open_channels()
         now, ack_timeout = asyncio.get_running_loop().time(), self._options.ack_timeout
         self._ack_deadline = math.inf if ack_timeout is None else now + ack_timeout
-        self._failed_since = math.inf  # the time since which the store is out of reach
-        self._wait_failed = False
         event_format, terminal = self._options.format, self._options.terminal
         position: Position | None = None
         with self._channels.follow(self._channel) as feed:
@@ -119,23 +117,25 @@ class ChannelReader:
         """
         self._read_at = asyncio.get_running_loop().time()  # a slow client is not an idle worker
         while True:
-            waits = False
+            deadline, is_waiting = self._deadline(), False
             try:
                 result = await feed.read(await self._start() if position is None else position)
                 # Without news, a read sends no query. It is a success only after a failed read.
-                if result.entries or not self._wait_failed:
-                    self._store_answered()
+                if result.entries or (self._outage and not self._outage.was_waiting):
+                    self._outage = None
                 if result.entries:
                     return result
                 if not result.is_whole:
                     raise _ReaderEnded("truncated")
                 position = result.position
-                waits = True
-                await self._wait(feed)
-                self._store_answered()
+                is_waiting = True
+                if deadline == math.inf:  # the usual case; a timeout would cost time
+                    await feed.wait()
+                else:
+                    await self._wait_until(deadline, feed)
+                self._outage = None
             except StoreError as exc:
-                self._wait_failed = waits
-                await self._wait_for_store(exc)
+                await self._wait_for_store(exc, was_waiting=is_waiting)
 
     async def _start(self) -> Position:
         """Return the position of the first event to read."""
@@ -152,38 +152,50 @@ class ChannelReader:
             raise _ReaderEnded("")  # the client has all events
         return position
 
-    async def _wait(self, feed: Feed) -> None:
-        """Wait for more events, within the timeouts."""
-        deadline, idle = self._ack_deadline, self._options.idle_timeout
-        if is_acked := deadline == math.inf:
-            deadline = math.inf if idle is None else self._read_at + idle
-        if deadline == math.inf:  # the usual case; a timeout would cost time
-            await feed.wait()
-            return
+    def _deadline(self) -> float:
+        """Return the time at which the current wait for events ends, `math.inf` for none."""
+        idle = self._options.idle_timeout
+        if self._ack_deadline < math.inf or idle is None:
+            return self._ack_deadline
+        return self._read_at + idle
+
+    async def _wait_until(self, deadline: float, feed: Feed) -> None:
+        """Wait for more events, within a timeout."""
         try:
             async with asyncio.timeout_at(deadline):
                 await feed.wait()
         except TimeoutError:
-            if is_acked:
+            if self._ack_deadline == math.inf:
                 raise _ReaderEnded("idle_timeout") from None
             if not (await self._channels.last_event(self._channel)).is_acked:
                 raise _ReaderEnded("worker_timeout") from None
             self._ack_deadline = math.inf  # the worker's event is before this reader's first one
 
-    def _store_answered(self) -> None:
-        self._failed_since = math.inf
-        self._wait_failed = False
-        self._backoff.reset()
-
-    async def _wait_for_store(self, exc: StoreError) -> None:
+    async def _wait_for_store(self, exc: StoreError, *, was_waiting: bool) -> None:
         """Wait until the store may be in reach again, within a limit."""
         now = asyncio.get_running_loop().time()
-        if self._failed_since == math.inf:
+        if self._outage is None:
             logger.warning("Channels: cannot read (%s). Readers wait for the store.", exc)
-            self._failed_since = now
-        if now > self._failed_since + _MAX_OUTAGE_SECONDS:
+            self._outage = _Outage(now)
+        self._outage.was_waiting = was_waiting
+        if now > self._outage.began_at + _MAX_OUTAGE_SECONDS:
             raise _ReaderEnded("store_unavailable")
-        await asyncio.sleep(self._backoff.next())
+        await asyncio.sleep(self._outage.backoff.next())
+
+
+class _Outage:
+    """The time from a failure of the store to the next success.
+
+    Attributes:
+        began_at: the time of the first failure.
+        backoff: the pauses between attempts.
+        was_waiting: whether the last failure was that of a wait, not of a read.
+    """
+
+    def __init__(self, began_at: float) -> None:
+        self.began_at = began_at
+        self.backoff = Backoff(first=_FIRST_PAUSE_SECONDS)
+        self.was_waiting = False
 
 
 class _ReaderEnded(Exception):  # noqa: N818 - not an error

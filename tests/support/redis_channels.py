@@ -1,10 +1,13 @@
-"""Queries of tests of channels in Redis."""
+"""Keys and queries of tests of channels in Redis."""
 
 from typing import Any
 
 from prometheus_client import REGISTRY
 
+from sse_middleware.stores.redis.keys import Keys
 from tests.support.redis_server import RedisServer
+
+KEYS = Keys("sse:")
 
 
 def ask(server: RedisServer, *words: Any) -> Any:

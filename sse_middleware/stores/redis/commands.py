@@ -92,10 +92,12 @@ class QueryCoalescer:
         """Send all queries, a bounded number at a time."""
         sent: dict[Command, asyncio.Future[Any]] = {}
         try:
-            while self._queries and not is_cancelled():
+            while self._queries:
                 sent = self._take_batch()
                 if sent:
                     await self._answer(sent)
+                if self._queries and is_cancelled():
+                    return
         finally:
             self._task = None
             # After a cancel(), a caller could not tell its own cancellation from this one.
@@ -167,6 +169,8 @@ class CommandClient:
         self.timeouts = timeouts
         self._client = client_for(url, timeouts.read) if client is None else checked(client)
         self._is_ours = client is None
+        self._block = min(_BLOCK_SECONDS, socket_timeout_of(self._client) / 2)
+        self._inbox = keys.inbox(self.process)
         self._url = url
         self._observers = observers
         describe = partial(describe_failure, address_of(self._client))
@@ -185,7 +189,8 @@ class CommandClient:
         Raises:
             StoreError: Redis is out of reach, has refused, or was out of reach a moment ago.
         """
-        self._breaker.check(operation)
+        if self._breaker.open_until > -math.inf:  # there was a failure
+            self._breaker.check(operation)
         answers = [self._queries.query(command) for command in commands]
         await asyncio.wait(answers)  # no answer is cancelled: other callers may share it
         try:
@@ -216,10 +221,9 @@ class CommandClient:
         Raises:
             Exception: one of `FAILURES`.
         """
-        block = min(_BLOCK_SECONDS, socket_timeout_of(self._client) / 2)
-        milliseconds, inbox = int(block * 1000), self.keys.inbox(self.process)
-        command: Command = ("XREAD", "BLOCK", milliseconds, "STREAMS", inbox, after)
-        async with asyncio.timeout(block + self.timeouts.read):
+        milliseconds = int(self._block * 1000)
+        command: Command = ("XREAD", "BLOCK", milliseconds, "STREAMS", self._inbox, after)
+        async with asyncio.timeout(self._block + self.timeouts.read):
             return _messages(await self._client.execute_command(*command, **{NEVER_DECODE: True}))
 
     def message_command(self, process: str, words: str) -> Command:
@@ -248,7 +252,7 @@ class CommandClient:
 
     def flushed(self, seconds: float) -> None:
         """Report that events were written, which took so many seconds."""
-        self._breaker.close()
+        self._breaker.open_until = -math.inf
         for observer in self._observers:
             observer.store_flushed(seconds)
 
@@ -258,7 +262,7 @@ class CommandClient:
             self._lease = ProcessLease(
                 partial(blocking_client, self._url, self._client),
                 self.keys.lease(self.process),
-                self.keys.inbox(self.process),
+                self._inbox,
                 self.lease_seconds,
                 self.timeouts.write,
             )

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -27,39 +27,18 @@ from sse_middleware.channels.events import outgoing_event
 from sse_middleware.channels.publish_batch import PublishBatch, PublisherSequence
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.redis import client as redis_client
-from sse_middleware.stores.redis.keys import Keys
 from sse_middleware.testing.streams import eventually
 from tests.support.channel_contract import ChannelContract, code, new_channel, parsed, take, whole
-from tests.support.redis_channels import ask, count, has_failed_since
+from tests.support.redis_channels import KEYS, ask, count, has_failed_since
 from tests.support.redis_server import Proxy, RedisServer
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.anyio
-
-KEYS = Keys("sse:")
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("closed_channels")]
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def server(running_server: RedisServer) -> RedisServer:
-    running_server.client.flushall()
-    return running_server
-
-
-@pytest.fixture(autouse=True)
-async def _closed() -> AsyncGenerator[None]:
-    yield
-    await close_channels()
-
-
-@pytest.fixture
-async def publisher(server: RedisServer) -> AsyncGenerator[Publisher]:
-    async with Publisher(server.patient_url) as publisher:
-        yield publisher
 
 
 class TestInRedis(ChannelContract):

@@ -20,7 +20,7 @@ from tests.support.channel_contract import new_channel, parsed, take, whole
 from tests.support.middleware import marking
 from tests.support.redis_server import RedisServer
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("closed_channels")]
 
 
 @pytest.fixture
@@ -29,15 +29,8 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def url(running_server: RedisServer) -> str:
-    running_server.client.flushall()
-    return running_server.patient_url
-
-
-@pytest.fixture(autouse=True)
-async def _closed() -> AsyncGenerator[None]:
-    yield
-    await close_channels()
+def url(server: RedisServer) -> str:
+    return server.patient_url
 
 
 def hide_transport(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -12,7 +12,6 @@ from redis.asyncio import Connection
 
 from sse_middleware.channels import (
     Publisher,
-    close_channels,
     publish_batch,
     publish_pipeline,
     subscribe,
@@ -23,38 +22,17 @@ from sse_middleware.channels.publish_batch import PublishBatch, PublisherSequenc
 from sse_middleware.channels.redis import RedisChannels
 from sse_middleware.channels.redis_connection import RedisConnection
 from sse_middleware.errors import StoreError
-from sse_middleware.stores.redis.keys import Keys
 from tests.support.channel_contract import new_channel, whole
-from tests.support.redis_channels import ask, count
+from tests.support.redis_channels import KEYS, ask, count
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.anyio
-
-KEYS = Keys("sse:")
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("closed_channels")]
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture
-def server(running_server: RedisServer) -> RedisServer:
-    running_server.client.flushall()
-    return running_server
-
-
-@pytest.fixture(autouse=True)
-async def _closed() -> AsyncGenerator[None]:
-    yield
-    await close_channels()
-
-
-@pytest.fixture
-async def publisher(server: RedisServer) -> AsyncGenerator[Publisher]:
-    async with Publisher(server.patient_url) as publisher:
-        yield publisher
 
 
 # Batches

@@ -18,11 +18,9 @@ from sse_middleware.channels import (
     subscribe,
 )
 from sse_middleware.channels.publish_batch import PublisherSequence
-from sse_middleware.stores.redis.keys import Keys
 from tests.support.channel_contract import parsed, whole
+from tests.support.redis_channels import KEYS
 from tests.support.redis_server import RedisServer
-
-KEYS = Keys("sse:")
 
 
 async def read(channel: str, url: str) -> list[ChannelEvent]:

@@ -33,6 +33,8 @@ LET_IN = (200, "")
 MANY = (429, "too_many_streams")
 LEASE = 3.0
 """Long enough for a busy machine to renew it in time."""
+CALL_SECONDS = 0.25
+"""The timeout that users have."""
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def server(running_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Redi
 def hanging(server: RedisServer) -> Iterator[None]:
     """Let Redis hang, with the timeout that users have."""
     with pytest.MonkeyPatch.context() as patched, server.stopped():
-        patched.setattr(circuit_breaker, "CALL_TIMEOUT_SECONDS", 0.25)
+        patched.setattr(circuit_breaker, "CALL_TIMEOUT_SECONDS", CALL_SECONDS)
         yield
 
 
@@ -222,7 +224,7 @@ async def test_while_redis_hangs_each_process_counts_alone_and_reports_it(
             began = time.monotonic()
             async with asked(here, PLAIN) as one:
                 assert await answer(one) == LET_IN
-                assert 0.2 < time.monotonic() - began < 2.5
+                assert CALL_SECONDS <= time.monotonic() - began < 10 * CALL_SECONDS
                 assert value(registry, "sse_store_errors_total", operation="limit") >= 1
                 assert await opens(here, address="192.0.2.2") == LET_IN
                 assert await opens(here) == MANY
@@ -295,7 +297,7 @@ async def test_the_rate_counts_for_all_processes_and_alone_while_redis_hangs(
         with hanging(server):
             began = time.monotonic()
             assert await opens(apps[0]) == LET_IN
-            assert time.monotonic() - began < 2.5
+            assert time.monotonic() - began < 10 * CALL_SECONDS
             got = [await opens(apps[0]) for _ in range(4)]
             assert got == [LET_IN] * 2 + [often] * 2
 

@@ -69,7 +69,7 @@ async def test_after_a_failure_no_request_is_sent_until_the_circuit_closes(
     breaker.open_until = -math.inf  # as if time had passed
     assert await breaker.call(requests.answer) == 2
     breaker.open()
-    breaker.close()
+    breaker.open_until = -math.inf
     assert await breaker.call(requests.answer) == 3
 
 

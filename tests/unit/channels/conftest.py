@@ -1,0 +1,30 @@
+"""Fixtures of tests of channels in Redis."""
+
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sse_middleware.channels import Publisher, close_channels
+
+if TYPE_CHECKING:
+    from tests.support.redis_server import RedisServer  # needs an extra
+
+
+@pytest.fixture
+def server(running_server: "RedisServer") -> "RedisServer":
+    running_server.client.flushall()
+    return running_server
+
+
+@pytest.fixture
+async def publisher(server: "RedisServer") -> AsyncGenerator[Publisher]:
+    async with Publisher(server.patient_url) as publisher:
+        yield publisher
+
+
+@pytest.fixture
+async def closed_channels() -> AsyncGenerator[None]:
+    """Close the connections that the readers of a test have shared."""
+    yield
+    await close_channels()
