@@ -29,7 +29,7 @@ from sse_middleware.http.request import (
     is_request_for,
     may_have_event_id,
 )
-from sse_middleware.http.response_head import passthrough_reason, stream_headers
+from sse_middleware.http.response_head import passthrough_reason, unmarked_headers
 from sse_middleware.http.routes import Mark, PathFilter, bare_marks, compile_marks
 from sse_middleware.limits.admission import Admission, admission_for
 from sse_middleware.limits.admission_check import AdmissionCheck, reject_if_draining
@@ -37,7 +37,6 @@ from sse_middleware.observability.logs import StreamLog
 from sse_middleware.observability.metrics import counting_in, exposition
 from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.event_ids import new_secret, stream_id
-from sse_middleware.protocol.stream_terms import NO_TERMS
 from sse_middleware.resume.handler import ResumeHandler
 from sse_middleware.stores.base import EventStore
 from sse_middleware.stores.memory import MemoryStore
@@ -240,22 +239,21 @@ class SSEMiddleware:
 
     def _with_headers_only(self, scope: Scope, send: Send) -> Send:
         """Return a `send` that adds headers, for event loops without asyncio tasks (trio)."""
+        path = app_path(scope)
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = message.get("headers") or ()
                 method = scope.get("method", "")
                 if passthrough_reason(method, message["status"], headers) is None:
-                    self._warn_of_loop()
-                    added = stream_headers(
+                    if self._context.get_mark(scope, path) is not None:
+                        self._warn_of_loop()
+                    added = unmarked_headers(
                         headers,
-                        NO_TERMS,
-                        http_version=scope.get("http_version", ""),
                         trace_id=SSERequest(scope).trace_id,
                         stream_id=stream_id(new_secret()),
-                        keep_cache_control=True,
                     )
-                    message = {**message, "headers": added}
+                    message = {**message, "headers": [*headers, *added]}
             await send(message)
 
         return with_headers
@@ -264,7 +262,7 @@ class SSEMiddleware:
         if not self._warned_of_loop:
             self._warned_of_loop = True
             logger.warning(
-                "Event streams get headers only, neither heartbeats nor a cap. They need asyncio, "
+                "Marked streams get headers only, neither heartbeats nor a cap. They need asyncio, "
                 "but this server runs the app in another event loop. Use an asyncio worker."
             )
 

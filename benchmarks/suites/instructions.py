@@ -62,10 +62,10 @@ COUNTED = {
     "heartbeat": Counted("heartbeat", (400, 1_200), "20 silent streams, a heartbeat each 5 s."),
 }
 BUDGETS = (
-    Budget(f"{PREFIX}json", 1.08, "starlette", contestants=OURS),
-    Budget(f"{PREFIX}stream", 1.1, "starlette", contestants=(UNMARKED,)),
-    Budget(f"{PREFIX}event", 1.05, "starlette", contestants=(UNMARKED,)),
-    Budget(f"{PREFIX}burst", 1.05, "starlette", contestants=(UNMARKED,)),
+    Budget(f"{PREFIX}json", 1.16, "starlette", contestants=OURS),
+    Budget(f"{PREFIX}stream", 1.35, "starlette", contestants=(UNMARKED,)),
+    Budget(f"{PREFIX}event", 1.12, "starlette", contestants=(UNMARKED,)),
+    Budget(f"{PREFIX}burst", 1.34, "starlette", contestants=(UNMARKED,)),
     Budget(f"{PREFIX}stream", 2.1, "starlette", contestants=(RECORDED,)),
     Budget(f"{PREFIX}stream", 1.8, "starlette", contestants=(UNRECORDED,)),
     Budget(f"{PREFIX}stream", 1.6, "starlette", contestants=(AS_PLAIN,)),

@@ -158,10 +158,8 @@ def ended_stream(
     response.raw_headers = stream_headers(
         [(b"content-type", b"text/event-stream; charset=utf-8"), *OWN_HEADERS],
         terms,
-        http_version=request.http_version,
         trace_id=request.trace_id,
         stream_id=name,
-        keep_cache_control=False,
     )
     return response
 

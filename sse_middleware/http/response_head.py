@@ -27,7 +27,6 @@ _OURS = frozenset(
         b"x-heartbeat-interval",
         b"x-silence-threshold",
         b"x-accel-buffering",
-        b"connection",
     )
 )
 _EVENT_STREAM = b"text/event-stream"
@@ -52,10 +51,14 @@ def is_not_event_stream(message: Message) -> bool:
     return False
 
 
+ENCODED = "it has a content-encoding"
+"""The reason why an event stream is left alone that cannot be passed on event by event."""
+
+
 def passthrough_reason(
     method: str, status: int, headers: Iterable[tuple[bytes, bytes]]
 ) -> str | None:
-    """Return why a response is passed through, `None` if the middleware handles the stream."""
+    """Return why a response is no event stream that can be handled, `None` if it is one."""
     content_type = encoding = b""
     for name, value in headers:
         if name.lower() == b"content-type":
@@ -64,28 +67,46 @@ def passthrough_reason(
             encoding = value.strip().lower()
     if content_type.partition(b";")[0].strip().lower() != _EVENT_STREAM:
         return "it is no event stream"
-    if encoding not in (b"", b"identity"):
-        return "it has a content-encoding"
-    if status != HTTPStatus.OK:
-        return "its status is not 200"
+    if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+        return "its status is not 2xx"
     if method == "HEAD":
         return "the method is HEAD"
+    if encoding not in (b"", b"identity"):
+        return ENCODED
     return None
+
+
+def has_content_length(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Return whether a response has a `content-length`."""
+    return any(name.lower() == b"content-length" for name, _ in headers)
+
+
+def unmarked_headers(
+    app_headers: Iterable[tuple[bytes, bytes]], *, trace_id: str, stream_id: str
+) -> RawHeaders:
+    """Return the headers that an unmarked stream gets besides those of the app."""
+    ours = {
+        b"x-trace-id": trace_id.encode(),
+        b"x-stream-id": stream_id.encode(),
+        b"x-accel-buffering": b"no",
+        b"cache-control": b"no-cache",
+    }
+    for name, _ in app_headers:
+        ours.pop(name.lower(), None)
+    return list(ours.items())
 
 
 def stream_headers(
     app_headers: Iterable[tuple[bytes, bytes]],
     terms: StreamTerms,
     *,
-    http_version: str,
     trace_id: str,
     stream_id: str,
-    keep_cache_control: bool,
 ) -> RawHeaders:
-    """Return the app's headers and then ours.
+    """Return the app's headers and then ours, for a marked stream.
 
     A header that the app has set is kept, except `content-length`, since the middleware adds bytes.
-    Of two caching policies the stricter one is kept, or the app's with `keep_cache_control`.
+    The caching policy of the app is kept too, with `no-transform`.
     """
     result: RawHeaders = []
     cache_control: list[bytes] = []
@@ -98,10 +119,7 @@ def stream_headers(
             if lower in _OURS:
                 taken.append(lower)
             result.append((name, value))
-    if keep_cache_control and cache_control:
-        result += [(b"cache-control", value) for value in cache_control]
-    else:
-        result.append((b"cache-control", _cache_control(b", ".join(cache_control))))
+    result.append((b"cache-control", _cache_control(b", ".join(cache_control))))
     ours = [
         (b"x-trace-id", trace_id.encode()),
         (b"x-stream-id", stream_id.encode()),
@@ -110,9 +128,6 @@ def stream_headers(
         (b"x-silence-threshold", seconds(terms.silence_threshold)),
         (b"x-accel-buffering", b"no"),
     ]
-    if http_version == "1.1":
-        # RFC 9113 8.2.2 forbids it from HTTP/2 on; HTTP/1.0 needs a length to keep a connection.
-        ours.append((b"connection", b"keep-alive"))
     return result + ([pair for pair in ours if pair[0] not in taken] if taken else ours)
 
 
@@ -141,13 +156,10 @@ def seconds(value: float | None) -> bytes:
 
 
 def _cache_control(of_app: bytes) -> bytes:
-    if not of_app:
-        return b"no-cache, no-transform"
     directives = {part.strip().lower() for part in of_app.split(b",")}
-    if b"no-store" in directives:
-        return of_app
-    private = b"private, " if b"private" in directives else b""
-    return private + b"no-cache, no-transform"
+    if directives == {b""}:
+        return b"no-cache, no-transform"
+    return of_app if b"no-transform" in directives else of_app + b", no-transform"
 
 
 def body_message(data: bytes, *, more_body: bool = True) -> Message:

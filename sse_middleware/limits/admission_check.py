@@ -20,7 +20,7 @@ from sse_middleware.http.request import ANY_STREAM, NEVER_STREAM, SSERequest
 from sse_middleware.http.routes import Mark
 from sse_middleware.limits.admission import Admission
 from sse_middleware.limits.slots import Evictable, Slot
-from sse_middleware.protocol.client_kinds import ClientKind
+from sse_middleware.protocol.client_kinds import ClientKind, detect_client_kind
 from sse_middleware.stream.context import Context
 
 RETRY_SECONDS: Final = 5
@@ -162,8 +162,12 @@ async def reject_if_draining(context: Context, request: SSERequest, send: Send) 
     if not request.wants_stream(mark, only_marked=context.options.only_marked):
         return False
     kind = context.client_kind(request, mark)
-    if kind is ClientKind.OFF:
+    is_left_alone = kind is ClientKind.UNMARKED and "drain_seconds" not in context.options.explicit
+    if kind is ClientKind.OFF or is_left_alone:
         return False
+    if kind is ClientKind.UNMARKED:  # this response is not the app's
+        has_event_id = request.intent.event_id is not None
+        kind = detect_client_kind(request.method, request.headers, has_event_id=has_event_id)
     for observer in context.observers:
         observer.rejected(route, SHUTDOWN)
     if kind is ClientKind.EVENTSOURCE:

@@ -187,7 +187,7 @@ class Metrics:
         if record.resumed_after is None and record.chunks != carried.chunks:
             route = self._streams.of_route(record.route)
             route.add_events(record.chunks - carried.chunks)
-            if record.chunks > 1:
+            if record.has_gaps:
                 gaps = record.gaps
                 for index, count in enumerate(carried.gaps):
                     gaps[index] -= count

@@ -24,7 +24,7 @@ class StreamRecord:
         opened_at: the time of the response start, in seconds of the stream's clock.
         first_event_at: the time of the app's first event, `None` before it.
         last_event_at: the time of the last one, minus infinity before the first.
-        chunks: the number of events of the app.
+        chunks: the number of events of the app; of an unmarked stream that of its body messages.
         tokens: the tokens that the app has counted.
         sent_bytes: all bytes of the body that the server has accepted.
         heartbeats: the number of heartbeat events or comments.
@@ -66,6 +66,11 @@ class StreamRecord:
     def first_event_seconds(self) -> float | None:
         """The time from the response start to the app's first event, if there was one."""
         return None if self.first_event_at is None else self.first_event_at - self.opened_at
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether there are gaps that have been measured; an unmarked stream measures none."""
+        return self.chunks > 1 and self.last_event_at > -math.inf
 
     @property
     def gaps(self) -> list[int]:

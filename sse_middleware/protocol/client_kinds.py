@@ -1,5 +1,7 @@
 """Kinds of clients: which control events a client may receive besides the bytes of the app.
 
+The kinds are those of clients of marked endpoints; without a mark, no client receives any.
+
 A page with a native `EventSource` needs named events and ids, because it has access to nothing
 else. The same events break other clients, several of which send the same `Accept`. A client is
 therefore `EVENTSOURCE` only if its request proves it, and `PLAIN` otherwise.
@@ -24,6 +26,8 @@ class ClientKind(enum.StrEnum):
     """Any other client: receives the bytes of the app, and a comment during a long silence."""
     OPENAI = "openai"
     """A plain client of a stream of chat completion chunks: receives an end that SDKs parse."""
+    UNMARKED = "unmarked"
+    """Any client of an endpoint without a mark: its stream is measured and gets headers."""
     OFF = "off"
     """A client outside the rollout: its stream is measured and not changed."""
 

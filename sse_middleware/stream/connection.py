@@ -184,10 +184,8 @@ class Connection:
         headers = stream_headers(
             [*kept, *OWN_HEADERS],
             info.terms,
-            http_version=self._request.http_version,
             trace_id=self._record.trace_id,
             stream_id=info.stream_id,
-            keep_cache_control=False,
         )
         return {"type": "http.response.start", "status": 200, "headers": headers}
 

@@ -24,6 +24,8 @@ from sse_middleware.stream.linger_queue import LingerQueue
 
 logger = logging.getLogger("sse_middleware")
 
+_MAX_WARNINGS = 1000
+
 Authorize = Callable[[Scope, LogInfo], bool | Awaitable[bool]]
 """Returns whether a request may resume a stream."""
 ExpiresAt = Callable[[Scope], float | None]
@@ -45,7 +47,7 @@ class Context:
         identify: returns the identity that a request belongs to.
         authorize_resume: permits or denies a resume after all other checks.
         expires_at: returns the time at which the credentials of a request expire.
-        capped_routes: the routes for which a cap has been logged; its size is bounded.
+        warned: the warnings that have been logged, each with its route; its size is bounded.
     """
 
     app: ASGIApp
@@ -58,7 +60,7 @@ class Context:
     identify: Identify | None = None
     authorize_resume: Authorize | None = None
     expires_at: ExpiresAt | None = None
-    capped_routes: set[str] = field(default_factory=set)
+    warned: set[tuple[str, str]] = field(default_factory=set)
 
     def get_mark(self, scope: Scope, path: str) -> Mark | None:
         """Return the mark of the endpoint that the app has matched, else the mark of its path.
@@ -81,7 +83,7 @@ class Context:
         return mark, template or (mark.name if mark else None) or UNMATCHED
 
     def client_kind(self, request: SSERequest, mark: Mark | None) -> ClientKind:
-        """Return the kind of a client, `OFF` if the rollout excludes it.
+        """Return the kind of a client, `OFF` if the rollout excludes it, `UNMARKED` without a mark.
 
         Args:
             request: the request.
@@ -90,10 +92,20 @@ class Context:
         percent = self.options.rollout_percent
         if percent < ALL_PERCENT and not in_rollout(percent, request.headers, request.peer_host):
             return ClientKind.OFF
-        if mark is not None and mark.family is not None:
+        if mark is None:
+            return ClientKind.UNMARKED
+        if mark.family is not None:
             return mark.family
         has_event_id = request.intent.event_id is not None
         return detect_client_kind(request.method, request.headers, has_event_id=has_event_id)
+
+    def is_first_warning(self, warning: str, route: str) -> bool:
+        """Return whether a warning has not been logged for a route yet, and store that it is."""
+        key = (warning, route)
+        if key in self.warned or len(self.warned) >= _MAX_WARNINGS:
+            return False
+        self.warned.add(key)
+        return True
 
     def _mark(self, endpoint: object, method: str, path: str) -> Mark | None:
         mark = get_mark(endpoint, method)

@@ -1,13 +1,21 @@
 """Turn a response into a stream: its state, its response head and the description of its log."""
 
+import logging
 import time
+from typing import Protocol
 
 from starlette.types import Message, Scope, Send
 
 from sse_middleware.http.identity import identity_of
-from sse_middleware.http.request import RequestBody
-from sse_middleware.http.response_head import serialize_headers, stream_headers
+from sse_middleware.http.request import RequestBody, SSERequest
+from sse_middleware.http.response_head import (
+    has_content_length,
+    serialize_headers,
+    stream_headers,
+    unmarked_headers,
+)
 from sse_middleware.http.routes import Mark, route_name
+from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm, comment_form
 from sse_middleware.protocol.stream_state import StreamState
 from sse_middleware.protocol.stream_terms import StreamTerms
@@ -17,7 +25,85 @@ from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
 from sse_middleware.stream.kept_producer import KeptProducer
 from sse_middleware.stream.producer import Producer
+from sse_middleware.stream.timed_sender import StreamSlot
 from sse_middleware.stream.timers import current_timers
+from sse_middleware.stream.unmarked import UnmarkedStream, log_hint_once
+
+logger = logging.getLogger("sse_middleware")
+
+
+class StreamAdmission(Protocol):
+    """The check whether the stream of one request is admitted."""
+
+    async def check_at_start(self, mark: Mark | None, route: str) -> bool:
+        """Return whether the stream may open; called at the response start."""
+
+    def attach(self, stream: Producer | UnmarkedStream, /) -> StreamSlot | None:
+        """Give the stream its slot, and return it."""
+
+    def release(self) -> None:
+        """Release the slot, because the response is no stream."""
+
+    async def send_rejection(self, send: Send) -> None:
+        """Send the rejection in place of the app's response."""
+
+
+def open_unmarked(  # noqa: PLR0917 - one call
+    context: Context,
+    current: CurrentStream,
+    scope: Scope,
+    send: Send,
+    mark: Mark | None,
+    kind: ClientKind,
+    callbacks: StreamCallbacks,
+) -> UnmarkedStream:
+    """Open a stream that is passed on as it is.
+
+    Args:
+        context: the objects that all requests of one middleware share.
+        current: the handler's view of the stream.
+        scope: the scope of the request, after the app has routed it.
+        send: the server's `send`.
+        mark: the mark of the endpoint, if it has one.
+        kind: `UNMARKED`, or `OFF` for a client outside the rollout.
+        callbacks: are called if the stream is ended for its app.
+    """
+    record, options = current.record, context.options
+    record.family, record.route = kind, route_name(scope, mark)
+    is_drained = kind is ClientKind.UNMARKED and "drain_seconds" in options.explicit
+    stream = UnmarkedStream(
+        record,
+        send,
+        observers=context.observers,
+        callbacks=callbacks,
+        drain_seconds=options.drain_seconds if is_drained else None,
+    )
+    current.take_secret()
+    current.open(stream)
+    return stream
+
+
+def with_headers(context: Context, record: StreamRecord, start: Message) -> Message:
+    """Return the response start of an unmarked stream with our headers, if the client gets any."""
+    if record.family is ClientKind.OFF:
+        return start
+    headers = start.get("headers") or ()
+    log_hint_once(record.route)
+    if has_content_length(headers):
+        warn_cannot_stream(context, record.route, "content-length")
+    added = unmarked_headers(headers, trace_id=record.trace_id, stream_id=record.stream_id)
+    return {**start, "headers": [*headers, *added]} if added else start
+
+
+def warn_cannot_stream(context: Context, route: str, header: str) -> None:
+    """Log a warning about a header with which no event stream can stream, once per route."""
+    if context.is_first_warning(header, route):
+        logger.warning(
+            "an event stream of route %s has a %s, so that it cannot stream: an inner layer "
+            "compresses or collects it; exclude event streams there. This is logged once per route",
+            route,
+            header,
+        )
 
 
 class StreamOpener:
@@ -26,8 +112,9 @@ class StreamOpener:
     Args:
         context: the objects that all requests of one middleware share.
         current: the handler's view of the stream.
-        scope: the scope of the request, after the app has routed it.
-        mark: the mark of the endpoint, if it has one.
+        request: the request, with its scope as the app has routed it.
+        mark: the mark of the endpoint.
+        client_kind: the kind of the client.
         body: the received part of the request body, if it identifies the stream.
 
     Attributes:
@@ -50,21 +137,22 @@ class StreamOpener:
         self,
         context: Context,
         current: CurrentStream,
-        scope: Scope,
-        mark: Mark | None,
+        request: SSERequest,
+        mark: Mark,
+        *,
+        client_kind: ClientKind,
         body: RequestBody | None,
     ) -> None:
         self._context = context
         self._current = current
         self._mark = mark
         self._body = body
-        self._options = context.options if mark is None else context.options_for(mark)
-        self._request = request = current.request_in(scope)
+        self._options = context.options_for(mark)
+        self._request = request
         record = current.record
-        record.family = client_kind = context.client_kind(request, mark)
+        record.family = client_kind
         record.route = route_name(request.scope, mark)
         has_ids, style = client_kind is ClientKind.EVENTSOURCE, self._options.comment_style
-        is_off = client_kind is ClientKind.OFF
         secret = current.take_secret()
         self._state = StreamState(
             self._options,
@@ -72,9 +160,9 @@ class StreamOpener:
             client_kind=client_kind,
             record=record,
             secret=secret if has_ids else "",
-            marked=mark is not None,
+            marked=True,
             comment=CommentForm.BLOCK if has_ids else comment_form(style),
-            app_ids=mark is not None and mark.stream_key is not None,
+            app_ids=mark.stream_key is not None,
         )
         self._timers = current_timers()
         self.preamble = self._state.open(
@@ -82,7 +170,7 @@ class StreamOpener:
             self._timers.epoch(),
             reset=request.intent.reset if has_ids else "",
             event_id=self._client_event_id() if has_ids else None,
-            ends_in=None if is_off else context.credential_ttl(request.scope),
+            ends_in=context.credential_ttl(request.scope),
         )
 
     def create_producer(
@@ -116,17 +204,13 @@ class StreamOpener:
         return producer
 
     def start(self, start: Message) -> Message:
-        """Return the response start with our headers, or unchanged for an excluded client."""
+        """Return the response start with our headers."""
         state = self._state
-        if state.client_kind is ClientKind.OFF:
-            return start
         headers = stream_headers(
             start.get("headers") or (),
             state.terms,
-            http_version=self._request.http_version,
             trace_id=state.record.trace_id,
             stream_id=state.record.stream_id,
-            keep_cache_control=state.client_kind is not ClientKind.EVENTSOURCE,
         )
         return {**start, "headers": headers}
 
@@ -146,7 +230,7 @@ class StreamOpener:
             return None
         cookies = self._options.identity_cookies
         identity = identity_of(request, context.identify, cookies)
-        app_ids = mark is not None and mark.stream_key is not None
+        app_ids = mark.stream_key is not None
         if identity is None or (app_ids and context.key_name(mark, request) is None):
             return None
         return LogInfo(
@@ -158,7 +242,7 @@ class StreamOpener:
             origin=request.origin,
             headers=serialize_headers(start.get("headers") or ()),
             route=state.record.route,
-            marked=mark is not None,
+            marked=True,
             app_ids=app_ids,
             opened_on=time.time(),
             terms=state.terms,

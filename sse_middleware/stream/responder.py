@@ -1,9 +1,13 @@
 """One request between server and app: the `send` and the `receive` that the app gets.
 
 Theory of operation. `send` passes messages on until the response start. There the responder decides
-whether the response is a stream. If not, all further messages pass as the same objects. If it is, a
-producer gets them. The app stays in its own task, and each way in which it can end (return,
-exception, cancellation, cap) leads to the single `finally` of the middleware, which calls `aclose`.
+whether the response is a marked stream. If not, all further messages pass as the same objects;
+those of an unmarked stream are counted. If it is, a producer gets them. The app stays in its own
+task, and each way in which it can end (return, exception, cancellation, cap) leads to the single
+`finally` of the middleware, which calls `aclose`.
+
+`send` and `receive` are coroutine functions that do nothing until they are awaited: adapters of
+other interfaces call them in one thread and await them in another.
 
 `receive` is more difficult, because two sides need the disconnect of the client: the stream, and
 the app, which may call `receive()` in several tasks or never.
@@ -15,21 +19,25 @@ the app, which may call `receive()` in several tasks or never.
 - If the app does not receive, and the stream needs to notice a disconnect (it is kept, or its slot
   is needed), `watch_for_disconnect` starts a `receive()` of its own, the prefetch. The message of a
   prefetch is stored for the next call of the app.
-- A disconnect is stored, because some servers send it only once.
+- For a marked stream a disconnect is stored, because some servers send it only once.
 - If the stream is kept, the app gets no disconnect while the stream continues: its `receive()`
   waits until the stream has ended.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware.http.request import RequestBody, app_path
-from sse_middleware.http.response_head import is_not_event_stream, passthrough_reason
+from sse_middleware.http.response_head import (
+    ENCODED,
+    is_not_event_stream,
+    passthrough_reason,
+)
 from sse_middleware.http.routes import Mark, route_name
+from sse_middleware.protocol.client_kinds import ALL_PERCENT, ClientKind
 from sse_middleware.stream.cancellation import (
     GRACE_SECONDS,
     SHUTDOWN_GRACE_SECONDS,
@@ -38,29 +46,19 @@ from sse_middleware.stream.cancellation import (
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
 from sse_middleware.stream.discarded_response import DiscardedResponse
-from sse_middleware.stream.opener import StreamOpener
+from sse_middleware.stream.opener import (
+    StreamAdmission,
+    StreamOpener,
+    open_unmarked,
+    warn_cannot_stream,
+    with_headers,
+)
 from sse_middleware.stream.producer import Producer
-from sse_middleware.stream.timed_sender import StreamSlot
+
+if TYPE_CHECKING:
+    from sse_middleware.stream.unmarked import UnmarkedStream
 
 logger = logging.getLogger("sse_middleware")
-
-_MAX_CAPPED_ROUTES = 1000
-
-
-class StreamAdmission(Protocol):
-    """The check whether the stream of one request is admitted."""
-
-    async def check_at_start(self, mark: Mark | None, route: str) -> bool:
-        """Return whether the stream may open; called at the response start."""
-
-    def attach(self, stream: Producer, /) -> StreamSlot | None:
-        """Give the stream its slot, and return it."""
-
-    def release(self) -> None:
-        """Release the slot, because the response is no stream."""
-
-    async def send_rejection(self, send: Send) -> None:
-        """Send the rejection in place of the app's response."""
 
 
 class Responder:
@@ -79,6 +77,7 @@ class Responder:
         current: the handler's view of the stream.
         admission: the admission check of the request.
         producer: writes the response, `None` unless it is a stream.
+        unmarked: the stream, if it is not marked and nothing but the app and the client can end it.
     """
 
     __slots__ = (
@@ -100,6 +99,7 @@ class Responder:
         "admission",
         "current",
         "producer",
+        "unmarked",
     )
 
     def __init__(  # noqa: PLR0917 - ordered as in an ASGI call
@@ -125,7 +125,8 @@ class Responder:
         self._prefetch: asyncio.Future[Message] | None = None
         self._prefetched: Message | None = None
         self._is_disconnected = False
-        self.producer: Producer | DiscardedResponse | None = None
+        self.producer: Producer | UnmarkedStream | DiscardedResponse | None = None
+        self.unmarked: UnmarkedStream | None = None
         self._listeners: tuple[asyncio.Task[object], ...] = ()
         self._cancellation: AppCancellation | None = None
 
@@ -157,6 +158,7 @@ class Responder:
                 await self._cancellation.aclose()
         finally:
             self.current.close()
+            self.unmarked = None
             self._is_disconnected = True  # for tasks that receive later
             try:
                 await self.producer.aclose(grace_seconds, self._outcome)
@@ -165,25 +167,46 @@ class Responder:
                     self._prefetch.cancel()
                     await asyncio.wait((self._prefetch,))
 
-    def send(self, message: Message) -> Awaitable[None]:
-        """Pass a message of the app on, through the producer if the response is a stream."""
-        if self._decided:
-            return (self._send if self.producer is None else self.producer.write)(message)
-        if message["type"] != "http.response.start":
-            return self._send(message)
-        self._decided = True
-        if not is_not_event_stream(message):
-            return self._decide(message)
-        if self.admission is not None:
-            self.admission.release()
-            self.admission = None
-        self._body = None
-        return self._send(message)
+    async def send(self, message: Message) -> None:
+        """Pass a message of the app on, through the producer if the stream is marked."""
+        stream = self.unmarked
+        if stream is not None and message.get("more_body"):
+            # `UnmarkedStream.write`, inlined for the usual message: a call costs more than this.
+            body = message.get("body")
+            if body:
+                record = stream.record
+                if record.chunks:
+                    record.chunks += 1
+                else:
+                    stream.on_first_chunk()
+            try:
+                await self._send(message)
+            except Exception:
+                stream.on_failed_write()
+                raise
+            if body:
+                record.sent_bytes += len(body)
+        elif self._decided:
+            await (self._send if self.producer is None else self.producer.write)(message)
+        elif message.get("type") != "http.response.start":
+            await self._send(message)
+        else:
+            self._decided = True
+            if not is_not_event_stream(message):
+                await self._decide(message)
+                return
+            if self.admission is not None:
+                self.admission.release()
+                self.admission = None
+            self._body = None
+            await self._send(message)
 
-    def _decide(self, start: Message) -> Awaitable[None]:
+    async def _decide(self, start: Message) -> None:
         """Open a stream, or pass the response start on if the response is not to be one."""
         method = self._scope.get("method", "")
         reason = passthrough_reason(method, start["status"], start.get("headers") or ())
+        if reason is ENCODED:
+            warn_cannot_stream(self._context, route_name(self._scope), "content-encoding")
         if reason is None and self.current.is_answered:
             reason = "it is written by sse_middleware"
         mark = self._context.get_mark(self._scope, self._path) if reason is None else None
@@ -193,8 +216,10 @@ class Responder:
             reason = "its mark disables streams"
         if reason is None:
             if self.admission is not None:
-                return self._open_if_admitted(self.admission, start, mark)
-            return self._open(start, mark)
+                await self._open_if_admitted(self.admission, start, mark)
+            else:
+                await self._open(start, mark)
+            return
         if self.admission is not None:
             self.admission.release()
             self.admission = None
@@ -203,33 +228,31 @@ class Responder:
             logger.debug(
                 "response passed on unchanged: %s, trace id %s", reason, self.current.trace_id
             )
-        return self._send(start)
+        await self._send(start)
 
-    def receive(self) -> Awaitable[Message]:
+    async def receive(self) -> Message:
         """Return the server's next message, or a disconnect after the stream has ended."""
         if self._decided and self.producer is None:
-            return self._receive()
-        return self._receive_or_disconnect()
+            return await self._receive()
+        return await self._receive_or_disconnect()
 
     async def _receive_or_disconnect(self) -> Message:
         """Wait for the server's next message; `AppCancellation` can interrupt it."""
         if self._cancellation is None:
             task = asyncio.current_task()
-            assert task is not None
+            if task is None:  # a coroutine that other code than a task runs
+                return await self._receive()
             cancel_count = task.cancelling()
             self._listeners += (task,)
             try:
                 message = None
-                if self._prefetch or self._prefetched or self._is_disconnected:
+                # A disconnect is stored: some servers send it only once.
+                is_gone = self._is_disconnected and isinstance(self.producer, Producer)
+                if self._prefetch or self._prefetched or is_gone:
                     message = await self._get_prefetched()
                 if message is None:
                     message = await self._receive()
-                    # Stored: some servers send it only once, and the app may receive again.
-                    self._is_disconnected = message["type"] == "http.disconnect"
-                if message["type"] == "http.request":
-                    self._buffer_body(message)
-                elif self.producer is not None and self.producer.on_disconnect():
-                    await self.producer.wait_until_ended()
+                await self._on_received(message)
             except asyncio.CancelledError:
                 if self._cancellation is None or task.uncancel() > cancel_count:
                     raise
@@ -241,6 +264,14 @@ class Responder:
                 self._remove_listener(task)
         self._cancellation.disconnect_delivered = True
         return {"type": "http.disconnect"}
+
+    async def _on_received(self, message: Message) -> None:
+        if message["type"] == "http.request":
+            self._buffer_body(message)
+        elif message["type"] == "http.disconnect":
+            self._is_disconnected = True
+            if self.producer is not None and self.producer.on_disconnect():
+                await self.producer.wait_until_ended()
 
     async def _get_prefetched(self) -> Message | None:
         """Return the prefetched message, `None` if there is none."""
@@ -265,11 +296,8 @@ class Responder:
             self._start_prefetch()
 
     def _start_prefetch(self) -> None:
-        self._prefetch = asyncio.ensure_future(self._run_receive())
+        self._prefetch = asyncio.ensure_future(self._receive())
         self._prefetch.add_done_callback(self._on_prefetched)
-
-    async def _run_receive(self) -> Message:
-        return await self._receive()
 
     def _on_prefetched(self, prefetch: asyncio.Future[Message]) -> None:
         if prefetch is not self._prefetch:
@@ -288,16 +316,31 @@ class Responder:
         if not message.get("more_body", False):
             self._start_prefetch()
 
-    def _open(self, start: Message, mark: Mark | None) -> Awaitable[None]:
+    async def _open(self, start: Message, mark: Mark | None) -> None:
         """Turn the response into a stream, and send its start at once."""
-        opener = StreamOpener(self._context, self.current, self._scope, mark, self._body)
+        context, current = self._context, self.current
         self._cancel_count = self._task.cancelling()
         self._outcome = "incomplete"  # unless the stream is ended
+        kind = ClientKind.UNMARKED
+        if mark is not None or context.options.rollout_percent < ALL_PERCENT:
+            request = current.request_in(self._scope)
+            kind = context.client_kind(request, mark)
+        if mark is None or kind is ClientKind.OFF:
+            opened = open_unmarked(context, current, self._scope, self._send, mark, kind, self)
+            self.producer = opened
+            self._body = None
+            if self.admission is not None:
+                opened.slot = self.admission.attach(opened)
+            if not opened.can_be_ended:
+                self.unmarked = opened
+            await opened.open(with_headers(context, opened.record, start))
+            return
+        opener = StreamOpener(context, current, request, mark, client_kind=kind, body=self._body)
         self.producer = producer = opener.create_producer(self._send, start, callbacks=self)
         self._body = None
         if self.admission is not None:
             producer.slot = self.admission.attach(producer)
-        return producer.open(opener.start(start), opener.preamble)
+        await producer.open(opener.start(start), opener.preamble)
 
     async def _open_if_admitted(
         self, admission: StreamAdmission, start: Message, mark: Mark | None
@@ -326,7 +369,14 @@ class Responder:
 
     def on_cap(self) -> None:
         """Log a warning, once per route."""
-        self._warn_about_cap()
+        route = self.current.record.route
+        if self._context.is_first_warning("cap", route):
+            logger.warning(
+                "a stream of route %s has reached its cap, trace id %s; this is logged once per "
+                "route; SSE_STREAM_MAX_SECONDS sets the cap",
+                route,
+                self.current.trace_id,
+            )
 
     def on_end(self) -> None:
         """Disconnect the app, and cancel it after a grace period."""
@@ -343,15 +393,3 @@ class Responder:
         """Discard a message that the app writes after the end."""
         if self._cancellation is not None:
             await self._cancellation.discard_write()
-
-    def _warn_about_cap(self) -> None:
-        route, warned = self.current.record.route, self._context.capped_routes
-        if route in warned or len(warned) >= _MAX_CAPPED_ROUTES:
-            return
-        warned.add(route)
-        logger.warning(
-            "a stream of route %s has reached its cap, trace id %s; this is logged once per route; "
-            "SSE_STREAM_MAX_SECONDS sets the cap",
-            route,
-            self.current.trace_id,
-        )

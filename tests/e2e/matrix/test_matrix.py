@@ -299,10 +299,10 @@ def test_a_stream_has_the_apps_headers_and_ours(pair: Pair, name: str) -> None:
         return
     assert [header for header in OURS if ours.header(header) is None] == []
     assert ours.header("x-heartbeat-interval") == str(HEARTBEAT_SECONDS)
-    assert ours.header("cache-control") in {"no-cache, no-transform", bare.header("cache-control")}
+    assert "no-transform" in str(ours.header("cache-control"))
     assert ours.header("x-accel-buffering") == "no"
     assert framing or ours.header("content-length") is None
-    assert ours.header("connection") == (None if pair.row.http2 else "keep-alive")
+    assert ours.header("connection") == bare.header("connection")
 
 
 @pytest.mark.parametrize("name", NATIVE)

@@ -9,6 +9,7 @@ from sse_middleware.http.response_head import (
     passthrough_reason,
     seconds,
     stream_headers,
+    unmarked_headers,
 )
 from sse_middleware.protocol.stream_terms import NO_TERMS
 
@@ -61,9 +62,9 @@ def test_an_event_stream_is_handled(method: str, headers: RawHeaders) -> None:
             "it is no event stream",
             id="as a parameter",
         ),
-        pytest.param("GET", 201, [EVENT_STREAM], "its status is not 200", id="201"),
-        pytest.param("GET", 204, [EVENT_STREAM], "its status is not 200", id="204"),
-        pytest.param("GET", 500, [EVENT_STREAM], "its status is not 200", id="500"),
+        pytest.param("GET", 304, [EVENT_STREAM], "its status is not 2xx", id="304"),
+        pytest.param("GET", 199, [EVENT_STREAM], "its status is not 2xx", id="199"),
+        pytest.param("GET", 500, [EVENT_STREAM], "its status is not 2xx", id="500"),
         pytest.param("HEAD", 200, [EVENT_STREAM], "the method is HEAD", id="HEAD"),
         pytest.param(
             "GET",
@@ -101,33 +102,9 @@ def test_why_a_response_is_left_alone(
     assert passthrough_reason(method, status, headers) == reason
 
 
-def answered(
-    app_headers: RawHeaders, http_version: str = "1.1", *, keep_cache_control: bool = False
-) -> RawHeaders:
-    return stream_headers(
-        app_headers,
-        dataclasses.replace(NO_TERMS, max_seconds=60.0, silence_threshold=0.05),
-        http_version=http_version,
-        trace_id="t",
-        stream_id="s",
-        keep_cache_control=keep_cache_control,
-    )
-
-
-@pytest.mark.parametrize(
-    ("of_app", "expected"),
-    [
-        ([], [b"no-cache, no-transform"]),
-        ([b"no-cache"], [b"no-cache"]),
-        ([b"a", b"b"], [b"a", b"b"]),
-    ],
-)
-def test_a_caching_policy_of_the_app_can_be_left_to_it(
-    of_app: list[bytes], expected: list[bytes]
-) -> None:
-    headers = [(b"Cache-Control", value) for value in of_app]
-    result = answered(headers, keep_cache_control=True)
-    assert values(result, b"cache-control") == expected
+def answered(app_headers: RawHeaders) -> RawHeaders:
+    terms = dataclasses.replace(NO_TERMS, max_seconds=60.0, silence_threshold=0.05)
+    return stream_headers(app_headers, terms, trace_id="t", stream_id="s")
 
 
 def values(headers: RawHeaders, name: bytes) -> list[bytes]:
@@ -146,7 +123,6 @@ def test_a_stream_gets_our_headers_after_those_of_the_app() -> None:
         (b"x-heartbeat-interval", b"off"),
         (b"x-silence-threshold", b"0.05"),
         (b"x-accel-buffering", b"no"),
-        (b"connection", b"keep-alive"),
     ]
 
 
@@ -166,7 +142,6 @@ def test_the_content_length_is_removed(name: bytes) -> None:
         b"x-heartbeat-interval",
         b"X-SILENCE-THRESHOLD",
         b"X-Accel-Buffering",
-        b"Connection",
     ],
     ids=ascii,
 )
@@ -187,34 +162,46 @@ def test_the_apps_repeated_headers_stay_repeated() -> None:
         pytest.param([], b"no-cache, no-transform", id="none"),
         pytest.param([b""], b"no-cache, no-transform", id="empty"),
         pytest.param([b"no-cache"], b"no-cache, no-transform", id="no-cache"),
-        pytest.param([b"public, max-age=60"], b"no-cache, no-transform", id="a laxer one"),
-        pytest.param([b"private"], b"private, no-cache, no-transform", id="private"),
-        pytest.param(
-            [b"max-age=60 , Private"], b"private, no-cache, no-transform", id="private, any case"
-        ),
-        pytest.param([b"no-store"], b"no-store", id="no-store"),
-        pytest.param([b"No-Store, max-age=0"], b"No-Store, max-age=0", id="no-store as written"),
-        pytest.param([b"private,no-store"], b"private,no-store", id="no-store and private"),
-        pytest.param([b"no-cache", b"no-store"], b"no-cache, no-store", id="in two headers"),
-        pytest.param([b"x-no-store"], b"no-cache, no-transform", id="no such directive"),
+        pytest.param([b"public, max-age=60"], b"public, max-age=60, no-transform", id="any"),
+        pytest.param([b"no-store"], b"no-store, no-transform", id="no-store"),
+        pytest.param([b"No-Transform, private"], b"No-Transform, private", id="it has it"),
+        pytest.param([b"no-cache", b"no-store"], b"no-cache, no-store, no-transform", id="two"),
+        pytest.param([b"x-no-transform"], b"x-no-transform, no-transform", id="another"),
     ],
 )
 @pytest.mark.parametrize("name", [b"cache-control", b"Cache-Control"], ids=ascii)
-def test_of_two_caching_policies_the_stricter_one_is_kept(
+def test_the_caching_policy_of_the_app_is_kept_and_forbids_transformations(
     name: bytes, of_app: list[bytes], expected: bytes
 ) -> None:
     result = answered([(name, value) for value in of_app])
     assert values(result, b"cache-control") == [expected]
 
 
+def test_hop_by_hop_headers_are_left_to_the_server() -> None:
+    assert values(answered([EVENT_STREAM]), b"connection") == []
+
+
+OURS = [
+    (b"x-trace-id", b"t"),
+    (b"x-stream-id", b"s"),
+    (b"x-accel-buffering", b"no"),
+    (b"cache-control", b"no-cache"),
+]
+
+
 @pytest.mark.parametrize(
-    ("http_version", "expected"),
-    [("1.1", [b"keep-alive"]), ("1.0", []), ("2", []), ("3", [])],
+    ("of_app", "expected"),
+    [
+        ([EVENT_STREAM], OURS),
+        ([(b"Cache-Control", b"no-store")], OURS[:3]),
+        ([(b"X-TRACE-ID", b"1"), (b"x-accel-buffering", b"yes")], [OURS[1], OURS[3]]),
+        ([(b"X-Stream-Id", b""), *OURS], []),
+    ],
 )
-def test_the_connection_header_is_sent_on_http_1_1_only(
-    http_version: str, expected: list[bytes]
+def test_an_unmarked_stream_gets_only_headers_that_the_app_has_not_set(
+    of_app: RawHeaders, expected: RawHeaders
 ) -> None:
-    assert values(answered([EVENT_STREAM], http_version), b"connection") == expected
+    assert unmarked_headers(of_app, trace_id="t", stream_id="s") == expected
 
 
 @pytest.mark.parametrize(

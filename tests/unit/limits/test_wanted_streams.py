@@ -51,7 +51,7 @@ async def full(app: App) -> AsyncIterator[ASGIApp]:
 async def draining(app: App) -> AsyncIterator[ASGIApp]:
     """Drain a process without streams."""
     await drain()
-    yield SSEMiddleware(app, marks={"/marked": streaming()})
+    yield SSEMiddleware(app, marks={"/marked": streaming()}, drain_seconds=5)
 
 
 States = Callable[[App], AbstractAsyncContextManager[ASGIApp]]

@@ -300,7 +300,6 @@ def test_in_multi_process_mode_a_scrape_shows_all_processes(tmp_path: Path) -> N
 import asyncio, sys
 from sse_middleware import SSEMiddleware
 from tests.support.asgi import handle, stream_of
-from tests.support.middleware import marking
 async def main():
     async def app(scope, receive, send):
         if scope["path"] == "/metrics":
@@ -308,7 +307,7 @@ async def main():
             await send({"type": "http.response.body"})
         else:
             await stream_of(b"data: x\\n\\n", b"data: y\\n\\n")(scope, receive, send)
-    wrapped = SSEMiddleware(app)
+    wrapped = SSEMiddleware(app, mark="*")
     await handle(wrapped)
     sys.stdout.write((await handle(wrapped, path="/metrics")).body.decode())
 asyncio.run(main())

@@ -206,4 +206,10 @@ def test_a_comment_has_a_blank_line_until_the_stream_has_ids(
 
 
 def test_the_client_kinds_have_the_specified_spelling() -> None:
-    assert [str(family) for family in ClientKind] == ["eventsource", "plain", "openai", "off"]
+    assert [str(family) for family in ClientKind] == [
+        "eventsource",
+        "plain",
+        "openai",
+        "unmarked",
+        "off",
+    ]
