@@ -4,8 +4,7 @@ import asyncio
 import inspect
 import logging
 import math
-from collections.abc import Coroutine
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -29,6 +28,9 @@ from tests.support.asgi import (
 from tests.support.clock import VirtualClockLoop
 from tests.support.middleware import marking
 from tests.support.resuming import Deaf, Listening, value
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
 
 pytestmark = pytest.mark.anyio
 
