@@ -2,7 +2,8 @@
 
 The same routes are at the root, with the middleware; below `/inside` and `/outside`, with CORS on
 that side of the middleware; below `/named`, with an identity; and below `/without`, without the
-middleware. Each request has a `key`; `/record/{key}` returns its record.
+middleware. All streams but that of `/poll` are marked. Each request has a `key`; `/record/{key}`
+returns its record.
 """
 
 import asyncio
@@ -37,7 +38,9 @@ released: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 """Set once a page has received the start of a stream with `?held=1`."""
 
 
-def _stream(request: Request, numbers: Iterable[int], *, ids: bool = False) -> Response:
+def _stream(
+    request: Request, numbers: Iterable[int], *, ids: bool = False, retry_ms: int | None = None
+) -> Response:
     """Send numbers, with ids or without, with `pause` seconds after each."""
     key = request.query_params["key"]
     pause = float(request.query_params.get("pause", TICK_SECONDS))
@@ -45,6 +48,8 @@ def _stream(request: Request, numbers: Iterable[int], *, ids: bool = False) -> R
 
     async def events() -> AsyncIterator[str]:
         try:
+            if retry_ms is not None:
+                yield f"retry: {retry_ms}\n\n"
             await asyncio.sleep(float(request.query_params.get("delay", "0")))
             if "held" in request.query_params:
                 await released[key].wait()
@@ -66,16 +71,17 @@ def _wanted(request: Request) -> int:
 
 
 async def poll(request: Request) -> Response:
-    """Send `n` numbers."""
-    return _stream(request, range(_wanted(request)))
+    """Send `n` numbers, for a page that gets the next ones by reconnection."""
+    return _stream(request, range(_wanted(request)), retry_ms=100)
 
 
 @streaming()
 async def job(request: Request) -> Response:
-    """Send `n` numbers, as a marked stream."""
-    return await poll(request)
+    """Send `n` numbers."""
+    return _stream(request, range(_wanted(request)))
 
 
+@streaming(cap_action="rotate")
 async def live(request: Request) -> Response:
     """Send the numbers of a clock; a client without a connection misses them."""
     key = request.query_params["key"]
@@ -89,6 +95,7 @@ async def live(request: Request) -> Response:
     return StreamingResponse(events(), media_type="text/event-stream")
 
 
+@streaming(cap_action="rotate")
 async def numbered(request: Request) -> Response:
     """Send numbers with ids of the app, which resumes the stream itself."""
     last = int(request.headers.get("last-event-id", "0"))
@@ -101,10 +108,11 @@ async def keyed(request: Request) -> Response:
     return _stream(request, range(1, _wanted(request) + 1), ids=True)
 
 
+@streaming()
 async def chat(request: Request) -> Response:
     """Respond in a chat, in a stream with a name."""
     current_stream().name(f"chat:{request.path_params['chat']}")
-    return await poll(request)
+    return await job(request)
 
 
 async def page(request: Request) -> Response:
@@ -157,12 +165,12 @@ _cors: dict[str, Any] = {
     "allow_methods": ["GET", "POST", "DELETE"],
 }
 _root, _inside, _outside, _named = (_below(at) for at in ("", "/inside", "/outside", "/named"))
-_root.add_middleware(SSEMiddleware, mark="*")
+_root.add_middleware(SSEMiddleware)
 _inside.add_middleware(CORSMiddleware, **_cors)
-_inside.add_middleware(SSEMiddleware, mark="*", identity_cookies=("visitor",))
-_outside.add_middleware(SSEMiddleware, mark="*", identity_cookies=("visitor",))
+_inside.add_middleware(SSEMiddleware, identity_cookies=("visitor",))
+_outside.add_middleware(SSEMiddleware, identity_cookies=("visitor",))
 _outside.add_middleware(CORSMiddleware, **_cors)
-_named.add_middleware(SSEMiddleware, mark="*", identify=_visitor)
+_named.add_middleware(SSEMiddleware, identify=_visitor)
 _APPS = {"inside": _inside, "outside": _outside, "named": _named, "without": _below("/without")}
 
 

@@ -190,7 +190,7 @@ def test_an_error_of_the_app_is_reported_and_not_retried(site: Site, page: "Page
 def test_a_complete_event_of_the_app_is_an_end(site: Site, page: "Page") -> None:
     visit(page, site.client())
     site.proxy.cut(rb"event: complete\n(.+\n)+\n")
-    followed = Followed(page, site.url("/poll", completes=1))
+    followed = Followed(page, site.url("/job", completes=1))
     followed.wait_for_end()
     assert followed.record["contents"][-1] == ["complete", {}]
     assert endings(followed) == [FINISHED]

@@ -104,7 +104,7 @@ def test_no_event_is_lost_by_cuts_of_a_response_that_fails(tmp_path: Path) -> No
 
 
 def test_no_event_is_lost_by_cuts_between_rotations(tmp_path: Path) -> None:
-    environ = ENVIRON | {"SSE_STREAM_MAX_SECONDS": "0.1"}
+    environ = ENVIRON | {"SSE_STREAM_MAX_SECONDS": "0.1", "SSE_CAP_ACTION": "rotate"}
     with serving("uvicorn-httptools", APP, tmp_path, environ) as running:
         found = complaints([running], one_case_each("by_path", comes_often=True))
     assert not found, report(found)
