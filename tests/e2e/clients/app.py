@@ -1,7 +1,7 @@
 """The streams that real clients read, slow enough for heartbeats between the events.
 
 Each path begins with the name of the client and the scenario; `/sent/{client}` returns the bytes of
-its responses.
+its responses. All streams are marked but that of `polled`, since a marked one ends for good.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sse_middleware import SSEMiddleware
+from sse_middleware import SSEMiddleware, streaming
 from tests.e2e.clients.recording_app import Recording
 
 PAUSE_SECONDS = 0.7
@@ -109,6 +109,7 @@ def event_stream(script: Script) -> Response:
     return StreamingResponse(play(script), media_type="text/event-stream")
 
 
+@streaming()
 async def streams(request: Request) -> Response:
     """Play a scenario, or respond with JSON instead of a stream."""
     match request.path_params["scenario"]:
@@ -116,12 +117,16 @@ async def streams(request: Request) -> Response:
             return JSONResponse({"detail": "refused"}, HTTPStatus.FORBIDDEN)
         case "json":
             return JSONResponse({"detail": "no stream today"})
-        case "polled":
-            return event_stream(POLLED[times_asked(request) - 1])
         case "resumed":
             return event_stream(RESUMED[request.headers.get("last-event-id", "")])
         case scenario:
             return event_stream(SCRIPTS[scenario])
+
+
+async def polled(request: Request) -> Response:
+    """Play the next stream of an `EventSource` that reconnects."""
+    scripts = app.sent[request.path_params["client"]]["polled"]  # with this response
+    return event_stream(POLLED[len(scripts) - 1])
 
 
 # The protocol of OpenAI
@@ -173,6 +178,7 @@ FAILING: dict[str, Script] = {
 """The chunks that are sent before the app raises an exception."""
 
 
+@streaming()
 async def chat(request: Request) -> Response:
     """Respond as an endpoint for chat completions does."""
     model = request.path_params["scenario"]
@@ -199,6 +205,7 @@ def agent_event(kind: str, **fields: Any) -> bytes:
     return b"data: " + json.dumps({"type": kind, **fields}, ensure_ascii=False).encode() + b"\n\n"
 
 
+@streaming()
 async def agent(request: Request) -> Response:
     """Run an agent that sends a message, calls a tool and changes its state."""
     body = await request.json()
@@ -243,12 +250,7 @@ async def agent(request: Request) -> Response:
     )
 
 
-# Records
-
-
-def times_asked(request: Request) -> int:
-    """Return the number of requests of this client for this scenario, including this one."""
-    return len(app.sent[request.path_params["client"]][request.path_params["scenario"]])
+# The app
 
 
 async def page(request: Request) -> Response:
@@ -259,11 +261,12 @@ async def page(request: Request) -> Response:
 _app = Starlette(
     routes=[
         Route("/page", page),
+        Route("/{client}/polled/stream", polled),
         Route("/{client}/{scenario}/stream", streams, methods=["GET", "POST"]),
         Route("/{client}/{scenario}/v1/chat/completions", chat, methods=["POST"]),
         Route("/{client}/{scenario}/agent", agent, methods=["POST"]),
     ]
 )
-_app.add_middleware(SSEMiddleware, mark="*")
+_app.add_middleware(SSEMiddleware)
 
 app = Recording(_app)
