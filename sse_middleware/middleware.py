@@ -42,7 +42,7 @@ from sse_middleware.stores.base import EventStore
 from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.stream.context import Authorize, Context, ExpiresAt
 from sse_middleware.stream.current import CURRENT, IN_SCOPE, CurrentStream
-from sse_middleware.stream.linger_queue import LingerQueue
+from sse_middleware.stream.linger import LingerQueue
 from sse_middleware.stream.responder import Responder
 from sse_middleware.stream.shutdown import SHUTDOWN
 

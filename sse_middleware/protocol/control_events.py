@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.event_ids import EventId
+from sse_middleware.protocol.stream_end import StreamEnd
 from sse_middleware.protocol.stream_terms import StreamTerms
 
 SERVER_ERROR = {
@@ -91,41 +92,41 @@ def heartbeat_comment(line_end: bytes, *, as_block: bool) -> bytes:
 def complete(
     record: StreamRecord,
     terms: StreamTerms,
-    *,
-    reason: str,
-    duration: float,
+    end: StreamEnd,
     event_id: EventId | None,
     retry_ms: int | None,
 ) -> bytes:
     """Return `complete`, the last event of a stream that has not failed."""
     data = (
-        f'{{"reason":"{reason}","duration":{duration!r},'
-        f'"total_chunks":{record.chunks},"total_tokens":{record.tokens},'
-        f'"trace_id":"{record.trace_id}","stream_id":"{record.stream_id}"}}'
+        f'{{"reason":"{end.reason}","duration":{end.duration!r},'
+        f'"total_chunks":{end.chunks},"total_tokens":{end.tokens},'
+        f'"trace_id":"{end.trace_id}","stream_id":"{record.stream_id}"}}'
     )
     return _event(terms.event_prefix + "complete", data, event_id=event_id, retry_ms=retry_ms)
 
 
-def error(record: StreamRecord, terms: StreamTerms, event_id: EventId | None) -> bytes:
+def error(
+    record: StreamRecord, terms: StreamTerms, end: StreamEnd, event_id: EventId | None
+) -> bytes:
     """Return `error`; its content is generic, because the text of an exception may be a secret."""
-    return _error(record, terms, SERVER_ERROR, event_id=event_id)
+    return _error(record, terms, SERVER_ERROR, end.trace_id, event_id=event_id)
 
 
 def producer_lost(record: StreamRecord, terms: StreamTerms, retry_ms: int) -> bytes:
     """Return the `error` of a stream that has lost its producer; the client may reconnect."""
-    return _error(record, terms, _PRODUCER_LOST, retry_ms=retry_ms)
+    return _error(record, terms, _PRODUCER_LOST, record.trace_id, retry_ms=retry_ms)
 
 
 def _error(
     record: StreamRecord,
     terms: StreamTerms,
     fields: Mapping[str, str],
+    trace_id: str,
     *,
     event_id: EventId | None = None,
     retry_ms: int | None = None,
 ) -> bytes:
-    ids = {"trace_id": record.trace_id, "stream_id": record.stream_id}
-    data = encode_json({"error": fields, **ids})
+    data = encode_json({"error": fields, "trace_id": trace_id, "stream_id": record.stream_id})
     return _event(terms.event_prefix + "error", data, event_id=event_id, retry_ms=retry_ms)
 
 

@@ -1,37 +1,42 @@
-"""Intake: the bytes of the app on their way to a client.
+"""The bytes of an app: split into events, which are counted, numbered and recorded.
 
-Events are counted. Those that need ids are numbered and recorded; all other bytes pass unchanged.
-Bytes may be enqueued and processed together with the next ones, which costs less than to process
-each message. Every method that returns bytes returns the pending ones first, so the order is kept.
+None of them is changed, unless the app has opted for trace ids in its data. All connections write
+the same bytes, each in the form of its client kind.
 """
 
+from collections import deque
 from typing import Any, Final, Protocol
 
 from sse_middleware.config.options import Options
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol import openai
-from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
-from sse_middleware.protocol.deadlines import Deadlines
-from sse_middleware.protocol.stream_terms import StreamTerms
+from sse_middleware.protocol.stream_end import Reason, StreamEnd
 from sse_middleware.protocol.wire import (
     Kind,
     Splitter,
-    add_line,
     add_trace_id,
     event_data,
     event_name,
     has_data,
     has_id,
-    line_end,
 )
 
-_MANY = 1000
-_ID_ENDS = [b"%d\n\n" % number for number in range(_MANY)]  # formatting one each time costs more
-_NOTHING: Final[list[bytes]] = []  # shared by all streams without pending bytes; never changed
+ENDS_OF_APPS: Final = (b"complete", b"error")
+"""The names of events with which an app itself ends its stream."""
+_MAX_LOOSE_BYTES: Final = 1 << 16
+"""The most bytes between two events that the log keeps, such as the pings of an app."""
+INSIDE_EVENT: Final = -1
+"""The number of a part of an event that is too long to be kept whole."""
+NO_EVENT: Final = 0
+"""The number of bytes that are no event, such as a comment."""
+_NOTHING: Final[deque[bytes]] = deque()  # shared by all streams without such bytes; never changed
+
+Part = tuple[int, bytes]
+"""The number of an event, `NO_EVENT` or `INSIDE_EVENT`; and its bytes."""
 
 
 class Recording(Protocol):
-    """Keeps the numbered events."""
+    """Keeps the events, as the app has sent them."""
 
     def append(self, first: int, *frames: bytes) -> None:
         """Keep the frames of the events from `first` on."""
@@ -43,202 +48,198 @@ class Recording(Protocol):
         """Keep nothing: the app sets its own ids."""
 
 
-class Intake(Deadlines):
-    """Process the bytes of one app, in any chunking, and return the bytes for its client.
-
-    This is the half of a `StreamState` that handles bytes.
+class Intake:
+    """Process the bytes of one app, in any chunking.
 
     Args:
         options: the settings, including those of the mark.
-        terms: the terms of the stream.
-        client_kind: the kind of the client.
         record: the numbers of the stream.
-        secret: the secret of the stream, which its event ids contain; `""` for no ids.
-        marked: whether the endpoint is marked.
-        comment: the form of a heartbeat comment.
+        end_names: the names of events with which the app itself can end the stream.
         app_ids: whether the app sets its own ids and the events are kept nevertheless.
+        is_openai: whether the stream is in OpenAI's dialect; `None` if its first event shows it.
 
     Attributes:
-        app_owns_ids: whether the app has sent an id.
-        options: the settings.
-        pending: bytes that are enqueued.
-        recording: keeps the numbered events; `None` if they are not kept.
+        app_owns_ids: whether the app has sent an id that the middleware does not use.
+        first_chunk: the first chat completion chunk, `None` if the dialect is not OpenAI's.
+        has_ids: whether the app has sent an id.
+        has_own_end: whether the app has sent the last event itself.
+        log: keeps the events; `None` if they are not kept.
+        record: as the argument.
     """
 
     __slots__ = (
-        "_app_completed",
         "_app_ids",
-        "_comment",
-        "_first_chunk",
-        "_id_prefix",
-        "_line_end",
-        "_marked",
-        "_only_adds_ids",
-        "_passes_all",
+        "_end_names",
+        "_examines_all",
+        "_is_openai",
+        "_loose",
+        "_loose_bytes",
+        "_marker",
         "_splitter",
+        "_trace_in_data",
         "app_owns_ids",
-        "options",
-        "pending",
-        "recording",
+        "first_chunk",
+        "has_ids",
+        "has_own_end",
+        "log",
+        "record",
     )
 
     def __init__(
         self,
         options: Options,
-        terms: StreamTerms,
-        *,
-        client_kind: ClientKind,
         record: StreamRecord,
-        secret: str,
-        marked: bool,
-        comment: CommentForm,
+        *,
+        end_names: tuple[bytes, ...],
         app_ids: bool = False,
+        is_openai: bool | None = None,
     ) -> None:
-        super().__init__(terms, client_kind=client_kind, record=record)
-        self.options = options
-        self.recording: Recording | None = None
-        self.pending: list[bytes] = _NOTHING
-        self._id_prefix = f"\nid: {secret}-".encode() if secret else b""
+        self.record = record
+        self.log: Recording | None = None
         self._splitter = Splitter(options.max_event_bytes)
-        self._comment = comment
-        self._line_end = b"\n"
-        self._first_chunk: dict[str, Any] | None = None
-        self._marked = marked
+        self._trace_in_data = options.trace_in_data
         self._app_ids = app_ids
+        self._end_names = end_names
+        self._is_openai = is_openai
+        self._examines_all = self._trace_in_data or is_openai is not False
+        self._marker = b"event:"
+        self._loose = _NOTHING
+        self._loose_bytes = 0
         self.app_owns_ids = False
-        self._app_completed = False
-        self._only_adds_ids = client_kind is ClientKind.EVENTSOURCE and not (
-            options.trace_in_data or app_ids
-        )
-        self._passes_all = client_kind is ClientKind.OFF
+        self.has_ids = False
+        self.has_own_end = False
+        self.first_chunk: dict[str, Any] | None = None
 
-    def feed(self, chunk: bytes, now: float) -> bytes:
-        """Process bytes and return those that can be sent now."""
-        if self.pending:
-            return self.take_pending() + self.feed(chunk, now)
-        return self._feed_usual(chunk, now) or b"".join(self.feed_parts(chunk, now))
+    def feed_usual(self, chunk: bytes, now: float) -> int:
+        """Process a chunk if all of it are usual events, none of which may end the stream.
 
-    def _feed_usual(self, chunk: bytes, now: float) -> bytes:
-        """Do the same as `feed` if all events are usual and none may end the stream."""
-        count = self._splitter.count_usual(chunk)
-        if not count:
-            return b""
-        if self._passes_all:
-            pass
-        elif self._only_adds_ids:
-            if chunk.find(b"event:") >= 0 and chunk.find(b"complete") >= 0:
-                return b""
-            return self._number(chunk, count, now)
-        elif self._first_chunk is None or self.options.trace_in_data or chunk.find(b"[DONE]") >= 0:
-            return b""
-        self.record.count_events(count, now)
-        return chunk
-
-    def enqueue(self, chunk: bytes, now: float) -> None:
-        """Add bytes to process later.
-
-        The caller may append more to `pending` for a few milliseconds; all count as received `now`.
+        Returns:
+            The number of events; 0 if the chunk has not been processed.
         """
-        self.pending = [chunk]
-        self._written_at = now
+        count = self._splitter.count_usual(chunk)
+        may_end = self._examines_all or chunk.find(self._marker) >= 0
+        if not count or (may_end and self._needs_a_look(chunk)):
+            return 0
+        last, log = self.record.count_events(count, now), self.log
+        if log is not None:
+            if self._loose:
+                log.append(last - count + 1, *self._with_loose(_frames(chunk)))
+            elif count == 1:
+                log.append(last, chunk)
+            else:
+                log.append(last - count + 1, *_frames(chunk))
+        return count
 
-    def take_pending(self) -> bytes:
-        """Process the pending bytes and return those that can be sent now."""
-        if not self.pending:
-            return b""
-        pending, self.pending = self.pending, _NOTHING
-        now = self._written_at
-        return self._feed_usual(b"".join(pending), now) or b"".join(
-            [self.feed(chunk, now) for chunk in pending]
-        )
-
-    def feed_parts(self, chunk: bytes, now: float) -> list[bytes]:
-        """Do the same as `feed`, and return each event separately."""
-        chunk = bytes(chunk)
-        parts = [pending] if (pending := self.take_pending()) else []
+    def feed(self, chunk: bytes, now: float) -> list[Part]:
+        """Process a chunk, and return the parts of the stream that are complete."""
+        parts: list[Part] = []
         for kind, data in self._splitter.feed(chunk):
             if kind is Kind.BLOCK:
                 parts.append(self._process_block(data, now))
-            elif kind is Kind.LAST_PART:
-                number = self.record.count_events(1, now)  # has no id: its bytes are unchanged
-                if self.recording is not None:
-                    self.recording.skip(number)
-                parts.append(data)
-            elif kind is not Kind.BOM or not self._has_written_first():
-                parts.append(data)
-        if parts:
-            self._written_at = now
+            elif kind is Kind.PART:
+                parts.append((INSIDE_EVENT, data))
+            else:
+                if kind is Kind.LAST_PART:  # too long to be kept, and without an id
+                    self._skip(self.record.count_events(1, now))
+                else:
+                    self._keep_loose(data)
+                parts.append((NO_EVENT, data))
         return parts
 
-    def _has_written_first(self) -> bool:
-        """Return whether bytes of the middleware precede those of the app."""
-        return self.client_kind is ClientKind.EVENTSOURCE or self.record.heartbeats > 0
+    def end(self, reason: Reason, duration: float) -> tuple[StreamEnd, StreamEnd]:
+        """End the stream, and return its end for clients that are connected, and for the log.
 
-    def _number(self, chunk: bytes, count: int, now: float) -> bytes:
-        """Add an id to each of the `count` usual events of `chunk`."""
-        last = self.record.count_events(count, now)
-        prefix, recording = self._id_prefix, self.recording
-        if count == 1:
-            frame = chunk[:-2] + prefix + (_ID_ENDS[last] if last < _MANY else b"%d\n\n" % last)
-            if recording is not None:
-                recording.append(last, frame)
-            return frame
-        first = last - count + 1
-        if last < _MANY:
-            ends = _ID_ENDS[first : last + 1]
-        else:
-            ends = [b"%d\n\n" % number for number in range(first, last + 1)]
-        blocks = chunk.split(b"\n\n")
-        frames = [block + prefix + end for block, end in zip(blocks, ends, strict=False)]
-        if recording is not None:
-            recording.append(first, *frames)
-        return b"".join(frames)
+        The log has all bytes after the last event, of which connected clients have received some.
+        """
+        record = self.record
+        end = StreamEnd(
+            reason,
+            trace_id=record.trace_id,
+            duration=duration,
+            chunks=record.chunks,
+            tokens=record.tokens,
+            is_inside_event=not self._splitter.between_blocks,
+            tail=self._splitter.flush(),
+            has_own_end=self.has_own_end,
+            first_chunk=self.first_chunk,
+        )
+        self.log = None
+        return end, end._replace(tail=self._take_loose() + end.tail)
 
-    def _process_block(self, block: bytes, now: float) -> bytes:
-        if not block.endswith(b"\n\n"):
-            self._line_end = line_end(block[: -len(line_end(block))])
+    def _take_loose(self) -> bytes:
+        """Return the bytes after the last event that clients have received, and drop them."""
+        loose, self._loose = self._loose, _NOTHING
+        self._loose_bytes = 0
+        return b"".join(loose)
+
+    def _needs_a_look(self, chunk: bytes) -> bool:
+        """Return whether usual events have to be examined one by one."""
+        if self._trace_in_data or self._is_openai is None:
+            return True
+        if self._is_openai:
+            has_first = self.first_chunk is None and chunk.find(openai.CHUNK_TYPE) >= 0
+            return has_first or chunk.find(openai.DONE) >= 0
+        return chunk.find(b"event:") >= 0 and any(chunk.find(name) >= 0 for name in self._end_names)
+
+    def _process_block(self, block: bytes, now: float) -> Part:
         if has_id(block):
-            self.app_owns_ids = True
-            if not self._app_ids:
-                self._only_adds_ids = False
-                if self.recording is not None:
-                    self.recording.use_app_ids()
-                    self.recording = None
-            if self._comment is CommentForm.BLOCK_UNTIL_ID:
-                self._comment = CommentForm.LINE
+            self._on_app_id()
         if not has_data(block):
-            return block
-        if self.client_kind is ClientKind.EVENTSOURCE and block.find(b"complete") >= 0:
-            name = event_name(block).decode("latin-1")
-            if name == self.terms.event_prefix + "complete":
-                self._app_completed = True
-        self.record.count_events(1, now)
-        return block if self._passes_all else self._change_event(block)
-
-    def _change_event(self, block: bytes) -> bytes:
-        if self.options.trace_in_data:
+            self._keep_loose(block)
+            return NO_EVENT, block
+        number = self.record.count_events(1, now)
+        if self._trace_in_data:
             block = add_trace_id(block, self.record.trace_id)
-        if self.client_kind is not ClientKind.EVENTSOURCE:
-            self._detect_openai(block)
-            return block
-        if not (self.app_owns_ids or self._app_ids):
-            block = add_line(block, b"%b%d" % (self._id_prefix[1:], self.record.chunks))
-        if self.recording is not None:
-            self.recording.append(self.record.chunks, block)
-        return block
+        self._examine(block)
+        if self.log is not None:
+            self.log.append(number, *self._with_loose([block]))
+        return number, block
 
-    def _detect_openai(self, block: bytes) -> None:
-        """Detect a stream in OpenAI's dialect at its first event, and later its end."""
-        if (
-            self._first_chunk is None
-            and (self.client_kind is ClientKind.OPENAI or self.record.chunks == 1)
-            and block.find(openai.CHUNK_TYPE) >= 0
-        ):
-            self._first_chunk = openai.parse_chunk(event_data(block))
-            if self._first_chunk is not None:
-                self.client_kind = ClientKind.OPENAI
-                self.record.family = ClientKind.OPENAI
-        if self.client_kind is ClientKind.PLAIN:
-            self._passes_all = not self.options.trace_in_data
-        elif block.find(openai.DONE) >= 0 and event_data(block) == openai.DONE:
-            self._app_completed = True
+    def _examine(self, block: bytes) -> None:
+        """Detect the dialect of a stream at its first event, and later the app's own last event."""
+        if self._is_openai is not False and self.first_chunk is None:
+            if block.find(openai.CHUNK_TYPE) >= 0:
+                self.first_chunk = openai.parse_chunk(event_data(block))
+            if self._is_openai is None:
+                self._is_openai = self.first_chunk is not None
+            self._examines_all = self._trace_in_data or (self._is_openai and not self.first_chunk)
+            self._marker = openai.DONE if self._is_openai else b"event:"
+        if self._is_openai:
+            if block.find(openai.DONE) >= 0 and event_data(block) == openai.DONE:
+                self.has_own_end = True
+        elif block.find(b"event") >= 0 and event_name(block) in self._end_names:
+            self.has_own_end = True
+
+    def _on_app_id(self) -> None:
+        self.has_ids = True
+        if not (self._app_ids or self.app_owns_ids):
+            self.app_owns_ids = True
+            if self.log is not None:
+                self.log.use_app_ids()
+                self.log = None
+
+    def _keep_loose(self, data: bytes) -> None:
+        """Keep bytes that are no event, for the log: they precede the next event there."""
+        if self.log is None:
+            return
+        if not self._loose:
+            self._loose = deque()
+        self._loose.append(data)
+        self._loose_bytes += len(data)
+        while self._loose_bytes > _MAX_LOOSE_BYTES:
+            self._loose_bytes -= len(self._loose.popleft())
+
+    def _with_loose(self, frames: list[bytes]) -> list[bytes]:
+        if self._loose:
+            frames[0] = self._take_loose() + frames[0]
+        return frames
+
+    def _skip(self, number: int) -> None:
+        self._take_loose()
+        if self.log is not None:
+            self.log.skip(number)
+
+
+def _frames(chunk: bytes) -> list[bytes]:
+    """Split a chunk of usual events."""
+    return [block + b"\n\n" for block in chunk.split(b"\n\n")[:-1]]

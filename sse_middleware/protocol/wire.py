@@ -61,6 +61,10 @@ class Splitter:
     immediately. A block longer than `max_block_bytes` is returned in parts as they arrive, until
     its blank line, so that memory is bounded by the limit and one chunk.
 
+    Args:
+        max_block_bytes: the limit.
+        at_start: whether the bytes are the first of the stream, which may have a byte order mark.
+
     Attributes:
         at_rest: whether the next byte begins a line between two blocks and the buffer is empty.
     """
@@ -72,19 +76,17 @@ class Splitter:
         "_in_long_block",
         "_limit",
         "_searched",
-        "_wrote_lf",
         "at_rest",
     )
 
-    def __init__(self, max_block_bytes: int) -> None:
+    def __init__(self, max_block_bytes: int, *, at_start: bool = True) -> None:
         self._limit = max_block_bytes
         self._buffer = _NOTHING
         self._searched = 0  # no blank line begins before this offset; no byte is searched twice
         self._ended_in_cr = False  # the last piece ended in CR: a LF that follows completes it
-        self._wrote_lf = False  # ... and `complete_line_end` has returned that LF already
         self._in_long_block = False
-        self._at_start = True
-        self.at_rest = False
+        self._at_start = at_start
+        self.at_rest = not at_start
 
     @property
     def between_blocks(self) -> bool:
@@ -138,17 +140,6 @@ class Splitter:
         self._searched = 0
         return tail
 
-    def complete_line_end(self) -> bytes:
-        """Return the LF that completes a CRLF in two chunks, or nothing.
-
-        The caller sends it before bytes of its own. The LF of the stream is then dropped when it
-        arrives. If none arrives, a CR has become a CRLF, which parses the same.
-        """
-        if not self._ended_in_cr or self._wrote_lf:
-            return b""
-        self._wrote_lf = True
-        return b"\n"
-
     def _begins(self, chunk: bytes) -> bool:
         """Return whether `chunk` is the first of the stream and has no byte order mark."""
         if not self._at_start or self._buffer or chunk[0] == BOM[0]:
@@ -181,12 +172,8 @@ class Splitter:
         return True
 
     def _emit_missing_lf(self, pieces: list[Piece]) -> None:
-        wrote, self._ended_in_cr, self._wrote_lf = self._wrote_lf, False, False
-        if not self._buffer.startswith(b"\n"):
-            return
-        if wrote:
-            del self._buffer[:1]
-        else:
+        self._ended_in_cr = False
+        if self._buffer.startswith(b"\n"):
             self._emit(pieces, Kind.LINE, 1)
 
     def _emit_blocks(self, pieces: list[Piece]) -> None:

@@ -33,8 +33,8 @@ from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, strea
 from sse_middleware.protocol.wire import Kind, Splitter, event_id
 from sse_middleware.resume.authorization import CORS, Authorization
 from sse_middleware.stores.base import LogSnapshot, LogState
-from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.context import Context
+from sse_middleware.stream.follower import Follower
 
 logger = logging.getLogger("sse_middleware")
 
@@ -152,7 +152,8 @@ class ResumeHandler:
             elif found.state is LogState.RUNNING:
                 had_another = event_id is not None and event_id.seq and event_id.ending is None
                 reset = "gone" if had_another else ""
-                await self._read(found, request, run_app, after=0, reset=reset)
+                secret = found.info.secret
+                await self._read(found, request, run_app, after=0, secret=secret, reset=reset)
             else:
                 await send_empty(send, request, HTTPStatus.NO_CONTENT)
         except StoreError as exc:
@@ -179,7 +180,10 @@ class ResumeHandler:
             if await self._access.may_resume(found.info, request, body):
                 after = await self._find_app_id(found, held)
                 if after is not None:
-                    await self._read(found, request, run_app, after=after, event_id=held)
+                    secret = found.info.secret  # for the id of the end
+                    await self._read(
+                        found, request, run_app, after=after, secret=secret, event_id=held
+                    )
                     return None
         request.intent = ResumeIntent(EventId("", 0), reset="gone")
         return run_app
@@ -198,12 +202,12 @@ class ResumeHandler:
         """Send the rest of a log, from its oldest event if the missed ones are no longer kept."""
         truncated = after < found.first - 1
         after = max(after, found.first - 1)
-        if secret:
+        if secret and event_id is None:
             event_id = str(EventId(secret, after))
         for observer in self._context.observers:
             result = "truncated" if truncated else "resumed"
             observer.resumed(found.info.route, result, max(0, found.last - after))
-        await Connection(
+        await Follower(
             self._context,
             request,
             run_app.receive,

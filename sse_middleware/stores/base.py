@@ -7,7 +7,7 @@ events is notified of it.
 
 import enum
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from sse_middleware.protocol.stream_terms import StreamTerms
@@ -49,6 +49,7 @@ class LogInfo:
         app_ids: whether the app sets event ids itself.
         opened_on: the time at which the response started, in seconds since the epoch.
         terms: the parameters of the stream that are announced to clients.
+        secret: the secret of its event ids, `""` if they are the app's.
     """
 
     stream_id: str
@@ -63,6 +64,7 @@ class LogInfo:
     app_ids: bool
     opened_on: float
     terms: StreamTerms
+    secret: str = field(default="", repr=False)
 
 
 class LogSnapshot(NamedTuple):

@@ -1,7 +1,9 @@
-"""The interface between a stream and the object that runs its app."""
+"""The interfaces between a stream, the object that runs its app, and the writes to its client."""
 
 import asyncio
 from typing import Final, Protocol
+
+from starlette.types import Message
 
 
 class StreamCallbacks(Protocol):
@@ -38,3 +40,31 @@ class _NoCallbacks:
 
 
 NO_CALLBACKS: Final[StreamCallbacks] = _NoCallbacks()
+
+
+async def discard(_: Message) -> None:
+    """Discard a message that a task of the app writes after the end of its request."""
+    await NO_CALLBACKS.on_write_after_end()
+
+
+class SenderOwner(Protocol):
+    """The connection that writes."""
+
+    def on_written(self) -> None:
+        """Handle that no write is in progress, and nothing is pending."""
+
+    def on_write_failed(self) -> None:
+        """Handle that nothing more can be written."""
+
+
+class _NoSenderOwner:
+    """The owner of a sender whose request has ended."""
+
+    def on_written(self) -> None:
+        """Do nothing."""
+
+    def on_write_failed(self) -> None:
+        """Do nothing."""
+
+
+NO_SENDER_OWNER: Final[SenderOwner] = _NoSenderOwner()

@@ -44,6 +44,7 @@ class AppCancellation:
 
     Attributes:
         disconnect_delivered: whether the app has received `http.disconnect`.
+        interrupted: the listeners that were cancelled.
     """
 
     __slots__ = (
@@ -55,6 +56,7 @@ class AppCancellation:
         "_is_grace_over",
         "_task",
         "disconnect_delivered",
+        "interrupted",
     )
 
     def __init__(
@@ -73,7 +75,10 @@ class AppCancellation:
         self._is_grace_over = False
         self._discarded_writes = 0
         self.disconnect_delivered = False
-        for listener in listeners:
+        # The current task is about to receive the disconnect.
+        current = asyncio.current_task()
+        self.interrupted = tuple(task for task in listeners if task is not current)
+        for listener in self.interrupted:
             listener.cancel()
         self._grace_timer = asyncio.get_running_loop().call_later(
             grace_seconds, self._on_grace_over

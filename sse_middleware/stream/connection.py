@@ -1,235 +1,314 @@
-"""A connection that follows a log, without running the app.
+"""One client's side of a stream: its first bytes, the events in order, heartbeats, and its end.
 
-Stored events and later ones are one sequence. The connection tracks its own position, reads from
-the log only as fast as its client reads, and never writes to the log.
+A connection follows a producer of this process directly, or a log. It makes no decision about the
+producer: it reports that it has closed. Each input is looked up in `CONNECTION_TABLE`.
 """
 
-import asyncio
-import dataclasses
 import logging
-import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+import math
+import random
+from collections.abc import AsyncGenerator, Callable
+from typing import Final, Protocol
 
-from starlette.types import Message, Receive, Send
+from starlette.types import Message
 
-from sse_middleware.errors import StoreError
-from sse_middleware.http.request import SSERequest
-from sse_middleware.http.response_head import (
-    OWN_HEADERS,
-    body_message,
-    parse_headers,
-    stream_headers,
+from sse_middleware.protocol.connection_state import (
+    CONNECTION_TABLE,
+    ConnectionAction,
+    ConnectionInput,
+    ConnectionPhase,
 )
-from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
-from sse_middleware.protocol.deadlines import Reason
-from sse_middleware.protocol.stream_state import StreamState
-from sse_middleware.stores.base import Batch, LogInfo, LogState
-from sse_middleware.stream.cancellation import GRACE_SECONDS, SHUTDOWN_GRACE_SECONDS
-from sse_middleware.stream.context import Context
-from sse_middleware.stream.producer import Producer
-from sse_middleware.stream.sender import joined
-from sse_middleware.stream.timers import current_timers
+from sse_middleware.protocol.deadlines import Due
+from sse_middleware.protocol.dialect import Dialect
+from sse_middleware.protocol.intake import Part
+from sse_middleware.protocol.stream_end import Reason, StreamEnd, unpack_end
+from sse_middleware.stores.base import Batch, LogState
+from sse_middleware.stream.sender import Sender
 
-logger = logging.getLogger("sse_middleware")
+logger = logging.getLogger("sse_middleware.stream")
 
-_LOG_END_SECONDS = 0.1
+_LIVE: Final = ConnectionPhase.LIVE
+_CLOSE_SECONDS: Final = 1.0
+"""The time for the last bytes of a connection whose client resumes the stream."""
 
 
-class ConnectionSender(Producer):
-    """Write complete events that a log has already numbered.
+class ConnectionOwner(Protocol):
+    """The object that is told of the end of a connection."""
 
-    Attributes:
-        is_resumable_elsewhere: whether the client can resume on another worker.
-    """
+    def on_connection_closed(self, connection: "Connection", /) -> None:
+        """Handle that a connection has closed, once."""
 
-    __slots__ = ("is_resumable_elsewhere",)
 
-    is_resumable_elsewhere: bool
+class _NoOwner:
+    """The owner of a connection whose request has ended."""
 
-    @property
-    def drain_seconds(self) -> float:
-        """A little more than the time of the stream, so that its end arrives first."""
-        return super().drain_seconds + _LOG_END_SECONDS
+    def on_connection_closed(self, connection: "Connection", /) -> None:
+        """Do nothing."""
 
-    def on_drain(self) -> None:
-        """Disconnect the client if it can resume on another worker."""
-        if self.is_resumable_elsewhere:
-            self.on_drain_over()
 
-    def on_drain_over(self) -> None:
-        """Disconnect the client, because the server waits for nothing else."""
-        if not self._is_ended():
-            self._state.prepare_to_drain()
-            self._end_connection(self._clock(), Reason.SHUTDOWN)
-
-    async def write_frames(self, frames: bytes, last: int, *, reason: Reason | None = None) -> None:
-        """Send frames up to the event `last`, and end the response if there is a `reason`."""
-        await self._wait_for_turn()
-        if self._closed:
-            return
-        self._raise_failure()
-        data = joined([*self._take_pending(), frames])
-        self._state.advance_to(last, self._clock())
-        if reason is not None:
-            self._stop_timer()
-            self._state.end_from_log(reason)
-        if data or reason is not None:
-            await self._send_as_app(body_message(data, more_body=reason is None), len(data))
+NO_OWNER: Final[ConnectionOwner] = _NoOwner()
 
 
 class Connection:
-    """Send one client the rest of a stream.
+    """Write to one client.
 
     Args:
-        context: the objects that all requests of one middleware share.
-        scope: the scope of the request.
-        receive: the server's `receive`.
-        send: the server's `send`.
-        info: the description of the log.
-        after: the number of the event after which the client resumes.
-        event_id: the event id that the client has, `None` for none.
-        secret: the secret of the stream, `""` if the ids are not ours or it is not known here.
-        reset: why the client cannot resume there, `""` if it can.
+        dialect: the form of the stream for this client.
+        sender: writes them.
+        owner: is told of the end.
+        send_timeout: how long the client may block a write, in seconds; `None` for any time.
+        clock: returns the time.
+
+    Attributes:
+        closed_by: the input that has ended it, `None` before.
+        phase: its state.
+        dialect: as the argument.
+        sender: as the argument.
     """
+
+    __slots__ = ("_close_at", "_owner", "_send_timeout", "closed_by", "dialect", "phase", "sender")
 
     def __init__(
         self,
-        context: Context,
-        request: SSERequest,
-        receive: Receive,
-        send: Send,
+        dialect: Dialect,
+        sender: Sender,
+        owner: ConnectionOwner,
         *,
-        info: LogInfo,
-        after: int,
-        event_id: str | None,
-        secret: str = "",
-        reset: str = "",
+        send_timeout: float | None,
     ) -> None:
-        self._context = context
-        self._request = request
-        self._receive = receive
-        self._info = info
-        self._secret = secret
-        self._after = after
-        self._tasks: list[asyncio.Task[None]] = []
-        self._record = StreamRecord(
-            info.stream_id,
-            request.trace_id,
-            info.route,
-            ClientKind.EVENTSOURCE,
-            resumed_after=after,
-            chunks=after,
-        )
-        self._options = dataclasses.replace(context.options, batch=False, chunk_delay_ms=0)
-        self._state = StreamState(
-            self._options,
-            info.terms,
-            client_kind=ClientKind.EVENTSOURCE,
-            record=self._record,
-            secret=secret,
-            marked=info.marked,
-            comment=CommentForm.BLOCK,
-            app_ids=info.app_ids,
-        )
-        timers = current_timers()
-        self._preamble = self._state.open(
-            timers.clock(),
-            timers.epoch(),
-            reset=reset,
-            resumed=True,
-            event_id=event_id,
-            age=max(0.0, time.time() - info.opened_on),
-            ends_in=context.credential_ttl(request.scope),
-        )
-        self._sender = ConnectionSender(
-            self._state, send, timers, observers=context.observers, callbacks=self
-        )
-        self._sender.is_resumable_elsewhere = context.store.is_shared
+        self.dialect = dialect
+        self.sender = sender
+        self.phase = ConnectionPhase.OPENING
+        self.closed_by: ConnectionInput | None = None
+        self._owner = owner
+        self._close_at = math.inf
+        self._send_timeout = math.inf if send_timeout is None else send_timeout
+        sender.owner = self
 
-    async def run(self) -> None:
-        """Send events until the stream ends, the cap is reached or the client disconnects."""
-        grace_seconds = GRACE_SECONDS
-        try:
-            await self._sender.open(self._start(), self._preamble)
-            follow_task = asyncio.ensure_future(self._follow())
-            disconnect_task = asyncio.ensure_future(self._wait_for_disconnect())
-            self._tasks = [follow_task, disconnect_task]
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            self._sender.on_drain_over()
-            grace_seconds = SHUTDOWN_GRACE_SECONDS
-            raise
-        finally:
-            await self._aclose(grace_seconds)
+    @property
+    def is_open(self) -> bool:
+        """Whether the client still receives the stream."""
+        return self.phase in _OPEN
 
-    def on_cap(self) -> None:
-        """Do nothing: `on_end` follows."""
+    def blocked_at(self) -> int | None:
+        """Return the bytes sent before the write in progress, `None` if there is no write."""
+        return self.dialect.record.sent_bytes if self.sender.is_writing else None
 
-    def on_end(self) -> None:
-        """Cancel the tasks, because the end of the connection is being written."""
-        for task in self._tasks:
-            task.cancel()
+    async def open(self, start: Message, preamble: bytes) -> None:
+        """Send the response start; the first bytes follow with the first event, or soon."""
+        if preamble:
+            self.sender.append(preamble)
+        await self.sender.send_start(start)
+        self._move(ConnectionInput.STARTED)
+        if self.phase is not _LIVE:  # it has ended meanwhile
+            self.sender.flush_soon()
+            if self.sender.is_idle:
+                self.on_written()
 
-    def watch_for_disconnect(self) -> None:
-        """Do nothing: a connection always receives."""
+    # Inputs of the producer, or of a log
 
-    async def on_write_after_end(self) -> None:
-        """Do nothing: no app writes here."""
+    def number(self, data: bytes, last: int, count: int) -> bytes:
+        """Return `count` usual events as they are to be written, `b""` if they are not."""
+        if self.phase is not _LIVE and self._move(ConnectionInput.EVENTS) is _IGNORE:
+            return b""
+        self.sender.queued_to = last
+        return self.dialect.number(data, last, count)
 
-    def _start(self) -> Message:
-        info = self._info
-        kept = [pair for pair in parse_headers(info.headers) if pair[0].lower() != b"cache-control"]
-        headers = stream_headers(
-            [*kept, *OWN_HEADERS],
-            info.terms,
-            trace_id=self._record.trace_id,
-            stream_id=info.stream_id,
-        )
-        return {"type": "http.response.start", "status": 200, "headers": headers}
+    def part(self, number: int, data: bytes, now: float) -> bytes:
+        """Return an event, or other bytes, as they are to be written, `b""` if they are not."""
+        if self._move(ConnectionInput.EVENTS) is _IGNORE:
+            return b""
+        if number > 0:
+            self.sender.queued_to = number
+        return self.dialect.part(number, data, now)
 
-    async def _follow(self) -> None:
-        try:
-            async with aclosing(
-                self._context.store.follow(self._info.stream_id, self._after)
-            ) as log:
-                await self._forward_log(log)
-        except StoreError:
-            # The client keeps its event id and retries.
-            await self._sender.write_frames(b"", self._record.chunks, reason=Reason.UNAVAILABLE)
+    def append(self, data: bytes, last: int, count: int) -> None:
+        """Write `count` usual events together with the next ones."""
+        self.sender.append(self.number(data, last, count))
 
-    async def _forward_log(self, log: AsyncGenerator[Batch, None]) -> None:
-        write = self._sender.write_frames
-        async for state, last, frames in log:
-            if state is LogState.RUNNING:
-                await write(frames, last)
-            elif state is LogState.TRUNCATED:
-                await write(self._state.reset_truncated(last), last)
-            elif state is LogState.LOST:
-                await write(self._state.producer_lost(), last, reason=Reason.LOST)
+    def append_parts(self, parts: list[Part], now: float) -> None:
+        """Write events and other bytes together with the next ones."""
+        for number, data in parts:
+            self.sender.append(self.part(number, data, now))
+
+    def on_stream_end(self, end: StreamEnd) -> None:
+        """Write the end of the stream, together with all that is pending."""
+        if self._move(ConnectionInput.STREAM_ENDS) is not _IGNORE:
+            self._write_end(*self.dialect.end(end, random.random()))  # noqa: S311
+
+    async def follow(
+        self, log: AsyncGenerator[Batch, None], after: int, clock: Callable[[], float]
+    ) -> None:
+        """Write a log until its end, or until the connection is closed or no longer behind.
+
+        Args:
+            log: the batches.
+            after: the number of the last event that the client has.
+            clock: returns the time.
+        """
+        async for batch in log:
+            if not self.is_open:
+                return
+            if batch.state is LogState.RUNNING:
+                frames = self.dialect.frames(batch.frames, after + 1, batch.last, clock())
+                await self._write(frames)
+            elif batch.state is LogState.TRUNCATED:
+                await self._write(self.dialect.reset_truncated(batch.last))
             else:
-                await write(frames, last, reason=_REASONS.get(state, Reason.GONE))
+                self.on_log_end(batch)
+                return
+            after = batch.last
+            self.dialect.record.chunks = max(self.dialect.record.chunks, after)
+            self.sender.queued_to = self.sender.taken_to = after
+            await self.until_written()
+            if self.phase is ConnectionPhase.BEHIND and after >= self.dialect.record.chunks:
+                self._move(ConnectionInput.CAUGHT_UP)
+                return
 
-    async def _wait_for_disconnect(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    async def until_written(self) -> None:
+        """Wait until all pending bytes are written, or the connection ends."""
+        while not self.sender.is_idle and self.is_open:
+            await self.sender.wait_for_room()
 
-    async def _aclose(self, grace_seconds: float) -> None:
-        for task in self._tasks:
-            task.cancel()
-        try:
-            results = await asyncio.gather(*self._tasks, return_exceptions=True)
-        except asyncio.CancelledError:  # repeated, as anyio does in each iteration
-            grace_seconds = 0.0
-            raise
-        finally:
-            if self._state.reason is None and not self._sender.broken:
-                self._sender.on_disconnect()
-            await self._sender.aclose(grace_seconds, "disconnected")
-        for result in results:
-            if isinstance(result, Exception) and not self._sender.broken:
-                raise result
+    async def until_closed(self) -> None:
+        """Wait until the connection is closed."""
+        while self.phase is not ConnectionPhase.CLOSED:
+            await self.sender.wait_for_room()
+
+    def on_log_end(self, batch: Batch) -> None:
+        """Write the end of a log."""
+        if self._move(ConnectionInput.LOG_ENDS) is _IGNORE:
+            return
+        end = unpack_end(batch.frames, _REASONS.get(batch.state, Reason.GONE))
+        self._write_end(*self.dialect.end(end, random.random()))  # noqa: S311
+
+    def on_store_failure(self) -> None:
+        """End the response because the log cannot be read; the client retries."""
+        if self._move(ConnectionInput.LOG_ENDS) is not _IGNORE:
+            self._write_end(*self.dialect.end(StreamEnd(Reason.UNAVAILABLE), 0.0))
+
+    def lag(self) -> bool:
+        """Read the log from now on; return whether the client has been live until now."""
+        if self.dialect.is_inside_event or not self.sender.may_drop:
+            return False  # the log does not have all of it
+        if self._move(ConnectionInput.LAGS) is _IGNORE:
+            return False
+        self.sender.drop_pending()
+        return True
+
+    # Inputs of time
+
+    def rotate(self, now: float) -> None:
+        """End the connection; the client resumes the stream."""
+        if self._move(ConnectionInput.CAP) is not _IGNORE:
+            self._close_at = now + _CLOSE_SECONDS
+            self._write_end(*self.dialect.rotate(now, random.random()))  # noqa: S311
+
+    def cut(self, now: float) -> None:
+        """End the connection as at the cap of the stream; the client may not resume it."""
+        if self._move(ConnectionInput.CAP) is not _IGNORE:
+            record = self.dialect.record
+            duration = self.dialect.duration_seconds(now)
+            end = StreamEnd(
+                Reason.DURATION_CAP, record.trace_id, duration, record.chunks, record.tokens
+            )
+            self._write_end(*self.dialect.end(end, 0.0))
+
+    def deadline(self, now: float) -> float:
+        """Return the next time at which `on_deadline` has something to do."""
+        if self.phase is ConnectionPhase.CLOSED:
+            return math.inf
+        # Early enough for a write that may start meanwhile.
+        started = self.sender.write_started if self.sender.is_writing else now
+        blocked_at = min(started + self._send_timeout, self._close_at)
+        return min(self.dialect.deadlines.deadline(), blocked_at)
+
+    def on_deadline(self, now: float) -> bool:
+        """Perform what is due; return whether the cap of the connection has been reached."""
+        sender, dialect = self.sender, self.dialect
+        blocked_at = min(sender.write_started + self._send_timeout, self._close_at)
+        if sender.is_writing and now >= blocked_at:
+            self._close(ConnectionInput.CLIENT_IS_BLOCKED)
+            return False
+        due = dialect.deadlines.due(now, dialect.record.last_event_at)
+        if due is Due.CAP:
+            return self.is_open
+        if due is Due.HEARTBEAT:
+            dialect.deadlines.plan_heartbeat(now)
+            if (
+                not sender.is_writing
+                and self._move(ConnectionInput.HEARTBEAT_IS_DUE) is not _IGNORE
+            ):
+                sender.append(dialect.heartbeat(now))
+                sender.flush_soon()
+                logger.debug("heartbeat of stream %s", dialect.record.stream_id)
+        return False
+
+    # Inputs of the client and of the server
+
+    def on_disconnect(self) -> None:
+        """Close the connection, because the client has left."""
+        self._close(ConnectionInput.CLIENT_LEAVES)
+
+    def on_written(self) -> None:
+        """Close the connection after its last bytes."""
+        if self.phase is ConnectionPhase.CLOSING:
+            self._close(ConnectionInput.WRITTEN)
+
+    def on_write_failed(self) -> None:
+        """Close the connection, because nothing more can be written."""
+        self._close(ConnectionInput.WRITE_FAILS)
+
+    def give_up(self) -> None:
+        """Close the connection without its last bytes."""
+        self._close(ConnectionInput.GRACE_IS_OVER)
+
+    def release(self) -> None:
+        """Release all references, at the end of the request."""
+        self.give_up()
+        self.sender.detach()
+        self._owner = NO_OWNER
+
+    async def _write(self, data: bytes) -> None:
+        suspended = self.sender.write(data)
+        if suspended is not None:
+            await suspended
+
+    def _write_end(self, data: bytes, clean: bool, /) -> None:  # noqa: FBT001 - a pair
+        """Write the last bytes; an unclean end leaves the response to the server."""
+        self.dialect.deadlines.stop()
+        self.sender.reports_idle = True
+        if clean:
+            self.sender.end(data)
+        else:
+            self.sender.append(data)
+        self.sender.flush_soon()
+        if self.sender.is_idle:
+            self._close(ConnectionInput.WRITTEN)
+
+    def _close(self, given: ConnectionInput) -> None:
+        if self.phase is ConnectionPhase.CLOSED:
+            return
+        action = self._move(given)
+        if action is ConnectionAction.ABANDON:
+            self.sender.abandon()
+        elif action is ConnectionAction.CUT:
+            # A part of the write may have arrived, so that no event may follow it.
+            self.sender.cut(ends=self.dialect.reads_control_events)
+        self.closed_by = given
+        self.dialect.deadlines.stop()
+        self.sender.release()
+        self._owner.on_connection_closed(self)
+
+    def _move(self, given: ConnectionInput) -> ConnectionAction:
+        action, self.phase = CONNECTION_TABLE[self.phase, given]
+        return action
 
 
-_REASONS = {LogState.CANCELLED: Reason.CANCELLED, LogState.FINISHED: Reason.FINISHED}
+_IGNORE: Final = ConnectionAction.IGNORE
+_OPEN: Final = (ConnectionPhase.OPENING, ConnectionPhase.LIVE, ConnectionPhase.BEHIND)
+_REASONS: Final = {
+    LogState.CANCELLED: Reason.CANCELLED,
+    LogState.FINISHED: Reason.FINISHED,
+    LogState.LOST: Reason.LOST,
+}

@@ -20,7 +20,7 @@ from sse_middleware.protocol.client_kinds import (
     in_rollout,
 )
 from sse_middleware.stores.base import EventStore, LogInfo
-from sse_middleware.stream.linger_queue import LingerQueue
+from sse_middleware.stream.linger import LingerQueue
 
 logger = logging.getLogger("sse_middleware")
 

@@ -21,9 +21,12 @@ class DiscardedResponse:
         """Discard a message of the app."""
         await self._callbacks.on_write_after_end()
 
-    def fail(self) -> bool:
+    def on_app_raised(self) -> bool:
         """Return that no stream was open."""
         return False
+
+    def on_app_cancelled(self) -> None:
+        """Do nothing: no stream was open."""
 
     def on_disconnect(self) -> bool:
         """Return that the app receives the disconnect."""
@@ -34,9 +37,6 @@ class DiscardedResponse:
         """Return that the app gets the full grace period."""
         return False
 
-    def abort(self) -> None:
-        """Do nothing."""
-
     def is_app_writing(self) -> bool:
         """Return that no write is in progress."""
         return False
@@ -44,6 +44,6 @@ class DiscardedResponse:
     async def wait_until_ended(self) -> None:
         """Return at once."""
 
-    async def aclose(self, grace_seconds: float, outcome: str) -> None:  # noqa: ARG002
+    async def aclose(self, grace_seconds: float) -> None:  # noqa: ARG002
         """Release the object that runs the app, which has a reference to this one."""
         self._callbacks = NO_CALLBACKS

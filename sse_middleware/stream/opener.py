@@ -1,8 +1,10 @@
-"""Turn a response into a stream: its state, its response head and the description of its log."""
+"""Turn a response into a stream: its producer and connection, its response head and its log."""
 
 import logging
+import random
 import time
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 from starlette.types import Message, Scope, Send
 
@@ -17,15 +19,18 @@ from sse_middleware.http.response_head import (
 from sse_middleware.http.routes import Mark, route_name
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm, comment_form
-from sse_middleware.protocol.stream_state import StreamState
+from sse_middleware.protocol.dialect import Dialect
+from sse_middleware.protocol.intake import ENDS_OF_APPS, Intake
 from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import LogInfo
 from sse_middleware.stream.callbacks import StreamCallbacks
+from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
-from sse_middleware.stream.kept_producer import KeptProducer
 from sse_middleware.stream.producer import Producer
-from sse_middleware.stream.timed_sender import StreamSlot
+from sse_middleware.stream.producer_control import ProducerControl
+from sse_middleware.stream.report import StreamSlot
+from sse_middleware.stream.sender import Sender
 from sse_middleware.stream.timers import current_timers
 from sse_middleware.stream.unmarked import UnmarkedStream, log_hint_once
 
@@ -38,7 +43,7 @@ class StreamAdmission(Protocol):
     async def check_at_start(self, mark: Mark | None, route: str) -> bool:
         """Return whether the stream may open; called at the response start."""
 
-    def attach(self, stream: Producer | UnmarkedStream, /) -> StreamSlot | None:
+    def attach(self, stream: ProducerControl | UnmarkedStream, /) -> StreamSlot | None:
         """Give the stream its slot, and return it."""
 
     def release(self) -> None:
@@ -117,20 +122,22 @@ class StreamOpener:
         client_kind: the kind of the client.
         body: the received part of the request body, if it identifies the stream.
 
-    Attributes:
-        preamble: the bytes to write before the first event.
     """
 
     __slots__ = (
         "_body",
         "_context",
         "_current",
+        "_dialect",
+        "_has_app_ids",
         "_mark",
         "_options",
+        "_preamble",
+        "_record",
         "_request",
-        "_state",
+        "_secret",
+        "_terms",
         "_timers",
-        "preamble",
     )
 
     def __init__(
@@ -153,23 +160,28 @@ class StreamOpener:
         record.family = client_kind
         record.route = route_name(request.scope, mark)
         has_ids, style = client_kind is ClientKind.EVENTSOURCE, self._options.comment_style
-        secret = current.take_secret()
-        self._state = StreamState(
+        self._record = record
+        self._has_app_ids = mark.stream_key is not None
+        self._timers = current_timers()
+        self._terms = StreamTerms.from_options(self._options, client_kind)
+        self._secret = current.take_secret()
+        self._dialect = Dialect(
             self._options,
-            StreamTerms.from_options(self._options, client_kind),
+            self._terms,
             client_kind=client_kind,
             record=record,
-            secret=secret if has_ids else "",
+            secret=self._secret if has_ids else "",
             marked=True,
             comment=CommentForm.BLOCK if has_ids else comment_form(style),
-            app_ids=mark.stream_key is not None,
+            app_ids=self._has_app_ids,
         )
-        self._timers = current_timers()
-        self.preamble = self._state.open(
-            self._timers.clock(),
+        now = record.opened_at = self._timers.clock()
+        self._preamble = self._dialect.open(
+            now,
             self._timers.epoch(),
             reset=request.intent.reset if has_ids else "",
             event_id=self._client_event_id() if has_ids else None,
+            jitter=random.random(),  # noqa: S311 - no secret
             ends_in=context.credential_ttl(request.scope),
         )
 
@@ -177,40 +189,50 @@ class StreamOpener:
         self, send: Send, start: Message, *, callbacks: StreamCallbacks
     ) -> Producer:
         """Return the producer that writes to `send`, with a log if the stream is to be kept."""
-        context, state = self._context, self._state
-        info = self._log_info(start) if state.client_kind is ClientKind.EVENTSOURCE else None
-        producer: Producer
-        if info is None:
-            producer = Producer(
-                state, send, self._timers, observers=context.observers, callbacks=callbacks
-            )
-        else:
-            producer = KeptProducer(
-                state,
-                send,
-                self._timers,
-                observers=context.observers,
-                callbacks=callbacks,
-                store=context.store,
-                info=info,
-                linger_queue=context.linger_queue,
-            )
+        context, kind = self._context, self._dialect.client_kind
+        info = self._log_info(start) if kind is ClientKind.EVENTSOURCE else None
+        prefix = self._terms.event_prefix.encode()
+        is_openai = None if kind is ClientKind.PLAIN else kind is ClientKind.OPENAI
+        producer = Producer(
+            Intake(
+                self._options,
+                self._record,
+                end_names=tuple(prefix + name for name in ENDS_OF_APPS),
+                app_ids=self._has_app_ids,
+                is_openai=is_openai,
+            ),
+            self._options,
+            self._terms,
+            self._timers,
+            send,
+            observers=context.observers,
+            callbacks=callbacks,
+            linger_queue=context.linger_queue,
+        )
+        if info is not None:
+            producer.log.create(context.store, info)
             if info.app_ids:
                 producer.set_name(context.key_name(self._mark, self._request) or "")
         self._current.open(producer)
-        if state.client_kind is ClientKind.EVENTSOURCE and self._request.intent.reset:
+        if kind is ClientKind.EVENTSOURCE and self._request.intent.reset:
             for observer in context.observers:
-                observer.resumed(state.record.route, self._request.intent.reset, 0)
+                observer.resumed(self._record.route, self._request.intent.reset, 0)
         return producer
 
-    def start(self, start: Message) -> Message:
+    def open(self, producer: Producer, send: Send, start: Message) -> Coroutine[Any, Any, None]:
+        """Open the connection of the client, and return what sends the response start."""
+        sender = Sender(send, self._timers, self._record, self._context.observers)
+        timeout = self._options.send_timeout
+        connection = Connection(self._dialect, sender, producer, send_timeout=timeout)
+        return producer.open(connection, self._start(start), self._preamble)
+
+    def _start(self, start: Message) -> Message:
         """Return the response start with our headers."""
-        state = self._state
         headers = stream_headers(
             start.get("headers") or (),
-            state.terms,
-            trace_id=state.record.trace_id,
-            stream_id=state.record.stream_id,
+            self._terms,
+            trace_id=self._record.trace_id,
+            stream_id=self._record.stream_id,
         )
         return {**start, "headers": headers}
 
@@ -225,25 +247,26 @@ class StreamOpener:
 
     def _log_info(self, start: Message) -> LogInfo | None:
         """Return the description of the log, `None` if the stream is not kept."""
-        state, request, context, mark = self._state, self._request, self._context, self._mark
+        request, context, mark = self._request, self._context, self._mark
         if not self._options.replay_max_events:
             return None
         cookies = self._options.identity_cookies
         identity = identity_of(request, context.identify, cookies)
-        app_ids = mark.stream_key is not None
+        app_ids = self._has_app_ids
         if identity is None or (app_ids and context.key_name(mark, request) is None):
             return None
         return LogInfo(
-            stream_id=state.record.stream_id,
+            stream_id=self._record.stream_id,
             path=request.request_path,
             identity=identity,
             method=request.method,
             body_digest=None if self._body is None else self._body.digest(),
             origin=request.origin,
             headers=serialize_headers(start.get("headers") or ()),
-            route=state.record.route,
+            route=self._record.route,
             marked=True,
             app_ids=app_ids,
             opened_on=time.time(),
-            terms=state.terms,
+            terms=self._terms,
+            secret=self._secret,
         )

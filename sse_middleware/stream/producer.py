@@ -1,258 +1,398 @@
-"""The app's side of one stream: pass its messages through the state machine, and write the result.
+"""The app's side of one stream: its states, its log, and its end.
 
-This runs in the app's own task. `TimedSender` adds the actions that time causes; `Sender` passes
-bytes to the server.
+Each input is looked up in `PRODUCER_TABLE`. A stream ends once, in `_end`: this ends the log and
+stops the app. When its connection has closed too, `_settle` reports the outcome and releases the
+slot. All times at which something is due share one timer, which `_set_timer` sets.
 """
 
 import asyncio
-import contextvars
 import logging
+import math
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Final
 
 from starlette.types import Message, Send
 
-from sse_middleware.http.response_head import BODY, body_message
+from sse_middleware.config.options import Options
 from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.client_kinds import ClientKind
-from sse_middleware.protocol.stream_state import End, StreamState
-from sse_middleware.protocol.wire import has_data
-from sse_middleware.stream.callbacks import StreamCallbacks
-from sse_middleware.stream.sender import APP, MAX_PENDING_BYTES, NO_WRITER, STALL_SECONDS, joined
-from sse_middleware.stream.timed_sender import TimedSender
-from sse_middleware.stream.timers import LoopTimers
+from sse_middleware.protocol.connection_state import ConnectionInput, ConnectionPhase
+from sse_middleware.protocol.intake import Intake
+from sse_middleware.protocol.producer_state import (
+    PRODUCER_TABLE,
+    ProducerAction,
+    ProducerInput,
+    ProducerMove,
+    ProducerPhase,
+)
+from sse_middleware.protocol.stream_end import Reason
+from sse_middleware.protocol.stream_terms import StreamTerms
+from sse_middleware.stream.app_writer import AppWriter
+from sse_middleware.stream.callbacks import NO_CALLBACKS, StreamCallbacks, discard
+from sse_middleware.stream.cancellation import SHUTDOWN_GRACE_SECONDS
+from sse_middleware.stream.connection import Connection
+from sse_middleware.stream.linger import Linger, LingerQueue
+from sse_middleware.stream.producer_control import ProducerControl
+from sse_middleware.stream.producer_log import ProducerLog
+from sse_middleware.stream.report import Report
+from sse_middleware.stream.timers import LoopTimers, StreamTimer
 
 logger = logging.getLogger("sse_middleware.stream")
 
-_PATHSEND = "http.response.pathsend"
-_PATHSEND_CHUNK_BYTES = 1 << 16
 
-
-class Producer(TimedSender):
-    """Write one stream.
+class Producer:
+    """Process the messages of one app, and end its stream.
 
     Args:
-        state: the state machine of the stream.
-        send: the server's `send`.
+        intake: processes the bytes of the app.
+        options: the settings, including those of the mark.
+        terms: the terms of the stream.
         timers: the timers of the running loop.
+        send: the server's `send`.
         observers: are notified of the stream.
-        callbacks: are called when time has ended the stream.
+        callbacks: as the attribute.
+        linger_queue: the streams that wait for a reader.
+
+    Attributes:
+        callbacks: those of the object that runs the app.
+        connection: the connection of the client that has opened the stream.
+        control: ends the stream for other objects.
+        log: keeps the events.
+        phase: its state.
+        report: reports the stream.
+        write: processes a message of the app.
+        writer: processes the messages of the app.
     """
 
-    __slots__ = ("_pacing",)
+    __slots__ = (
+        "_cap_at",
+        "_clock",
+        "_intake",
+        "_linger",
+        "_options",
+        "_outcome",
+        "_reason",
+        "_record",
+        "_terms",
+        "_timer",
+        "_timers",
+        "callbacks",
+        "connection",
+        "control",
+        "log",
+        "phase",
+        "report",
+        "write",
+        "writer",
+    )
+
+    connection: Connection
 
     def __init__(
         self,
-        state: StreamState,
-        send: Send,
+        intake: Intake,
+        options: Options,
+        terms: StreamTerms,
         timers: LoopTimers,
+        send: Send,
         *,
         observers: Sequence[Observer],
         callbacks: StreamCallbacks,
+        linger_queue: LingerQueue,
     ) -> None:
-        super().__init__(state, send, timers, observers=observers, callbacks=callbacks)
-        options = state.options
-        self._pacing = _Pacing(options.chunk_delay_ms / 1000) if options.chunk_delay_ms else None
-        self._fast_path = (
-            options.batch
-            and self._pacing is None
-            and state.client_kind is not ClientKind.OFF
-            and not logger.isEnabledFor(logging.DEBUG)  # logs each event
-        )
+        self._intake = intake
+        self._record = intake.record
+        self._options = options
+        self._terms = terms
+        self._timers = timers
+        self._clock = timers.clock
+        self.report = Report(intake.record, observers, timers.clock)
+        self.callbacks = callbacks
+        self.control = ProducerControl(self, timers, options.drain_seconds)
+        self._linger = Linger(linger_queue, self.control, options.linger_seconds)
+        self.phase = ProducerPhase.OPEN
+        self._reason: Reason | None = None
+        self._outcome = "aborted"
+        self.log = ProducerLog(self, intake)
+        self._timer = StreamTimer(timers, self.check_deadlines)
+        self._cap_at = math.inf
+        self.writer = AppWriter(self, intake, options, timers, send)
+        self.write: Send = self.writer.write
 
-    async def open(self, start: Message, data: bytes) -> None:
+    async def open(self, connection: Connection, start: Message, preamble: bytes) -> None:
         """Send the response start at once; the preamble follows with the first event, or soon."""
-        await self._send_as_app(start, 0)
-        # Copied again: outer middlewares may have set variables in their `send`.
-        self.app_context = contextvars.copy_context()
-        if data:
-            self._enqueue(data)
-
-    async def write(self, message: Message) -> None:  # noqa: C901, PLR0912, PLR0915 - few calls
-        """Write a message of the app in its turn; discard it after the end of the stream.
-
-        Raises:
-            Exception: the exception of the server in this write or in a background write.
-        """
+        self.connection = self.writer.connection = connection
+        connection.sender.app_may_cancel = not self.log.is_kept  # a reader would miss an event
         now = self._clock()
-        is_coalescing = now < self._coalesce_until
-        if (
-            not (is_coalescing or self._fast_path)
-            or message["type"] != BODY
-            or not message.get("more_body")
-        ):
-            await self._write_slow_path(message, now)
-            return
-        body = message.get("body", b"")
-        if type(body) is not bytes:
-            body = bytes(body)
-        state = self._state
-        if is_coalescing:
-            if state.pending:
-                state.pending.append(body)
-            else:
-                state.enqueue(body, now)
-                self._timers.flush_after_tick(self)
-            self._pending_bytes += len(body)
-            if self._pending_bytes >= MAX_PENDING_BYTES:
-                await self._flush()
-            return
-        if now >= self._busy_deadline:  # timers do not fire if the app never yields to the loop
-            self._on_deadline(now)
-            if not self._fast_path:
-                await self._write_slow_path(message, now)
-                return
-        if state.pending:
-            self._collect_events()
-        data = state.feed(body, now)
-        if not data:
-            return  # no event is complete yet
-        if self._active_writer or self._write_queue:
-            self._enqueue(data)
-            if self._pending_bytes >= MAX_PENDING_BYTES:
-                await self._flush()
-            return
-        # The rest is `_send_as_app`, inlined to save the call.
-        self._write_started = now
-        coalesce_until, deadline = now + self._timers.tick_seconds, self._busy_deadline
-        self._coalesce_until = coalesce_until if coalesce_until < deadline else deadline  # noqa: FURB136 - a call
-        if self._pending:
-            data = joined([*self._take_pending(), data])
-        if data is not body:
-            message = {"type": BODY, "body": data, "more_body": True}
-        self._active_writer = APP
-        try:
-            await self._send(message)
-            self._record.sent_bytes += len(data)
-        except Exception:
-            if not self._on_client_lost():
-                raise
-        except asyncio.CancelledError:
-            if not self._uncancel_write():
-                raise
-        finally:
-            self._active_writer = NO_WRITER
-            took_long = self._clock() > now + STALL_SECONDS
-            if took_long or self._pending or self._write_queue or not self._fast_path:
-                self._on_write_done(now)
+        if self._terms.max_seconds is not None and not self._terms.rotates:
+            self._cap_at = self._record.opened_at + self._terms.max_seconds
+        self.report.open(now)
+        self._timers.drain.add(self.control)
+        self._set_timer(now)
+        await connection.open(start, preamble)
+        if not connection.sender.is_idle:
+            self._timers.flush_after_tick(self.writer)
+        self.writer.resume_fast_path()
 
-    async def wait_until_ended(self) -> None:
-        """Wait until a stream that continues without its client has ended."""
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server shuts down."""
+        return self._timers.drain.is_draining
+
+    def is_app_writing(self) -> bool:
+        """Return that an app whose stream has ended waits for no client."""
+        return not self.is_ended
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the stream has ended."""
+        return self.phase in _ENDED
+
+    def remaining_seconds(self) -> float | None:
+        """Return the time until the cap ends the stream, `None` if it has none."""
+        seconds = round(max(0.0, self._cap_at - self._clock()), 3)
+        return seconds if seconds < math.inf else None
 
     def set_name(self, name: str) -> None:
         """Make the stream available under a name, if it is kept."""
+        self.log.set_name(name)
 
-    def _feed(self, body: Any, now: float) -> list[bytes]:
-        before = self._record.chunks
-        parts = self._state.feed_parts(body, now)
-        if logger.isEnabledFor(logging.DEBUG):
-            for number in range(before + 1, self._record.chunks + 1):
-                logger.debug("event %d of stream %s", number, self._record.stream_id)
-        return parts
+    async def wait_until_ended(self) -> None:
+        """Wait until the stream has ended, or cannot be resumed any more."""
+        while not self.is_ended and self.log.is_recording:
+            await self.log.wait_for_change()
 
-    async def _write_slow_path(self, message: Message, now: float) -> None:
-        """Write a message that is not coalesced, such as the end of the response."""
-        if now >= self._busy_deadline:
-            self._on_deadline(now)
-        if self._closed:
-            await self._callbacks.on_write_after_end()
-        elif self._is_detached and (
-            message["type"] not in (BODY, _PATHSEND) or self._state.reason is not None
-        ):
-            return
-        elif self._state.reason is not None:
-            await self._send_as_app(message, 0)
-        elif self._state.client_kind is ClientKind.OFF:
-            await self._pass_through(message, now)
-        elif message["type"] == BODY:
-            await self._write_body(message, now)
-        elif message["type"] == _PATHSEND:
-            await self._write_file(message["path"])
+    def on_disconnect(self) -> bool:
+        """Close the connection, because its client has left.
+
+        Returns:
+            Whether the app continues and does not receive the disconnect yet.
+        """
+        self.connection.on_disconnect()
+        return self.phase in (ProducerPhase.OPEN, ProducerPhase.DETACHED)
+
+    def on_connection_closed(self, connection: Connection) -> None:
+        """Wait for a client that returns, or end the stream if none can."""
+        self.writer.leave_fast_path()
+        self.writer.process_queue()
+        closed_by = connection.closed_by
+        if closed_by in _BY_CLIENT and self._reason in (None, Reason.GONE):
+            self._record.disconnects = 1
+        if self._reason is not None:
+            self._settle()
+        elif self.may_return():
+            self.move(ProducerInput.CLIENT_MAY_RETURN)
+        elif closed_by is ConnectionInput.CLIENT_IS_BLOCKED:
+            self.move(ProducerInput.CLIENT_IS_BLOCKED)
         else:
-            await self._flush()
-            await self._wait_for_turn()
-            if not (self._closed or self._is_detached):
-                await self._send_as_app(message, 0)
-        if self._state.reason is not None and not self._closed:
-            self._stop_timer()
-            self._report_end(self._state.reason)
+            self.move(ProducerInput.CLIENT_HAS_LEFT)
 
-    async def _write_body(self, message: Message, now: float) -> None:
-        body, more_body = message.get("body", b""), message.get("more_body", False)
-        self._raise_failure()
-        if self._pacing is not None:
-            async with self._pacing.turn:
-                await self._write_paced(self._pacing, body, now)
-            body = b""
-        for part in self._feed(body, now):  # in the order of their numbers
-            self._append(part)
-        if not more_body and self._state.reports_end:
-            # FastAPI's event streams end the response before they raise the exception of their
-            # generator, and cancel this write in the next iteration of the loop.
-            await asyncio.sleep(0)
-        if not self._is_detached:
-            await self._wait_for_turn()
-        if self._closed:
+    def on_readers_changed(self) -> None:
+        """Linger after the last reader has left, and stop lingering for the first one."""
+        self.connection.sender.app_may_wait = not self.log.has_readers
+        self.connection.sender.release_app()
+        if self.log.has_readers:
+            self.move(ProducerInput.CONNECTION_FOLLOWS)
+        elif self.phase is ProducerPhase.DETACHED:
+            may = self.may_return()
+            self.move(ProducerInput.CLIENT_MAY_RETURN if may else ProducerInput.LINGER_IS_OVER)
+
+    def on_app_ids(self) -> None:
+        """Handle that the app sets its own ids: no client can resume the stream by ours."""
+        self.log.notify_change()
+        if self.phase is ProducerPhase.DETACHED:
+            self.move(ProducerInput.CLIENT_HAS_LEFT)
+
+    def on_openai(self) -> None:
+        """Apply the cap: a client of OpenAI's dialect can be notified of it."""
+        self._record.family = ClientKind.OPENAI
+        if self._cap_at == math.inf and self._options.stream_max_seconds is not None:
+            self._cap_at = self._record.opened_at + self._options.stream_max_seconds
+            self._set_timer(self._clock())
+
+    def may_return(self) -> bool:
+        """Return whether a client follows the log, or can resume the stream later."""
+        may = bool(self._options.linger_seconds) or self.log.has_readers
+        return may and self.log.is_recording
+
+    def _has_client(self) -> bool:
+        return self.connection.phase is not ConnectionPhase.CLOSED
+
+    def fall_behind(self) -> bool:
+        """Have the connection read the log, because its client is slower than others."""
+        name = self._record.stream_id
+        falls = self.log.follow(self.connection, name, self._clock, self._on_caught_up)
+        if falls:
+            self.writer.leave_fast_path()
+            self.writer.unread_bytes = 0
+        return falls
+
+    def _on_caught_up(self) -> None:
+        self.writer.unread_bytes = 0
+        self.log.notify_change()
+        self.writer.resume_fast_path()
+
+    # The states of the producer
+
+    def on_app_raised(self) -> bool:
+        """End the stream because the app has raised an exception; return whether it was open."""
+        return self.move(ProducerInput.APP_RAISES) is ProducerAction.FINISH
+
+    def on_app_cancelled(self) -> None:
+        """End the stream because the server has cancelled the task of the request."""
+        if self.connection.sender.is_writing:
+            self.move(ProducerInput.APP_IS_LOST)
+        elif self.is_draining:
+            self.move(ProducerInput.APP_STOPS_FOR_DRAIN)
+        else:
+            self.move(ProducerInput.APP_IS_CANCELLED)
+
+    def move(self, given: ProducerInput) -> ProducerAction:
+        """Perform the action of `PRODUCER_TABLE` for an input, and return it."""
+        move = PRODUCER_TABLE[self.phase, given]
+        self.phase = move.phase
+        if move.reason is not None:
+            self._end(move)
+        elif move.action is ProducerAction.LINGER:
+            self.start_lingering()
+        elif move.action is ProducerAction.STOP_LINGERING:
+            self._stop_lingering()
+        elif move.action is ProducerAction.STOP:
+            self.callbacks.on_end()
+        return move.action
+
+    def _end(self, move: ProducerMove) -> None:
+        """End the stream: the only place that ends the log, and stops the app."""
+        assert move.reason is not None
+        self._reason = reason = move.reason
+        is_lost = move.action is ProducerAction.LOSE
+        self._outcome = "aborted" if is_lost else _OUTCOMES.get(reason, reason.value)
+        self.writer.leave_fast_path()
+        self._stop_lingering()
+        self._cap_at = math.inf
+        if self.connection.dialect.reads_control_events and reason is Reason.SHUTDOWN:
+            self.connection.dialect.prepare_to_drain()
+        self.writer.process_queue()
+        end, in_log = self._intake.end(reason, self.report.duration())
+        self.log.end(
+            in_log,
+            is_lost=is_lost,
+            can_resume=not (reason is Reason.DURATION_CAP and self._terms.rotates),
+        )
+        self.connection.on_stream_end(end)
+        self.connection.sender.release_app()
+        if move.action is ProducerAction.STOP:
+            self.callbacks.on_end()
+        if not self._has_client():
+            self._settle()
+        self._set_timer(self._clock())
+
+    def _settle(self) -> None:
+        """Report the outcome: the stream and its connection have ended."""
+        self.report.end(self._outcome)
+
+    def start_lingering(self) -> None:
+        """Wait for a client, unless one follows the log."""
+        if self.log.has_readers:
+            self._stop_lingering()
             return
-        self._raise_failure()
-        data = joined(self._take_pending())
-        if not more_body:
-            data += self._finish(now).data
-        if self._is_detached:
-            await self._throttle(len(data))
-        elif data or not more_body:
-            if data is not message.get("body"):
-                message = body_message(data, more_body=more_body)
-            await self._send_as_app(message, len(data))
+        if self.report.slot is not None:
+            self.report.slot.set_lingering(lingers=True)
+        now = self._clock()
+        is_expected = self.connection.closed_by not in _LEFT
+        seconds = self.connection.dialect.retry_ms / 1000 if is_expected else 0
+        self._linger.start(now, expected_until=now + seconds, is_draining=self.is_draining)
+        self._set_timer(now)
 
-    def _finish(self, now: float) -> End:
-        return self._state.finish(now)
+    def _stop_lingering(self) -> None:
+        self._linger.stop()
+        if self.report.slot is not None and not self.is_ended:
+            self.report.slot.set_lingering(lingers=False)
+        self._set_timer(self._clock())
 
-    async def _throttle(self, size: int) -> None:
-        """Delay an app that writes `size` bytes while no client slows it down."""
+    # Time
 
-    async def _write_paced(self, pacing: "_Pacing", body: Any, now: float) -> None:
-        for part in self._feed(body, now):
-            if has_data(part):
-                await asyncio.sleep(max(0.0, pacing.next_at - self._clock()))
-                pacing.next_at = self._clock() + pacing.seconds
-            if self._closed:
-                return
-            if not self._is_detached:
-                self._enqueue(part)
-                await self._flush()
+    def check_deadlines(self, now: float) -> None:
+        """Perform the actions that are due, and set the timer for the next ones."""
+        try:
+            if now >= self.report.progress_at:
+                self.report.progress(now)
+            if now >= self._cap_at:
+                self.callbacks.on_cap()
+                self.move(ProducerInput.CAP)
+            elif now >= self._linger.deadline:
+                self.move(ProducerInput.LINGER_IS_OVER)
+            else:
+                if now >= self._linger.counts_at:
+                    self._linger.count(now)
+                if self.log.is_kept and self._has_client():
+                    self.callbacks.watch_for_disconnect()
+            if self.connection.on_deadline(now):
+                self._on_connection_cap(now)
+        finally:
+            self._set_timer(now)
 
-    async def _write_file(self, path: str) -> None:
-        """Write the content of a file in place of the server, with our events around it."""
-        # Opened here, not in a thread: a cancellation would leave the file open.
-        with open(path, "rb") as file:  # noqa: ASYNC230, PTH123
-            while chunk := await asyncio.to_thread(file.read, _PATHSEND_CHUNK_BYTES):
-                await self._write_body(body_message(chunk), self._clock())
-        await self._write_body(body_message(b"", more_body=False), self._clock())
+    def _on_connection_cap(self, now: float) -> None:
+        """End a connection whose time is over, and the stream if it cannot be resumed."""
+        self.callbacks.on_cap()
+        may_resume = self.may_return()
+        if self._terms.rotates:
+            self.rotate(now)
+        if not (self._terms.rotates and may_resume) and self._reason is None:
+            self.move(ProducerInput.CAP)
 
-    async def _pass_through(self, message: Message, now: float) -> None:
-        """Count a message that is passed on unchanged."""
-        body = message.get("body", b"")
-        if message["type"] == BODY:
-            self._feed(body, now)
-            if not message.get("more_body", False):
-                self._state.finish(now)
-        await self._send_as_app(message, len(body))
+    def rotate(self, now: float) -> None:
+        """End the connection; its client resumes the stream."""
+        self.writer.leave_fast_path()
+        self.connection.rotate(now)
+
+    def _set_timer(self, now: float) -> None:
+        connection, linger = self.connection, self._linger
+        deadline = min(self._cap_at, linger.deadline, linger.counts_at, connection.deadline(now))
+        busy_deadline = connection.dialect.deadlines.busy_deadline()
+        self.writer.busy_deadline = min(self._cap_at, busy_deadline)
+        if self.phase is ProducerPhase.DETACHED or self.log.has_readers:
+            deadline = min(deadline, self.report.progress_at)
+        self._timer.set(math.inf if self.report.is_ended else deadline)
+
+    async def aclose(self, grace_seconds: float) -> None:
+        """Write the rest, report the outcome and release all references.
+
+        Args:
+            grace_seconds: how long to wait for the last bytes of a stream that has not finished; a
+                finished one waits as long as its client may block a write.
+        """
+        draining, on = self.is_draining, ProducerInput  # the drain may be why the app returns
+        self.move(on.APP_STOPS_FOR_DRAIN if draining else on.APP_RETURNS)
+        self.connection.sender.flush_now()
+        has_time = self._reason is Reason.FINISHED and not draining
+        log = self.log
+        try:
+            async with asyncio.timeout(None if has_time else grace_seconds):
+                await self.connection.until_closed()
+        except TimeoutError:
+            logger.debug("stream %s ended with bytes unsent", self._record.stream_id)
+        finally:
+            self._release()
+            await log.stop_reader()
+        if draining:  # the server may exit after this request
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SHUTDOWN_GRACE_SECONDS):
+                    await log.flush()
+
+    def _release(self) -> None:
+        """Break the reference cycles: the objects are freed without the garbage collector."""
+        self.connection.release()
+        self._settle()
+        self._timer.set(math.inf)
+        self._timers.drain.remove(self.control)
+        self.callbacks = NO_CALLBACKS
+        self.write = discard
+        del self.writer, self.control, self.log, self._linger, self._timer
 
 
-class _Pacing:
-    """The minimum interval of two content events, and the earliest time of the next one.
-
-    Args:
-        seconds: the interval.
-
-    Attributes:
-        turn: the lock of the write that is paced.
-    """
-
-    __slots__ = ("next_at", "seconds", "turn")
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.next_at = 0.0
-        self.turn = asyncio.Lock()
+_ENDED: Final = (ProducerPhase.COMPLETE, ProducerPhase.ENDED)
+_LEFT: Final = (ConnectionInput.CLIENT_LEAVES, ConnectionInput.WRITE_FAILS)
+_BY_CLIENT: Final = (*_LEFT, ConnectionInput.CLIENT_IS_BLOCKED)
+_OUTCOMES: Final = {Reason.GONE: "disconnected", Reason.LOST: "aborted"}

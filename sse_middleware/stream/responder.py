@@ -86,9 +86,9 @@ class Responder:
         "_cancellation",
         "_context",
         "_decided",
+        "_is_aborted",
         "_is_disconnected",
         "_listeners",
-        "_outcome",
         "_path",
         "_prefetch",
         "_prefetched",
@@ -124,6 +124,7 @@ class Responder:
         self._body: RequestBody | None = None
         self._prefetch: asyncio.Future[Message] | None = None
         self._prefetched: Message | None = None
+        self._is_aborted = False
         self._is_disconnected = False
         self.producer: Producer | UnmarkedStream | DiscardedResponse | None = None
         self.unmarked: UnmarkedStream | None = None
@@ -137,9 +138,12 @@ class Responder:
         if isinstance(exc, asyncio.CancelledError):
             if self._cancellation is not None and self._cancellation.uncancel():
                 return True
-            self._outcome = "aborted"
-        elif isinstance(exc, Exception) and self.producer.fail():
-            logger.error(
+            if self._task.cancelling() > self._cancel_count:
+                self._is_aborted = True
+                self.producer.on_app_cancelled()
+                return False
+        if isinstance(exc, Exception | asyncio.CancelledError) and self.producer.on_app_raised():
+            logger.warning(
                 "the app raised %s and its stream has ended, trace id %s",
                 type(exc).__name__,
                 self.current.trace_id,
@@ -149,9 +153,7 @@ class Responder:
     async def aclose(self) -> None:
         """End the stream, and release its resources."""
         assert self.producer is not None
-        is_urgent = self._outcome == "aborted" or self.producer.is_draining
-        if is_urgent:  # the app may have returned because of the shutdown
-            self.producer.abort()
+        is_urgent = self._is_aborted or self.producer.is_draining
         grace_seconds = SHUTDOWN_GRACE_SECONDS if is_urgent else GRACE_SECONDS
         try:
             if self._cancellation is not None:
@@ -161,7 +163,7 @@ class Responder:
             self.unmarked = None
             self._is_disconnected = True  # for tasks that receive later
             try:
-                await self.producer.aclose(grace_seconds, self._outcome)
+                await self.producer.aclose(grace_seconds)
             finally:
                 if self._prefetch is not None:
                     self._prefetch.cancel()
@@ -254,16 +256,20 @@ class Responder:
                     message = await self._receive()
                 await self._on_received(message)
             except asyncio.CancelledError:
-                if self._cancellation is None or task.uncancel() > cancel_count:
+                if not self._was_interrupted(task) or task.uncancel() > cancel_count:
                     raise
             else:
-                if self._cancellation is not None:
+                if self._was_interrupted(task):
                     task.uncancel()
                 return message
             finally:
                 self._remove_listener(task)
+        assert self._cancellation is not None
         self._cancellation.disconnect_delivered = True
         return {"type": "http.disconnect"}
+
+    def _was_interrupted(self, task: asyncio.Task[object]) -> bool:
+        return self._cancellation is not None and task in self._cancellation.interrupted
 
     async def _on_received(self, message: Message) -> None:
         if message["type"] == "http.request":
@@ -320,7 +326,6 @@ class Responder:
         """Turn the response into a stream, and send its start at once."""
         context, current = self._context, self.current
         self._cancel_count = self._task.cancelling()
-        self._outcome = "incomplete"  # unless the stream is ended
         kind = ClientKind.UNMARKED
         if mark is not None or context.options.rollout_percent < ALL_PERCENT:
             request = current.request_in(self._scope)
@@ -339,8 +344,8 @@ class Responder:
         self.producer = producer = opener.create_producer(self._send, start, callbacks=self)
         self._body = None
         if self.admission is not None:
-            producer.slot = self.admission.attach(producer)
-        await producer.open(opener.start(start), opener.preamble)
+            producer.report.slot = self.admission.attach(producer.control)
+        await opener.open(producer, self._send, start)
 
     async def _open_if_admitted(
         self, admission: StreamAdmission, start: Message, mark: Mark | None
@@ -355,7 +360,6 @@ class Responder:
             await self._open(start, mark)
             return
         self._cancel_count = self._task.cancelling()
-        self._outcome = "rejected"
         self.producer = DiscardedResponse(self)
         await admission.send_rejection(self._send)
         self.on_end()

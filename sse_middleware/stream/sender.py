@@ -1,36 +1,38 @@
-"""Write the bytes of one stream: one write at a time, in order, in as few messages as possible.
+"""Write the bytes of one connection: one write at a time, in order, in as few messages as possible.
 
-An event that follows a pause is sent at once, in the app's own task. Events that follow within the
-next tick are pending: they leave as one message, which the background writer sends after the tick,
-or the app's own task with its next write. An app with too many pending bytes waits.
+An event that follows a pause is written at once, in the app's own call and task. Bytes that arrive
+during a write, or within the tick after it, are pending: they leave as one message, written by the
+background writer.
 """
 
 import asyncio
 import contextvars
 import logging
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Final
 
 from starlette.types import Message, Send
 
-from sse_middleware.http.response_head import body_message
+from sse_middleware.http.response_head import BODY, body_message
 from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.stream_record import StreamRecord
+from sse_middleware.stream.background_writer import DONE
+from sse_middleware.stream.callbacks import NO_SENDER_OWNER, SenderOwner
+from sse_middleware.stream.client_gone import is_client_gone
+from sse_middleware.stream.releasable_write import ReleasableWrite
 from sse_middleware.stream.timers import LoopTimers
 
 logger = logging.getLogger("sse_middleware.stream")
 
-
-NO_WRITER, APP, BACKGROUND = range(3)  # the task in the server's `send`
-MAX_PENDING_BYTES = 1 << 14
+MAX_PENDING_BYTES: Final = 1 << 14
 """The app waits if more is pending. (The size of a TLS record.)"""
-_NO_PENDING: Final[list[bytes]] = []  # shared by all streams without pending bytes; never changed
-STALL_SECONDS = 0.1
+STALL_SECONDS: Final = 0.1
 """A longer write is reported as a stall; one that is only suspended takes some milliseconds."""
+_NOTHING: Final[list[bytes | Message]] = []  # shared by all idle connections; never changed
 
 
 class Sender:
-    """Write the bytes of one stream in their order.
+    """Write the bytes of one connection in their order.
 
     It does not know the content of the bytes, nor the reason for which they are written.
 
@@ -41,31 +43,49 @@ class Sender:
         observers: are notified of stalls.
 
     Attributes:
-        broken: whether the server has refused a write, so that the client is gone.
-        app_context: the context of the app at the response start; background writes run in it.
-        write_task: the task of the background writer in which a write of this stream is suspended.
+        app_may_cancel: whether a cancelled call of the app cancels its write.
+        app_may_wait: whether a write of the app may wait for the client.
+        app_context: the context of the app at the response start; all later writes run in it.
+        failure: the error of the program in a write, until the app has been told.
+        is_broken: whether nothing more can be written.
+        lost: the exception of the last write, if it has failed.
+        owner: is notified of the end of writes.
+        pending_bytes: the number of pending bytes.
+        queued_to: the number of the last event that has been passed to the sender.
+        reports_idle: whether `owner.on_written` is called when all bytes are written.
+        taken_to: the number of the last event that has been passed to the server.
+        write_started: the start of the write in progress, or of the last one.
+        write_task: the task in which a write of this stream is suspended.
     """
 
     __slots__ = (
-        "_active_writer",
         "_clock",
-        "_coalesce_until",
-        "_dequeued_bytes",
-        "_failure",
-        "_flushes",
+        "_ends",
+        "_has_ended",
+        "_is_writing",
         "_observers",
         "_pending",
-        "_pending_bytes",
         "_record",
+        "_room",
         "_send",
+        "_suspended",
         "_timers",
-        "_write_done",
-        "_write_queue",
-        "_write_started",
         "app_context",
-        "broken",
+        "app_may_cancel",
+        "app_may_wait",
+        "failure",
+        "is_broken",
+        "lost",
+        "owner",
+        "pending_bytes",
+        "queued_to",
+        "reports_idle",
+        "taken_to",
+        "write_started",
         "write_task",
     )
+
+    owner: SenderOwner
 
     def __init__(
         self,
@@ -79,199 +99,299 @@ class Sender:
         self._clock = timers.clock
         self._record = record
         self._observers = observers
-        self._pending: list[bytes] = _NO_PENDING
-        self._pending_bytes = 0
-        self._dequeued_bytes = 0  # in total, including discarded ones
-        self._coalesce_until = 0.0  # earlier events are pending: they follow a write
-        self._write_started = 0.0  # the last write, or the one in progress
-        self._active_writer = NO_WRITER
-        self._flushes = 0  # of the app, in progress
-        self._write_queue: tuple[object, ...] = ()  # waiting writes of the app
-        self._write_done: asyncio.Event | None = None
+        self._pending = _NOTHING
+        self.pending_bytes = 0
+        self.queued_to = self.taken_to = 0
+        self._ends = False  # the response ends with the pending bytes
+        self._has_ended = False  # its last message has been taken
+        self._is_writing = False
+        self.reports_idle = False
+        self._room: asyncio.Event | None = None
+        self._suspended: ReleasableWrite | None = None
+        self.app_may_wait = self.app_may_cancel = True
+        self.write_started = 0.0
         self.write_task: asyncio.Task[Any] | None = None
-        self._failure: Exception | None = None
-        self.broken = False
-        self.app_context = contextvars.copy_context()
+        self.failure: Exception | None = None
+        self.lost: Exception | None = None
+        self.is_broken = False
+        self.app_context = timers.empty_context
         timers.background_writer.attach()
 
-    def is_app_writing(self) -> bool:
-        """Whether a write of the app is in progress."""
-        return bool(self._flushes or self._write_queue) or self._active_writer == APP
+    @property
+    def is_writing(self) -> bool:
+        """Whether a write is in progress."""
+        return self._is_writing
 
-    def blocked_at(self) -> int | None:
-        """Return the bytes sent before the write in progress, `None` if there is no write."""
-        return self._record.sent_bytes if self._active_writer else None
+    @property
+    def is_idle(self) -> bool:
+        """Whether no write is in progress and nothing is pending."""
+        return not (self._is_writing or self._pending or self._ends)
 
-    async def flush_pending(self) -> None:
-        """Write all that is pending, unless another write is in progress or queued."""
-        while not (self._active_writer or self._write_queue) and self._has_pending():
-            started = self._write_started = self._clock()
-            data, more_body = self._take_output()
-            self._active_writer = BACKGROUND
-            try:
-                if data or not more_body:
-                    await self._send(body_message(data, more_body=more_body))
-                    self._record.sent_bytes += len(data)
-            except Exception as exc:  # noqa: BLE001 - raised in the app's next write
-                if not self._on_client_lost():
-                    self._failure = exc
-            except asyncio.CancelledError:
-                if not self._on_client_lost():
-                    self._failure = ConnectionAbortedError(
-                        "a write to the client was cancelled; the stream has a gap"
-                    )
-                raise
-            finally:
-                self._active_writer = NO_WRITER
-                self.write_task = None
-                self._on_write_done(started)
+    @property
+    def may_drop(self) -> bool:
+        """Whether all that is pending is in the log too."""
+        return all(isinstance(item, bytes) for item in self._pending)
 
-    def on_tick(self) -> None:
-        """Store the pending events in the log, even if a write is blocked, and write them."""
-        self._collect_events()
-        self._write_in_background()
-
-    def _has_pending(self) -> bool:
-        """Whether there is anything to write in the background."""
-        return bool(self._pending)
-
-    def _take_output(self) -> tuple[bytes, bool]:
-        """Return the bytes to write in the background, and whether more may follow them."""
-        return joined(self._take_pending()), True
-
-    def _enqueue(self, data: bytes) -> None:
-        if not self._pending:
-            self._timers.flush_after_tick(self)
-        self._append(data)
-
-    def _append(self, data: bytes) -> None:
-        if self._pending:
-            self._pending.append(data)
-        else:
-            self._pending = [data]
-        self._pending_bytes += len(data)
-
-    def _collect_events(self) -> None:
-        """Make the events that the stream state buffers pending."""
-
-    def _take_pending(self) -> list[bytes]:
-        self._collect_events()
-        pending, self._pending = self._pending, _NO_PENDING
-        self._dequeued_bytes += self._pending_bytes
-        self._pending_bytes = 0
-        return pending
-
-    async def _flush(self) -> None:
-        """Wait until all bytes that are pending now have been written.
-
-        The background writer writes them: if the app's write is cancelled, earlier bytes are not
-        lost.
+    async def send_start(self, start: Message) -> None:
+        """Send the response start, before all pending bytes.
 
         Raises:
-            Exception: the exception that the server has raised in a background write.
+            Exception: the exception of the server.
         """
-        self._collect_events()
-        target_bytes = self._dequeued_bytes + self._pending_bytes
-        self._flushes += 1
-        try:
-            while self._dequeued_bytes < target_bytes:
-                self._write_in_background()
-                await self._wait_for_write_done()
-        finally:
-            self._flushes -= 1
-        self._raise_failure()
+        self.app_context = contextvars.copy_context()
+        steps = self._write_start(start)
+        awaited = next(steps, DONE)
+        if awaited is not DONE:
+            await self._suspend(steps, awaited, may_cancel=True)
+        failure, self.failure = self.failure or self.lost, None
+        if failure is not None:
+            raise failure
+        # Copied again: outer middlewares may have set variables in their `send`.
+        self.app_context = contextvars.copy_context()
 
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            self._take_pending()  # no bytes may follow the gap
-            raise self._failure
+    def write(self, data: bytes, message: Message | None = None) -> ReleasableWrite | None:
+        """Write bytes at once, or after the write in progress.
 
-    async def _send_as_app(self, message: Message, size: int) -> None:
-        started = self._write_started = self._clock()
-        self._active_writer = APP
-        try:
-            await self._send(message)
-            self._record.sent_bytes += size
-        except Exception:
-            if not self._on_client_lost():
-                raise
-        except asyncio.CancelledError:
-            if not self._uncancel_write():
-                raise
-        finally:
-            self._active_writer = NO_WRITER
-            self._on_write_done(started)
+        Args:
+            data: the bytes.
+            message: a message that carries just them.
 
-    def _uncancel_write(self) -> bool:
-        """Return whether the app continues although its write was cancelled."""
-        return False
+        Returns:
+            What the app has to await, `None` if its write has ended.
+        """
+        if self._is_writing or self._pending or self.is_broken or not data:
+            self._append(data, len(data))
+            return self.flush()
+        if message is None:
+            message = {"type": BODY, "body": data, "more_body": True}
+        self.taken_to = self.queued_to
+        steps = self._write_first(message, len(data))
+        awaited = next(steps, DONE)
+        may_cancel = self.app_may_cancel
+        return None if awaited is DONE else self._suspend(steps, awaited, may_cancel=may_cancel)
 
-    async def _wait_for_turn(self) -> None:
-        """Wait until no write is in progress, in order, or until the queue is cleared."""
-        if not (self._active_writer or self._write_queue):
-            return
-        ticket = object()
-        self._write_queue += (ticket,)
-        try:
-            while ticket in self._write_queue and (
-                self._active_writer or self._write_queue[0] is not ticket
-            ):
-                await self._wait_for_write_done()
-        finally:
-            self._write_queue = tuple(other for other in self._write_queue if other is not ticket)
-            self._notify_write_done()
-            self._write_in_background()  # in case no write of the app follows
+    def flush(self) -> ReleasableWrite | None:
+        """Write all that is pending now, unless a write is in progress; return as `write` does."""
+        steps = self.flush_pending()
+        awaited = next(steps, DONE)
+        return None if awaited is DONE else self._suspend(steps, awaited, may_cancel=False)
 
-    async def _wait_for_write_done(self) -> None:
-        if self._write_done is None:
-            self._write_done = asyncio.Event()
-        await self._write_done.wait()
+    def flush_now(self) -> None:
+        """Do the same, for a caller that cannot wait."""
+        suspended = self.flush()
+        if suspended is not None:
+            suspended.hand_over()
 
-    def _notify_write_done(self) -> None:
-        if self._write_done is not None:
-            self._write_done.set()
-            self._write_done = None
+    def write_message(self, message: Message) -> None:
+        """Write a message that is no part of the body, after all pending bytes."""
+        self._append(message, 0)
+        self.flush_soon()
 
-    def _on_client_lost(self) -> bool:
-        """Discard all pending bytes; return whether the app continues and is not disconnected."""
-        self._abandon_writes()
-        return False
+    def append(self, data: bytes) -> None:
+        """Write bytes together with the next ones."""
+        self._append(data, len(data))
 
-    def _abandon_writes(self) -> None:
-        """Discard all pending bytes, because they cannot be written."""
-        self.broken = True
-        self._take_pending()
-        self._notify_write_done()
+    def end(self, data: bytes) -> None:
+        """Write the last bytes together with all that is pending, and end the response."""
+        self._append(data, len(data))
+        self._ends = True
 
-    def _on_write_done(self, started: float) -> None:
-        """Start the next write, and report a stall if this one took long."""
-        self._notify_write_done()
-        self._write_in_background()
-        took = self._clock() - started
-        if took > STALL_SECONDS:
-            for observer in self._observers:
-                observer.stalled(self._record, took)
-
-    def _write_in_background(self) -> None:
-        if not self._active_writer and self._has_pending():
+    def flush_soon(self) -> None:
+        """Write all that is pending in the next iteration of the loop, or after this write."""
+        if (self._pending or self._ends) and not (self._is_writing or self.is_broken):
             self._timers.background_writer.write_soon(self)
 
-    async def _finish_writes(self, grace_seconds: float) -> None:
-        """Wait `grace_seconds` until all pending bytes are written, and discard the rest."""
-        self._timers.background_writer.detach()
+    def release_app(self) -> None:
+        """Let the app continue, although its write has to wait."""
+        self.release()
+        if self._suspended is not None:
+            self._suspended.release()
+
+    def flush_pending(self) -> Generator[Any, Any, None]:
+        """Write all that is pending, in messages as large as possible, unless a write is going on.
+
+        These are the steps of a coroutine: each yields what the event loop has to wait for.
+        """
+        if self._is_writing or self.is_broken:
+            return
         try:
-            if self._active_writer or self._has_pending():
-                async with asyncio.timeout(grace_seconds):
-                    while self._active_writer or self._has_pending():
-                        await self._wait_for_turn()
-                        await self.flush_pending()
-        except TimeoutError:
-            logger.debug("stream %s ended with bytes unsent", self._record.stream_id)
+            while self._pending or self._ends:
+                self._is_writing = True
+                self.write_started = started = self._clock()
+                message, size = self._take_message()
+                if self._room is not None:
+                    self.release()
+                yield from self._send(message).__await__()
+                self._record.sent_bytes += size
+                if self._clock() > started + STALL_SECONDS:
+                    self._report_stall()
+        except Exception as exc:  # noqa: BLE001 - raised in the app's next call
+            self._on_exception(exc)
+        except asyncio.CancelledError:
+            self._on_cancelled()
+            raise
         finally:
-            if self._active_writer or self._has_pending():
-                self._abandon_writes()
-            if self.write_task is not None:
-                self.write_task.cancel()
+            if self._is_writing:
+                self._on_write_done()
+
+    async def wait_for_room(self) -> None:
+        """Wait until fewer bytes are pending, or `release` is called."""
+        if self._room is None:
+            self._room = asyncio.Event()
+        await self._room.wait()
+
+    def release(self) -> None:
+        """Wake all calls of `wait_for_room`."""
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+
+    def drop_pending(self) -> None:
+        """Discard all pending bytes; the write in progress continues."""
+        self._pending = _NOTHING
+        self.pending_bytes = 0
+        self._ends = False
+        self.release()
+
+    def cut(self, *, ends: bool) -> None:
+        """Discard all pending bytes; after the write in progress the response may end."""
+        self.drop_pending()
+        self._ends = ends and not self._has_ended
+        self.release_app()
+
+    def abandon(self) -> None:
+        """Discard all pending bytes; nothing more is written."""
+        self.is_broken = True
+        self.drop_pending()
+        self.release_app()
+
+    def detach(self) -> None:
+        """Release all that the sender holds, and cancel a write that is in progress."""
+        self._timers.background_writer.detach()
+        self.abandon()
+        if self._is_writing and self.write_task is not None:
+            self.write_task.cancel()
+        elif self._is_writing and self._suspended is not None:
+            self._suspended.cancel()
+        self.app_context = self._timers.empty_context
+        self.owner = NO_SENDER_OWNER
+
+    def _append(self, item: bytes | Message, size: int) -> None:
+        if self.is_broken or self._ends or self._has_ended or (size == 0 and not item):
+            return
+        if self._pending:
+            self._pending.append(item)
+        else:
+            self._pending = [item]
+        self.pending_bytes += size
+
+    def _suspend(
+        self, steps: Generator[Any, Any, None], awaited: Any, *, may_cancel: bool
+    ) -> ReleasableWrite:
+        """Keep a write of the app that has to wait."""
+        self.write_task = None
+        self._suspended = ReleasableWrite(
+            self,
+            self._timers.background_writer,
+            steps,
+            awaited,
+            may_wait=self.app_may_wait,
+            may_cancel=may_cancel,
+        )
+        return self._suspended
+
+    def _write_start(self, start: Message) -> Generator[Any, Any, None]:
+        """Write the response start; the steps are like those of `flush_pending`."""
+        self._is_writing = True
+        self.write_started = self._clock()
+        try:
+            yield from self._send(start).__await__()
+        except Exception as exc:  # noqa: BLE001 - raised in the app's call
+            self._on_exception(exc)
+        except asyncio.CancelledError:
+            self._on_cancelled()
+            raise
+        finally:
+            self._is_writing = False
+            self._suspended = self.write_task = None
+            self.release()
+            if self._ends:
+                self.flush_soon()
+
+    def _write_first(self, message: Message, size: int) -> Generator[Any, Any, None]:
+        """Write one message; the steps are like those of `flush_pending`."""
+        self._is_writing = True
+        self.write_started = started = self._clock()
+        try:
+            yield from self._send(message).__await__()
+            self._record.sent_bytes += size
+        except Exception as exc:  # noqa: BLE001 - raised in the app's call, or in its next one
+            self._on_exception(exc)
+        finally:
+            self._is_writing = False
+            if self._clock() > started + STALL_SECONDS:
+                self._report_stall()
+            if self._has_more_to_do():
+                self._on_write_done()
+
+    def _take_message(self) -> tuple[Message, int]:
+        """Return the next message, and its size: all bytes up to the next other message."""
+        pending = self._pending
+        if pending and not isinstance(pending[0], bytes):
+            self._pending = pending[1:] or _NOTHING
+            return pending[0], 0
+        count = next((n for n, item in enumerate(pending) if not isinstance(item, bytes)), None)
+        if count is None:
+            parts, self._pending = pending, _NOTHING
+            self.taken_to = self.queued_to
+        else:
+            parts, self._pending = pending[:count], pending[count:]
+        data = joined(parts)  # type: ignore[arg-type]
+        self.pending_bytes -= len(data)
+        ends = self._ends and not self._pending
+        if ends:
+            self._ends, self._has_ended = False, True
+        return body_message(data, more_body=not ends), len(data)
+
+    def _on_exception(self, exc: Exception) -> None:
+        if not is_client_gone(exc):
+            logger.error(
+                "The server, or a middleware around sse_middleware, has raised %s for a write of "
+                "stream %s. Its connection has ended.",
+                type(exc).__name__,
+                self._record.stream_id,
+            )
+            self.failure = exc
+        self.lost = exc
+        self.abandon()
+        self.owner.on_write_failed()
+
+    def _on_cancelled(self) -> None:
+        if not self.is_broken:
+            self.lost = ConnectionAbortedError(
+                "a write to the client was cancelled; the stream has a gap"
+            )
+            self.abandon()
+            self.owner.on_write_failed()
+
+    def _has_more_to_do(self) -> bool:
+        return bool(self._pending) or self._ends or self._room is not None or self.reports_idle
+
+    def _on_write_done(self) -> None:
+        """Start the next write, or report that there is none."""
+        self._is_writing = False
+        self._suspended = self.write_task = None
+        if not self._pending:
+            self.release()
+        if self._pending or self._ends:
+            self.flush_soon()
+        elif self.reports_idle:
+            self.owner.on_written()
+
+    def _report_stall(self) -> None:
+        took = self._clock() - self.write_started
+        for observer in self._observers:
+            observer.stalled(self._record, took)
 
 
 def joined(parts: list[bytes]) -> bytes:

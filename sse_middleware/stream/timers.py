@@ -11,6 +11,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
 from heapq import heapify, heappop, heappush
 from typing import Protocol
@@ -108,6 +109,14 @@ class LoopTimers:
             self._epoch = epoch
         return self._epoch
 
+    def call(self, function: Callable[..., object], *args: object) -> None:
+        """Call a function in the event loop of the timers: at once if it is the running one."""
+        if self._loop is _running_loop():
+            function(*args)
+        else:
+            with suppress(RuntimeError):  # it is closed
+                self._loop.call_soon_threadsafe(function, *args)
+
     def flush_after_tick(self, target: TickTarget) -> None:
         """Call `target.on_tick` after the tick."""
         if not self._tick_targets:
@@ -197,6 +206,43 @@ class LoopTimers:
                     "exception": exc,
                 }
             )
+
+
+class StreamTimer:
+    """The timer of one stream: it calls a function at one time.
+
+    Args:
+        timers: the timers of the loop.
+        callback: is called with the time.
+    """
+
+    __slots__ = ("_bucket", "_callback", "_timers")
+
+    def __init__(self, timers: LoopTimers, callback: Callable[[float], None]) -> None:
+        self._timers = timers
+        self._callback = callback
+        self._bucket: int | None = None
+
+    def set(self, at: float) -> None:
+        """Call the function at the time `at` and not before, infinite for never."""
+        if self._bucket is not None:
+            self._timers.cancel(self, self._bucket)
+            self._bucket = None
+        if at < math.inf:
+            self._bucket = self._timers.call_at(self, at)
+
+    def on_timer(self, now: float) -> None:
+        """Call the function, unless the call has been cancelled."""
+        if self._bucket is not None:
+            self._bucket = None
+            self._callback(now)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _select_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:

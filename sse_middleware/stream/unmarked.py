@@ -17,12 +17,12 @@ from sse_middleware._once import OncePerProcess
 from sse_middleware.http.response_head import BODY
 from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.deadlines import Reason
+from sse_middleware.protocol.stream_end import Reason
 from sse_middleware.stream.callbacks import NO_CALLBACKS, StreamCallbacks
 from sse_middleware.stream.shutdown import SHUTDOWN
 
 if TYPE_CHECKING:
-    from sse_middleware.stream.timed_sender import StreamSlot
+    from sse_middleware.stream.report import StreamSlot
 
 logger = logging.getLogger("sse_middleware")
 
@@ -189,25 +189,26 @@ class UnmarkedStream:
     def set_name(self, name: str) -> None:
         """Do nothing: the stream is not kept."""
 
-    def fail(self) -> bool:
+    def on_app_raised(self) -> bool:
         """End the stream because the app has raised an exception; leave the log to others."""
         self.end(Reason.ERROR)
         return False
+
+    def on_app_cancelled(self) -> None:
+        """End the stream because the server has cancelled the task of the request."""
+        self.end("aborted")
 
     def on_disconnect(self) -> bool:
         """End the stream because its client has disconnected; the app receives that."""
         self.end(_DISCONNECTED)
         return False
 
-    def abort(self) -> None:
-        """Do nothing: there is no end to write."""
-
     async def wait_until_ended(self) -> None:
         """Return at once."""
 
-    async def aclose(self, grace_seconds: float, outcome: str) -> None:  # noqa: ARG002
+    async def aclose(self, grace_seconds: float) -> None:  # noqa: ARG002
         """Report the end if nothing else has, and release the object that runs the app."""
-        self.end(outcome)
+        self.end(Reason.INCOMPLETE)
         self._callbacks = NO_CALLBACKS
         self.slot = None
 

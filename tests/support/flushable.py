@@ -2,7 +2,7 @@
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from contextvars import ContextVar
 from typing import Any
 
@@ -34,7 +34,10 @@ class FakeFlushable:
         self.seen: list[str] = []
         self.written = 0
 
-    async def flush_pending(self) -> None:
+    def flush_pending(self) -> Generator[Any, Any, None]:
+        return self._flush().__await__()
+
+    async def _flush(self) -> None:
         self.log.append(f"{self.name} begins")
         self.look()
         try:

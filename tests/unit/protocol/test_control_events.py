@@ -10,6 +10,7 @@ from sse_middleware import Event, EventParser
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol import control_events
 from sse_middleware.protocol.event_ids import Ending, EventId
+from sse_middleware.protocol.stream_end import Reason, StreamEnd
 from sse_middleware.protocol.stream_terms import NO_TERMS, StreamTerms
 
 RECORD = StreamRecord("s", "t", "/", "eventsource", chunks=3, tokens=2, heartbeats=1)
@@ -96,10 +97,9 @@ def test_a_complete_has_the_totals_and_the_id_of_the_end() -> None:
         control_events.complete(
             RECORD,
             TERMS,
-            reason="finished",
-            duration=2.5,
-            event_id=EventId(SECRET, 3, Ending.FINAL),
-            retry_ms=None,
+            StreamEnd(Reason.FINISHED, "t", 2.5, 3, 2),
+            EventId(SECRET, 3, Ending.FINAL),
+            None,
         )
     )
     assert (event.event, event.id, event.retry) == ("sse-complete", f"{SECRET}-3.end", None)
@@ -114,7 +114,7 @@ def test_a_complete_has_the_totals_and_the_id_of_the_end() -> None:
 
 
 def test_an_error_is_generic() -> None:
-    event, data = parsed(control_events.error(RECORD, TERMS, None))
+    event, data = parsed(control_events.error(RECORD, TERMS, StreamEnd(Reason.ERROR, "t"), None))
     assert (event.event, event.id, event.retry) == ("sse-error", None, None)
     assert data.keys() == {"error", "trace_id", "stream_id"}
     assert data["error"].keys() == {"type", "code", "message"}

@@ -1,120 +1,253 @@
-"""The pieces of an app's bytes are the same if they are processed one by one or together."""
+"""The bytes of an app: the same events, numbers and log frames for any chunking."""
 
-import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sse_middleware import EventParser, Options
-from sse_middleware.observability.stream_record import StreamRecord
+from sse_middleware import EventParser
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
-from sse_middleware.protocol.stream_state import End, StreamState
-from sse_middleware.protocol.stream_terms import StreamTerms
-from sse_middleware.protocol.wire import Splitter
-from sse_middleware.stores.memory import MemoryStore
-from sse_middleware.testing import EVENTSOURCE_HEADERS, Exchange, http_scope
-from tests.support.middleware import marking
+from sse_middleware.protocol.intake import INSIDE_EVENT, NO_EVENT
+from sse_middleware.protocol.stream_end import Reason, unpack_end
+from sse_middleware.protocol.wire import BOM, Splitter
+from tests.support.dialects import Live, RecordedLog, new_dialect, new_intake
+from tests.support.event_source import EventStream
+from tests.support.wire import bytewise
 
 CHUNKS = [
     *(b"data: a\n\n", b"data: b\n\ndata: c\n\n", b"data:\n\n", b"data: \xff\r\n\r\n"),
     *(b"data: cu", b"t\n", b"\n", b"data: x\ndata: y\n\n", b"event: e\ndata: z\n\n"),
-    *(b": ping\n\n", b": ping\n", b"retry: 5\n\n", b"\n\n", b"", b"\xef\xbb\xbf", b"dat"),
-    *(
-        b"event: x\ndata: complete\n\n",
-        b"event: e\n\n",
-        b"event\ndata: n\n\n",
-        b"event:\ndata:\n\n",
-    ),
-    *(b"event: complete\ndata: end\n\n", b"id: 7\ndata: own\n\n", b"data: [DONE]\n\n"),
+    *(b": ping\n\n", b": ping\n", b"retry: 5\n\n", b"\n\n", b"", BOM, b"dat", BOM[:1]),
+    b"event: x\ndata: complete\n\n",
+    *(b"event: e\n\n", b"event\ndata: n\n\n", b"event:\ndata:\n\n"),
+    *(b"event: complete\ndata: end\n\n", b"data: [DONE]\n\n"),
     b'data: {"object":"chat.completion.chunk","id":"c","model":"m"}\n\n',
-    *(b"data: one\n\ndata: two\nevent: e\n\n", b"data: one\n\n\n\n", b"data: one\n\nid: 9\n\n"),
-    *(b"data: " + b"x" * 1030 + b"\n\n", b"data: cr\rdata: lf\n\n", b"\r", b"data: tail"),
+    *(b"data: one\n\ndata: two\nevent: e\n\n", b"data: one\n\n\n\n"),
+    *(b"data: cr\rdata: lf\n\n", b"data: cr\r\r", b"data: crlf\r\n\r", b"\r", b"data: tail"),
 ]
+WITH_IDS = [*CHUNKS, b"id: 7\ndata: own\n\n", b"data: one\n\nid: 9\n\n"]
+LONG = [*WITH_IDS, b"data: " + b"x" * 1030 + b"\n\n", b"x" * 1100]
+
+some = settings(deadline=None, max_examples=300)
+kinds = st.sampled_from(list(ClientKind))
 
 
-class Recording:
-    """Records the events that are kept, in order."""
-
-    def __init__(self) -> None:
-        self.recorded: list[object] = []
-
-    def append(self, first: int, *frames: bytes) -> None:
-        self.recorded += enumerate(frames, first)
-
-    def skip(self, seq: int) -> None:
-        self.recorded.append(seq)
-
-    def use_app_ids(self) -> None:
-        self.recorded.append("disowned")
+def chunks_of(tokens: list[bytes]) -> st.SearchStrategy[list[bytes]]:
+    return st.lists(st.sampled_from(tokens), max_size=25)
 
 
-def new_state(client_kind: ClientKind, *, app_ids: bool = False, **settings: Any) -> StreamState:
-    options = Options.from_environ({}, max_event_bytes=1024, **settings)
-    state = StreamState(
-        options,
-        StreamTerms.from_options(options, client_kind),
-        client_kind=client_kind,
-        record=StreamRecord("s", "t", "/route", client_kind),
-        secret="x" * 22 if client_kind is ClientKind.EVENTSOURCE else "",
-        marked=False,
-        comment=CommentForm.BLOCK_UNTIL_ID,
-        app_ids=app_ids,
-    )
-    state.recording = Recording()
-    state.open(0.0, 0.0)
-    return state
+@st.composite
+def two_chunkings(draw: st.DrawFn, tokens: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Draw the chunks of a stream, and other chunks of the same stream."""
+    chunks = draw(chunks_of(tokens))
+    stream = b"".join(chunks)
+    if draw(st.booleans()):
+        return chunks, [stream]
+    if draw(st.booleans()):
+        return chunks, bytewise(stream)
+    cuts = draw(st.lists(st.integers(0, len(stream)), max_size=12).map(sorted))
+    return chunks, [stream[start:end] for start, end in pairwise([0, *cuts, len(stream)])]
 
 
-def let_wait(state: StreamState, chunk: bytes, now: float) -> None:
-    """Feed bytes as a producer does."""
-    if state.pending:
-        state.pending.append(chunk)
-    else:
-        state.enqueue(chunk, now)
+def dispatched(data: bytes) -> list[tuple[str, str, str]]:
+    """Return what a page receives: the types, the data and the ids of the events of the app."""
+    stream = EventStream()
+    found = list(stream.feed(data))
+    return [(*event,) for event in found if not event.is_control]
 
 
-def seen(state: StreamState, out: bytes, end: End) -> tuple[object, ...]:
-    assert isinstance(state.recording, Recording | None)
-    record = state.record
-    recorded = None if state.recording is None else state.recording.recorded
-    numbers = (record.chunks, record.family, record.heartbeats, record.gaps)
-    return out + end.before + end.data, end.clean, end.frame, recorded, numbers
+# Any chunking
 
 
-@settings(deadline=None, max_examples=300)
+@some
 @given(
-    st.sampled_from(list(ClientKind)),
-    st.lists(st.tuples(st.sampled_from(CHUNKS), st.sampled_from("wwwwftbp")), max_size=25),
+    kinds,
+    chunks_of(LONG),
+    st.lists(st.sampled_from("sjpb"), min_size=1),
     st.sampled_from([{}, {"trace_in_data": True}, {"app_ids": True}]),
-    st.sampled_from(["finish", "fail", "reach_cap"]),
+    st.sampled_from(list(Reason)),
 )
-def test_bytes_that_wait_give_the_same_pieces_as_bytes_that_do_not(
+def test_chunks_that_are_joined_give_the_same_bytes_as_single_ones(
     client_kind: ClientKind,
-    steps: list[tuple[bytes, str]],
+    chunks: list[bytes],
+    steps: list[str],
     options: dict[str, Any],
-    how: str,
+    reason: Reason,
 ) -> None:
-    at_once = new_state(client_kind, **options)
-    waiting = new_state(client_kind, **options)
-    one, other = b"", b""
-    for chunk, step in steps:
-        one += at_once.feed(chunk, 1.0)
-        if step == "f":
-            other += waiting.feed(chunk, 1.0)
-        elif step == "p":
-            other += b"".join(waiting.feed_parts(chunk, 1.0))
-        else:
-            let_wait(waiting, chunk, 1.0)
-        if step == "t":
-            other += waiting.take_pending()
-        elif step == "b":
-            one += at_once.heartbeat(2.0)
-            other += waiting.heartbeat(2.0)
-    ends = getattr(at_once, how)(3.0), getattr(waiting, how)(3.0)
-    assert seen(at_once, one, ends[0]) == seen(waiting, other, ends[1])
-    assert waiting.take_pending() == b""
+    """Chunks are fed one by one, or joined, or without the shortcut for usual events."""
+    form = CommentForm.BLOCK_UNTIL_ID
+    single = Live(client_kind, comment=form, max_event_bytes=1024, **options)
+    other = Live(client_kind, comment=form, max_event_bytes=1024, **options)
+    queue: list[bytes] = []
+    for index, chunk in enumerate(chunks):
+        step = steps[index % len(steps)]
+        single.feed(chunk)
+        queue.append(chunk)
+        if step == "j":
+            continue
+        other.feed_joined(queue, parses=step == "p")
+        queue = []
+        if step == "b":
+            single.heartbeat()
+            other.heartbeat()
+    other.feed_joined(queue)
+    assert single.end(reason) == other.end(reason)
+    assert single.out == other.out
+    assert single.record == other.record
+    assert single.log is not None
+    assert other.log is not None
+    assert vars(single.log) == vars(other.log)
+
+
+@some
+@given(kinds, two_chunkings(WITH_IDS), st.booleans(), st.sampled_from(list(Reason)))
+@example(ClientKind.PLAIN, ([b"data: a\r\n\r", b"\n"], [b"data: a\r\n\r\n"]), False, Reason.ERROR)  # noqa: FBT003
+def test_any_chunking_gives_the_same_events_numbers_and_log(
+    client_kind: ClientKind,
+    chunkings: tuple[list[bytes], list[bytes]],
+    app_ids: bool,  # noqa: FBT001
+    reason: Reason,
+) -> None:
+    lives = [Live(client_kind, app_ids=app_ids) for _ in chunkings]
+    for live, chunks in zip(lives, chunkings, strict=True):
+        for chunk in chunks:
+            live.feed(chunk)
+    (one, end), (other, other_end) = [(live, live.end(reason)[2]) for live in lives]
+    has_app_ids = one.intake.app_owns_ids  # ours are not valid then, also those before
+    assert dispatched(one.out) == dispatched(other.out) or has_app_ids
+    assert [event[:2] for event in dispatched(one.out)] == [
+        event[:2] for event in dispatched(other.out)
+    ]
+    assert one.record == other.record
+    assert end._replace(tail=b"") == other_end._replace(tail=b"")
+    assert one.log is not None
+    assert other.log is not None
+    if not one.log.has_app_ids:
+        assert one.log.frames.keys() == other.log.frames.keys()
+        assert one.log.after(0) + end.tail == other.log.after(0) + other_end.tail
+    assert one.log.has_app_ids is other.log.has_app_ids
+
+
+# No byte is changed
+
+any_chunks = st.lists(st.sampled_from(WITH_IDS) | st.binary(max_size=4), max_size=25)
+
+
+@some
+@given(any_chunks, st.lists(st.booleans(), min_size=1))
+def test_a_plain_client_receives_exactly_the_bytes_of_the_app(
+    chunks: list[bytes], parses: list[bool]
+) -> None:
+    live = Live(ClientKind.PLAIN)
+    for index, chunk in enumerate(chunks):
+        live.feed(chunk, parses=parses[index % len(parses)])
+    live.end(Reason.FINISHED)
+    assert live.out == b"".join(chunks)
+
+
+@some
+@given(st.sampled_from([ClientKind.PLAIN, ClientKind.OFF, ClientKind.OPENAI]), chunks_of(LONG))
+def test_long_events_do_not_change_the_bytes_of_a_plain_client(
+    client_kind: ClientKind, chunks: list[bytes]
+) -> None:
+    live = Live(client_kind, max_event_bytes=1024)
+    for chunk in chunks:
+        live.feed(chunk)
+    live.end(Reason.FINISHED)
+    assert live.out == b"".join(chunks)
+
+
+@some
+@given(kinds, any_chunks, st.lists(st.booleans(), min_size=1), st.sampled_from(list(Reason)))
+def test_the_log_has_exactly_the_bytes_of_the_app(
+    client_kind: ClientKind, chunks: list[bytes], parses: list[bool], reason: Reason
+) -> None:
+    live = Live(client_kind, app_ids=True)
+    for index, chunk in enumerate(chunks):
+        live.feed(chunk, parses=parses[index % len(parses)])
+    _, _, in_log = live.end(reason)
+    assert live.log is not None
+    assert live.log.after(0) + in_log.tail == b"".join(chunks)
+    assert list(live.log.frames) == list(range(1, live.record.chunks + 1))
+    packed = in_log.pack()
+    assert unpack_end(packed, reason).tail == in_log.tail if packed else not in_log.tail
+
+
+# A log that is read later
+
+
+def read(
+    live: Live, after: int, sizes: list[int], *, app_ids: bool = False, beats: bool = False
+) -> bytes:
+    """Return what an `EventSource` receives that reads the log in batches of these sizes."""
+    assert live.log is not None
+    dialect = new_dialect(ClientKind.EVENTSOURCE, app_ids=app_ids)
+    out = dialect.open(100.0, 0.0, resumed=True)
+    at, last = 0, max(live.log.frames, default=0)
+    while after < last:
+        first, after = after + 1, min(last, after + sizes[at % len(sizes)])
+        frames = b"".join(live.log.frames[number] for number in range(first, after + 1))
+        out += dialect.frames(frames, first, after, 101.0)
+        at += 1
+        if beats:
+            out += dialect.heartbeat(101.0)
+    return out
+
+
+@some
+@given(
+    st.lists(st.sampled_from(CHUNKS) | st.binary(max_size=3), max_size=25),
+    st.integers(0, 12),
+    st.lists(st.integers(1, 5), min_size=1),
+    st.booleans(),
+    st.booleans(),
+)
+@example([b"data: a\n\n", BOM + b"data: b\n\n", b"data: c\n\n"], 1, [5], False, False)  # noqa: FBT003
+@example([b"data: a\r\n\r", b"\n", b"data: b\r\n\r", b"\n"] * 2, 0, [1], True, True)  # noqa: FBT003
+def test_a_log_gives_an_eventsource_the_events_and_ids_of_the_live_one(
+    chunks: list[bytes],
+    after: int,
+    sizes: list[int],
+    live_beats: bool,  # noqa: FBT001
+    beats: bool,  # noqa: FBT001
+) -> None:
+    live = Live()
+    for chunk in chunks:
+        live.feed(chunk)
+        if live_beats:
+            live.heartbeat()
+    live.end(Reason.GONE)
+    assert live.log is not None
+    if live.log.has_app_ids:
+        return
+    after = min(after, live.record.chunks)
+    expected = dispatched(live.out)
+    assert len(expected) == live.record.chunks
+    assert dispatched(read(live, after, sizes, beats=beats)) == expected[after:]
+
+
+@some
+@given(chunks_of(WITH_IDS), st.integers(0, 12), st.lists(st.integers(1, 5), min_size=1))
+def test_a_log_with_ids_of_the_app_gives_them_too(
+    chunks: list[bytes], after: int, sizes: list[int]
+) -> None:
+    live = Live(app_ids=True)
+    for chunk in chunks:
+        live.feed(chunk)
+    live.end(Reason.GONE)
+    after = min(after, live.record.chunks)
+    expected = [event[:2] for event in dispatched(live.out)][after:]
+    out = read(live, after, sizes, app_ids=True)
+    assert [event[:2] for event in dispatched(out)] == expected
+    if not after:
+        assert [event.id for event in EventParser().feed(out)][1:] == [
+            event.id for event in EventParser().feed(live.out)
+        ][1:]
+
+
+# Counts, and what is kept
 
 
 def is_usual(block: bytes) -> bool:
@@ -122,8 +255,8 @@ def is_usual(block: bytes) -> bool:
     return data[:5] == b"data:" and [name[:6] for name in names] in ([], [b"event:"])
 
 
-@settings(deadline=None, max_examples=300)
-@given(st.lists(st.sampled_from(CHUNKS), min_size=1, max_size=8).map(b"".join))
+@some
+@given(st.lists(st.sampled_from(LONG), min_size=1, max_size=8).map(b"".join))
 def test_only_usual_events_are_counted_without_being_parsed(chunk: bytes) -> None:
     count = Splitter(1 << 20).count_usual(chunk)
     *blocks, rest = chunk.split(b"\n\n")
@@ -133,49 +266,75 @@ def test_only_usual_events_are_counted_without_being_parsed(chunk: bytes) -> Non
         assert len(EventParser().feed(chunk)) == count
 
 
-def test_bytes_that_wait_count_as_of_the_moment_they_came() -> None:
-    state = new_state(ClientKind.EVENTSOURCE)
-    state.feed(b"data: 1\n\n", 10.0)
-    let_wait(state, b"data: 2\n\n", 10.001)
-    let_wait(state, b"data: 3\n\n", 10.001)
-    state.feed(b"data: 4\n\n", 12.0)
-    gaps = state.record.gaps
+def test_events_count_as_of_the_time_that_they_are_given() -> None:
+    live = Live()
+    live.feed(b"data: 1\n\n", 10.0)
+    live.feed(b"data: 2\n\ndata: 3\n\n", 10.001)
+    live.feed(b"data: 4\n\n", 12.0)
+    gaps = live.record.gaps
     assert (gaps[0], sum(gaps)) == (2, 3)
-    assert state.record.gap_seconds == 2.0
+    assert live.record.gap_seconds == 2.0
 
 
-@pytest.mark.anyio
-async def test_events_after_a_blocked_write_are_kept_at_the_end_of_the_tick() -> None:
-    store = MemoryStore()
-    never = asyncio.Event()
+def test_an_event_over_the_limit_is_counted_and_not_kept() -> None:
+    live = Live(max_event_bytes=1024)
+    live.feed(b": c\n\ndata: " + b"x" * 2000)
+    live.feed(b"y\n\ndata: b\n\n")
+    assert live.log is not None
+    assert live.log.skipped == [1]
+    assert live.log.frames == {2: b"data: b\n\n"}
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        headers = [(b"content-type", b"text/event-stream")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await asyncio.sleep(1)
 
-        async def write(number: int) -> None:
-            body = b"data: %d\n\n" % number
-            await send({"type": "http.response.body", "body": body, "more_body": True})
+def test_parts_tell_whether_they_are_an_event() -> None:
+    intake = new_intake(ClientKind.PLAIN, max_event_bytes=1024)
+    long = b"data: " + b"x" * 2000
+    assert intake.feed(b"data: a\n\n: c\n\nid: 1\n\n" + long, 0.0) == [
+        (1, b"data: a\n\n"),
+        (NO_EVENT, b": c\n\n"),
+        (NO_EVENT, b"id: 1\n\n"),
+        (INSIDE_EVENT, long),
+    ]
+    assert intake.feed(b"\n\ndata: b\n\n", 0.0) == [(NO_EVENT, b"\n\n"), (3, b"data: b\n\n")]
 
-        blocked = asyncio.create_task(write(1))
-        await asyncio.sleep(0)
-        await write(2)
-        await write(3)
-        await never.wait()
-        await blocked
 
-    exchange = Exchange(http_scope(headers=EVENTSOURCE_HEADERS))
+def test_nothing_is_kept_once_the_app_sets_ids() -> None:
+    live = Live()
+    live.feed(b"data: a\n\n")
+    live.feed(b"id: 1\ndata: b\n\n")
+    live.feed(b"data: c\n\n")
+    assert live.log is not None
+    assert (live.log.frames, live.log.has_app_ids) == ({1: b"data: a\n\n"}, True)
+    assert live.intake.log is None
 
-    async def send(message: Any) -> None:
-        await exchange.send(message)
-        if b"data: 1" in message.get("body", b""):
-            await never.wait()
 
-    task = asyncio.create_task(marking(app, store=store)(exchange.scope, exchange.receive, send))
-    await asyncio.sleep(1.1)
-    found = await store.find(exchange.headers[b"x-stream-id"].decode())
-    assert found is not None
-    assert found.last == 3
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+def test_bytes_between_events_are_kept_up_to_a_limit() -> None:
+    live = Live()
+    for _ in range(10_000):
+        live.feed(b": ping of an app\n\n")
+    live.feed(b"data: a\n\n")
+    assert live.log is not None
+    assert 60_000 < len(live.log.frames[1]) < 1 << 17
+    assert live.log.frames[1].endswith(b": ping of an app\n\ndata: a\n\n")
+
+
+def test_a_stream_that_is_not_kept_keeps_no_bytes() -> None:
+    live = Live(is_kept=False)
+    live.feed(b": ping\n\ndata: a\n\n: ping\n\n")
+    assert live.end(Reason.FINISHED)[2].tail == b""
+
+
+@pytest.mark.parametrize("reason", list(Reason))
+def test_the_end_of_the_log_has_the_bytes_that_live_clients_have_already(reason: Reason) -> None:
+    live = Live()
+    live.feed(b"data: a\n\n: ping\n\ndata: ta")
+    end, in_log = live.intake.end(reason, 10.0)
+    assert (end.tail, in_log.tail) == (b"data: ta", b": ping\n\ndata: ta")
+    assert end._replace(tail=b"") == in_log._replace(tail=b"")
+    assert (end.reason, end.chunks, end.duration) == (reason, 1, 10.0)
+
+
+def test_the_recorded_log_of_these_tests_refuses_a_number_twice() -> None:
+    log = RecordedLog()
+    log.append(1, b"a")
+    with pytest.raises(AssertionError):
+        log.append(1, b"b")

@@ -1,4 +1,4 @@
-"""The splitter and the parser take time in proportion to the length of the stream.
+"""The splitter, the parser and the intake take time in proportion to the length of the stream.
 
 Each test compares the CPU time of two parts of the same run, so the speed and the load of the
 machine do not matter. Each figure is the best of several, because a disturbance only adds time.
@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
+from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.parser import EventParser
 from sse_middleware.protocol.wire import Splitter
+from tests.support.dialects import new_intake
 
 Feed = Callable[[bytes], object]
 
@@ -25,6 +27,14 @@ def bounded_splitter_feed() -> Feed:
 
 def parser_feed() -> Feed:
     return EventParser().feed
+
+
+def intake_feed() -> Feed:
+    feed = new_intake(ClientKind.EVENTSOURCE).feed
+    return lambda chunk: feed(chunk, 0.0)
+
+
+FEEDS = [splitter_feed, bounded_splitter_feed, parser_feed, intake_feed]
 
 
 def cpu_seconds(feed: Feed, chunks: list[bytes]) -> float:
@@ -45,7 +55,7 @@ STREAMS = {
 
 
 @pytest.mark.parametrize("stream", STREAMS.values(), ids=STREAMS.keys())
-@pytest.mark.parametrize("new_feed", [splitter_feed, bounded_splitter_feed, parser_feed])
+@pytest.mark.parametrize("new_feed", FEEDS)
 @pytest.mark.parametrize("chunk_size", [16, 1 << 30], ids=["small chunks", "one chunk"])
 def test_time_grows_in_proportion_to_the_stream(
     new_feed: Callable[[], Feed], stream: bytes, chunk_size: int
@@ -66,7 +76,7 @@ def test_time_grows_in_proportion_to_the_stream(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("byte", [b"d", b":", b"\n"], ids=["line", "comment", "empty lines"])
-@pytest.mark.parametrize("new_feed", [splitter_feed, bounded_splitter_feed, parser_feed])
+@pytest.mark.parametrize("new_feed", FEEDS)
 def test_each_byte_of_a_megabyte_takes_the_same_time(
     new_feed: Callable[[], Feed], byte: bytes
 ) -> None:

@@ -309,7 +309,6 @@ def test_memory_is_bounded_by_the_limit_and_one_chunk(start: bytes, chunk: bytes
 # A CRLF cut in two
 
 
-@pytest.mark.parametrize("taken", [True, False], ids=["taken", "not taken"])
 @pytest.mark.parametrize("comes", [True, False], ids=["LF comes", "no LF comes"])
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "with the next block"])
 @pytest.mark.parametrize(
@@ -320,63 +319,20 @@ def test_memory_is_bounded_by_the_limit_and_one_chunk(start: bytes, chunk: bytes
 @pytest.mark.parametrize(
     "following", [b"data: b\r\n\r\n", b"data: b\n\n"], ids=["then CRLF", "then LF"]
 )
-def test_a_crlf_cut_in_two_is_one_line_end_for_any_writer_of_its_lf(
-    first: bytes, following: bytes, *, taken: bool, comes: bool, alone: bool
+def test_the_second_half_of_a_crlf_is_a_piece_of_its_own(
+    first: bytes, following: bytes, *, comes: bool, alone: bool
 ) -> None:
     chunks = [b"\n"] * comes + [following] if alone else [b"\n" * comes + following]
     splitter = Splitter(LIMIT)
-
     out = b"".join(data for _, data in splitter.feed(first))
     assert out == first
-    if taken:
-        assert splitter.complete_line_end() == b"\n"
-        assert splitter.complete_line_end() == b""
-        out += b"\n"
     pieces = [piece for chunk in chunks for piece in splitter.feed(chunk)]
-
-    own_lf = [line(b"\n")] if comes and not taken else []
-    assert pieces == [*own_lf, block(following)]
-    assert splitter.complete_line_end() == b""
+    assert pieces == [*([line(b"\n")] if comes else []), block(following)]
     out += b"".join(data for _, data in pieces)
     assert parse([out]) == parse([first, *chunks])
 
 
-def test_a_control_block_between_the_halves_of_a_crlf_stays_apart() -> None:
-    splitter = Splitter(LIMIT)
-    out = b"".join(data for _, data in splitter.feed(b"data: a\r\n\r"))
-    out += splitter.complete_line_end() + b": control\n\n"
-    out += b"".join(data for _, data in splitter.feed(b"\n\ndata: b\r\n\r\n"))
-    assert out == b"data: a\r\n\r\n: control\n\n\ndata: b\r\n\r\n"
-
-
-@pytest.mark.parametrize(
-    "chunk",
-    [
-        pytest.param(b"", id="nothing"),
-        pytest.param(b"data: a\n\n", id="LF"),
-        pytest.param(b"data: a\r\n\r\n", id="CRLF"),
-        pytest.param(b"data: a\r", id="a CR that is held"),
-        pytest.param(b"data: a\r\rdata: b", id="a line that is held after CR"),
-        pytest.param(b": c", id="a comment that is held"),
-        pytest.param(BOM, id="BOM"),
-    ],
-)
-def test_no_lf_is_owed_unless_a_cr_was_passed_on_last(chunk: bytes) -> None:
-    splitter = Splitter(LIMIT)
-    splitter.feed(chunk)
-    assert splitter.complete_line_end() == b""
-
-
-def test_only_one_lf_is_dropped_for_one_taken() -> None:
-    splitter = Splitter(LIMIT)
-    splitter.feed(b"\r")
-    assert splitter.complete_line_end() == b"\n"
-    assert splitter.feed(b"\n\n") == [line(b"\n")]
-
-
-def test_an_empty_chunk_does_not_settle_the_owed_lf() -> None:
-    splitter = Splitter(LIMIT)
-    splitter.feed(b"\r")
-    assert splitter.complete_line_end() == b"\n"
-    assert splitter.feed(b"") == []
-    assert splitter.feed(b"\n") == []
+def test_a_splitter_that_begins_later_in_a_stream_knows_no_byte_order_mark() -> None:
+    stream = BOM + b"data: a\n\n"
+    assert Splitter(LIMIT, at_start=False).feed(stream) == [block(stream)]
+    assert Splitter(LIMIT, at_start=False).count_usual(b"data: a\n\n") == 1

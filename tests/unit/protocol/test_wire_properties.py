@@ -7,17 +7,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sse_middleware.errors import EventFormatError
+from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
+from sse_middleware.protocol.intake import INSIDE_EVENT, NO_EVENT
 from sse_middleware.protocol.parser import Event, EventParser
+from sse_middleware.protocol.stream_end import Reason
 from sse_middleware.protocol.wire import (
     BOM,
     Kind,
     Splitter,
-    add_line,
     event_name,
     format_sse_event,
     has_data,
     has_id,
 )
+from tests.support.dialects import SECRET, Live, new_dialect
 
 LIMIT = 1 << 20
 some = settings(deadline=None, max_examples=300)
@@ -167,25 +170,25 @@ def test_the_queries_about_a_block_agree_with_a_client(stream: bytes) -> None:
 @some
 @given(
     chunkings(),
-    st.integers(0, 60) | st.just(LIMIT),
-    st.sampled_from([b": control\n\n", b": control\n"]),
+    st.sampled_from([ClientKind.EVENTSOURCE, ClientKind.PLAIN]),
+    st.sampled_from(list(CommentForm)),
     st.lists(st.booleans(), min_size=1),
 )
-@example([b"data: a\r\n\r", b"\n\ndata: b\r\r", b"data: c\n\n"], LIMIT, b": control\n\n", [True])
-@example([BOM[:1], BOM[1:] + b"data: a\n\n"], LIMIT, b": control\n\n", [True])
-def test_control_comments_between_blocks_never_change_the_dispatches(
-    chunks: list[bytes], limit: int, control: bytes, when: list[bool]
+@example([b"data: a\r\n\r", b"\n\ndata: b\r\r"], ClientKind.PLAIN, CommentForm.BLOCK, [True])
+@example([BOM[:1], BOM[1:] + b"data: a\n\n"], ClientKind.PLAIN, CommentForm.BLOCK, [True])
+def test_heartbeats_between_blocks_never_change_the_dispatches(
+    chunks: list[bytes], client_kind: ClientKind, comment: CommentForm, when: list[bool]
 ) -> None:
-    splitter = Splitter(limit)
-    out = b""
+    live = Live(client_kind, comment=comment, app_ids=True, max_event_bytes=1024)
     for index, chunk in enumerate(chunks):
-        if when[index % len(when)] and splitter.between_blocks:
-            out += splitter.complete_line_end() + control
-        for piece in splitter.feed(chunk):
-            if piece[0] is not Kind.BOM or not out:
-                out += piece[1]
-    out += splitter.flush()
-    assert parse([out]) == reference(b"".join(chunks))
+        if when[index % len(when)]:
+            live.heartbeat()
+        live.feed(chunk)
+    out = live.out + live.intake.end(Reason.FINISHED, 0.0)[0].tail
+    events, _, retry = parse([out])
+    expected, _, expected_retry = reference(b"".join(chunks))
+    assert [event for event in events if '"stream_id":"s"' not in event.data] == expected
+    assert client_kind is ClientKind.EVENTSOURCE or retry == expected_retry
 
 
 @some
@@ -194,29 +197,31 @@ def test_control_comments_between_blocks_never_change_the_dispatches(
 def test_added_ids_never_change_data_or_type_and_number_every_recorded_event(
     chunks: list[bytes],
     limit: int,
-    controls: bool,  # noqa: FBT001
+    beats: bool,  # noqa: FBT001
 ) -> None:
     splitter = Splitter(limit)
+    dialect = new_dialect(ClientKind.EVENTSOURCE)
     out = b""
-    numbers: list[str] = []
+    number = 0
     for chunk in chunks:
         for kind, data in splitter.feed(chunk):
-            block = data
-            if kind is Kind.BLOCK and has_data(data):
-                numbers.append(f"our-{len(numbers)}")
-                block = add_line(data, f"id: {numbers[-1]}".encode())
-            out += block
-        if controls and out and splitter.between_blocks:
-            out += splitter.complete_line_end() + b": control\n\n"
+            is_event = kind is Kind.BLOCK and has_data(data)
+            number += is_event
+            given_number = INSIDE_EVENT if kind is Kind.PART else number if is_event else NO_EVENT
+            out += dialect.part(given_number, data, 0.0)
+        if beats and out:
+            out += dialect.heartbeat(0.0)
     out += splitter.flush()
 
     events, _, retry = parse([out])
     expected, _, expected_retry = reference(b"".join(chunks))
+    events = [event for event in events if '"stream_id":"s"' not in event.data]
     assert retry == expected_retry
     assert [(event.data, event.event) for event in events] == [
         (event.data, event.event) for event in expected
     ]
-    assert [event.id for event in events if (event.id or "").startswith("our-")] == numbers
+    numbers = [f"{SECRET}-{seq}" for seq in range(1, number + 1)]
+    assert [event.id for event in events if (event.id or "").startswith(SECRET)] == numbers
     if limit == LIMIT:
         assert [event.id for event in events] == numbers
 

@@ -11,8 +11,9 @@ from starlette.types import Receive, Scope, Send
 from sse_middleware import SSEMiddleware, current_stream
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.stores.memory import MemoryStore, _MemoryLog
-from sse_middleware.stream.connection import Connection, ConnectionSender
-from sse_middleware.stream.kept_producer import KeptProducer
+from sse_middleware.stream.connection import Connection
+from sse_middleware.stream.follower import Follower
+from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.responder import Responder
 from sse_middleware.stream.timers import current_timers
 from tests.support.asgi import (
@@ -29,7 +30,7 @@ from tests.support.resuming import back, living, texts, value
 
 pytestmark = pytest.mark.anyio
 
-OURS = (KeptProducer, ConnectionSender, Connection, Responder, StreamRecord, _MemoryLog)
+OURS = (Producer, Follower, Connection, Responder, StreamRecord, _MemoryLog)
 EVENTS = 6
 TTL = 2.0
 WAYS = ["reads", "leaves", "refuses", "returns", "vanishes", "cancelled", "ends", "numbers"]

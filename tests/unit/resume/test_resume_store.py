@@ -74,7 +74,7 @@ def assert_asked_to_reconnect(exchange: Exchange, event_id: str) -> None:
     """Check that an `EventSource` would reconnect soon with its event id."""
     assert exchange.status == 200
     assert exchange.headers[b"content-type"].startswith(b"text/event-stream")
-    assert exchange.headers[b"cache-control"] == b"no-store"
+    assert exchange.headers[b"cache-control"] == b"no-store, no-transform"
     assert exchange.names == ["start"]
     assert exchange.last_event_id == event_id
     assert exchange.retry is not None

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.stream.timers import LONGEST_TICK_SECONDS
+from sse_middleware.testing import EVENTSOURCE_HEADERS
 from tests.support.asgi import Exchange, http_scope, running, stream_start
 from tests.support.batching import (
     App,
@@ -32,6 +34,36 @@ pytestmark = pytest.mark.anyio
 
 
 # Writes that wait
+
+
+async def test_events_after_a_blocked_write_are_kept_at_the_end_of_the_tick() -> None:
+    store = MemoryStore()
+    never = asyncio.Event()
+
+    async def app(_: Scope, __: Receive, send: Send) -> None:
+        await send(stream_start())
+        await asyncio.sleep(1)
+        blocked = asyncio.ensure_future(send(event(1)))
+        await asyncio.sleep(0)
+        await send(event(2))
+        await send(event(3))
+        await never.wait()
+        await blocked
+
+    exchange = Exchange(http_scope(headers=EVENTSOURCE_HEADERS))
+
+    async def send(message: Message) -> None:
+        await exchange.send(message)
+        if event(1)["body"].strip() in message.get("body", b""):
+            await never.wait()
+
+    task = asyncio.create_task(marking(app, store=store)(exchange.scope, exchange.receive, send))
+    await asyncio.sleep(1.1)
+    found = await store.find(exchange.headers[b"x-stream-id"].decode())
+    assert found is not None
+    assert found.last == 3
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 @both

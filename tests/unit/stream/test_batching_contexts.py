@@ -289,6 +289,7 @@ async def test_a_send_that_is_cancelled_while_it_waits_loses_no_earlier_event(
                 sent.append(number)
         exchange.unblock()
         await send(last())
+        await asyncio.sleep(0.1)
         seen = numbers(exchange)
         assert seen[: len(sent)] == sent
         assert seen in (sent, [*sent, sent[-1] + 1])

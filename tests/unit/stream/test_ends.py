@@ -14,7 +14,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.stream_state import StreamState
+from sse_middleware.stream.app_writer import AppWriter
+from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.current import CurrentStream
 from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.responder import Responder
@@ -123,7 +124,7 @@ async def test_an_error_of_a_heartbeats_write_shows_at_the_apps_next_write() -> 
 
     exchange = Exchange(http_scope(headers=EVENTSOURCE))
     with pytest.raises(ConnectionResetError) as raised:
-        await marking(app)(exchange.scope, exchange.receive, exchange.send)
+        await marking(app, linger_seconds=0)(exchange.scope, exchange.receive, exchange.send)
     assert raised.value is refusal
 
 
@@ -282,7 +283,7 @@ async def test_nothing_of_an_ended_stream_waits_for_the_garbage_collector(
 
         return StreamingResponse(events(), media_type="text/event-stream")
 
-    ours = (CurrentStream, Producer, Responder, StreamRecord, StreamState)
+    ours = (AppWriter, Connection, CurrentStream, Producer, Responder, StreamRecord)
     wrapped = marking(Starlette(routes=[Route("/", endpoint)]))
     gc.collect()
     gc.disable()

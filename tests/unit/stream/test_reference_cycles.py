@@ -15,12 +15,18 @@ from sse_middleware import current_trace_id
 from sse_middleware.limits.admission_check import AdmissionCheck
 from sse_middleware.limits.slots import Slot
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.stream_state import StreamState
+from sse_middleware.protocol.dialect import Dialect
+from sse_middleware.protocol.intake import Intake
+from sse_middleware.stream.app_writer import AppWriter
 from sse_middleware.stream.cancellation import AppCancellation
+from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.current import CurrentStream
 from sse_middleware.stream.discarded_response import DiscardedResponse
 from sse_middleware.stream.producer import Producer
+from sse_middleware.stream.producer_control import ProducerControl
+from sse_middleware.stream.producer_log import ProducerLog
 from sse_middleware.stream.responder import Responder
+from sse_middleware.stream.sender import Sender
 from tests.support.asgi import EVENTSOURCE, Exchange, body, http_scope, stream_start
 from tests.support.limiting import ANY, PLAIN, answer, asked, limited, reasons, tab
 from tests.support.middleware import marking
@@ -31,13 +37,19 @@ pytestmark = pytest.mark.anyio
 PER_REQUEST = (
     AdmissionCheck,
     AppCancellation,
+    AppWriter,
+    Connection,
     CurrentStream,
+    Dialect,
     DiscardedResponse,
+    Intake,
     Producer,
+    ProducerControl,
+    ProducerLog,
     Responder,
+    Sender,
     Slot,
     StreamRecord,
-    StreamState,
 )
 LIMITS: list[dict[str, Any]] = [
     {"max_streams": 1},

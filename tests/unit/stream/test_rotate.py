@@ -123,7 +123,7 @@ async def test_an_endless_feed_is_one_sequence_over_many_connections(app: Any) -
         assert exchange.names[0] == "start"
         assert exchange.names[-1] == "heartbeat"
         took = exchange.messages[-1][0] - exchange.messages[0][0]
-        assert took == pytest.approx(4.5, abs=0.1)
+        assert took == pytest.approx(4.3, abs=0.3)  # spread over a tenth
 
 
 async def test_the_last_heartbeat_of_a_connection_has_a_spread_retry_interval() -> None:
@@ -167,7 +167,7 @@ async def test_the_connection_of_a_reader_has_a_time_of_its_own_and_rotates_too(
             assert start["max_duration"] == 4.5
             came = now()
             await reader.until_end()
-            assert now() - came == pytest.approx(4.5, abs=0.1)
+            assert now() - came == pytest.approx(4.3, abs=0.3)  # spread over a tenth
             assert reader.names[-1] == "heartbeat"
             assert reader.events[-1].retry is not None
             assert 1000 <= reader.events[-1].retry <= 2000
@@ -312,10 +312,10 @@ async def test_a_client_that_reads_again_long_after_the_cap_gets_an_end_and_no_e
         await asyncio.sleep(8)
         first.unblock()
         await first.until_end()
-        assert texts(first) == counted(1, 2)
+        assert texts(first) == counted(1, 3)
         assert first.names[-1] == "message"
         again = await resume(kept, first.last_event_id)
-        assert texts(again)[:1] == ["3"]
+        assert texts(again)[:1] == ["4"]
     assert first.overlaps == 0
     assert not first.late
 
@@ -334,7 +334,9 @@ async def test_the_app_is_not_disconnected_if_only_a_connection_ends() -> None:
     kept = resumable(app, **ROTATE)
     async with strictly(kept) as first:
         await first.until_end()
-        await resume(kept, first.last_event_id)
+        again: Exchange = first
+        while again.names[-1] != "complete":
+            again = await resume(kept, again.last_event_id)
     assert remaining == [None] * 10
 
 

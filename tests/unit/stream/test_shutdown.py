@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from sse_middleware.stream.blocked_write import BlockedWrite
 from sse_middleware.stream.drain import Drain
 from sse_middleware.stream.shutdown import Shutdown, _awaited_code
 
@@ -178,4 +177,3 @@ def test_the_awaited_object_of_a_running_coroutine_is_not_requested() -> None:
     """An app's start was one such place: it runs in a task of the event loop."""
     task: Any = RunningTask()
     assert list(_awaited_code(task)) == [RunningTask.cr_code]
-    BlockedWrite(task).interrupt((RunningTask.cr_code,), object())

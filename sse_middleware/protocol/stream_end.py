@@ -1,0 +1,80 @@
+"""The end of a stream: why it has ended, and what a client needs to receive its own form of it.
+
+The log keeps it as JSON. Each connection writes it in the form of its client kind.
+"""
+
+import enum
+import json
+from typing import Any, NamedTuple
+
+
+class Reason(enum.StrEnum):
+    """Why a stream, or a connection that follows its log, has ended."""
+
+    FINISHED = "finished"
+    DURATION_CAP = "duration_cap"
+    CANCELLED = "cancelled"
+    SHUTDOWN = "shutdown"
+    EVICTED = "evicted"
+    """Its slot was needed for another stream."""
+    ERROR = "error"
+    INCOMPLETE = "incomplete"
+    """The app has returned without the end of its response."""
+    LOST = "lost"
+    """The producer is gone."""
+    GONE = "gone"
+    """The log is gone, or no client has resumed the stream in time."""
+    UNAVAILABLE = "unavailable"
+    """The store cannot be reached."""
+
+
+class StreamEnd(NamedTuple):
+    """The end of a stream.
+
+    Attributes:
+        reason: why it has ended.
+        trace_id: the trace id of the request that the app has handled.
+        duration: how long it was open, in seconds.
+        chunks: the number of events of the app.
+        tokens: the tokens that the app has counted.
+        tail: the bytes of the app after its last event; they are no event.
+        is_inside_event: whether a part of an event has been sent that is not complete.
+        has_own_end: whether the app itself has sent the last event (`complete`, `error`, `[DONE]`).
+        first_chunk: the first chat completion chunk of a stream in OpenAI's dialect, else `None`.
+    """
+
+    reason: Reason
+    trace_id: str = ""
+    duration: float = 0.0
+    chunks: int = 0
+    tokens: int = 0
+    tail: bytes = b""
+    is_inside_event: bool = False
+    has_own_end: bool = False
+    first_chunk: dict[str, Any] | None = None
+
+    def pack(self) -> bytes:
+        """Serialize the end for a log; `b""` if no client receives anything at it."""
+        if self.has_own_end and self.reason is Reason.FINISHED and not self.tail:
+            return b""
+        return json.dumps({**self._asdict(), "tail": self.tail.decode("latin-1")}).encode()
+
+
+def unpack_end(data: bytes, reason: Reason) -> StreamEnd:
+    """Parse the result of `StreamEnd.pack`.
+
+    Args:
+        data: the end as the log keeps it, `b""` if it has none.
+        reason: the reason if the log has no end.
+
+    Raises:
+        ValueError: another version has written it.
+    """
+    if not data:
+        return StreamEnd(reason, has_own_end=reason is Reason.FINISHED)
+    try:
+        fields = json.loads(data)
+        tail = fields.pop("tail").encode("latin-1")
+        return StreamEnd(Reason(fields.pop("reason")), tail=tail, **fields)
+    except (TypeError, KeyError, AttributeError, ValueError) as exc:
+        raise ValueError("the end of a stream was written by another version") from exc

@@ -1,0 +1,220 @@
+"""One request that follows the log of a stream, without running the app.
+
+Stored events and later ones are one sequence. The log is read only as fast as the client reads, and
+a follower never writes to it.
+"""
+
+import asyncio
+import random
+import time
+from contextlib import aclosing
+
+from starlette.types import Message, Receive, Send
+
+from sse_middleware.errors import StoreError
+from sse_middleware.http.request import SSERequest
+from sse_middleware.http.response_head import OWN_HEADERS, parse_headers, stream_headers
+from sse_middleware.observability.stream_record import StreamRecord
+from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
+from sse_middleware.protocol.connection_state import (
+    ConnectionInput,
+    ConnectionPhase,
+)
+from sse_middleware.protocol.dialect import Dialect
+from sse_middleware.protocol.stream_end import Reason
+from sse_middleware.stores.base import LogInfo
+from sse_middleware.stream.cancellation import GRACE_SECONDS, SHUTDOWN_GRACE_SECONDS
+from sse_middleware.stream.connection import Connection
+from sse_middleware.stream.context import Context
+from sse_middleware.stream.report import Report
+from sse_middleware.stream.sender import Sender
+from sse_middleware.stream.timers import StreamTimer, current_timers
+
+_LOG_END_SECONDS = 0.1
+"""A little more than the time of the stream in a drain, so that its end arrives first."""
+
+
+class Follower:
+    """Send one client the rest of a stream.
+
+    Args:
+        context: the objects that all requests of one middleware share.
+        request: the request.
+        receive: the server's `receive`.
+        send: the server's `send`.
+        info: the description of the log.
+        after: the number of the event after which the client resumes.
+        event_id: the event id that the client has, `None` for none.
+        secret: the secret of the stream, `""` if the ids are not ours or it is not known here.
+        reset: why the client cannot resume there, `""` if it can.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        request: SSERequest,
+        receive: Receive,
+        send: Send,
+        *,
+        info: LogInfo,
+        after: int,
+        event_id: str | None,
+        secret: str = "",
+        reset: str = "",
+    ) -> None:
+        self._context = context
+        self._request = request
+        self._receive = receive
+        self._info = info
+        self._after = after
+        self._tasks: list[asyncio.Task[None]] = []
+        self._timers = current_timers()
+        self._timer = StreamTimer(self._timers, self._on_timer)
+        self._record = StreamRecord(
+            info.stream_id,
+            request.trace_id,
+            info.route,
+            ClientKind.EVENTSOURCE,
+            resumed_after=after,
+            chunks=after,
+        )
+        self._dialect = Dialect(
+            context.options,
+            info.terms,
+            client_kind=ClientKind.EVENTSOURCE,
+            record=self._record,
+            secret=secret,
+            marked=info.marked,
+            comment=CommentForm.BLOCK,
+            app_ids=info.app_ids,
+        )
+        now = self._timers.clock()
+        self._record.opened_at = now - max(0.0, time.time() - info.opened_on)
+        self._preamble = self._dialect.open(
+            now,
+            self._timers.epoch(),
+            reset=reset,
+            resumed=True,
+            event_id=event_id,
+            jitter=random.random(),  # noqa: S311 - no secret
+            ends_in=context.credential_ttl(request.scope),
+        )
+        self._report = Report(self._record, context.observers, self._timers.clock)
+        sender = Sender(send, self._timers, self._record, context.observers)
+        timeout = context.options.send_timeout
+        self._connection = Connection(self._dialect, sender, self, send_timeout=timeout)
+
+    async def run(self) -> None:
+        """Send events until the stream ends, the cap is reached or the client disconnects."""
+        self._report.open(self._timers.clock())
+        self._timers.drain.add(self)
+        grace_seconds = GRACE_SECONDS
+        try:
+            self._set_timer(self._timers.clock())
+            await self._connection.open(self._start(), self._preamble)
+            self._timers.flush_after_tick(self)
+            self._tasks = [
+                asyncio.ensure_future(self._follow()),
+                asyncio.ensure_future(self._wait_for_disconnect()),
+            ]
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self.on_drain_over()
+            grace_seconds = SHUTDOWN_GRACE_SECONDS
+            raise
+        finally:
+            await self._aclose(grace_seconds)
+
+    def on_connection_closed(self, _: Connection) -> None:
+        """Cancel the tasks, because there is no client any more."""
+        for task in self._tasks:
+            task.cancel()
+        self._set_timer(self._timers.clock())
+
+    def on_tick(self) -> None:
+        """Send the first bytes, if no event has come with them."""
+        self._connection.sender.flush_soon()
+
+    def _on_timer(self, now: float) -> None:
+        try:
+            self._report.progress(now)
+            if self._connection.on_deadline(now):
+                rotates = self._info.terms.rotates
+                (self._connection.rotate if rotates else self._connection.cut)(now)
+        finally:
+            self._set_timer(now)
+
+    @property
+    def drain_seconds(self) -> float:
+        """How long the client may stay when its server shuts down."""
+        return self._context.options.drain_seconds + _LOG_END_SECONDS
+
+    def on_drain(self) -> None:
+        """Disconnect the client if it can resume on another worker."""
+        if self._context.store.is_shared:
+            self.on_drain_over()
+
+    def on_drain_over(self) -> None:
+        """Disconnect the client, because the server waits for nothing else."""
+        self._dialect.prepare_to_drain()
+        self._connection.rotate(self._timers.clock())
+
+    def _start(self) -> Message:
+        info = self._info
+        kept = [pair for pair in parse_headers(info.headers) if pair[0].lower() != b"cache-control"]
+        headers = stream_headers(
+            [*kept, *OWN_HEADERS],
+            info.terms,
+            trace_id=self._record.trace_id,
+            stream_id=info.stream_id,
+        )
+        return {"type": "http.response.start", "status": 200, "headers": headers}
+
+    async def _follow(self) -> None:
+        store, connection = self._context.store, self._connection
+        try:
+            # The client counts as a reader of the log until its connection is closed.
+            async with aclosing(store.follow(self._info.stream_id, self._after)) as log:
+                await connection.follow(log, self._after, self._timers.clock)
+                await connection.until_closed()
+        except StoreError:
+            connection.on_store_failure()
+            await connection.until_closed()
+
+    async def _wait_for_disconnect(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._connection.on_disconnect()
+
+    def _set_timer(self, now: float) -> None:
+        self._timer.set(self._connection.deadline(now))
+
+    async def _aclose(self, grace_seconds: float) -> None:
+        sender, connection = self._connection.sender, self._connection
+        for task in self._tasks:
+            task.cancel()
+        try:
+            results = await asyncio.gather(*self._tasks, return_exceptions=True)
+            async with asyncio.timeout(grace_seconds):
+                while connection.phase is ConnectionPhase.CLOSING:
+                    await sender.wait_for_room()
+        except TimeoutError:
+            pass
+        finally:
+            failure = sender.failure
+            connection.release()
+            self._set_timer(self._timers.clock())
+            self._timers.drain.remove(self)
+            self._report_end()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        if failure is not None:
+            raise failure
+
+    def _report_end(self) -> None:
+        if self._connection.closed_by is ConnectionInput.WRITTEN:
+            self._report.end(self._dialect.outcome or Reason.DURATION_CAP)
+        else:
+            self._record.disconnects = 1
+            self._report.end("disconnected")

@@ -1,0 +1,111 @@
+"""Streams that linger: they continue without a client for some time, and their number is limited.
+
+A stream that the middleware has disconnected itself is not counted while its client is expected.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from sse_middleware.observability.observer import Observer
+
+
+class LingeringStream(Protocol):
+    """A stream that continues without a reader."""
+
+    def expire(self) -> None:
+        """End the stream."""
+
+
+class LingerQueue:
+    """The streams that wait for a reader.
+
+    Args:
+        limit: the maximum number of streams whose clients have left on their own.
+        observers: are notified of changes.
+    """
+
+    __slots__ = ("_left", "_limit", "_observers", "_streams")
+
+    def __init__(self, limit: int, observers: Sequence[Observer]) -> None:
+        self._limit = limit
+        self._observers = observers
+        self._streams: dict[LingeringStream, None] = {}
+        self._left: dict[LingeringStream, None] = {}  # oldest first
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def add(self, stream: LingeringStream) -> None:
+        """Add a stream that does not count against the limit."""
+        self._left.pop(stream, None)
+        if stream not in self._streams:
+            self._streams[stream] = None
+            self._notify(1)
+
+    def count(self, stream: LingeringStream) -> None:
+        """Count a stream that has been added; let the oldest one expire if there are too many."""
+        if stream in self._streams:
+            self._left[stream] = None
+        if len(self._left) > self._limit:
+            oldest = next(iter(self._left))
+            self.discard(oldest)
+            oldest.expire()
+
+    def discard(self, stream: LingeringStream) -> None:
+        """Remove a stream that does not linger any more."""
+        self._left.pop(stream, None)
+        if stream in self._streams:
+            del self._streams[stream]
+            self._notify(-1)
+
+    def _notify(self, more: int) -> None:
+        for observer in self._observers:
+            observer.lingering(more)
+
+
+class Linger:
+    """The time for which one stream lingers.
+
+    Args:
+        queue: counts the streams.
+        stream: the stream.
+        seconds: how long it lingers.
+
+    Attributes:
+        deadline: the time at which it expires, infinite for never.
+        counts_at: the time from which it counts against the limit, infinite for never.
+    """
+
+    __slots__ = ("_queue", "_seconds", "_stream", "counts_at", "deadline")
+
+    def __init__(self, queue: LingerQueue, stream: LingeringStream, seconds: float) -> None:
+        self._queue = queue
+        self._stream = stream
+        self._seconds = seconds
+        self.deadline = self.counts_at = math.inf
+
+    def start(self, now: float, *, expected_until: float, is_draining: bool) -> None:
+        """Begin to linger.
+
+        Args:
+            now: the time.
+            expected_until: the time until which the client is expected, because the middleware has
+                disconnected it.
+            is_draining: whether the stream lingers until the drain ends it.
+        """
+        self._queue.add(self._stream)
+        self.deadline = math.inf if is_draining else now + self._seconds
+        self.counts_at = math.inf if is_draining else expected_until
+        self.count(now)
+
+    def count(self, now: float) -> None:
+        """Count the stream against the limit, once its client is not expected any more."""
+        if now >= self.counts_at:
+            self.counts_at = math.inf
+            self._queue.count(self._stream)
+
+    def stop(self) -> None:
+        """Linger no longer."""
+        self.deadline = self.counts_at = math.inf
+        self._queue.discard(self._stream)

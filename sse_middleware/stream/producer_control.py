@@ -1,0 +1,79 @@
+"""Other objects end a stream: the limits, the queue of lingering streams, and the drain.
+
+The limits and that queue are shared by the event loops of a process, so their methods may be called
+in any thread; they act in the event loop of the stream.
+"""
+
+from typing import TYPE_CHECKING
+
+from sse_middleware.protocol.producer_state import ProducerAction, ProducerInput, ProducerPhase
+from sse_middleware.stream.timers import LoopTimers
+
+if TYPE_CHECKING:
+    from sse_middleware.stream.producer import Producer
+
+
+class ProducerControl:
+    """End the stream of one producer.
+
+    Args:
+        producer: the producer.
+        timers: the timers of its event loop.
+        drain_seconds: how long the stream may continue when its server shuts down.
+
+    Attributes:
+        drain_seconds: as the argument.
+    """
+
+    __slots__ = ("_producer", "_timers", "drain_seconds")
+
+    def __init__(self, producer: "Producer", timers: LoopTimers, drain_seconds: float) -> None:
+        self._producer = producer
+        self._timers = timers
+        self.drain_seconds = drain_seconds
+
+    def evict(self) -> None:
+        """End the stream because its slot is needed, without an end if no client reads it."""
+        self._timers.call(self._evict)
+
+    def expire(self) -> None:
+        """End a stream that lingers."""
+        self._timers.call(self._expire)
+
+    def watch_for_disconnect(self) -> None:
+        """Make sure that a disconnect of the client is received."""
+        self._timers.call(self._producer.callbacks.watch_for_disconnect)
+
+    def blocked_at(self) -> int | None:
+        """Return the bytes sent before the write in progress, `None` if there is no write."""
+        return self._producer.connection.blocked_at()
+
+    def on_drain(self) -> None:
+        """Disconnect the client if it can follow on another worker; the app continues."""
+        producer = self._producer
+        connection = producer.connection
+        if producer.phase is ProducerPhase.DETACHED:
+            producer.start_lingering()  # until the drain is over
+        elif (
+            producer.log.is_shared
+            and producer.may_return()
+            and connection.dialect.reads_control_events
+        ):
+            connection.dialect.prepare_to_drain()
+            producer.rotate(self._timers.clock())
+
+    def on_drain_over(self) -> None:
+        """End the stream, because the server waits for nothing else."""
+        if self._producer.move(ProducerInput.DRAIN_IS_OVER) is ProducerAction.IGNORE:
+            self._producer.connection.give_up()
+
+    def _evict(self) -> None:
+        producer = self._producer
+        if producer.phase is ProducerPhase.DETACHED and not producer.log.has_readers:
+            producer.move(ProducerInput.LINGER_IS_OVER)
+        else:
+            producer.move(ProducerInput.EVICT)
+
+    def _expire(self) -> None:
+        if self._producer.phase is ProducerPhase.DETACHED:
+            self._producer.move(ProducerInput.LINGER_IS_OVER)

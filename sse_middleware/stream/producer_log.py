@@ -1,0 +1,142 @@
+"""The log of one stream, as its producer uses it: the events, the readers, and the end.
+
+A stream that is not kept has no log; all methods can be called all the same.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from sse_middleware.protocol.intake import Intake
+from sse_middleware.protocol.producer_state import ProducerInput
+from sse_middleware.protocol.stream_end import Reason, StreamEnd
+from sse_middleware.stores.base import EventStore, Log, LogInfo, LogState
+from sse_middleware.stream.connection import Connection
+from sse_middleware.stream.log_reader import LogReader
+
+
+class LogOwner(Protocol):
+    """The producer of the stream."""
+
+    def move(self, given: ProducerInput) -> object:
+        """Perform the action for an input."""
+
+    def on_readers_changed(self) -> None:
+        """Handle that the log has its first reader, or has lost its last one."""
+
+
+class ProducerLog:
+    """The log of the stream of one producer.
+
+    Args:
+        owner: the producer.
+        intake: records the events.
+
+    Attributes:
+        has_readers: whether connections follow the log.
+    """
+
+    __slots__ = ("_changed", "_intake", "_log", "_owner", "_reader", "_store", "has_readers")
+
+    def __init__(self, owner: LogOwner, intake: Intake) -> None:
+        self._owner = owner
+        self._intake = intake
+        self._store: EventStore | None = None
+        self._log: Log | None = None
+        self._reader: LogReader | None = None
+        self._changed: asyncio.Event | None = None  # set when readers change or the stream ends
+        self.has_readers = False
+
+    def create(self, store: EventStore, info: LogInfo) -> None:
+        """Begin the log."""
+        self._store = store
+        self._log = self._intake.log = store.create(info, self)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether there is, or was, a log."""
+        return self._log is not None
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether events are recorded, so that clients can resume the stream."""
+        return self._intake.log is not None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether clients can resume the stream on another worker."""
+        return self.is_recording and self._store is not None and self._store.is_shared
+
+    def set_name(self, name: str) -> None:
+        """Make the stream available under a name, if it is kept."""
+        if self._log is not None:
+            self._log.set_name(name)
+
+    def end(self, end: StreamEnd, *, is_lost: bool, can_resume: bool) -> None:
+        """End the log.
+
+        Args:
+            end: the end of the stream.
+            is_lost: whether clients that return learn that the producer is lost.
+            can_resume: whether clients can return at all.
+        """
+        state = LogState.LOST if is_lost else _STATES.get(end.reason, LogState.FINISHED)
+        if not can_resume:
+            state = LogState.GONE
+        is_whole = state in (LogState.FINISHED, LogState.CANCELLED)
+        if self._log is not None and not self._intake.app_owns_ids:
+            self._log.end(state, end.pack() if is_whole else b"")
+        self.notify_change()
+
+    def on_cancel(self) -> None:
+        """Handle a reader's request to end the stream."""
+        self._owner.move(ProducerInput.CANCEL)
+
+    def on_readers_changed(self, *, has_readers: bool) -> None:
+        """Handle that the log has its first reader, or has lost its last one."""
+        self.has_readers = has_readers
+        self.notify_change()
+        self._owner.on_readers_changed()
+
+    async def wait_for_change(self) -> None:
+        """Wait until the readers change, or the stream ends."""
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        await self._changed.wait()
+
+    def notify_change(self) -> None:
+        """Wake all calls of `wait_for_change`."""
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
+
+    def follow(
+        self,
+        connection: Connection,
+        stream_id: str,
+        clock: Callable[[], float],
+        on_done: Callable[[], None],
+    ) -> bool:
+        """Have a slow connection read the log; return whether it does."""
+        if self._store is None or not self.is_recording or not connection.lag():
+            return False
+        self._reader = LogReader(self._store, stream_id, connection, clock, on_done)
+        return True
+
+    async def stop_reader(self) -> None:
+        """Stop the reader of a slow connection."""
+        if self._reader is not None:
+            await self._reader.aclose()
+
+    async def flush(self) -> None:
+        """Wait until the whole log is stored."""
+        if self._log is not None:
+            await self._log.flush()
+
+
+_STATES: Final = {
+    Reason.CANCELLED: LogState.CANCELLED,
+    Reason.INCOMPLETE: LogState.LOST,
+    Reason.LOST: LogState.LOST,
+    Reason.GONE: LogState.GONE,
+}
