@@ -116,8 +116,8 @@ class Options:
     linger_seconds: float = fields.seconds(
         "SSE_LINGER_SECONDS",
         15.0,
-        "Time for which an app continues after its `EventSource` has disconnected with at least "
-        "one event, so that the client can resume; 0: none. 15 s covers a change of network.",
+        "Time for which an app continues after its `EventSource` has disconnected, so that the "
+        "client can resume; 0: none. 15 s covers a change of network.",
         lowest=0.0,
         may_be_off=False,
         per_endpoint=True,
@@ -125,7 +125,7 @@ class Options:
     max_lingering: int = fields.integer(
         "SSE_MAX_LINGERING",
         100,
-        "Maximum number of apps that linger at the same time; the oldest is stopped first.",
+        "Maximum number of lingering apps whose clients have left; the oldest is stopped first.",
         lowest=0,
         highest=1_000_000,
         unit="streams",

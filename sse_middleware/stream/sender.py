@@ -178,8 +178,7 @@ class Sender:
 
     def flush_now(self) -> None:
         """Do the same, for a caller that cannot wait."""
-        suspended = self.flush()
-        if suspended is not None:
+        if (suspended := self.flush()) is not None:
             suspended.hand_over()
 
     def write_message(self, message: Message) -> None:
@@ -375,7 +374,8 @@ class Sender:
             self.owner.on_write_failed()
 
     def _has_more_to_do(self) -> bool:
-        return bool(self._pending) or self._ends or self._room is not None or self.reports_idle
+        is_waited_for = self._suspended is not None or self._room is not None
+        return is_waited_for or bool(self._pending) or self._ends or self.reports_idle
 
     def _on_write_done(self) -> None:
         """Start the next write, or report that there is none."""
