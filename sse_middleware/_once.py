@@ -1,11 +1,13 @@
 """What there is once: in an event loop, or in a process and in each that is forked from it.
 
-Readers of channels share a connection, which belongs to a loop, and those in memory the memory.
+Readers of channels share a connection, which belongs to a loop, and those in memory the memory. An
+object that belongs to a loop is called in it, by `call_in`.
 """
 
 import asyncio
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -66,3 +68,20 @@ class OncePerKey(Generic[Key, Value]):
     def items(self) -> Iterator[tuple[Key, Value]]:
         """Return the keys that live, and their values."""
         return iter(tuple(self._made.items()))
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs in this thread, `None` if none does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def call_in(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: object) -> None:
+    """Call a function in an event loop: at once in this one, never in a closed one."""
+    if loop is running_loop():
+        call(*args)
+    else:
+        with suppress(RuntimeError):  # it is closed
+            loop.call_soon_threadsafe(call, *args)

@@ -16,7 +16,7 @@ from typing import Any, Unpack
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware._once import OncePerKey
+from sse_middleware._once import OncePerKey, running_loop
 from sse_middleware.client.serve import ClientFiles
 from sse_middleware.config.arguments import OptionArguments
 from sse_middleware.config.options import Options
@@ -221,7 +221,7 @@ class SSEMiddleware:
 
     def _with_lifespan(self, send: Send) -> Send:
         """Listen for signals, and return a `send` that closes the store at the shutdown."""
-        if not self._context.options.enabled or not _has_loop():
+        if not self._context.options.enabled or running_loop() is None:
             return send
         SHUTDOWN.drain_for(asyncio.get_running_loop())
         store = self._context.store
@@ -314,17 +314,9 @@ class _OwnPages:
         return None
 
 
-def _has_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
 def _drains() -> bool:
     """Return whether the server of the running loop drains."""
-    if not (SHUTDOWN.is_draining and _has_loop()):
+    if not (SHUTDOWN.is_draining and running_loop() is not None):
         return False
     return SHUTDOWN.drain_for(asyncio.get_running_loop()).is_draining
 

@@ -9,10 +9,11 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from typing import Final
 
+from sse_middleware._once import call_in
 from sse_middleware.channels.base import Feed, Limits
 from sse_middleware.channels.events import (
     ACK,
@@ -203,18 +204,7 @@ class _MemoryFeed:
 
     def on_change(self) -> None:
         """Wake the reader, from any thread."""
-        if _running_loop() is self._loop:
-            self._news.set()
-            return
-        with suppress(RuntimeError):  # the loop is closed, so there is no reader
-            self._loop.call_soon_threadsafe(self._news.set)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
+        call_in(self._loop, self._news.set)
 
 
 class MemoryChannels:

@@ -11,8 +11,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
 
+from sse_middleware._once import call_in, running_loop
 from sse_middleware.stores.base import Batch, Log, LogInfo, LogListener, LogSnapshot, LogState
 from sse_middleware.stores.frame_buffer import FrameBuffer
 
@@ -122,7 +122,7 @@ class MemoryStore:
         with self.lock:
             timers, self._timers = self._timers, {}
         for loop, timer in timers.items():
-            _call_in(loop, timer.cancel)
+            call_in(loop, timer.cancel)
 
     # The methods below are called by logs, which hold the lock.
 
@@ -145,7 +145,7 @@ class MemoryStore:
     def keep_ended(self, log: "_MemoryLog") -> None:
         """Keep an ended log until its expiry."""
         self._ended[log.info.stream_id] = self._clock() + self._ttl
-        loop = _running_loop()
+        loop = running_loop()
         if loop is not None and loop not in self._timers:
             self._arm(loop, self._ttl)
 
@@ -320,15 +320,15 @@ class _MemoryLog:
     def add_reader(self) -> None:
         with self._store.lock:
             self._readers += 1
-        _call_in(self._loop, self._notify_readers_changed)
+        call_in(self._loop, self._notify_readers_changed)
 
     def remove_reader(self) -> None:
         with self._store.lock:
             self._readers -= 1
-        _call_in(self._loop, self._notify_readers_changed)
+        call_in(self._loop, self._notify_readers_changed)
 
     def cancel(self) -> None:
-        _call_in(self._loop, self._notify_cancel)
+        call_in(self._loop, self._notify_cancel)
 
     def shrink(self, size: int) -> None:
         """Drop the oldest frames, so that at least `size` bytes are freed, or all."""
@@ -357,7 +357,7 @@ class _MemoryLog:
         with self._store.lock:
             waiting, self._waiting = self._waiting, None
         for change in waiting or ():
-            _call_in(change.get_loop(), _set, change)
+            call_in(change.get_loop(), _set, change)
 
     def _notify_readers_changed(self) -> None:
         has_readers = self._readers > 0
@@ -373,19 +373,3 @@ class _MemoryLog:
 def _set(change: "asyncio.Future[None]") -> None:
     if not change.done():
         change.set_result(None)
-
-
-def _call_in(loop: asyncio.AbstractEventLoop, call: Callable[..., object], *args: object) -> None:
-    """Call a function in an event loop: at once in this one, never in a closed one."""
-    if loop is _running_loop():
-        call(*args)
-    else:
-        with suppress(RuntimeError):  # it is closed
-            loop.call_soon_threadsafe(call, *args)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

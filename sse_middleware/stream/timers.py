@@ -11,12 +11,11 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from contextvars import Context
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
-from sse_middleware._once import OncePerLoop
+from sse_middleware._once import OncePerLoop, call_in
 from sse_middleware.stream.background_writer import BackgroundWriter
 from sse_middleware.stream.shutdown import SHUTDOWN
 
@@ -111,11 +110,7 @@ class LoopTimers:
 
     def call(self, function: Callable[..., object], *args: object) -> None:
         """Call a function in the event loop of the timers: at once if it is the running one."""
-        if self._loop is _running_loop():
-            function(*args)
-        else:
-            with suppress(RuntimeError):  # it is closed
-                self._loop.call_soon_threadsafe(function, *args)
+        call_in(self._loop, function, *args)
 
     def flush_after_tick(self, target: TickTarget) -> None:
         """Call `target.on_tick` after the tick."""
@@ -236,13 +231,6 @@ class StreamTimer:
         if self._bucket is not None:
             self._bucket = None
             self._callback(now)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _select_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
