@@ -62,6 +62,10 @@ class StreamRecord:
             self._note_longer_gap(gap)
         return number
 
+    def age(self, now: float) -> float:
+        """Return how long the stream has been open, in seconds to three places."""
+        return round(now - self.opened_at, 3)
+
     @property
     def first_event_seconds(self) -> float | None:
         """The time from the response start to the app's first event, if there was one."""

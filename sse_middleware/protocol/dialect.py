@@ -210,7 +210,7 @@ class Dialect:
         """
         if self.is_inside_event:
             return b""
-        record, uptime = self.record, self.duration_seconds(now)
+        record, uptime = self.record, self.record.age(now)
         before = self._complete_line_end()
         if not self.reads_control_events:
             record.heartbeats += 1
@@ -281,10 +281,6 @@ class Dialect:
     def remaining_seconds(self, now: float) -> float | None:
         """Return the time until the cap, `None` if there is none."""
         return None if self._ends_at == math.inf else round(max(0.0, self._ends_at - now), 3)
-
-    def duration_seconds(self, now: float) -> float:
-        """Return the age of the stream."""
-        return round(now - self.record.opened_at, 3)
 
     def _set_cap(self, now: float, jitter: float, ends_in: float | None) -> None:
         max_seconds, rotates = self.terms.max_seconds, self.terms.rotates

@@ -33,7 +33,7 @@ _CLOSE_SECONDS: Final = 1.0
 
 
 class ConnectionOwner(Protocol):
-    """The object that is told of the end of a connection."""
+    """The object that is notified of the end of a connection."""
 
     def on_connection_closed(self, connection: "Connection", /) -> None:
         """Handle that a connection has closed, once."""
@@ -54,10 +54,9 @@ class Connection:
 
     Args:
         dialect: the form of the stream for this client.
-        sender: writes them.
-        owner: is told of the end.
+        sender: writes its bytes.
+        owner: is notified of the end.
         send_timeout: how long the client may block a write, in seconds; `None` for any time.
-        clock: returns the time.
 
     Attributes:
         closed_by: the input that has ended it, `None` before.
@@ -208,10 +207,8 @@ class Connection:
         """End the connection as at the cap of the stream; the client may not resume it."""
         if self._move(ConnectionInput.CAP) is not _IGNORE:
             record = self.dialect.record
-            duration = self.dialect.duration_seconds(now)
-            end = StreamEnd(
-                Reason.DURATION_CAP, record.trace_id, duration, record.chunks, record.tokens
-            )
+            age = record.age(now)
+            end = StreamEnd(Reason.DURATION_CAP, record.trace_id, age, record.chunks, record.tokens)
             self._write_end(*self.dialect.end(end, 0.0))
 
     def deadline(self, now: float) -> float:

@@ -141,7 +141,7 @@ class Producer:
         return self._timers.drain.is_draining
 
     def is_app_writing(self) -> bool:
-        """Return that an app whose stream has ended waits for no client."""
+        """Return that the app of an ended stream waits for no client."""
         return not self.is_ended
 
     @property
@@ -258,6 +258,7 @@ class Producer:
             self.start_lingering()
         elif move.action is ProducerAction.STOP_LINGERING:
             self._stop_lingering()
+            self._set_timer(self._clock())
         elif move.action is ProducerAction.STOP:
             self.callbacks.on_end()
         return move.action
@@ -274,7 +275,7 @@ class Producer:
         if self.connection.dialect.reads_control_events and reason is Reason.SHUTDOWN:
             self.connection.dialect.prepare_to_drain()
         self.writer.process_queue()
-        end, in_log = self._intake.end(reason, self.report.duration())
+        end, in_log = self._intake.end(reason, self._record.age(self._clock()))
         self.log.end(
             in_log,
             is_lost=is_lost,
@@ -294,22 +295,21 @@ class Producer:
 
     def start_lingering(self) -> None:
         """Wait for a client, unless one follows the log."""
+        now = self._clock()
         if self.log.has_readers:
             self._stop_lingering()
-            return
-        if self.report.slot is not None:
-            self.report.slot.set_lingering(lingers=True)
-        now = self._clock()
-        is_expected = self.connection.closed_by not in _LEFT
-        seconds = self.connection.dialect.retry_ms / 1000 if is_expected else 0
-        self._linger.start(now, expected_until=now + seconds, is_draining=self.is_draining)
+        else:
+            if self.report.slot is not None:
+                self.report.slot.set_lingering(lingers=True)
+            is_expected = self.connection.closed_by not in _LEFT
+            seconds = self.connection.dialect.retry_ms / 1000 if is_expected else 0
+            self._linger.start(now, expected_until=now + seconds, is_draining=self.is_draining)
         self._set_timer(now)
 
     def _stop_lingering(self) -> None:
         self._linger.stop()
         if self.report.slot is not None and not self.is_ended:
             self.report.slot.set_lingering(lingers=False)
-        self._set_timer(self._clock())
 
     # Time
 

@@ -69,13 +69,9 @@ class Report:
         record = self._record
         if record.outcome is None:
             record.outcome = outcome
-            record.duration_seconds = self.duration()
+            record.duration_seconds = record.age(self._clock())
             if self.slot is not None:
                 self.slot.release()
             self.slot = None
             for observer in self._observers:
                 observer.ended(record)
-
-    def duration(self) -> float:
-        """Return the age of the stream."""
-        return round(self._clock() - self._record.opened_at, 3)

@@ -335,7 +335,7 @@ class Responder:
             self.producer = opened
             self._body = None
             if self.admission is not None:
-                opened.slot = self.admission.attach(opened)
+                opened.report.slot = self.admission.attach(opened)
             if not opened.can_be_ended:
                 self.unmarked = opened
             await opened.open(with_headers(context, opened.record, start))

@@ -9,20 +9,17 @@ incomplete, since no client knows an end event of ours.
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from starlette.types import Message, Send
 
-from sse_middleware._once import OncePerProcess
+from sse_middleware._once import OncePerProcess, call_in
 from sse_middleware.http.response_head import BODY
 from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.stream_end import Reason
 from sse_middleware.stream.callbacks import NO_CALLBACKS, StreamCallbacks
+from sse_middleware.stream.report import Report
 from sse_middleware.stream.shutdown import SHUTDOWN
-
-if TYPE_CHECKING:
-    from sse_middleware.stream.report import StreamSlot
 
 logger = logging.getLogger("sse_middleware")
 
@@ -47,7 +44,7 @@ class UnmarkedStream:
     Attributes:
         record: as the argument.
         drain_seconds: as the argument.
-        slot: released at the end, `None` if the number of streams is not limited.
+        report: reports the stream.
     """
 
     __slots__ = (
@@ -56,12 +53,11 @@ class UnmarkedStream:
         "_closed",
         "_drain",
         "_loop",
-        "_observers",
         "_send",
         "_writes",
         "drain_seconds",
         "record",
-        "slot",
+        "report",
     )
 
     def __init__(
@@ -75,11 +71,10 @@ class UnmarkedStream:
     ) -> None:
         self.record = record
         self._send = send
-        self._observers = observers
+        self._loop = loop = asyncio.get_running_loop()
+        self.report = Report(record, observers, loop.time)
         self._callbacks = callbacks
         self.drain_seconds = 0.0 if drain_seconds is None else drain_seconds
-        self.slot: StreamSlot | None = None
-        self._loop = asyncio.get_running_loop()
         self._broken = False  # the server has raised an exception in a write
         self._closed = False  # ended by something other than the app
         self._writes = 0  # that are in progress
@@ -89,13 +84,12 @@ class UnmarkedStream:
     @property
     def can_be_ended(self) -> bool:
         """Whether anything but the app and the client can end the stream."""
-        return self.slot is not None or self._drain is not None
+        return self.report.slot is not None or self._drain is not None
 
     async def open(self, start: Message) -> None:
         """Report the opening, and send the response start."""
-        self.record.opened_at = self._loop.time()
-        for observer in self._observers:
-            observer.opened(self.record)
+        now = self.record.opened_at = self._loop.time()
+        self.report.open(now)
         if self._drain is not None:
             self._drain.add(self)
         await self.write(start)
@@ -139,19 +133,15 @@ class UnmarkedStream:
         record = self.record
         if record.outcome is not None:
             return
-        record.outcome = _DISCONNECTED if self._broken else outcome
-        record.disconnects = int(record.outcome == _DISCONNECTED)
-        record.duration_seconds = round(self._loop.time() - record.opened_at, 3)
+        outcome = _DISCONNECTED if self._broken else outcome
+        record.disconnects = int(outcome == _DISCONNECTED)
         if self._drain is not None:
             self._drain.remove(self)
-        if self.slot is not None:
-            self.slot.release()
-        for observer in self._observers:
-            observer.ended(record)
+        self.report.end(outcome)
 
     def evict(self) -> None:
-        """End the stream because its slot is needed."""
-        self._close(Reason.EVICTED)
+        """End the stream because its slot is needed; may be called in any thread."""
+        call_in(self._loop, self._close, Reason.EVICTED)
 
     def on_drain(self) -> None:
         """Handle the start of the drain: the stream continues until its time is over."""
@@ -180,8 +170,8 @@ class UnmarkedStream:
         return self.record.sent_bytes if self._writes else None
 
     def watch_for_disconnect(self) -> None:
-        """Make sure that a disconnect of the client is received."""
-        self._callbacks.watch_for_disconnect()
+        """Make sure that a disconnect of the client is received; may be called in any thread."""
+        call_in(self._loop, self._callbacks.watch_for_disconnect)
 
     def remaining_seconds(self) -> float | None:
         """Return that there is no cap."""
@@ -210,7 +200,6 @@ class UnmarkedStream:
         """Report the end if nothing else has, and release the object that runs the app."""
         self.end(Reason.INCOMPLETE)
         self._callbacks = NO_CALLBACKS
-        self.slot = None
 
 
 def log_hint_once(route: str) -> None:
