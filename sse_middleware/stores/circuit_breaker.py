@@ -76,8 +76,8 @@ class CircuitBreaker:
         open_seconds: how long the circuit is open after a failure.
 
     Attributes:
-        open_until: the time (`time.monotonic`) at which the circuit closes; `-math.inf` closes it
-            at once.
+        open_until: the time (`time.monotonic`) at which the circuit closes, `-math.inf` if there
+            was no failure since `close`.
     """
 
     def __init__(
@@ -142,6 +142,10 @@ class CircuitBreaker:
         """Let requests fail at once, for some time."""
         self._is_first = False
         self.open_until = time.monotonic() + self._open_seconds
+
+    def close(self) -> None:
+        """Send requests again at once."""
+        self.open_until = -math.inf
 
 
 class Backoff:

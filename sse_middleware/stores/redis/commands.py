@@ -252,7 +252,8 @@ class CommandClient:
 
     def flushed(self, seconds: float) -> None:
         """Report that events were written, which took so many seconds."""
-        self._breaker.open_until = -math.inf
+        if self._breaker.open_until > -math.inf:
+            self._breaker.close()
         for observer in self._observers:
             observer.store_flushed(seconds)
 
