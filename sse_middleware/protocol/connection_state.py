@@ -1,7 +1,7 @@
-"""The states of a connection: what it does in each of them, for each input.
+"""The states of a connection, and its action in each of them for each input.
 
 A connection is opening until the response start has been sent. It is then live, and receives events
-from the producer or the log; or behind, and reads what it has not received from the log. It is
+from the producer or the log; or behind, and reads the missing events from the log. It is
 closing while its last bytes are being written, and then closed. It makes no decision about the
 producer. `CONNECTION_TABLE` has a row for each input and a column for each phase; a missing cell is
 a combination that cannot happen.
@@ -22,7 +22,7 @@ class ConnectionPhase(enum.Enum):
 
 
 class ConnectionInput(enum.Enum):
-    """What happens to a connection."""
+    """An input of a connection."""
 
     STARTED = enum.auto()
     """The response start has been sent."""
@@ -50,7 +50,7 @@ class ConnectionInput(enum.Enum):
 
 
 class ConnectionAction(enum.Enum):
-    """What a connection does."""
+    """An action of a connection."""
 
     WRITE = enum.auto()
     """Write the bytes."""
@@ -85,7 +85,7 @@ def _table() -> dict[tuple[ConnectionPhase, ConnectionInput], ConnectionMove]:
         on.EVENTS: ((act.ENQUEUE, opening), (act.WRITE, live), *ignore[2:]),
         # The log does not have the first bytes, which are pending while the connection opens.
         on.LAGS: (ignore[0], (act.READ_LOG, behind), *ignore[2:]),
-        on.CAUGHT_UP: (None, None, (act.IGNORE, live), ignore[3], ignore[4]),
+        on.CAUGHT_UP: (None, None, (act.IGNORE, live), None, None),
         on.HEARTBEAT_IS_DUE: (
             ignore[0],
             (act.WRITE, live),
@@ -95,7 +95,7 @@ def _table() -> dict[tuple[ConnectionPhase, ConnectionInput], ConnectionMove]:
         ),
         on.CAP: ((act.WRITE_END, closing),) * 3 + (ignore[3], ignore[4]),
         on.STREAM_ENDS: ((act.WRITE_END, closing),) * 2 + ignore[2:],
-        on.LOG_ENDS: ((act.WRITE_END, closing),) * 3 + (ignore[3], ignore[4]),
+        on.LOG_ENDS: (None, *((act.WRITE_END, closing),) * 2, ignore[3], ignore[4]),
         on.WRITTEN: (None, None, None, (act.CLOSE, closed), ignore[4]),
         on.CLIENT_LEAVES: abandon,
         on.CLIENT_IS_BLOCKED: (*((act.CUT, closed),) * 4, None),

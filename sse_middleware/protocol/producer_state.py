@@ -1,4 +1,4 @@
-"""The states of a producer: what it does in each of them, for each input.
+"""The states of a producer, and its action in each of them for each input.
 
 A producer is open while its own client is connected. It is detached while it continues without that
 client: other clients follow the log, or it lingers. It ends once, for one reason. `PRODUCER_TABLE`
@@ -27,7 +27,7 @@ class ProducerPhase(enum.Enum):
 
 
 class ProducerInput(enum.Enum):
-    """What happens to a producer."""
+    """An input of a producer."""
 
     APP_WRITES = enum.auto()
     APP_ENDS = enum.auto()
@@ -58,7 +58,7 @@ class ProducerInput(enum.Enum):
 
 
 class ProducerAction(enum.Enum):
-    """What a producer does."""
+    """An action of a producer."""
 
     DELIVER = enum.auto()
     """Count, record and deliver the events."""

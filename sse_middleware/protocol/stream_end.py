@@ -1,4 +1,4 @@
-"""The end of a stream: why it has ended, and what a client needs to receive its own form of it.
+"""The end of a stream: its reason, and the data from which each client receives its own form.
 
 The log keeps it as JSON. Each connection writes it in the form of its client kind.
 """
