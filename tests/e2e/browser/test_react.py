@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.e2e.browser.app import TICK_SECONDS
 from tests.e2e.browser.eventsource_page import visit
 from tests.e2e.browser.react_module import PACKAGES, react_module
 from tests.e2e.browser.site import Site
@@ -73,8 +74,10 @@ def react(request: pytest.FixtureRequest, page: "Page", site: Site) -> "Page":
     return page
 
 
-def mount(page: "Page", site: Site, *, starts: bool = False, **options: Any) -> None:
-    url = site.url(options.pop("path", "/job"), n=options.pop("n", 20))
+def mount(
+    page: "Page", site: Site, *, starts: bool = False, pause: float = TICK_SECONDS, **options: Any
+) -> None:
+    url = site.url(options.pop("path", "/job"), n=options.pop("n", 20), pause=pause)
     page.evaluate(
         "([options, starts]) => mount(options, starts)", [{"url": url, **options}, starts]
     )
@@ -82,8 +85,10 @@ def mount(page: "Page", site: Site, *, starts: bool = False, **options: Any) -> 
 
 
 def test_a_component_that_mounts_twice_has_each_word_once(react: "Page", site: Site) -> None:
-    site.proxy.cut(rb"data: 12\n")
-    mount(react, site, starts=True)
+    mount(react, site, starts=True, pause=0.2)
+    # Not before: the cut could meet the connection of the first mount.
+    react.wait_for_function("record.contents.length > 2")
+    site.proxy.cut(rb"data: \d+\n")
     react.wait_for_function("record.completes.length === 1")
     assert react.evaluate("record.mounts") == 2, "strict mode mounts twice"
     assert react.evaluate("record.contents.map(([, data]) => data)") == list(range(20))

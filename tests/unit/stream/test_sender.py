@@ -255,7 +255,15 @@ async def test_the_app_waits_for_its_write_and_can_be_released(server: Server) -
     assert server.bodies == [b"a", b"b"]
 
 
-async def test_a_cancelled_call_of_the_app_cancels_its_own_write(server: Server) -> None:
+@pytest.mark.parametrize(
+    ("may_cancel", "done"),
+    [
+        pytest.param(True, 1, id="its own write is cancelled"),
+        pytest.param(False, 2, id="a kept stream loses no bytes"),
+    ],
+)
+async def test_a_cancelled_call_of_the_app(server: Server, done: int, *, may_cancel: bool) -> None:
+    server.sender.app_may_cancel = may_cancel
     waiting = blocked_write(server, b"a")
     server.sender.append(b"b")
     await turns()
@@ -265,23 +273,7 @@ async def test_a_cancelled_call_of_the_app_cancels_its_own_write(server: Server)
     assert not server.sender.is_broken
     server.gate.set()
     await turns(10)
-    assert (server.bodies, server.done) == ([b"a", b"b"], 1)
-
-
-async def test_a_cancelled_call_of_the_app_loses_no_bytes_of_a_kept_stream(
-    server: Server,
-) -> None:
-    server.sender.app_may_cancel = False
-    waiting = blocked_write(server, b"a")
-    server.sender.append(b"b")
-    await turns()
-    waiting.cancel()
-    await turns()
-    assert waiting.cancelled()
-    assert not server.sender.is_broken
-    server.gate.set()
-    await turns(10)
-    assert (server.bodies, server.done) == ([b"a", b"b"], 2)
+    assert (server.bodies, server.done) == ([b"a", b"b"], done)
 
 
 async def test_an_app_that_may_not_wait_continues_at_once(server: Server) -> None:
