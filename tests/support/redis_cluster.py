@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
 from redis.crc import key_slot
 
 from tests.support.ports import free_port
@@ -14,6 +15,10 @@ from tests.support.waiting import HANG_SECONDS, wait_until
 
 _MASTERS = 3
 _SLOTS = 16384
+
+REPLACES_NODES = pytest.mark.filterwarnings("ignore:Unclosed ClusterNode:ResourceWarning")
+"""For tests in which slots or masters move: redis-py replaces its nodes then, and a command that
+runs meanwhile can open a connection of a replaced node again, which redis-py leaves open."""
 
 
 class RedisCluster:

@@ -20,10 +20,10 @@ from sse_middleware.stores.redis.keys import Keys
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
 from tests.support.middleware import marking
-from tests.support.redis_cluster import RedisCluster
+from tests.support.redis_cluster import REPLACES_NODES, RedisCluster
 from tests.support.resuming import Counting, opened, returning
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, REPLACES_NODES]
 
 COMMANDS = (
     *("+get", "+set", "+del", "+exists", "+eval", "+pexpire"),

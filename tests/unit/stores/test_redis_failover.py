@@ -18,11 +18,11 @@ from sse_middleware.stores.base import LogState
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
-from tests.support.redis_cluster import RedisCluster, wait_for_replica_of
+from tests.support.redis_cluster import REPLACES_NODES, RedisCluster, wait_for_replica_of
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, REPLACES_NODES]
 
 AT_ONCE = ("--repl-diskless-sync-delay", "0")
 """A replica is in step when it begins, and not five seconds later."""
