@@ -52,7 +52,10 @@ _TRACEPARENT: Final = re.compile(
 _TRACE_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _FIELDS_LIMIT: Final = 100
 _BODY_BYTES: Final = 1 << 20
-"""The longest body with which a POST can resume; chats with a few images fit."""
+"""The longest body with which a POST can resume; chats with a few images fit.
+
+To compare the bodies, the middleware reads that of the second request before the app does.
+"""
 _PARAMETER: Final = re.compile(
     rb"(?:^|&)(?:%b)=" % "|".join([*EVENT_ID_PARAMETERS, CANCEL_PARAMETER]).encode()
 )
@@ -263,43 +266,42 @@ def stream_key_name(key: str, path: str) -> str:
     return f"key:{path}:{key}"
 
 
-class RequestBody:
-    """The body of a request, kept until it is known whether its digest is needed.
+class BodyDigest:
+    """The digest of the body of a request, computed part by part; no part is kept.
+
+    Args:
+        limit: the bytes of the longest body that has a digest; with 0, nothing is hashed.
 
     Attributes:
-        complete: whether the last part has been added.
+        is_complete: whether the last part has been added.
     """
 
-    __slots__ = ("_parts", "_size", "complete")
+    __slots__ = ("_hash", "_remaining", "is_complete")
 
-    def __init__(self) -> None:
-        self._parts: list[bytes] | None = []
-        self._size = 0
-        self.complete = False
+    def __init__(self, limit: int = _BODY_BYTES) -> None:
+        self._hash = hashlib.blake2b(digest_size=16) if limit else None
+        self._remaining = limit
+        self.is_complete = False
 
     @property
     def is_too_long(self) -> bool:
         """Whether the body is longer than the limit."""
-        return self._parts is None
+        return self._hash is None
 
     def add(self, message: Mapping[str, Any]) -> None:
-        """Add the part in an ASGI message; discard all parts of a body that is too long."""
-        part: bytes = message.get("body", b"")
-        self._size += len(part)
-        if self._size > _BODY_BYTES:
-            self._parts = None
-        elif self._parts is not None:
-            self._parts.append(part)
-        self.complete = not message.get("more_body", False)
+        """Add the part in an ASGI message."""
+        if self._hash is not None:
+            part: bytes = message.get("body", b"")
+            self._remaining -= len(part)
+            if self._remaining < 0:
+                self._hash = None
+            else:
+                self._hash.update(part)
+        self.is_complete = not message.get("more_body", False)
 
-    def digest(self) -> str | None:
-        """Return a digest of the whole body, `None` if it is incomplete or too long."""
-        if self._parts is None or not self.complete:
-            return None
-        digest = hashlib.blake2b(digest_size=16)
-        for part in self._parts:
-            digest.update(part)
-        return digest.hexdigest()
+    def hexdigest(self) -> str | None:
+        """Return the digest of the whole body, `None` if it is incomplete or too long."""
+        return self._hash.hexdigest() if self._hash is not None and self.is_complete else None
 
 
 def _picked_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

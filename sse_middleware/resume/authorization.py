@@ -9,7 +9,7 @@ import logging
 from typing import TypeGuard
 
 from sse_middleware.http.identity import identity_of
-from sse_middleware.http.request import RequestBody, SSERequest
+from sse_middleware.http.request import BodyDigest, SSERequest
 from sse_middleware.http.response_head import RawHeaders, parse_headers
 from sse_middleware.stores.base import LogInfo, LogSnapshot
 from sse_middleware.stream.context import Context
@@ -48,11 +48,11 @@ class Authorization:
         return request.origin == info.origin or not _is_for_one_origin(parse_headers(info.headers))
 
     async def may_resume(
-        self, info: LogInfo, request: SSERequest, body: RequestBody | None = None
+        self, info: LogInfo, request: SSERequest, body: BodyDigest | None = None
     ) -> bool:
         """Return whether the identity that opened a log may still read it, with the same body."""
         if body is not None:
-            digest = body.digest()
+            digest = body.hexdigest()
             if digest is None or digest != info.body_digest:
                 return False
         left = self._context.credential_ttl(request.scope)

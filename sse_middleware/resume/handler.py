@@ -22,7 +22,7 @@ from sse_middleware.http.own_responses import (
 from sse_middleware.http.request import (
     NO_INTENT,
     RESUMABLE_METHODS,
-    RequestBody,
+    BodyDigest,
     ResumeIntent,
     SSERequest,
     stream_name,
@@ -309,15 +309,13 @@ class ResumeHandler:
             )
 
 
-async def _read_post_body(
-    request: SSERequest, run_app: RunApp
-) -> tuple[RequestBody | None, RunApp]:
+async def _read_post_body(request: SSERequest, run_app: RunApp) -> tuple[BodyDigest | None, RunApp]:
     """Read the body of a POST, which the app then receives all the same."""
     if request.method != "POST":
         return None, run_app
-    body = RequestBody()
+    body = BodyDigest()
     messages: list[Message] = []
-    while not (body.complete or body.is_too_long):
+    while not (body.is_complete or body.is_too_long):
         message = await run_app.receive()
         messages.append(message)
         if message["type"] != "http.request":

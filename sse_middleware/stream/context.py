@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Scope
 from sse_middleware._once import OncePerKey
 from sse_middleware.config.options import Options
 from sse_middleware.http.identity import Identify
-from sse_middleware.http.request import SSERequest, app_path, stream_key_name
+from sse_middleware.http.request import BodyDigest, SSERequest, app_path, stream_key_name
 from sse_middleware.http.routes import UNMATCHED, Mark, PathMarks, get_mark, route_ahead
 from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.client_kinds import (
@@ -81,6 +81,22 @@ class Context:
         path = app_path(scope) if self.path_marks else ""
         mark = self._mark(endpoint, scope.get("method", ""), path)
         return mark, template or (mark.name if mark else None) or UNMATCHED
+
+    def new_body_digest(self, scope: Scope, path: str) -> BodyDigest:
+        """Return a digest for the body of a request, which hashes only if the digest may be needed.
+
+        That is if the response may be a stream that is kept. Most uploads are to other endpoints.
+
+        Args:
+            scope: the scope of the request; the app may have routed it already.
+            path: as for `get_mark`.
+        """
+        if not self.options.replay_max_events:
+            return BodyDigest(limit=0)
+        is_routed = scope.get("endpoint") is not None
+        mark = self.get_mark(scope, path) if is_routed else self.match_mark(scope)
+        is_left_alone = mark is None or mark.overrides.get("enabled") is False
+        return BodyDigest(limit=0) if is_left_alone else BodyDigest()
 
     def client_kind(self, request: SSERequest, mark: Mark | None) -> ClientKind:
         """Return the kind of a client, `OFF` if the rollout excludes it, `UNMARKED` without a mark.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from starlette.types import Message, Scope, Send
 
 from sse_middleware.http.identity import identity_of
-from sse_middleware.http.request import RequestBody, SSERequest
+from sse_middleware.http.request import BodyDigest, SSERequest
 from sse_middleware.http.response_head import (
     has_content_length,
     serialize_headers,
@@ -120,8 +120,7 @@ class StreamOpener:
         request: the request, with its scope as the app has routed it.
         mark: the mark of the endpoint.
         client_kind: the kind of the client.
-        body: the received part of the request body, if it identifies the stream.
-
+        body: the digest of the received part of the request body, `None` if there is none.
     """
 
     __slots__ = (
@@ -148,7 +147,7 @@ class StreamOpener:
         mark: Mark,
         *,
         client_kind: ClientKind,
-        body: RequestBody | None,
+        body: BodyDigest | None,
     ) -> None:
         self._context = context
         self._current = current
@@ -260,7 +259,7 @@ class StreamOpener:
             path=request.request_path,
             identity=identity,
             method=request.method,
-            body_digest=None if self._body is None else self._body.digest(),
+            body_digest=None if self._body is None else self._body.hexdigest(),
             origin=request.origin,
             headers=serialize_headers(start.get("headers") or ()),
             route=self._record.route,

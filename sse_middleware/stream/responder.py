@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware.http.request import RequestBody, app_path
+from sse_middleware.http.request import BodyDigest, app_path
 from sse_middleware.http.response_head import (
     ENCODED,
     is_not_event_stream,
@@ -121,7 +121,7 @@ class Responder:
         self._send = send
         self._task = task
         self._decided = False
-        self._body: RequestBody | None = None
+        self._body: BodyDigest | None = None
         self._prefetch: asyncio.Future[Message] | None = None
         self._prefetched: Message | None = None
         self._is_aborted = False
@@ -273,7 +273,7 @@ class Responder:
 
     async def _on_received(self, message: Message) -> None:
         if message["type"] == "http.request":
-            self._buffer_body(message)
+            self._hash_body(message)
         elif message["type"] == "http.disconnect":
             self._is_disconnected = True
             if self.producer is not None and self.producer.on_disconnect():
@@ -364,12 +364,12 @@ class Responder:
         await admission.send_rejection(self._send)
         self.on_end()
 
-    def _buffer_body(self, message: Message) -> None:
-        """Store the body of a POST until it is known whether the response is a stream."""
+    def _hash_body(self, part: Message) -> None:
+        """Add a part of the body of a POST to the digest that identifies a kept stream."""
         if self._scope.get("method") == "POST" and self.producer is None:
             if self._body is None:
-                self._body = RequestBody()
-            self._body.add(message)
+                self._body = self._context.new_body_digest(self._scope, self._path)
+            self._body.add(part)
 
     def on_cap(self) -> None:
         """Log a warning, once per route."""

@@ -6,7 +6,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
-from sse_middleware.http.request import RequestBody
+from sse_middleware.http.request import BodyDigest
 from tests.support.asgi import Exchange, body, handle, http_scope, running, stream_start
 from tests.support.resuming import (
     UNKNOWN,
@@ -117,13 +117,13 @@ async def test_a_body_of_a_mebibyte_resumes_and_a_longer_one_only_reaches_the_ap
     assert texts(await resume(app, id_of(whole, 1))) == ["2"]
 
 
-async def test_a_body_is_not_kept_while_its_stream_runs() -> None:
-    before = living(RequestBody)
+async def test_the_digest_is_released_when_its_stream_opens() -> None:
+    before = living(BodyDigest)
     app = resumable(Counting(5))
     exchange = Chunked(http_scope(method="POST", headers=NAMED), b"x" * 1000, b"y" * 1000)
     async with running(app, exchange):
         await exchange.until_count(1, "message")
-        assert len(living(RequestBody)) == len(before)
+        assert len(living(BodyDigest)) == len(before)
 
 
 async def test_a_body_that_is_cut_off_resumes_nothing() -> None:
