@@ -359,7 +359,7 @@ export class SSEClient {
     if (name === "onError") this.error = first;
     if (name === "onContent") this.#queue?.push({ ...second, data: first });
     if (name === "onReset") this.#queue?.push({ event: "reset", data: first, id: "", reset: true });
-    if (first.incomplete) {
+    if (name === "onComplete" && first.incomplete) {
       const message = `ended early: ${first.reason}`;
       this.error = new SSEError(first.reason, message, { traceId: this.traceId });
     }

@@ -72,6 +72,24 @@ test("the iterator returns each event once, across cuts, and then ends", async (
   assert.equal(sse.state, "disconnected");
 });
 
+test("data of any JSON type is content, under any event type", async () => {
+  const values = [null, true, 0, -1.5, "", "null", [], [null], {}, { a: null }];
+  // Fields of control events that are not in a control event.
+  values.push({ incomplete: true, reason: "duration_cap" }, { error: null }, { error: { code: null } });
+  values.push({ stream_id: null, trace_id: null }, { stream_id: "s" }, { length: 9, status: 500 });
+  const types = ["message", "start", "heartbeat", "complete", "error", "reset", "constructor"];
+  const sent = types.flatMap((type) => values.map((value) => [type, value]));
+  const lines = sent.map(([type, value]) => `event: ${type}\ndata: ${JSON.stringify(value)}\n\n`);
+  for (const opening of [START, ""]) {
+    const received = [];
+    const closing = opening && end("finished");
+    const sse = client([respond(opening, ...lines, word(1), closing)], { maxReconnectAttempts: 0 });
+    for await (const { event, data } of sse) received.push([event, data]);
+    assert.deepEqual(received, [...sent, ["message", { word: 1 }]]);
+    assert.equal(sse.error, undefined);
+  }
+});
+
 test("the iterator throws if the stream ends early or fails", async () => {
   await assert.rejects(readAll(client([respond(START, word(1), end("duration_cap"))])), {
     name: "SSEError",
