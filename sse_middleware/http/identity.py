@@ -22,15 +22,12 @@ Identify = Callable[[Any], str | None]
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_COOKIE: Final = re.compile(rb"\s*([^=;\s]+)=([^;]*)")
 _LONGEST: Final = 64
 # An address, perhaps with a port; an IPv6 address with a port is in brackets (RFC 7239 6).
 _HOP: Final = re.compile(
     r"\[([0-9A-Fa-f:.]+)\](?::\d{1,5})?|(\d{1,3}(?:\.\d{1,3}){3})(?::\d{1,5})?|([0-9A-Fa-f:.]+)"
 )
-_FOR: Final = re.compile(
-    r'(?:^|;)[ \t]*for=(?:"([^"\\]*)"|([^";, \t]*))[ \t]*(?=;|$)', re.IGNORECASE
-)
+_FOR: Final = re.compile(r'[ \t]*for=(?:"([^"\\]*)"|([^", \t]*))[ \t]*', re.IGNORECASE)
 _PREFIX_BITS: Final = 64
 """A client that has one IPv6 address has all addresses with this prefix."""
 
@@ -62,7 +59,7 @@ def identity_of(
         return _digest(b"authorization", headers[b"authorization"])
     if not cookies or b"cookie" not in headers:
         return ""
-    found = dict(_COOKIE.findall(headers[b"cookie"]))
+    found = _parse_cookies(headers[b"cookie"])
     named = [found[name] for name in (name.encode() for name in cookies) if name in found]
     return _digest(b"cookies", *named) if named else ""
 
@@ -108,6 +105,12 @@ class TrustedProxies:
         return any(address in network for network in self._networks)
 
 
+def _parse_cookies(header: bytes) -> dict[bytes, bytes]:
+    """Return the values of cookies by name; as in frameworks, the last one of a name counts."""
+    pairs = (pair.partition(b"=") for pair in header.split(b";"))
+    return {name.strip(): value.strip() for name, equals, value in pairs if equals}
+
+
 def _forwarded_hops(request: SSERequest) -> tuple[list[str], list[str]]:
     """Return the hops in `X-Forwarded-For`, and those in `Forwarded` (RFC 7239)."""
     plain = request.headers.get(b"x-forwarded-for")
@@ -120,8 +123,8 @@ def _forwarded_hops(request: SSERequest) -> tuple[list[str], list[str]]:
 
 
 def _for(element: str) -> str:
-    found = _FOR.findall(element)
-    return found[0][0] or found[0][1] if len(found) == 1 else ""
+    found = [match for part in element.split(";") if (match := _FOR.fullmatch(part)) is not None]
+    return found[0][1] or found[0][2] if len(found) == 1 else ""
 
 
 def _parsed(text: str) -> _Address | None:

@@ -306,16 +306,19 @@ class BodyDigest:
 
 def _picked_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     picked: dict[bytes, bytes] = {}
+    repeated: dict[bytes, list[bytes]] = {}
     for name, value in raw:
         if name in _HEADERS:
             if name in picked:
-                picked[name] += _SEPARATORS.get(name, b", ") + value
+                repeated.setdefault(name, [picked[name]]).append(value)
             else:
                 picked[name] = value
         elif name.startswith(b"mcp-"):
             picked[b"mcp-"] = value
         elif name.startswith(b"sec-fetch-"):
             picked[name] = value
+    for name, values in repeated.items():
+        picked[name] = _SEPARATORS.get(name, b", ").join(values)
     return picked
 
 
