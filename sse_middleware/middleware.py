@@ -21,7 +21,7 @@ from sse_middleware.client.serve import ClientFiles
 from sse_middleware.config.arguments import OptionArguments
 from sse_middleware.config.options import Options
 from sse_middleware.errors import ConfigurationError
-from sse_middleware.http.identity import Identify
+from sse_middleware.http.identity import Identify, TrustedProxies
 from sse_middleware.http.own_responses import MetricsEndpoint, send_readiness
 from sse_middleware.http.request import (
     SSERequest,
@@ -109,6 +109,7 @@ class SSEMiddleware:
             options_for=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
             store=MemoryStore() if store is None else store,
             linger_queue=LingerQueue(chosen.max_lingering, observers),
+            proxies=TrustedProxies(chosen.trusted_proxies),
             path_marks=(*compiled_marks, *bare_marks(chosen.mark)),
             observers=observers,
             identify=identify,

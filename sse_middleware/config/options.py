@@ -125,7 +125,7 @@ class Options:
     max_lingering: int = fields.integer(
         "SSE_MAX_LINGERING",
         100,
-        "Maximum number of lingering apps whose clients have left; the oldest is stopped first.",
+        "Maximum number of lingering apps; of too many, the client with most loses its oldest.",
         lowest=0,
         highest=1_000_000,
         unit="streams",

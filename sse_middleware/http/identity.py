@@ -79,6 +79,8 @@ class TrustedProxies:
     def client_address(self, request: SSERequest) -> str | None:
         """Return the address of a client (its network for IPv6), `None` if it has none."""
         host = request.peer_host
+        if ":" not in host and not (self._networks or self._trusts_unix):
+            return host[:_LONGEST] or None  # parsing it takes longer than all else here
         peer = _parsed(host)
         trusted = self._trusts_unix if not host else peer is not None and self._trusts(peer)
         if not trusted:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from sse_middleware._once import OncePerLoop
 from sse_middleware.errors import ConfigurationError, StoreError
-from sse_middleware.http.identity import TrustedProxies, identity_of
+from sse_middleware.http.identity import identity_of
 from sse_middleware.http.own_responses import CLIENT, PROCESS
 from sse_middleware.http.request import SSERequest
 from sse_middleware.limits.slots import Slot, SlotPool
@@ -45,7 +45,6 @@ class Admission:
     def __init__(self, context: Context) -> None:
         options = context.options
         self._context = context
-        self._proxies = TrustedProxies(options.trusted_proxies)
         self._leases: OncePerLoop[Leases] | None = None
         if options.redis_url and options.max_streams_per_client is not None:
             self._leases = OncePerLoop(self._leases_in_redis(options.max_streams_per_client))
@@ -60,7 +59,7 @@ class Admission:
         name = identity_of(request, self._context.identify, cookies)
         kind = b"identity"
         if not name:
-            kind, name = b"address", self._proxies.client_address(request)
+            kind, name = b"address", self._context.proxies.client_address(request)
         if name is None:
             self._warn_of_no_address()
             return None

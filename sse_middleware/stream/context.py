@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Scope
 
 from sse_middleware._once import OncePerKey
 from sse_middleware.config.options import Options
-from sse_middleware.http.identity import Identify
+from sse_middleware.http.identity import Identify, TrustedProxies
 from sse_middleware.http.request import BodyDigest, SSERequest, app_path, stream_key_name
 from sse_middleware.http.routes import UNMATCHED, Mark, PathMarks, get_mark, route_ahead
 from sse_middleware.observability.observer import Observer
@@ -42,6 +42,7 @@ class Context:
         options_for: returns the settings of a mark.
         store: keeps the events.
         linger_queue: the streams that wait for a reader.
+        proxies: the proxies that are trusted to name the addresses of clients.
         path_marks: marks for paths; the first that matches applies.
         observers: are notified of streams.
         identify: returns the identity that a request belongs to.
@@ -55,6 +56,7 @@ class Context:
     options_for: OncePerKey[Mark, Options]
     store: EventStore
     linger_queue: LingerQueue
+    proxies: TrustedProxies
     path_marks: PathMarks = ()
     observers: Sequence[Observer] = ()
     identify: Identify | None = None

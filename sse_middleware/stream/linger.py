@@ -1,20 +1,14 @@
 """Streams that linger: they continue without a client for some time, and their number is limited.
 
-A stream that the middleware has disconnected itself is not counted while its client is expected.
+A stream that the middleware has disconnected itself is not counted while its client is expected. Of
+too many streams, a client that has more than others loses its own: they expire.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 from sse_middleware.observability.observer import Observer
-
-
-class LingeringStream(Protocol):
-    """A stream that continues without a reader."""
-
-    def expire(self) -> None:
-        """End the stream."""
+from sse_middleware.stream.linger_index import ClientShares, LingeringStream
 
 
 class LingerQueue:
@@ -31,30 +25,30 @@ class LingerQueue:
         self._limit = limit
         self._observers = observers
         self._streams: dict[LingeringStream, None] = {}
-        self._left: dict[LingeringStream, None] = {}  # oldest first
+        self._left = ClientShares()
 
     def __len__(self) -> int:
         return len(self._streams)
 
     def add(self, stream: LingeringStream) -> None:
         """Add a stream that does not count against the limit."""
-        self._left.pop(stream, None)
+        self._left.discard(stream)
         if stream not in self._streams:
             self._streams[stream] = None
             self._notify(1)
 
     def count(self, stream: LingeringStream) -> None:
-        """Count a stream that has been added; let the oldest one expire if there are too many."""
+        """Count a stream that has been added; let one expire if there are too many."""
         if stream in self._streams:
-            self._left[stream] = None
+            self._left.add(stream)
         if len(self._left) > self._limit:
-            oldest = next(iter(self._left))
-            self.discard(oldest)
-            oldest.expire()
+            candidate = self._left.expiration_candidate()
+            self.discard(candidate)
+            candidate.expire()
 
     def discard(self, stream: LingeringStream) -> None:
         """Remove a stream that does not linger any more."""
-        self._left.pop(stream, None)
+        self._left.discard(stream)
         if stream in self._streams:
             del self._streams[stream]
             self._notify(-1)

@@ -210,6 +210,8 @@ class StreamOpener:
         )
         if info is not None:
             producer.log.create(context.store, info)
+            address = context.proxies.client_address
+            producer.control.client = info.identity or address(self._request) or ""
             if info.app_ids:
                 producer.set_name(context.key_name(self._mark, self._request) or "")
         self._current.open(producer)

@@ -23,21 +23,23 @@ class ProducerControl:
 
     Attributes:
         drain_seconds: as the argument.
+        client: the identity of the client if the stream is kept, or else its address.
     """
 
-    __slots__ = ("_producer", "_timers", "drain_seconds")
+    __slots__ = ("_producer", "_timers", "client", "drain_seconds")
 
     def __init__(self, producer: "Producer", timers: LoopTimers, drain_seconds: float) -> None:
         self._producer = producer
         self._timers = timers
         self.drain_seconds = drain_seconds
+        self.client = ""
 
     def evict(self) -> None:
         """End the stream because its slot is needed, without an end if no client reads it."""
         self._timers.call(self._evict)
 
     def expire(self) -> None:
-        """End a stream that lingers."""
+        """End a stream if it lingers."""
         self._timers.call(self._expire)
 
     def watch_for_disconnect(self) -> None:
@@ -68,12 +70,16 @@ class ProducerControl:
             self._producer.connection.give_up()
 
     def _evict(self) -> None:
-        producer = self._producer
-        if producer.phase is ProducerPhase.DETACHED and not producer.log.has_readers:
-            producer.move(ProducerInput.LINGER_IS_OVER)
-        else:
-            producer.move(ProducerInput.EVICT)
+        if not self._expire():
+            self._producer.move(ProducerInput.EVICT)
 
-    def _expire(self) -> None:
-        if self._producer.phase is ProducerPhase.DETACHED:
-            self._producer.move(ProducerInput.LINGER_IS_OVER)
+    def _expire(self) -> bool:
+        """End the stream if it lingers, and return whether it does.
+
+        A client may have resumed it meanwhile, if the call is from another event loop.
+        """
+        producer = self._producer
+        lingers = producer.phase is ProducerPhase.DETACHED and not producer.log.has_readers
+        if lingers:
+            producer.move(ProducerInput.LINGER_IS_OVER)
+        return lingers
