@@ -60,8 +60,9 @@ class SSEMiddleware:
         marks: marks with options for path globs: `{"/chat/*": streaming(stream_max_seconds=600)}`.
             The first glob that matches applies. It has precedence over the option `mark`, and a
             mark on the endpoint itself over both. Globs match below the app's `root_path`.
-        registry: the registry in which Prometheus metrics are counted and from which they are
-            served, by default the default registry.
+        registry: the registry in which Prometheus metrics are counted, and which is then served
+            as a whole. By default they are counted in the default registry, and only they are
+            served unless `metrics_path` is set.
         store: the store of the streams' events, by default the memory of the process.
         identify: a function that returns the identity that a scope belongs to (from a session, a
             token or an address), `None` if there is none. A stream is resumed only with the
@@ -282,7 +283,7 @@ class _OwnPages:
 
     Args:
         options: the settings.
-        registry: the metrics that are served, `None` for the default registry.
+        registry: the metrics that are served, `None` for ours in the default registry.
 
     Attributes:
         paths: the paths of the pages.
@@ -293,11 +294,10 @@ class _OwnPages:
         self._client = ClientFiles(options.client_path) if options.client_path else None
         self._metrics: MetricsEndpoint | None = None
         if options.metrics_path:
-            self._metrics = MetricsEndpoint(
-                exposition(registry, os.environ),
-                options.metrics_path,
-                first="metrics_path" in options.explicit,
-            )
+            is_set = "metrics_path" in options.explicit
+            whole = is_set or registry is not None
+            exposed = exposition(registry, os.environ, whole=whole)
+            self._metrics = MetricsEndpoint(exposed, options.metrics_path, first=is_set)
         client_paths = () if self._client is None else self._client.paths
         paths = (options.metrics_path, options.ready_path, *client_paths)
         self.paths = tuple(path for path in paths if path)

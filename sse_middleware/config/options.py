@@ -6,23 +6,17 @@ which may belong to another program, it is ignored with a warning.
 """
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from sse_middleware.config import fields
+from sse_middleware.config.silence import SILENCE_SECONDS, silence_for
 from sse_middleware.errors import ConfigurationError
-
-logger = logging.getLogger("sse_middleware")
 
 CommentStyle = Literal["auto", "line", "block", "off"]
 CapAction = Literal["complete", "rotate"]
 LimitAction = Literal["evict_oldest", "reject"]
-
-_SILENCE_SECONDS = 15.0
-_MISSED_HEARTBEATS = 3
-"""The number of missed heartbeats after which a client should reconnect."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +57,7 @@ class Options:
     )
     silence_threshold: float | None = fields.seconds(
         "SSE_SILENCE_THRESHOLD",
-        _SILENCE_SECONDS,
+        SILENCE_SECONDS,
         "Silence after which a client should reconnect, as announced to the client; `off`: never. "
         "Unless it is set, it is three heartbeats and at least 15 s, or off without heartbeats.",
         lowest=0.05,
@@ -293,8 +287,9 @@ class Options:
     metrics_path: str = fields.text(
         "SSE_METRICS_PATH",
         "/metrics",
-        "Path of the metrics, below the app's `root_path`; empty: none. Unless it is set, the app "
-        "keeps the path if it answers there itself.",
+        "Path of the metrics, below the app's `root_path`; empty: none. If it is set, all metrics "
+        "of the registry are served there; if not, only `sse_*`, and an app that serves the path "
+        "keeps it.",
         pattern=r"(/[^?#\s]+)?",
         allowed="a path with a / first, or nothing",
     )
@@ -385,15 +380,9 @@ def validate(arguments: Mapping[str, object], *, per_endpoint: bool = False) -> 
 
 def _with_silence(options: Options) -> Options:
     """Return `options` with a silence threshold that suits the heartbeats."""
-    silence, interval = options.silence_threshold, options.heartbeat_interval
-    if "silence_threshold" not in options.explicit:
-        silence = None if interval is None else max(_SILENCE_SECONDS, _MISSED_HEARTBEATS * interval)
-        return dataclasses.replace(options, silence_threshold=silence)
-    if silence is not None and interval is not None and silence <= interval:
-        logger.warning(
-            "silence_threshold is %g s and heartbeat_interval %g s, so that clients reconnect "
-            "between two heartbeats; set SSE_SILENCE_THRESHOLD to more than SSE_HEARTBEAT_INTERVAL",
-            silence,
-            interval,
-        )
-    return options
+    silence = silence_for(
+        options.silence_threshold,
+        options.heartbeat_interval,
+        is_set="silence_threshold" in options.explicit,
+    )
+    return dataclasses.replace(options, silence_threshold=silence)

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Final
 
 from starlette.responses import PlainTextResponse, Response
-from starlette.types import ASGIApp, Message, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_middleware.config.options import Options
 from sse_middleware.http.request import SSERequest, may_have_event_id
@@ -59,6 +59,11 @@ _REJECTIONS: Final = {
         {"type": "server_error", "code": "shutdown", "message": "The server is shutting down."},
     ),
 }
+
+_SERVES_CLASSES: Final = (2, 3)
+"""The classes of statuses with which an app serves a path, or redirects to where it does."""
+_FORBIDS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_EXPOSITION_HEADERS: Final = (b"accept", b"accept-encoding")
 
 
 async def send_rejection(send: Send, request: SSERequest, reason: str, retry_after: int) -> None:
@@ -204,7 +209,7 @@ class MetricsEndpoint:
     Args:
         exposition: the ASGI app that sends the metrics.
         path: the path, below the `root_path`.
-        first: whether the metrics are sent in any case, else in place of a 404 of the app.
+        first: whether the metrics are sent in any case, else if the app does not serve the path.
 
     Attributes:
         path: as the argument.
@@ -214,30 +219,36 @@ class MetricsEndpoint:
         self._exposition = exposition
         self.path = path
         self._first = first
-        self._app_has_path = False
+        self._has_logged = False
 
     async def handle(self, scope: Scope, send: Send) -> Send | None:
         """Send the metrics and return `None`, or return the `send` for a response of the app."""
         if self._first:
-            await self._exposition(scope, _receive_nothing, send)
+            await self._expose(scope, _receive_nothing, send)
             return None
-        if self._app_has_path:
-            return send
         return ReplacedResponse(scope, send, partial(self._replacement, scope)).send
 
     def _replacement(self, scope: Scope, status: int) -> ASGIApp | None:
-        if status == HTTPStatus.NOT_FOUND:
-            return self._exposition
-        # A response to an event id, and a rejection, may be ours, and do not show that.
-        app_serves = status < HTTPStatus.BAD_REQUEST and not may_have_event_id(scope)
-        if app_serves and not self._app_has_path:
-            self._app_has_path = True
+        if status // 100 not in _SERVES_CLASSES and status not in _FORBIDS:
+            return self._expose
+        # A 204 to a request with an event id may be ours.
+        if not self._has_logged and not may_have_event_id(scope):
+            self._has_logged = True
             logger.info(
-                "The app serves %s itself, so that the metrics are not served. Set "
-                "SSE_METRICS_PATH to serve them there or at another path.",
+                "The app responds at %s with %d, so that the metrics are not served. Set "
+                "SSE_METRICS_PATH to serve them there in any case, or at another path.",
                 self.path,
+                status,
             )
         return None
+
+    async def _expose(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # prometheus_client decodes all names of headers, their values and the query as UTF-8.
+        headers = [pair for pair in scope.get("headers") or () if pair[0] in _EXPOSITION_HEADERS]
+        readable = [(name, value.decode("utf-8", "replace").encode()) for name, value in headers]
+        query = scope.get("query_string") or b""
+        query = query.decode("utf-8", "replace").encode()
+        await self._exposition({**scope, "headers": readable, "query_string": query}, receive, send)
 
 
 async def _receive_nothing() -> Message:

@@ -5,12 +5,14 @@ Labels are bounded: a route is a template or a mark's name, never a path.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, make_asgi_app
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp
 
 from sse_middleware._once import OncePerKey
@@ -20,6 +22,7 @@ from sse_middleware.observability.stream_record import GAP_BOUNDS, StreamRecord
 
 logger = logging.getLogger("sse_middleware")
 
+_PREFIX: Final = "sse_"
 _LIFETIMES: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600)
 _FIRST_EVENTS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _FLUSHES: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -121,9 +124,17 @@ class _StreamMetrics:
 
 
 class Metrics:
-    """Count the streams of a process in `registry`; there is one object for each registry."""
+    """Count the streams of a process in a registry; there is one object for each registry.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    Args:
+        other: the registry.
+
+    Attributes:
+        own: a registry of the same metrics and no others.
+    """
+
+    def __init__(self, other: CollectorRegistry) -> None:
+        self.own = registry = _OwnRegistry(other)
         self._carried: dict[int, _Carried] = {}
         self._streams = _StreamMetrics(registry)
         self._stalls = Histogram(
@@ -242,17 +253,62 @@ def counting_in(registry: CollectorRegistry) -> tuple[Observer, ...]:
         return ()
 
 
-def exposition(registry: CollectorRegistry | None, environ: Mapping[str, str]) -> ASGIApp:
+def exposition(
+    registry: CollectorRegistry | None, environ: Mapping[str, str], *, whole: bool
+) -> ASGIApp:
     """Return the ASGI app that sends the metrics in a registry.
 
-    Without a registry, it sends those of the default one, or of all processes in Prometheus'
-    multi-process mode.
+    Args:
+        registry: the registry; without one, the default one, or that of all processes in
+            Prometheus' multi-process mode.
+        environ: the variables, which select that mode.
+        whole: whether the metrics of other programs in the registry are sent too.
     """
-    if registry is None:
-        registry = REGISTRY
-        if environ.get("PROMETHEUS_MULTIPROC_DIR") or environ.get("prometheus_multiproc_dir"):
-            registry = CollectorRegistry()
-            # The library has no types here.
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    app: ASGIApp = make_asgi_app(registry)
+    multiprocess = environ.get("PROMETHEUS_MULTIPROC_DIR") or environ.get(
+        "prometheus_multiproc_dir"
+    )
+    if registry is None and multiprocess:
+        registry = CollectorRegistry()
+        registry.register(_AllProcesses(whole=whole))
+    elif not whole:
+        registry = _own_metrics_in(registry or REGISTRY)
+    app: ASGIApp = make_asgi_app(registry or REGISTRY)
     return app
+
+
+def _own_metrics_in(registry: CollectorRegistry) -> CollectorRegistry:
+    try:
+        return metrics_in(registry).own
+    except ValueError:  # `counting_in` has logged it
+        return CollectorRegistry()
+
+
+class _OwnRegistry(CollectorRegistry):
+    """A registry of our metrics; each of them is also registered in another registry."""
+
+    def __init__(self, other: CollectorRegistry) -> None:
+        super().__init__()
+        self._other = other
+
+    def register(self, collector: Collector) -> None:
+        """Register a metric here and in the other registry."""
+        self._other.register(collector)
+        super().register(collector)
+
+
+class _AllProcesses:
+    """The metrics of all processes.
+
+    Args:
+        whole: whether the metrics of other programs are included.
+    """
+
+    def __init__(self, *, whole: bool) -> None:
+        self._prefix = "" if whole else _PREFIX
+        # The library has no types here.
+        self._collector = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the metrics."""
+        metrics = self._collector.collect()  # type: ignore[no-untyped-call]
+        return [metric for metric in metrics if metric.name.startswith(self._prefix)]

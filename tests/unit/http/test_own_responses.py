@@ -173,17 +173,29 @@ async def test_metrics_are_sent_at_once_if_their_path_is_set() -> None:
     assert client.body == b"metrics"
 
 
-async def test_metrics_replace_a_404_until_the_app_has_the_path() -> None:
+async def run(endpoint: MetricsEndpoint, app: ASGIApp) -> bytes:
+    client = Client()
+    send = await endpoint.handle(http_scope(), client.send)
+    assert send is not None
+    await app(http_scope(), client.send, send)  # type: ignore[arg-type]  # it receives nothing
+    return client.body
+
+
+@pytest.mark.parametrize("status", [400, 402, 404, 405, 410, 418, 421, 429, 500, 502, 503, 504])
+async def test_metrics_replace_each_response_that_does_not_serve_the_path(status: int) -> None:
     endpoint = metrics(first=False)
+    missing, present = PlainTextResponse("missing", status), PlainTextResponse("of the app")
+    assert [await run(endpoint, app) for app in (missing, present, missing)] == [
+        b"metrics",
+        b"of the app",
+        b"metrics",
+    ]
 
-    async def run(app: ASGIApp) -> bytes:
-        client = Client()
-        send = await endpoint.handle(http_scope(), client.send)
-        assert send is not None
-        await app(http_scope(), client.send, send)  # type: ignore[arg-type]  # it receives nothing
-        return client.body
 
-    missing, present = PlainTextResponse("missing", 404), PlainTextResponse("of the app")
-    assert await run(missing) == b"metrics"
-    assert await run(present) == b"of the app"
-    assert await run(missing) == b"missing"
+@pytest.mark.parametrize("status", [200, 206, 301, 307, 401, 403])
+async def test_a_response_that_serves_the_path_elsewhere_or_forbids_it_is_passed_on(
+    status: int,
+) -> None:
+    endpoint = metrics(first=False)
+    assert await run(endpoint, PlainTextResponse("of the app", status)) == b"of the app"
+    assert await run(endpoint, PlainTextResponse("missing", 404)) == b"metrics"

@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, Gauge, Metric, generate_latest
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Metric,
+    generate_latest,
+)
 from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
@@ -27,6 +36,7 @@ from tests.support.asgi import (
     stream_of,
 )
 from tests.support.middleware import marking
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -220,6 +230,96 @@ async def test_an_app_that_serves_the_path_keeps_it_and_one_line_is_logged(
     assert b"sse_streams_active" in (await scrape(explicit)).body
 
 
+async def test_metrics_do_not_wait_for_the_body_of_the_response_of_the_app() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        assert (await receive())["type"] == "http.request"
+        await asyncio.Event().wait()
+
+    exchange = Exchange(http_scope(path="/metrics"))
+    async with running(SSEMiddleware(app, registry=CollectorRegistry()), exchange):
+        await until(lambda: len(exchange.messages) == 2, "the metrics are not sent")
+        assert b"sse_streams_active" in exchange.body
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
+async def test_a_failure_of_the_app_does_not_end_the_metrics(status: int) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("no", status)(scope, receive, send)
+
+    wrapped = SSEMiddleware(app, registry=CollectorRegistry())
+    for _ in range(3):
+        exchange = await scrape(wrapped)
+        assert exchange.status == 200
+        assert b"sse_streams_active" in exchange.body
+
+
+async def test_metrics_are_served_to_a_host_that_the_app_rejects() -> None:
+    app = Starlette(middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["example.org"])])
+    wrapped = SSEMiddleware(app, registry=CollectorRegistry())
+    for host in (b"evil", b"example.org", b"evil"):
+        exchange = await scrape(wrapped, headers=[(b"host", host)])
+        assert exchange.status == 200
+        assert b"sse_streams_active" in exchange.body
+
+
+async def test_metrics_that_the_app_mounts_are_found_where_it_redirects() -> None:
+    async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("of the app")(scope, receive, send)
+
+    app = Starlette(routes=[Mount("/metrics", mounted)])
+    wrapped = SSEMiddleware(app, registry=CollectorRegistry())
+    exchange = await scrape(wrapped)
+    assert exchange.status == 307
+    assert (await scrape(wrapped, "/metrics/")).body == b"of the app"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"query_string": b"\xff=\xff"},
+        {"query_string": b"name[]=\xff"},
+        {"headers": [(b"accept", b"\xff"), (b"accept-encoding", b"\xff")]},
+        {"headers": [(b"\xff", b"\xff")]},
+    ],
+)
+async def test_a_scrape_with_bytes_that_are_no_text_gets_the_metrics(
+    changes: dict[str, Any],
+) -> None:
+    for path in (None, "/metrics"):
+        options: dict[str, Any] = {} if path is None else {"metrics_path": path}
+        wrapped = SSEMiddleware(plain_app, registry=CollectorRegistry(), **options)
+        assert (await scrape(wrapped, **changes)).status == 200
+
+
+async def test_only_our_metrics_are_served_unless_the_path_or_the_registry_is_set() -> None:
+    revenue = Counter("shop_revenue", "A secret of the app.")
+    try:
+        apps = (
+            SSEMiddleware(plain_app),
+            SSEMiddleware(plain_app, metrics_path="/metrics"),
+            SSEMiddleware(plain_app, registry=REGISTRY),
+        )
+        shown = [(await scrape(app)).body for app in apps]
+    finally:
+        REGISTRY.unregister(revenue)
+    assert [b"shop_revenue" in body for body in shown] == [False, True, True]
+    assert [b"python_info" in body for body in shown] == [False, True, True]
+    assert all(b"sse_streams_active" in body for body in shown)
+    names = {line.split()[2] for line in shown[0].splitlines() if line.startswith(b"# TYPE")}
+    assert all(name.startswith(b"sse_") for name in names)
+
+
+async def test_a_collector_of_the_app_that_fails_does_not_affect_our_metrics() -> None:
+    collector = UnreliableCollector()
+    REGISTRY.register(collector)
+    collector.fails = True
+    try:
+        assert b"sse_streams_active" in (await scrape(SSEMiddleware(plain_app))).body
+    finally:
+        REGISTRY.unregister(collector)
+
+
 async def test_an_empty_path_serves_them_nowhere() -> None:
     app = SSEMiddleware(plain_app, registry=CollectorRegistry(), metrics_path="")
     assert (await scrape(app)).body == b"no"
@@ -298,6 +398,8 @@ async def test_the_openmetrics_format_is_served_on_request() -> None:
 def test_in_multi_process_mode_a_scrape_shows_all_processes(tmp_path: Path) -> None:
     program = """
 import asyncio, sys
+from prometheus_client import Counter
+Counter("shop_revenue", "A secret of the app.").inc()
 from sse_middleware import SSEMiddleware
 from tests.support.asgi import handle, stream_of
 async def main():
@@ -319,3 +421,4 @@ asyncio.run(main())
         ).stdout
         assert f'sse_events_total{{route="unmatched"}} {expected}' in shown
         assert f'sse_event_gap_seconds_count{{route="unmatched"}} {float(expected) / 2}' in shown
+        assert "shop_revenue" not in shown
