@@ -35,8 +35,13 @@ def packages_of(path: Path) -> frozenset[str]:
     return frozenset(found - sys.stdlib_module_names - {path.stem for path in _ROOT.iterdir()})
 
 
-def _imports_of(path: Path) -> Iterator[str]:
-    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+@cache  # a hundred test modules import the same modules
+def _imports_of(path: Path) -> tuple[str, ...]:
+    return tuple(_imports_in(ast.parse(path.read_text(encoding="utf-8")).body))
+
+
+def _imports_in(statements: list[ast.stmt]) -> Iterator[str]:
+    for statement in statements:
         if isinstance(statement, ast.Import):
             yield from (alias.name for alias in statement.names)
         elif isinstance(statement, ast.ImportFrom):
@@ -47,14 +52,15 @@ def _imports_of(path: Path) -> Iterator[str]:
                     yield f"{statement.module}.{alias.name}"
 
 
-def _files_of(name: str) -> list[Path]:
+@cache
+def _files_of(name: str) -> tuple[Path, ...]:
     """Return the files of this repository that importing `name` runs."""
-    folder, files = _ROOT, list[Path]()
+    folder, files = _ROOT, tuple[Path, ...]()
     for part in name.split("."):
         if (folder / f"{part}.py").is_file():
-            return [*files, folder / f"{part}.py"]
+            return (*files, folder / f"{part}.py")
         folder /= part
         if not (folder / "__init__.py").is_file():
-            return []
-        files.append(folder / "__init__.py")
+            return ()
+        files += (folder / "__init__.py",)
     return files
