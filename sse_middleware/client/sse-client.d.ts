@@ -113,12 +113,14 @@ export interface MachineOptions {
   silenceThreshold?: number;
   /**
    * Consecutive attempts without progress before the client gives up. 3 by default; `Infinity` for
-   * no limit.
+   * no limit. Attempts count only while the page is online and visible.
    */
   maxReconnectAttempts?: number;
   /**
    * Milliseconds before the first attempt, 2000 by default. The delay doubles for each further
-   * attempt, up to 30 s, plus a random part of up to half. The server's `retry:` takes precedence.
+   * attempt, up to 30 s, plus a random part of up to half. The server's `retry:` takes precedence. The
+   * delay is at least 100 ms, and also doubles while connections last less than half a second, up to
+   * this value.
    */
   reconnectDelay?: number;
   /** The server's `SSE_EVENT_PREFIX`. */
@@ -128,10 +130,13 @@ export interface MachineOptions {
 export interface SSEClientOptions extends MachineOptions {
   /** Absolute, or relative to the page. */
   url: string | URL;
-  /** `GET` by default. A `POST` is resumed by a `POST` with the same body. */
+  /**
+   * `GET` by default. A `POST` is resumed by a `POST` with the same body, or by a `GET` if the body has
+   * more than 1 MiB.
+   */
   method?: string;
-  /** The body of each request; no stream, because it may be sent more than once. */
-  body?: string | Blob | ArrayBuffer | FormData | URLSearchParams;
+  /** The body of each request. It is serialised once, so that a form keeps its boundary. */
+  body?: BodyInit | null;
   /** Headers, or a function that returns them for each connection, for example with a new token. */
   headers?: HeadersInit | (() => HeadersInit | Promise<HeadersInit>);
   /** As for `fetch`: `same-origin`, `include` or `omit`. */
@@ -241,7 +246,8 @@ export type Effect = [name: string, first?: any, second?: any];
  * Call `tick` at `deadline`.
  */
 export class StreamMachine {
-  constructor(options?: MachineOptions & { random?: () => number });
+  /** `isAway` returns whether attempts do not count, because the page is offline or hidden. */
+  constructor(options?: MachineOptions & { random?: () => number; isAway?: () => boolean });
   state: State;
   deadline: number;
   attempts: number;
@@ -259,11 +265,14 @@ export class StreamMachine {
   /** An event has arrived. */
   event(now: number, wire: Wire): Effect[];
   /** The connection is closed, in order by the server (`clean`) or by a failure. */
-  ended(now: number, how?: { clean?: boolean; offline?: boolean; error?: unknown; reason?: string }): Effect[];
+  ended(now: number, how?: { clean?: boolean; error?: unknown; reason?: string }): Effect[];
   /** The time is `now`; there is an effect only at `deadline` or later. */
   tick(now: number): Effect[];
-  /** The network is available, or the page is visible, again. */
-  wake(now: number): Effect[];
+  /**
+   * The network is available, or the page is visible, again. `silence` is the time since the last bytes
+   * by a clock that does not stand while the device sleeps.
+   */
+  wake(now: number, silence?: number): Effect[];
   /** Disconnect. With `cancel`, also cancel the stream on the server and discard its event id. */
   stop(cancel?: boolean): Effect[];
 }

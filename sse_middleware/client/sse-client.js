@@ -4,10 +4,13 @@
 export const VERSION = "0.1.0.dev0";
 
 const MAX_EVENT_LENGTH = 1 << 24;
+const MIN_DELAY = 100;
 const MAX_DELAY = 30_000;
+const SHORT_LIVED = 500;
+const MAX_BODY = 1 << 20; // of a POST that the server compares with the first one
 const FIRST_BYTE_TIMEOUT = 60_000;
 const DEFAULT_SILENCE = 15_000;
-const EVENT_ID = /^([\w-]{22})-(\d+)(\.\w+)?$/;
+const EVENT_ID = /^([\w-]{22})-(\d+)(\.\w+)?$/; // ours
 const WAKE_EVENTS = ["online", "visibilitychange"];
 
 export class SSEError extends Error {
@@ -78,15 +81,25 @@ export class StreamMachine {
   id = "";
   traceId = "";
   streamId = "";
-  #options = { reconnectDelay: 2000, maxReconnectAttempts: 3, eventPrefix: "", random: Math.random };
+  #options = {
+    reconnectDelay: 2000,
+    maxReconnectAttempts: 3,
+    eventPrefix: "",
+    random: Math.random,
+    isAway: () => false,
+  };
   #isWaiting = false;
   #mayWake = false;
+  #failures = 0; // consecutive connections without progress
+  #shortLived = 0; // consecutive connections that ended soon
+  #hasConnected = false;
   #hasContent = false;
   #silence = DEFAULT_SILENCE;
   #lastReceived = 0;
   #retry;
   #appComplete; // the app's `complete`, if it came last
   // Of the current connection:
+  #openedAt = 0;
   #sentId = "";
   #hasStart = false;
   #hasProgress = false;
@@ -99,13 +112,15 @@ export class StreamMachine {
     if (this.state !== "disconnected") return [];
     const reset = this.#reset(this.#hasContent && (!id || id !== this.id) && "restarted");
     this.id = id;
-    this.attempts = 0;
+    this.attempts = this.#failures = this.#shortLived = 0;
+    this.#hasConnected = id !== "";
     this.#retry = undefined;
     this.#silence = this.#options.silenceThreshold ?? DEFAULT_SILENCE;
     return [...reset, ...this.#enter("connecting"), ...this.#open(now)];
   }
 
   opened(now) {
+    this.#hasConnected = true;
     this.received(now);
     return this.#enter("connected");
   }
@@ -119,8 +134,11 @@ export class StreamMachine {
   refused(now, status, { retryAfter = 0, traceId = "" } = {}) {
     if (status === 204) return this.#finish({ reason: "finished" });
     const error = new SSEError("http", `no event stream: ${status}`, { status, traceId });
-    if (![408, 425, 429, 502, 503, 504].includes(status)) return this.#fail(error);
-    return this.#reconnect(now, "refused", { retryAfter, error });
+    const mayRecover = status >= 500 && this.#hasConnected; // a proxy in front of a dead server
+    if (mayRecover || [408, 425, 429, 502, 503, 504].includes(status)) {
+      return this.#reconnect(now, "refused", { retryAfter, error });
+    }
+    return this.#fail(error);
   }
 
   event(now, wire) {
@@ -159,11 +177,11 @@ export class StreamMachine {
     return this.#content(wire, name, data);
   }
 
-  ended(now, { clean, offline, error, reason = clean ? "ended" : "cut" } = {}) {
+  ended(now, { clean, error, reason = clean ? "ended" : "cut" } = {}) {
     if (this.#appComplete || (clean && !this.#hasStart)) {
       return this.#finish({ reason: "finished", data: this.#appComplete?.data });
     }
-    return this.#reconnect(now, reason, { offline, error, rotated: clean && this.#hasProgress });
+    return this.#reconnect(now, reason, { error, rotated: clean && this.#hasProgress });
   }
 
   tick(now) {
@@ -171,17 +189,18 @@ export class StreamMachine {
     return this.#isWaiting ? this.#open(now) : this.ended(now, { reason: "silence" });
   }
 
-  wake(now) {
-    const isSilent = now - this.#lastReceived > this.#silence / 2;
+  wake(now, silence = 0) {
+    const isSilent = Math.max(now - this.#lastReceived, silence) > this.#silence / 2;
     if (this.state === "connected" && isSilent) this.deadline = now;
     const effects = this.tick(now);
     return this.#isWaiting && this.#mayWake ? [...effects, ...this.#open(now)] : effects;
   }
 
   stop(cancel = true) {
-    if (this.state === "disconnected") return [];
-    const effects = cancel && EVENT_ID.test(this.id) ? [["cancel", this.id]] : [];
+    const [, , , ending] = EVENT_ID.exec(this.id) ?? [, , , "of the app"];
+    const effects = cancel && !ending ? [["cancel", this.id]] : [];
     if (cancel) this.id = "";
+    if (this.state === "disconnected") return effects;
     return [...effects, ...this.#enter("disconnected", { reason: "stopped" })];
   }
 
@@ -189,6 +208,7 @@ export class StreamMachine {
     this.#isWaiting = this.#hasStart = this.#hasProgress = false;
     this.#appComplete = undefined;
     this.#sentId = this.id;
+    this.#openedAt = now;
     const choose = this.id ? Math.min : Math.max; // a resumed stream responds at once
     this.deadline = now + choose(FIRST_BYTE_TIMEOUT, this.#silence);
     return [["open", this.id]];
@@ -222,25 +242,33 @@ export class StreamMachine {
 
   #recordProgress() {
     this.#hasProgress = true;
-    this.attempts = 0;
+    this.attempts = this.#failures = 0;
   }
 
-  #reconnect(now, reason, { offline, rotated, retryAfter = 0, error } = {}) {
-    const { maxReconnectAttempts, reconnectDelay, random } = this.#options;
-    const counts = !offline && !rotated;
+  #reconnect(now, reason, { rotated, retryAfter = 0, error } = {}) {
+    const { maxReconnectAttempts, isAway } = this.#options;
+    const counts = !rotated && !isAway();
     if (counts && this.attempts >= maxReconnectAttempts) {
       const message = `gave up: ${error?.message ?? reason}`;
       return this.#fail(new SSEError("gave_up", message, { traceId: this.traceId, cause: error }));
     }
     if (counts) this.attempts++;
-    const minimum = this.#retry ?? reconnectDelay;
-    const backoff = offline ? MAX_DELAY : minimum * 2 ** (this.attempts - 1);
-    const base = Math.max(minimum, Math.min(backoff, MAX_DELAY));
-    const delay = Math.max(base * (1 + random() / 2), retryAfter);
+    if (!rotated) this.#failures++;
+    this.#shortLived = now - this.#openedAt < SHORT_LIVED ? this.#shortLived + 1 : 0;
+    const delay = Math.max(this.#delay(), retryAfter);
     this.#isWaiting = true;
     this.#mayWake = retryAfter <= 0;
     this.deadline = now + delay;
     return [["close"], ...this.#enter("reconnecting", { reason, delay })];
+  }
+
+  // Connections that end soon are slowed down even if each of them brings an event.
+  #delay() {
+    const { reconnectDelay, random } = this.#options;
+    const minimum = Math.max(this.#retry ?? reconnectDelay, MIN_DELAY);
+    const afterFailures = Math.min(minimum * 2 ** (this.#failures - 1), MAX_DELAY);
+    const afterShort = Math.min(MIN_DELAY * 2 ** (this.#shortLived - 1), reconnectDelay);
+    return Math.max(minimum, afterFailures, afterShort) * (1 + random() / 2);
   }
 
   #finish(data) {
@@ -273,16 +301,19 @@ export class SSEClient {
   #run = 0;
   #connection = new AbortController();
   #timer;
+  #body; // a promise of the serialised body and its type
   #queue;
   #onRead;
   #onQueued;
   #onWake = () => {
-    if (!globalThis.document?.hidden) this.#apply(this.#machine.wake(Date.now()));
+    if (globalThis.document?.hidden) return;
+    const silence = Date.now() - this.lastMessageTime || 0; // with the time in which the device slept
+    this.#apply(this.#machine.wake(now(), silence));
   };
 
   constructor(options) {
     this.#options = options;
-    this.#machine = new StreamMachine(options);
+    this.#machine = new StreamMachine({ isAway, ...options });
   }
 
   get state() {
@@ -310,8 +341,9 @@ export class SSEClient {
     this.#run++;
     this.#connection.abort();
     this.error = undefined;
+    if (!this.lastEventId) this.#body = undefined;
     for (const name of WAKE_EVENTS) globalThis.addEventListener?.(name, this.#onWake);
-    this.#apply(this.#machine.start(Date.now(), this.lastEventId));
+    this.#apply(this.#machine.start(now(), this.lastEventId));
   }
 
   stop({ cancel = true } = {}) {
@@ -333,7 +365,7 @@ export class SSEClient {
     } finally {
       this.#queue = undefined;
       this.#onRead?.();
-      this.stop();
+      if (this.state !== "disconnected") this.stop();
     }
   }
 
@@ -376,17 +408,34 @@ export class SSEClient {
     const { deadline } = this.#machine;
     clearTimeout(this.#timer);
     if (deadline === Infinity) return;
-    const delay = Math.min(deadline - Date.now(), 2 ** 31 - 1); // a longer delay fires at once
-    this.#timer = setTimeout(() => this.#apply(this.#machine.tick(Date.now())), delay);
+    const delay = Math.min(deadline - now(), 2 ** 31 - 1); // a longer delay fires at once
+    this.#timer = setTimeout(() => this.#apply(this.#machine.tick(now())), delay);
+  }
+
+  get #url() {
+    return new URL(this.#options.url, globalThis.document?.baseURI);
   }
 
   async #fetch(name, id, request) {
-    const { url, headers, credentials, fetch = globalThis.fetch } = this.#options;
-    const target = new URL(url, globalThis.document?.baseURI);
+    const { headers, credentials, fetch = globalThis.fetch } = this.#options;
+    const target = this.#url;
     const sent = new Headers(typeof headers === "function" ? await headers() : headers);
-    if (request.signal) sent.set("accept", "text/event-stream;events=named"); // no preflight
-    else sent.delete("content-type");
-    if (EVENT_ID.test(id)) target.search = `?${name}=${id}${target.search.replace("?", "&")}`;
+    if (request.signal) {
+      sent.set("accept", "text/event-stream;events=named"); // no preflight
+      const { body, type } = await (this.#body ??= serialize(this.#options.body));
+      if (EVENT_ID.test(id) && new Blob([body ?? ""]).size > MAX_BODY) {
+        request.method = "GET"; // does not upload it again, and resumes all the same
+      } else {
+        request.body = body;
+        if (type && !sent.has("content-type")) sent.set("content-type", type);
+      }
+    } else {
+      sent.delete("content-type");
+    }
+    // Addresses are logged, but a header needs a preflight across origins. Only pages have an origin.
+    const isAcross = ![undefined, target.origin].includes(globalThis.origin);
+    const inQuery = EVENT_ID.test(id) && (isAcross || name === "sse_cancel");
+    if (inQuery) target.search = `?${name}=${id}${target.search.replace("?", "&")}`;
     else if (id) sent.set("last-event-id", id);
     return fetch(target, { credentials, headers: sent, cache: "no-store", ...request });
   }
@@ -397,14 +446,13 @@ export class SSEClient {
 
   async #connect(id) {
     const { signal } = (this.#connection = new AbortController());
-    const { method, body } = this.#options;
     let ended;
     try {
-      const response = await this.#fetch("last_event_id", id, { method, body, signal });
+      const { method } = this.#options;
+      const response = await this.#fetch("last_event_id", id, { method, signal });
       if (!signal.aborted) ended = await this.#read(response, id, signal);
     } catch (error) {
-      const offline = globalThis.navigator?.onLine === false;
-      ended = () => this.#machine.ended(Date.now(), { offline, error });
+      ended = () => this.#machine.ended(now(), { error });
     }
     if (!signal.aborted) this.#apply(ended());
   }
@@ -415,18 +463,20 @@ export class SSEClient {
       const after = headers.get("retry-after");
       const retryAfter = Number(after) * 1000 || Date.parse(after) - Date.now() || 0;
       const traceId = headers.get("x-trace-id") ?? "";
-      return () => machine.refused(Date.now(), status, { retryAfter, traceId });
+      return () => machine.refused(now(), status, { retryAfter, traceId });
     }
-    this.#apply(machine.opened(Date.now()));
+    this.lastMessageTime = Date.now();
+    this.#apply(machine.opened(now()));
     const parser = new EventParser(id);
     const reader = body.getReader();
     while (!signal.aborted) {
       const { value, done } = await reader.read();
       if (done || signal.aborted) break;
       const events = parser.feed(value);
-      machine.received((this.lastMessageTime = Date.now()), parser.retry);
+      this.lastMessageTime = Date.now();
+      machine.received(now(), parser.retry);
       for (const event of events) {
-        this.#apply(machine.event(Date.now(), event));
+        this.#apply(machine.event(now(), event));
         if (signal.aborted) return;
       }
       machine.id = parser.lastEventId;
@@ -435,18 +485,18 @@ export class SSEClient {
         machine.deadline = Infinity; // the reader is slow, not the server
         this.#setTimer();
         await new Promise((resolve) => (this.#onRead = resolve));
-        if (!signal.aborted) machine.received(Date.now());
+        if (!signal.aborted) machine.received(now());
       }
       this.#setTimer();
     }
-    return () => machine.ended(Date.now(), { clean: true });
+    return () => machine.ended(now(), { clean: true });
   }
 
   #loadId() {
-    const { keep, replay = true, url } = this.#options;
+    const { keep, replay = true } = this.#options;
     try {
       const [savedUrl, id] = JSON.parse(sessionStorage.getItem(keep));
-      if (savedUrl !== url) return "";
+      if (savedUrl !== this.#url.href) return "";
       return replay ? id.replace(EVENT_ID, "$1-0") : id;
     } catch {
       return "";
@@ -454,14 +504,30 @@ export class SSEClient {
   }
 
   #saveId() {
-    const { keep, url } = this.#options;
+    const { keep } = this.#options;
     const { id } = this.#machine;
     if (!keep) return;
     try {
       if (!id || EVENT_ID.exec(id)?.[3]) sessionStorage.removeItem(keep);
-      else sessionStorage.setItem(keep, JSON.stringify([url, id]));
+      else sessionStorage.setItem(keep, JSON.stringify([this.#url.href, id]));
     } catch {}
   }
+}
+
+// Monotonic, unlike `Date.now`.
+function now() {
+  return performance.now();
+}
+
+function isAway() {
+  return globalThis.navigator?.onLine === false || globalThis.document?.hidden === true;
+}
+
+// A form gets a new boundary each time that it is serialised, and an object may change meanwhile.
+async function serialize(body) {
+  if (body == null || typeof body === "string") return { body };
+  const response = new Response(body);
+  return { body: await response.blob(), type: response.headers.get("content-type") };
 }
 
 function parseJSON(text) {

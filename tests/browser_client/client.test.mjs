@@ -61,13 +61,10 @@ test("the iterator returns each event once, across cuts, and then ends", async (
   ]);
   assert.deepEqual(await readAll(sse), [1, 2, 3, "reset", 4]);
   assert.deepEqual(
-    requests.map(({ url }) => url),
-    [
-      "/answers?a=1",
-      `/answers?last_event_id=${SECRET}-2&a=1`,
-      `/answers?last_event_id=${SECRET}-3&a=1`,
-    ],
+    requests.map(({ headers }) => headers["last-event-id"]),
+    [undefined, `${SECRET}-2`, `${SECRET}-3`],
   );
+  for (const { url } of requests) assert.equal(url, "/answers?a=1");
   for (const { headers } of requests) assert.equal(headers.accept, "text/event-stream;events=named");
   assert.equal(sse.state, "disconnected");
 });
@@ -159,12 +156,128 @@ test("the headers function is called for each connection, and the body is sent e
   );
 });
 
+const FORM = new FormData();
+FORM.set("question", "?");
+FORM.set("file", new Blob(["\0\r\n\xff"]), "a.bin");
+const BODIES = {
+  string: "text",
+  FormData: FORM,
+  URLSearchParams: new URLSearchParams({ q: "a b" }),
+  Blob: new Blob(["\0\xff"], { type: "Text/X;Charset=A" }),
+  "Blob without a type": new Blob(["\0"]),
+  ArrayBuffer: new Uint8Array([0, 255]).buffer,
+  "typed array": new Uint8Array([0, 255, 10]),
+  stream: new Blob(["part"]).stream(),
+};
+
+for (const [kind, body] of Object.entries(BODIES)) {
+  test(`a ${kind} is sent again with the same bytes and type`, async () => {
+    const fresh = START.replace(`id: ${SECRET}-0\n`, "");
+    const responses = [respondAndCut(fresh), respondAndCut(START, word(1)), respond(word(2), end("finished"))];
+    const sse = client(responses, { method: "POST", body });
+    assert.deepEqual(await readAll(sse), [1, "reset", 2]);
+    const sent = requests.map(({ headers, body }) => [headers["content-type"], body]);
+    assert.equal(new Set(sent.map(String)).size, 1);
+    assert.ok(sent.length === 3 && sent[0][1].length > 0);
+    if (kind === "stream") return;
+    const direct = new Response(body);
+    if (kind !== "FormData") assert.deepEqual(sent[0], [direct.headers.get("content-type") ?? undefined, await direct.text()]);
+    else assert.ok(sent[0][1].includes(sent[0][0].split("boundary=")[1]), "the type has the boundary of the body");
+  });
+}
+
+test("a body over one mebibyte is not sent again to a stream that resumes", async () => {
+  const long = "\u00e9".repeat(600_000); // 1.2 MB in UTF-8
+  for (const body of [long, new Blob([long])]) {
+    const fresh = START.replace(`id: ${SECRET}-0\n`, "");
+    const responses = [respondAndCut(fresh), respondAndCut(START, word(1)), respond(word(2), end("finished"))];
+    await readAll(client(responses, { method: "POST", body, headers: { "x-own": "1" } }));
+    assert.deepEqual(
+      requests.map(({ method, body, headers }) => [method, body.length > 0, headers["x-own"]]),
+      [["POST", true, "1"], ["POST", true, "1"], ["GET", false, "1"]],
+    );
+  }
+});
+
+test("a form that has changed is sent as it was if the stream resumes, and else as it is", async () => {
+  const body = new FormData();
+  body.set("n", "first");
+  const responses = [respondAndCut(START, word(1)), respondAndCut(START, word(2))];
+  responses.push(noContent, respond(START, end("finished")));
+  const sse = client(responses, { method: "POST", body, maxReconnectAttempts: 0 });
+  await assert.rejects(readAll(sse), { code: "gave_up" });
+  body.set("n", "second");
+  await assert.rejects(readAll(sse), { code: "gave_up" });
+  assert.equal(requests[1].body, requests[0].body);
+  sse.stop();
+  await waitForRequests(3);
+  await readAll(sse);
+  assert.match(requests[3].body, /second/);
+});
+
+test("the headers of the page decide on the type of a body", async () => {
+  const sse = client([respond(START, end("finished"))], {
+    method: "POST",
+    body: new URLSearchParams({ q: "a" }),
+    headers: { "content-type": "application/x-own" },
+  });
+  await readAll(sse);
+  assert.equal(requests[0].headers["content-type"], "application/x-own");
+});
+
+test("a clock that is set back or forward delays nothing and cuts nothing", async (context) => {
+  const realNow = Date.now;
+  context.after(() => (Date.now = realNow));
+  const stall = (response) => stream(response).write([START, word(1)].join(""));
+  for (const shift of [-3_600_000, 3_600_000]) {
+    Date.now = realNow;
+    const sse = client([stall, respond(START.replace("false", "true"), word(2), end("finished"))], {
+      silenceThreshold: 300,
+      onContent: () => (Date.now = () => realNow() + shift),
+    });
+    assert.deepEqual(await readAll(sse), [1, 2]);
+    assert.equal(requests.length, 2);
+  }
+});
+
+test("keep resumes the same address, whether it is a URL or a text", async (context) => {
+  const stored = new Map();
+  globalThis.sessionStorage = {
+    getItem: (key) => stored.get(key) ?? null,
+    setItem: (key, value) => stored.set(key, String(value)),
+    removeItem: (key) => stored.delete(key),
+  };
+  context.after(() => delete globalThis.sessionStorage);
+  const base = `http://127.0.0.1:${server.address().port}`;
+  const text = `${base}/answers?a=1`;
+  for (const [before, after] of [[text, new URL(text)], [new URL(text), new URL(text)], [new URL(text), text]]) {
+    stored.clear();
+    const first = client([respondAndCut(START, word(1))], { url: before, keep: "k", maxReconnectAttempts: 0 });
+    await assert.rejects(readAll(first));
+    assert.equal(client([], { url: after, keep: "k" }).lastEventId, `${SECRET}-0`);
+    assert.equal(client([], { url: after, keep: "k", replay: false }).lastEventId, `${SECRET}-1`);
+    assert.equal(client([], { url: `${base}/answers?a=2`, keep: "k" }).lastEventId, "");
+  }
+});
+
 test("after status 503 the client waits for Retry-After", async () => {
   const busy = (response) => response.writeHead(503, { "retry-after": "1" }).end();
   const sse = client([busy, respond(START, word(1), end("finished"))], { reconnectDelay: 1 });
   const started = performance.now();
   assert.deepEqual(await readAll(sse), [1]);
   assert.ok(performance.now() - started >= 990);
+});
+
+test("an event id is in the query only if the stream has another origin than the page", async (context) => {
+  context.after(() => delete globalThis.origin);
+  for (const isOwn of [true, false]) {
+    const sse = client([respondAndCut(START, word(1)), respond(word(2), end("finished"))]);
+    globalThis.origin = isOwn ? `http://127.0.0.1:${server.address().port}` : "http://page.test";
+    await readAll(sse);
+    const { url, headers } = requests[1];
+    const [query, header] = isOwn ? ["", `${SECRET}-1`] : [`last_event_id=${SECRET}-1&`, undefined];
+    assert.deepEqual([url, headers["last-event-id"]], [`/answers?${query}a=1`, header]);
+  }
 });
 
 test("an event id of the app is sent in the Last-Event-ID header", async () => {

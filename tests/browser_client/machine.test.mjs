@@ -1,68 +1,7 @@
 // StreamMachine: inputs with their times go in, effects come out.
 import assert from "node:assert/strict";
 import { describe, test } from "node:test";
-import { StreamMachine } from "../../sse_middleware/client/sse-client.js";
-
-const SECRET = "gbIM0uFqHGZdYXNM4YkE9w";
-const OTHER = "AAAAAAAAAAAAAAAAAAAAAA";
-const eventId = (seq, secret = SECRET) => `${secret}-${seq}`;
-const STREAM = { stream_id: "s", trace_id: "t" };
-
-/** The names of effects, and for a state change the new state. */
-const names = (effects) =>
-  effects.map(([name, first]) => (name === "onStateChange" ? first : name));
-
-/** A machine with a clock that advances only when a test changes `now`. */
-class Session {
-  constructor(options = {}) {
-    this.machine = new StreamMachine({ random: () => 0, ...options });
-    this.now = 1000;
-    this.lastEventId = "";
-  }
-
-  call(method, ...rest) {
-    return names(this.machine[method](this.now, ...rest));
-  }
-
-  stop(cancel) {
-    return names(this.machine.stop(cancel));
-  }
-
-  /** Receive an event; `id` is undefined if the event has no `id` line. */
-  receive(event, data, id) {
-    this.lastEventId = id ?? this.lastEventId;
-    const text = typeof data === "string" ? data : JSON.stringify(data);
-    const wire = { event, data: text, id: this.lastEventId, hasId: id !== undefined };
-    this.effects = this.machine.event(this.now, wire);
-    return names(this.effects);
-  }
-
-  receiveStart({ resumed = false, id = eventId(0), ...rest } = {}) {
-    if (this.machine.state === "disconnected") this.call("start");
-    this.call("opened");
-    return this.receive("start", { ...STREAM, resumed, silence_threshold: 15, ...rest }, id);
-  }
-
-  receiveWord(seq, data = "word") {
-    return this.receive("message", data, eventId(seq));
-  }
-
-  /** Lose the connection, and advance the clock until the next one opens. */
-  reconnect(how) {
-    this.call("ended", how);
-    return this.advance();
-  }
-
-  /** Advance the clock to the deadline, at which the next connection opens; return the delay. */
-  advance() {
-    const delay = this.machine.deadline - this.now;
-    this.now = this.machine.deadline;
-    assert.deepEqual(this.call("tick"), ["open"]);
-    return delay;
-  }
-}
-
-const detail = (effects) => effects.find(([name]) => name === "onStateChange")?.[2];
+import { eventId, OTHER, Session, STREAM } from "./session.mjs";
 
 describe("a complete stream", () => {
   test("enters connecting, connected and disconnected", () => {
@@ -203,101 +142,6 @@ describe("an early end", () => {
   });
 });
 
-describe("after a cut the client", () => {
-  test("reconnects with the id of the last event", () => {
-    const session = new Session();
-    session.receiveStart();
-    session.receiveWord(1);
-    session.receiveWord(2);
-    session.call("ended");
-    session.now = session.machine.deadline;
-    assert.deepEqual(session.machine.tick(session.now), [["open", eventId(2)]]);
-  });
-
-  test("waits 2 s, then longer each time, up to 30 s, with jitter", () => {
-    const delays = (random) => {
-      const session = new Session({ random: () => random, maxReconnectAttempts: 7 });
-      session.call("start");
-      return Array.from({ length: 7 }, () => session.reconnect());
-    };
-    assert.deepEqual(delays(0), [2000, 4000, 8000, 16000, 30000, 30000, 30000]);
-    assert.deepEqual(delays(1), [3000, 6000, 12000, 24000, 45000, 45000, 45000]);
-  });
-
-  test("waits at least the time in retry", () => {
-    for (const [retry, delay] of [[100, 100], [0, 0], [60_000, 60_000]]) {
-      const session = new Session();
-      session.receiveStart();
-      session.machine.received(session.now, retry);
-      assert.equal(session.reconnect(), delay);
-    }
-  });
-
-  test("gives up after three attempts", () => {
-    const session = new Session();
-    session.call("start");
-    for (let attempt = 1; attempt <= 3; attempt++) {
-      session.reconnect();
-      assert.equal(session.machine.attempts, attempt);
-    }
-    assert.deepEqual(session.call("ended"), ["onError", "close", "disconnected"]);
-    assert.equal(session.machine.deadline, Infinity);
-    assert.equal(session.machine.attempts, 3);
-  });
-
-  test("reconnects without limit if each connection makes progress", () => {
-    const session = new Session();
-    session.receiveStart();
-    for (let seq = 1; seq <= 100; seq++) {
-      session.receiveWord(seq);
-      assert.equal(session.machine.attempts, 0);
-      session.reconnect();
-      assert.equal(session.machine.attempts, 1);
-      session.receiveStart({ resumed: true, id: eventId(seq) });
-      assert.equal(session.machine.attempts, 1, "a start is no progress");
-    }
-  });
-
-  test("does not reconnect if no attempt is allowed, except after a rotation", () => {
-    const session = new Session({ maxReconnectAttempts: 0 });
-    session.receiveStart();
-    session.receive("heartbeat", STREAM);
-    session.reconnect({ clean: true });
-    assert.equal(session.machine.attempts, 0);
-    session.receiveStart({ resumed: true });
-    assert.deepEqual(session.call("ended"), ["onError", "close", "disconnected"]);
-  });
-
-  test("counts a connection that ended in order but brought no event", () => {
-    const session = new Session();
-    session.receiveStart();
-    for (let attempt = 1; attempt <= 3; attempt++) {
-      session.reconnect({ clean: true });
-      session.receiveStart({ resumed: true });
-      assert.equal(session.machine.attempts, attempt);
-    }
-    assert.deepEqual(session.call("ended", { clean: true }), ["onError", "close", "disconnected"]);
-  });
-
-  test("does not count attempts while it is offline", () => {
-    const session = new Session();
-    session.receiveStart();
-    session.receiveWord(1);
-    for (let number = 0; number < 50; number++) {
-      assert.equal(session.reconnect({ offline: true }), 30_000); // or until the `online` event
-    }
-    assert.equal(session.machine.attempts, 0);
-    assert.equal(session.machine.state, "reconnecting");
-  });
-
-  test("reports the reason, the attempt and the delay", () => {
-    const session = new Session();
-    session.receiveStart();
-    const effects = session.machine.ended(session.now);
-    assert.deepEqual(detail(effects), { attempt: 1, reason: "cut", delay: 2000 });
-  });
-});
-
 describe("content that was already received", () => {
   test("is dropped", () => {
     const session = new Session();
@@ -362,140 +206,6 @@ describe("content that was already received", () => {
   });
 });
 
-describe("silence", () => {
-  const silentFor = (session) => session.machine.deadline - session.now;
-
-  test("has the threshold in start, by default 15 s", () => {
-    const session = new Session();
-    session.call("start");
-    session.call("opened");
-    assert.equal(silentFor(session), 15_000);
-    session.receiveStart({ silence_threshold: 3 });
-    assert.equal(silentFor(session), 3000);
-    session.receiveStart({ silence_threshold: null });
-    assert.equal(silentFor(session), Infinity);
-    session.receiveStart({ silence_threshold: undefined });
-    assert.equal(silentFor(session), 15_000);
-  });
-
-  test("may have no limit, but an attempt to reconnect has one", () => {
-    const session = new Session();
-    session.receiveStart({ silence_threshold: null });
-    session.receiveWord(1);
-    session.reconnect();
-    assert.equal(silentFor(session), 60_000);
-    session.now += 60_000;
-    assert.deepEqual(session.call("tick"), ["close", "reconnecting"]);
-  });
-
-  test("has the threshold of the page if one is set", () => {
-    const session = new Session({ silenceThreshold: 700 });
-    session.receiveStart({ silence_threshold: 3 });
-    assert.equal(silentFor(session), 700);
-  });
-
-  test("ends with any byte, or closes the connection", () => {
-    const session = new Session();
-    session.receiveStart();
-    session.now += 14_999;
-    assert.deepEqual(session.call("tick"), []);
-    session.machine.received(session.now);
-    session.now += 14_999;
-    assert.deepEqual(session.call("tick"), []);
-    session.now += 1;
-    assert.deepEqual(session.call("tick"), ["close", "reconnecting"]);
-  });
-
-  test("may last a minute before a first response, but not before a resumed one", () => {
-    const session = new Session();
-    session.call("start");
-    assert.equal(silentFor(session), 60_000);
-    session.receiveStart();
-    session.reconnect();
-    assert.equal(silentFor(session), 15_000);
-  });
-
-  test("after the app's own complete ends the stream", () => {
-    const session = new Session();
-    session.receiveStart();
-    session.receive("complete", {}, eventId(1));
-    session.now += 15_000;
-    assert.deepEqual(session.call("tick"), ["onComplete", "close", "disconnected"]);
-  });
-});
-
-describe("a wake", () => {
-  test("opens a waiting connection at once", () => {
-    const session = new Session();
-    session.receiveStart();
-    session.call("ended");
-    assert.deepEqual(session.call("wake"), ["open"]);
-    assert.deepEqual(session.call("wake"), []);
-  });
-
-  test("replaces a connection that was silent for half of its threshold, and no other", () => {
-    const session = new Session();
-    session.receiveStart();
-    session.now += 7500;
-    assert.deepEqual(session.call("wake"), []);
-    session.now += 1;
-    assert.deepEqual(session.call("wake"), ["close", "reconnecting", "open"]);
-  });
-
-  test("replaces a connection after its deadline passed in a suspended page", () => {
-    const session = new Session();
-    session.receiveStart();
-    session.now += 3_600_000;
-    assert.deepEqual(session.call("wake"), ["close", "reconnecting", "open"]);
-  });
-
-  test("does not shorten a Retry-After of the server", () => {
-    const session = new Session();
-    session.call("start");
-    session.call("refused", 429, { retryAfter: 9000 });
-    assert.deepEqual(session.call("wake"), []);
-    assert.equal(session.advance(), 9000);
-  });
-
-  test("has no effect after the end", () => {
-    const session = new Session();
-    assert.deepEqual(session.call("wake"), []);
-    session.receiveStart();
-    session.stop();
-    assert.deepEqual(session.call("wake"), []);
-    assert.deepEqual(session.call("tick"), []);
-  });
-});
-
-describe("a refused request", () => {
-  for (const status of [200, 301, 400, 401, 403, 404, 405, 410, 422, 500, 501]) {
-    test(`with ${status} fails`, () => {
-      const session = new Session();
-      session.call("start");
-      const [[name, error]] = session.machine.refused(session.now, status, { traceId: "t" });
-      const { code, traceId } = error;
-      assert.deepEqual([name, code, error.status, traceId], ["onError", "http", status, "t"]);
-      assert.equal(session.machine.state, "disconnected");
-    });
-  }
-
-  for (const status of [408, 425, 429, 502, 503, 504]) {
-    test(`with ${status} is retried, after Retry-After if it is present`, () => {
-      const session = new Session();
-      session.call("start");
-      const effects = session.call("refused", status, { retryAfter: 7000 });
-      assert.deepEqual(effects, ["close", "reconnecting"]);
-      assert.equal(session.advance(), 7000);
-      session.call("refused", status);
-      assert.equal(session.advance(), 4000);
-      session.call("refused", status);
-      session.advance();
-      const [[name, error]] = session.machine.refused(session.now, status);
-      assert.deepEqual([name, error.code, error.cause.status], ["onError", "gave_up", status]);
-    });
-  }
-});
-
 describe("start and stop", () => {
   test("stop cancels a stream on the server only if the middleware has numbered its events", () => {
     const started = new Session();
@@ -510,6 +220,26 @@ describe("start and stop", () => {
     ofApp.receive("message", "a", "7");
     assert.deepEqual(ofApp.stop(), ["close", "disconnected"]);
     assert.deepEqual(ofApp.stop(), []);
+  });
+
+  test("stop cancels a stream that the client has left, once, and none that has ended", () => {
+    const leave = {
+      "by a stop without cancel": (session) => session.stop(false),
+      "by giving up": (session) => session.call("ended"),
+    };
+    for (const [how, leaves] of Object.entries(leave)) {
+      const session = new Session({ maxReconnectAttempts: 0 });
+      session.receiveStart();
+      session.receiveWord(4);
+      leaves(session);
+      assert.deepEqual(session.machine.stop(false), [], how);
+      assert.deepEqual(session.machine.stop(), [["cancel", eventId(4)]], how);
+      assert.deepEqual([session.machine.stop(), session.machine.id], [[], ""]);
+    }
+    const failed = new Session();
+    failed.receiveStart();
+    failed.receive("error", { ...STREAM, error: { code: "internal_error" } }, `${eventId(0)}.cut`);
+    assert.deepEqual(failed.machine.stop(), []);
   });
 
   test("start resumes after a stop without cancel", () => {

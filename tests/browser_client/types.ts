@@ -31,5 +31,6 @@ const { start, isReconnecting, heartbeat } = useSSEStream({ query: { q: "a" }, s
 start({ query: "b" });
 void (isReconnecting satisfies boolean, heartbeat?.heartbeat_count satisfies number | undefined);
 new EventParser("1").feed(new Uint8Array())[0]?.hasId;
-new StreamMachine({ random: () => 0 }).start(Date.now())[0]?.[0].length;
+new SSEClient({ url: new URL("https://a.test"), body: new FormData(), maxReconnectAttempts: Infinity });
+new StreamMachine({ random: () => 0, isAway: () => true }).start(Date.now())[0]?.[0].length;
 throw new SSEError("http", "refused", { status: 404 });

@@ -77,7 +77,8 @@ async def poll(request: Request) -> Response:
 
 @streaming()
 async def job(request: Request) -> Response:
-    """Send `n` numbers."""
+    """Send `n` numbers, after the upload of a form if there is one."""
+    await request.body()
     return _stream(request, range(_wanted(request)))
 
 

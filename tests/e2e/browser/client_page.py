@@ -39,7 +39,12 @@ for (const target of [window, document]) {
 import { SSEClient } from "/sse-client.js";
 
 window.clients = [];
-window.follow = (options, starts = true) => {
+window.follow = ({ form, asURL, ...options }, starts = true) => {
+  if (asURL) options.url = new URL(options.url);
+  if (form) {
+    options.body = new FormData();
+    for (const name in form) options.body.append(name, new Blob([form[name]]), name);
+  }
   const record = { contents: [], states: [], details: [], starts: [], resets: [], completes: [],
                  errors: [], heartbeats: 0 };
   const client = new SSEClient({

@@ -18,7 +18,7 @@ from tests.support.servers import serving
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import CDPSession, Page
+    from playwright.sync_api import Page
 
 FINISHED = {"reason": "finished", "incomplete": False}
 
@@ -27,12 +27,6 @@ FINISHED = {"reason": "finished", "incomplete": False}
 def hasty(servers: Start) -> Iterator[Site]:
     """A server whose clients reconnect at once."""
     yield from site_of(*servers(UVICORN, {"SSE_RETRY_MS": "5"}))
-
-
-@pytest.fixture
-def slow(servers: Start) -> Iterator[Site]:
-    """A server whose clients reconnect after an hour, unless an event of the page wakes them."""
-    yield from site_of(*servers(UVICORN, {"SSE_RETRY_MS": "3600000"}))
 
 
 def job(site: Site, **query: object) -> str:
@@ -83,16 +77,16 @@ def test_a_stream_goes_through_every_state(site: Site, page: "Page") -> None:
     assert site.runs() == [""]
 
 
-def test_each_word_arrives_once_though_the_answer_is_cut_a_hundred_times(
+def test_each_word_arrives_once_though_the_answer_is_cut_thirty_times(
     hasty: Site, page: "Page"
 ) -> None:
     visit(page, hasty.client())
-    hasty.proxy.cut(*(rb"data: %d\n" % number for number in range(8, 308, 3)))
+    hasty.proxy.cut(*(rb"data: %d\n" % number for number in range(8, 278, 9)))
     # Bytes that arrive together with a cut do not reach the page, and are no progress.
-    url = job(hasty, n=315, pause=0.02)
-    followed = Followed(page, url, maxReconnectAttempts=20)
-    assert_finished(followed, 315)
-    assert len(followed.record["starts"]) > 50
+    url = job(hasty, n=285, pause=0.02)
+    followed = Followed(page, url, maxReconnectAttempts=20, reconnectDelay=1)
+    assert_finished(followed, 285)
+    assert len(followed.record["starts"]) > 15
     assert hasty.runs() == [""]
 
 
@@ -243,74 +237,6 @@ def test_an_answer_begins_again_after_a_restart_of_the_server(
     assert followed.record["resets"] == ["gone"]
     assert followed.numbers == list(range(50))
     assert endings(followed) == [FINISHED]
-
-
-# Wakes
-
-
-@pytest.fixture
-def devtools(page: "Page") -> "CDPSession":
-    return page.context.new_cdp_session(page)
-
-
-def set_offline(devtools: "CDPSession", *, offline: bool) -> None:
-    conditions = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-    devtools.send("Network.emulateNetworkConditions", {"offline": offline, **conditions})
-
-
-def test_a_page_that_was_offline_reconnects_without_a_pause(
-    slow: Site, page: "Page", devtools: "CDPSession"
-) -> None:
-    visit(page, slow.client())
-    devtools.send("Network.enable")
-    followed = Followed(page, job(slow, n=50))
-    followed.wait_for_content(5)
-    set_offline(devtools, offline=True)
-    slow.proxy.cut(rb"\ndata: \d")
-    followed.wait("client.state === 'reconnecting'")
-    page.wait_for_timeout(300)
-    set_offline(devtools, offline=False)
-    followed.wait("record.starts.length === 2")
-    assert_finished(followed, 50)
-    assert slow.runs() == [""]
-
-
-def test_a_page_that_becomes_visible_reconnects_without_a_pause(slow: Site, page: "Page") -> None:
-    visit(page, slow.client())
-    slow.proxy.cut(rb"data: 5\n")
-    followed = Followed(page, job(slow, n=30))
-    followed.wait("client.state === 'reconnecting'")
-    other = page.context.new_page()  # in a tab in front
-    other.bring_to_front()
-    page.evaluate(SEEN, "hidden")
-    page.wait_for_timeout(200)
-    assert followed.get("state") == "reconnecting"
-    page.evaluate(SEEN, "visible")
-    other.close()
-    assert_finished(followed, 30)
-    assert slow.runs() == [""]
-
-
-SEEN = """(state) => {
-    Object.defineProperty(document, "hidden", { value: state === "hidden", configurable: true });
-    document.dispatchEvent(new Event("visibilitychange", { bubbles: true }));
-}"""
-"""Playwright keeps all pages visible, so that the browser's own event has to be played."""
-
-
-def test_a_page_that_was_frozen_receives_the_whole_answer(
-    site: Site, page: "Page", devtools: "CDPSession"
-) -> None:
-    visit(page, site.client())
-    followed = Followed(page, job(site, n=60))
-    followed.wait_for_content(5)
-    devtools.send("Page.setWebLifecycleState", {"state": "frozen"})
-    time.sleep(1)
-    site.proxy.cut(rb"\ndata: \d")
-    devtools.send("Page.setWebLifecycleState", {"state": "active"})
-    assert_finished(followed, 60)
-    site.proxy.discard_cuts()
-    assert site.runs() == [""]
 
 
 # Reloads
