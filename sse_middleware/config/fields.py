@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sse_middleware.errors import ConfigurationError
+from sse_middleware.errors import ConfigurationError, redact_url
 
 logger = logging.getLogger("sse_middleware")
 
@@ -255,7 +255,23 @@ def url(env: str, meaning: str, *, schemes: tuple[str, ...]) -> Any:
             allowed=f"a URL of {', '.join(schemes)}, or nothing",
             meaning=meaning,
             may_be_empty=True,
-            redact=lambda value: re.sub(r"^(.*?://)?.*@", r"\1***@", str(value)),
+            redact=redact_url,
+        ),
+    )
+
+
+def secret(env: str, meaning: str) -> Any:
+    """Make a field of a secret, or of an empty string; it is never displayed."""
+    return _setting(
+        "",
+        Setting(
+            env=env,
+            parse=str,
+            check=_matches(r"(.{16,1024})?"),
+            allowed="16 to 1024 characters in one line, or nothing",
+            meaning=meaning,
+            may_be_empty=True,
+            redact=lambda value: "***" if value else "",
         ),
     )
 
@@ -285,7 +301,8 @@ def _parsed(variable: str, text: str, setting: Setting) -> object:
 
 
 def _setting(default: object, setting: Setting) -> Any:
-    return field(default=default, metadata={"setting": setting})
+    is_public = setting.redact is _unchanged
+    return field(default=default, repr=is_public, metadata={"setting": setting})
 
 
 def _is_number(value: object, lowest: float, highest: float) -> bool:

@@ -30,7 +30,7 @@ from redis.retry import Retry as ThreadRetry
 from redis.sentinel import Sentinel
 from redis.sentinel import SentinelConnectionPool as ThreadSentinelConnectionPool
 
-from sse_middleware.errors import ConfigurationError
+from sse_middleware.errors import ConfigurationError, redact_url
 
 AnyRedis = Redis | RedisCluster
 
@@ -95,8 +95,9 @@ def client_for(url: str, timeout: float | None = None) -> AnyRedis:
             return checked(RedisCluster.from_url(first, startup_nodes=nodes, **options))
         options |= {"max_connections": _MAX_CONNECTIONS, "timeout": seconds}
         return checked(Redis.from_pool(BlockingConnectionPool.from_url(url, **options)))
-    except (ValueError, TypeError, AttributeError, RedisError, RedisClusterException) as exc:
-        raise ConfigurationError("url", url.rpartition("@")[2], _URL) from exc
+    except (ValueError, TypeError, AttributeError, RedisError, RedisClusterException):
+        # Not `from exc`: the text of the cause may contain a part of the password.
+        raise ConfigurationError("url", redact_url(url), _URL) from None
 
 
 def checked(client: AnyRedis) -> AnyRedis:
