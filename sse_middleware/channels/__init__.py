@@ -140,9 +140,9 @@ class Publisher:
 class BlockingPublisher:
     """Publish events on channels, from threads and from processes that were forked.
 
-    One object serves all threads of a process; events that they publish at the same time are sent
-    together. A worker that forks (Celery, RQ) may create it before the fork and use it in its
-    children.
+    One object serves all threads of a process, and each call has a connection of its own while it
+    lasts. A worker that forks (Celery, RQ) may create it before the fork and use it in its
+    children. An exception that a job runner raises in a call affects no other call.
 
     Args:
         url: of Redis. The default is `SSE_REDIS_URL`; if that is empty, the memory of this process

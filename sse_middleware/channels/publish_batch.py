@@ -18,7 +18,7 @@ from sse_middleware.channels.events import ACK, OutgoingEvent
 from sse_middleware.channels.redis_connection import PING, pack_commands
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.redis.keys import Keys
-from sse_middleware.stores.redis.scripts import Command, load_script
+from sse_middleware.stores.redis.scripts import Command, load_script, milliseconds
 
 _PUBLISH: Final = load_script("sse_middleware.channels", "publish")
 _MAX_HEADS: Final = 512
@@ -155,7 +155,7 @@ class PublishBatch:
         words = self._head(channel)
         for index in indexes:
             number, (_, event, data, key) = self._events[index]
-            words += (number, key, event, data)
+            words += (str(number), key, event, data)
         return words if self._has_script else _PUBLISH.with_text(words)
 
     def _head(self, channel: str) -> Command:
@@ -171,8 +171,8 @@ class PublishBatch:
             )
             head = heads[channel] = _PUBLISH.call(
                 (keys.log, keys.about, keys.seen + publisher),
-                *(int(limits.ttl * 1000) or 1, limits.max_events, limits.max_bytes),
-                *(keys.topic, ACK, publisher, _SEEN_SECONDS * 1000),
+                *(milliseconds(limits.ttl), str(limits.max_events), str(limits.max_bytes)),
+                *(keys.topic, ACK, publisher, milliseconds(_SEEN_SECONDS)),
             )
         return head
 

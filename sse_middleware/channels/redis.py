@@ -115,7 +115,7 @@ class RedisChannels:
         """Return the events in the log after a position, and whether these are all."""
         start = "-" if position.id == EMPTY.id else f"({position.id}"
         log = self._keys.channel(channel).log
-        query = ("XRANGE", log, start, "+", "COUNT", _READ_COUNT)
+        query = ("XRANGE", log, start, "+", "COUNT", str(_READ_COUNT))
         (raw,) = await self._client.query("read", query)
         found = [(entry_id.decode(), _parse(entry_id, fields)) for entry_id, fields in raw]
         for entry_id, entry in found:

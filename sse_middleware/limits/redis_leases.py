@@ -26,7 +26,7 @@ from sse_middleware.stores.circuit_breaker import (
 from sse_middleware.stores.redis.client import FAILURES, client_for
 from sse_middleware.stores.redis.commands import QueryCoalescer
 from sse_middleware.stores.redis.keys import Keys
-from sse_middleware.stores.redis.scripts import Command, Script, load_script
+from sse_middleware.stores.redis.scripts import Command, Script, load_script, milliseconds
 
 logger = logging.getLogger("sse_middleware")
 
@@ -63,7 +63,7 @@ class Leases:
         self._max_per_client = max_per_client
         self._breaker = breaker
         self._process = secrets.token_hex(8)
-        self._milliseconds = int(LEASE_SECONDS * 1000)
+        self._milliseconds = milliseconds(LEASE_SECONDS)
         self._take_script = load_script("sse_middleware.limits", "lease_take")
         self._keep_script = load_script("sse_middleware.limits", "lease_keep")
         send = partial(self._run_all, self._take_script)
@@ -93,7 +93,7 @@ class Leases:
         Raises:
             StoreError: Redis is out of reach; it is not known whether there is a lease.
         """
-        arguments = (self._milliseconds, self._max_per_client, evict, self._member(slot))
+        arguments = (self._milliseconds, str(self._max_per_client), evict, self._member(slot))
         keys = self._keys.client_leases(str(slot.client))
         command = self._take_script.call(keys, *arguments)
         count, *lost = await self._breaker.call(lambda: self._queries.query(command))
@@ -179,7 +179,7 @@ class Leases:
                 self._keep_script.call(
                     self._keys.client_leases(client),
                     self._milliseconds,
-                    len(held),
+                    str(len(held)),
                     *held,
                     *dropped,
                 )

@@ -8,7 +8,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 import redis
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -171,9 +171,7 @@ def blocking_client(url: str, client: AnyRedis | None) -> Any:
     if isinstance(client, RedisCluster):
         options["retry"] = ThreadRetry(NoBackoff(), 1)  # after a failure it looks up the nodes
     if is_of_cluster(url):
-        first, others = _nodes_of(url)
-        nodes = [ThreadClusterNode(*other) for other in others]  # type: ignore[no-untyped-call]
-        return redis.RedisCluster.from_url(first, startup_nodes=nodes, **options)
+        return _blocking_cluster(url, options)
     if url:
         return redis.Redis.from_url(url, **options)
     if isinstance(client, RedisCluster):
@@ -191,14 +189,63 @@ def blocking_client(url: str, client: AnyRedis | None) -> Any:
     return redis.Redis(**options)
 
 
+def blocking_connection(url: str, timeout: float) -> Any:
+    """Return a connection for a thread, to the Redis at `url`, which connects when it is used.
+
+    Args:
+        url: not that of a cluster.
+        timeout: the time in seconds within which Redis must accept it, and answer.
+    """
+    pool = redis.ConnectionPool.from_url(url)
+    options = pool.connection_kwargs | _exclusive_options(timeout)
+    if options.get("db"):
+        options["db"] = str(options["db"])  # an int may crash hiredis: see `scripts.Argument`
+    return pool.connection_class(**options)
+
+
+def blocking_cluster(url: str, timeout: float) -> Any:
+    """Return a client for a thread, to the cluster at `url`; it connects now.
+
+    Args:
+        url: that of a cluster.
+        timeout: the time in seconds within which a node must accept a connection, and answer.
+
+    Raises:
+        Exception: one of `FAILURES`.
+    """
+    options = _exclusive_options(timeout)
+    parts = urlsplit(url)
+    kept = [(name, value) for name, value in parse_qsl(parts.query) if name not in options]
+    return _blocking_cluster(parts._replace(query=urlencode(kept)).geturl(), options)
+
+
 def close_blocking(client: Any) -> None:
-    """Close a client of `blocking_client`, and the connections that redis-py itself leaves open."""
+    """Close a client or a connection of a thread, and those that redis-py itself leaves open."""
+    if isinstance(client, redis.connection.AbstractConnection):
+        client.disconnect()  # type: ignore[no-untyped-call]
+        return
     if isinstance(client, redis.RedisCluster):
         client.disconnect_connection_pools()  # type: ignore[no-untyped-call]
     elif isinstance(client.connection_pool, ThreadSentinelConnectionPool):
         for sentinel in client.connection_pool.sentinel_manager.sentinels:
             close_blocking(sentinel)
     client.close()
+
+
+def _exclusive_options(timeout: float) -> dict[str, Any]:
+    """Return the options of a connection that one call uses at a time."""
+    return {
+        "socket_connect_timeout": min(timeout, READ_TIMEOUT_SECONDS),
+        "socket_timeout": timeout,
+        "retry": ThreadRetry(NoBackoff(), 0),
+        "protocol": 2,  # has no messages that were not requested, and no int in its login
+    }
+
+
+def _blocking_cluster(url: str, options: Mapping[str, Any]) -> Any:
+    first, others = _nodes_of(url)
+    nodes = [ThreadClusterNode(*other) for other in others]  # type: ignore[no-untyped-call]
+    return redis.RedisCluster.from_url(first, startup_nodes=nodes, **options)
 
 
 def is_of_cluster(url: str) -> bool:

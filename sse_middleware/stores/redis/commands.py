@@ -35,7 +35,7 @@ from sse_middleware.stores.redis.client import (
 )
 from sse_middleware.stores.redis.keys import Keys
 from sse_middleware.stores.redis.process_lease import ProcessLease, lease_milliseconds
-from sse_middleware.stores.redis.scripts import Command
+from sse_middleware.stores.redis.scripts import Command, milliseconds
 
 _BLOCK_SECONDS: Final = 1.0
 """How long Redis holds a command that waits for messages."""
@@ -45,7 +45,7 @@ _RESTORE_SECONDS: Final = 2.0
 """After a failure, Redis may have been emptied. Within this time the workers write all again."""
 _MAX_BATCH: Final = 64
 """The most queries in one pipeline."""
-_INBOX_LENGTH: Final = 10_000
+_INBOX_LENGTH: Final = "10000"
 
 
 class QueryCoalescer:
@@ -221,8 +221,14 @@ class CommandClient:
         Raises:
             Exception: one of `FAILURES`.
         """
-        milliseconds = int(self._block * 1000)
-        command: Command = ("XREAD", "BLOCK", milliseconds, "STREAMS", self._inbox, after)
+        command: Command = (
+            "XREAD",
+            "BLOCK",
+            milliseconds(self._block),
+            "STREAMS",
+            self._inbox,
+            after,
+        )
         async with asyncio.timeout(self._block + self.timeouts.read):
             return _messages(await self._client.execute_command(*command, **{NEVER_DECODE: True}))
 
@@ -234,8 +240,8 @@ class CommandClient:
 
     def lease_command(self) -> Command:
         """Return the command that renews the lease of this process once."""
-        milliseconds = lease_milliseconds(self.lease_seconds)
-        return ("SET", self.keys.lease(self.process), "1", "PX", milliseconds)
+        expiry = str(lease_milliseconds(self.lease_seconds))
+        return ("SET", self.keys.lease(self.process), "1", "PX", expiry)
 
     def failed(self, operation: str, exc: BaseException) -> None:
         """Report a failure, and let queries fail at once for a moment.

@@ -85,8 +85,8 @@ class RedisSession:
         data, oldest, newest = await self.client.query(
             "find",
             ("GET", keys.info(stream_id)),
-            ("XRANGE", keys.log(stream_id), "-", "+", "COUNT", 1),
-            ("XREVRANGE", keys.log(stream_id), "+", "-", "COUNT", 1),
+            ("XRANGE", keys.log(stream_id), "-", "+", "COUNT", "1"),
+            ("XREVRANGE", keys.log(stream_id), "+", "-", "COUNT", "1"),
         )
         metadata = self._parse_metadata(data)
         if metadata is None or name not in ("", metadata.name):
@@ -125,7 +125,7 @@ class RedisSession:
             after: the number of the last event that the reader has.
             count: the number of entries to read.
         """
-        query = ("XRANGE", self.client.keys.log(stream_id), f"({after}-0", "+", "COUNT", count)
+        query = ("XRANGE", self.client.keys.log(stream_id), f"({after}-0", "+", "COUNT", str(count))
         (entries,) = await self.client.query("follow", query)
         with _own_format_only():
             return list(batches(entries, after)), len(entries) == count
@@ -144,7 +144,7 @@ class RedisSession:
         exists, newest = await self.client.query(
             "follow",
             ("EXISTS", keys.info(stream_id)),
-            ("XREVRANGE", keys.log(stream_id), "+", "-", "COUNT", 1),
+            ("XREVRANGE", keys.log(stream_id), "+", "-", "COUNT", "1"),
         )
         with _own_format_only():
             for entry_id, fields in newest:

@@ -395,5 +395,5 @@ class LogWriter:
     def _ends(self, log: RedisLog) -> bool:
         return log.state is not LogState.RUNNING and log.pending.is_in_flight
 
-    def _expiry_of(self, log: RedisLog) -> int:
+    def _expiry_of(self, log: RedisLog) -> str:
         return milliseconds(self._ttl if self._ends(log) else self._running_ttl)

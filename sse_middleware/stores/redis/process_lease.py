@@ -86,7 +86,9 @@ class ProcessLease:
                 return
         with self._client.pipeline(transaction=False) as pipe:
             pipe.set(self._lease, 1, px=self._milliseconds)
-            pipe.execute_command(*append(self._inbox, 4 * self._milliseconds, "*", "w", "hello"))
+            pipe.execute_command(
+                *append(self._inbox, str(4 * self._milliseconds), "*", "w", "hello")
+            )
             pipe.execute()
 
     def _give_back(self) -> None:

@@ -4,7 +4,8 @@ from hashlib import sha1
 from importlib.resources import files
 from typing import Final, NamedTuple
 
-Argument = str | bytes | int
+Argument = str | bytes
+"""Never an int: hiredis crashes the process if a signal arrives while it converts one."""
 Command = tuple[Argument, ...]
 
 
@@ -21,11 +22,11 @@ class Script(NamedTuple):
 
     def call(self, keys: tuple[str, ...], *arguments: Argument) -> Command:
         """Return the command that runs the script if Redis has it; it answers NOSCRIPT if not."""
-        return ("EVALSHA", self.sha, len(keys), *keys, *arguments)
+        return ("EVALSHA", self.sha, str(len(keys)), *keys, *arguments)
 
     def call_with_text(self, keys: tuple[str, ...], *arguments: Argument) -> Command:
         """Return the command that runs the script in any case."""
-        return ("EVAL", self.text, len(keys), *keys, *arguments)
+        return ("EVAL", self.text, str(len(keys)), *keys, *arguments)
 
     def with_text(self, command: Command) -> Command:
         """Return the command of `call` as `call_with_text` returns it."""
@@ -38,15 +39,15 @@ def load_script(package: str, name: str) -> Script:
     return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-def milliseconds(seconds: float) -> int:
+def milliseconds(seconds: float) -> str:
     """Return an expiry for Redis, which is not 0."""
-    return max(1, int(seconds * 1000))
+    return str(max(1, int(seconds * 1000)))
 
 
 # XADD creates a key that never expires, and Redis has no command that also sets its expiry.
 _APPEND: Final = load_script("sse_middleware.stores.redis", "append")
 
 
-def append(key: str, expiry: int, *arguments: Argument) -> Command:
+def append(key: str, expiry: str, *arguments: Argument) -> Command:
     """Return the XADD command to a stream that may be new; a new stream has this expiry."""
     return _APPEND.call_with_text((key,), expiry, *arguments)

@@ -98,7 +98,12 @@ async def test_commands_are_answered_in_their_order_and_refusals_are_answers(
     opened: Replies,
 ) -> None:
     assert opened.connection.is_open
-    commands = [("SET", "ä", b"\xff"), ("NO-COMMAND",), ("GET", "ä"), ("INCRBY", "n", 12)]
+    commands: list[tuple[str | bytes, ...]] = [
+        ("SET", "ä", b"\xff"),
+        ("NO-COMMAND",),
+        ("GET", "ä"),
+        ("INCRBY", "n", "12"),
+    ]
     opened.connection.send(pack_commands(commands[:2]))
     opened.connection.send(pack_commands(commands[2:]))
     await opened.until_count(4)

@@ -5,12 +5,10 @@ import os
 import subprocess
 import sys
 import textwrap
-from typing import Any
 
 import pytest
 
 from sse_middleware.channels import (
-    BlockingPublisher,
     ChannelEvent,
     Publisher,
     close_channels,
@@ -48,7 +46,6 @@ FORKING = """
     publisher = BlockingPublisher(sys.argv[1])
     for number in range(5):
         publisher.publish("forks", "parent", number)
-    publisher._channels._sending.acquire()  # as another thread may hold it in that moment
     children = []
     for name in range(3):
         child = os.fork()
@@ -57,7 +54,6 @@ FORKING = """
                 assert publisher.publish("forks", f"child-{name}", number)
             os._exit(0)
         children.append(child)
-    publisher._channels._sending.release()
     for number in range(5, 20):
         publisher.publish("forks", "parent", number)
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
@@ -72,28 +68,6 @@ def test_a_publisher_that_was_forked_publishes_all_of_its_own(running_server: Re
     found = parsed(asyncio.run(read("forks", running_server.patient_url)))
     for name in ("parent", "child-0", "child-1", "child-2"):
         assert [number for event, number in found if event == name] == list(range(20))
-
-
-class TimeLimitError(Exception):
-    """What a job runner raises in the middle of anything."""
-
-
-def test_an_interrupted_publisher_continues(
-    running_server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publisher = BlockingPublisher(running_server.patient_url)
-    publisher.ack("limits")
-    real = publisher._channels._attempt  # type: ignore[attr-defined]
-
-    def limited(commands: Any) -> Any:
-        monkeypatch.setattr(publisher._channels, "_attempt", real)
-        raise TimeLimitError
-
-    monkeypatch.setattr(publisher._channels, "_attempt", limited)
-    with pytest.raises(TimeLimitError):
-        publisher.publish("limits", "n", 1)
-    assert publisher.publish("limits", "n", 2)
-    publisher.close()
 
 
 def test_no_two_publishers_have_one_name() -> None:

@@ -38,7 +38,7 @@ class Pipelines:
             await asyncio.Event().wait()
         if self.failures:
             raise self.failures.pop(0)
-        return [command[1] for command in commands]
+        return [int(command[1]) for command in commands]
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def coalescer(pipelines: Pipelines, breaker: CircuitBreaker) -> QueryCoalescer:
 
 
 async def answer(coalescer: QueryCoalescer, number: int) -> Any:
-    return await coalescer.query(("GET", number))
+    return await coalescer.query(("GET", str(number)))
 
 
 async def answers(coalescer: QueryCoalescer, count: int) -> list[Any]:
@@ -69,7 +69,7 @@ async def answers(coalescer: QueryCoalescer, count: int) -> list[Any]:
 async def test_equal_queries_are_sent_once(coalescer: QueryCoalescer, pipelines: Pipelines) -> None:
     asked = (answer(coalescer, number) for number in (1, 2, 1))
     assert await asyncio.gather(*asked) == [1, 2, 1]
-    assert pipelines.sent == [[("GET", 1), ("GET", 2)]]
+    assert pipelines.sent == [[("GET", "1"), ("GET", "2")]]
 
 
 async def test_a_close_is_not_a_cancellation_of_callers(
@@ -86,7 +86,7 @@ async def test_an_unexpected_error_is_not_a_cancellation_of_callers(
     coalescer: QueryCoalescer, pipelines: Pipelines
 ) -> None:
     pipelines.failures = [TypeError("unexpected")]
-    queries = [coalescer.query(("GET", number)) for number in range(100)]
+    queries = [coalescer.query(("GET", str(number))) for number in range(100)]
     task = coalescer._task
     assert task is not None
     found = await asyncio.gather(*queries, return_exceptions=True)
@@ -119,10 +119,10 @@ async def test_queries_that_were_not_sent_fail_if_the_circuit_is_open(
 async def test_no_pipeline_is_sent_for_callers_that_have_gone(
     coalescer: QueryCoalescer, pipelines: Pipelines
 ) -> None:
-    coalescer.query(("GET", 1)).cancel()
+    coalescer.query(("GET", "1")).cancel()
     assert await answer(coalescer, 1) == 1
-    assert pipelines.sent == [[("GET", 1)]]
-    gone = coalescer.query(("GET", 2))
+    assert pipelines.sent == [[("GET", "1")]]
+    gone = coalescer.query(("GET", "2"))
     gone.cancel()
     task = coalescer._task
     assert task is not None
