@@ -159,7 +159,7 @@ class SSEMiddleware:
                 raise
         finally:
             try:
-                if responder.producer is not None:
+                if responder.producer is not None or responder.held is not None:
                     await responder.aclose()
             finally:
                 try:

@@ -66,6 +66,20 @@ class Admission:
         data = name.encode("utf-8", "surrogatepass")
         return hashlib.blake2b(data, digest_size=16, person=kind).hexdigest()
 
+    def take_at_once(self, client: str | None, *, reads_end: bool) -> Slot | None:
+        """Take a slot if that needs neither a wait nor an eviction, else return `None`.
+
+        Args:
+            client: the client.
+            reads_end: whether it understands how its stream ends.
+        """
+        slots = self.slots
+        if self._leases_for(client) is not None or slots.is_share_used(client) or slots.is_full:
+            return None
+        slot = slots.take(client, reads_end=reads_end)
+        slots.trim(client)
+        return slot
+
     async def take(self, client: str | None, *, reads_end: bool, evicts: bool) -> Slot | str:
         """Take a slot for a stream, or return the reason why there is none.
 

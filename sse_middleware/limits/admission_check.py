@@ -1,8 +1,9 @@
 """The admission of one request: the check runs at the point where a rejection costs least.
 
-That is before the app runs if the request wants a stream, else at the response start. A response
-that is no stream releases its slot. While the server drains, a request that wants a stream is
-rejected by the same rule.
+That is before the app runs if the request wants a stream. If that is not known, or if another
+stream may have to end for it, the check runs after the response start and before the first part of
+the body. A response that is no stream releases its slot. While the server drains, a request that
+wants a stream is rejected by the same rule.
 """
 
 from typing import Final
@@ -67,10 +68,11 @@ class AdmissionCheck:
         if request.method in NEVER_STREAM or (
             ANY_STREAM.isdisjoint(request.accepted_types) and request.intent.event_id is None
         ):
-            return  # a stream that it gets all the same is checked at its response start
+            return  # a stream that it gets all the same is checked after its response start
         mark, route = self._context.match_route(request.scope)
-        if not request.wants_stream(mark, only_marked=options.only_marked) or self._is_off(mark):
+        if not request.wants_stream(mark, only_marked=options.only_marked):
             return
+        self._identify(mark)
         rate, client = self._admission.rate, self._client
         if rate is not None and client is not None:
             self._reject_for(await rate.seconds_left(client))
@@ -82,11 +84,18 @@ class AdmissionCheck:
             await self._take()
         self._report(route)
 
-    async def check_at_start(self, mark: Mark | None, route: str) -> bool:
-        """Check at the response start; return whether the stream may open."""
-        if self._is_off(mark):
-            self.release()
-            return True
+    def is_admitted_at_once(self, mark: Mark | None) -> bool:
+        """Check at the response start, without a wait; return whether the stream may open."""
+        self._identify(mark)
+        if self._admission.rate is not None and self._client is not None:
+            return False  # it is counted first
+        if self._slot is None:
+            reads_end = self._kind is ClientKind.EVENTSOURCE
+            self._slot = self._admission.take_at_once(self._client, reads_end=reads_end)
+        return self._slot is not None
+
+    async def check_before_body(self, route: str) -> bool:
+        """Check after `is_admitted_at_once`, with waits; return whether the stream may open."""
         rate, client = self._admission.rate, self._client
         if rate is not None and client is not None:
             self._reject_for(await rate.count(client))
@@ -118,14 +127,11 @@ class AdmissionCheck:
         else:
             await send_rejection(send, self._request, self.rejection, self._retry_after)
 
-    def _is_off(self, mark: Mark | None) -> bool:
-        """Identify the client; return whether the rollout leaves it out."""
+    def _identify(self, mark: Mark | None) -> None:
+        """Determine the client and its kind."""
         self._kind = self._context.client_kind(self._request, mark)
-        if self._kind is ClientKind.OFF:
-            return True
         if self._client is None:
             self._client = self._admission.client_of(self._request)
-        return False
 
     def _evicts(self) -> bool:
         return self._context.options.evicts(eventsource=self._kind is ClientKind.EVENTSOURCE)

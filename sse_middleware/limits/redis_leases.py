@@ -172,6 +172,8 @@ class Leases:
                 continue
 
     async def _renew(self, clients: Iterable[str]) -> None:
+        # A lease whose request was cancelled may be taken only now, and is given back after that.
+        await self._queries.wait_for_sent()
         remaining = iter(clients)
         while batch := list(islice(remaining, _MAX_BATCH)):
             members = {client: self._members_of(client) for client in batch}

@@ -11,7 +11,9 @@ from starlette.types import Message, Scope, Send
 from sse_middleware.http.identity import identity_of
 from sse_middleware.http.request import BodyDigest, SSERequest
 from sse_middleware.http.response_head import (
+    ENCODED,
     has_content_length,
+    passthrough_reason,
     serialize_headers,
     stream_headers,
     unmarked_headers,
@@ -40,8 +42,11 @@ logger = logging.getLogger("sse_middleware")
 class StreamAdmission(Protocol):
     """The check whether the stream of one request is admitted."""
 
-    async def check_at_start(self, mark: Mark | None, route: str) -> bool:
-        """Return whether the stream may open; called at the response start."""
+    def is_admitted_at_once(self, mark: Mark | None) -> bool:
+        """Return whether the stream may open now; called at the response start."""
+
+    async def check_before_body(self, route: str) -> bool:
+        """Return whether the stream may open; called after that, and may wait."""
 
     def attach(self, stream: ProducerControl | UnmarkedStream, /) -> StreamSlot | None:
         """Give the stream its slot, and return it."""
@@ -51,6 +56,34 @@ class StreamAdmission(Protocol):
 
     async def send_rejection(self, send: Send) -> None:
         """Send the rejection in place of the app's response."""
+
+
+def match_stream(
+    context: Context, current: CurrentStream, scope: Scope, path: str, start: Message
+) -> tuple[bool, Mark | None]:
+    """Return whether a response is to be a stream, and the mark of its endpoint.
+
+    Args:
+        context: the objects that all requests of one middleware share.
+        current: the handler's view of the stream.
+        scope: the scope of the request, after the app has routed it.
+        path: the `app_path` before that.
+        start: the response start.
+    """
+    headers = start.get("headers") or ()
+    reason = passthrough_reason(scope.get("method", ""), start["status"], headers)
+    if reason is ENCODED:
+        warn_cannot_stream(context, route_name(scope), "content-encoding")
+    if reason is None and current.is_answered:
+        reason = "it is written by sse_middleware"
+    mark = context.get_mark(scope, path) if reason is None else None
+    if mark is None and reason is None and context.options.only_marked:
+        reason = "its endpoint has no mark"
+    elif mark is not None and mark.overrides.get("enabled") is False:
+        reason = "its mark disables streams"
+    if reason is not None and logger.isEnabledFor(logging.DEBUG):
+        logger.debug("response passed on unchanged: %s, trace id %s", reason, current.trace_id)
+    return reason is None, mark
 
 
 def open_unmarked(  # noqa: PLR0917 - one call
@@ -108,6 +141,17 @@ def warn_cannot_stream(context: Context, route: str, header: str) -> None:
             "compresses or collects it; exclude event streams there. This is logged once per route",
             route,
             header,
+        )
+
+
+def warn_of_cap(context: Context, record: StreamRecord) -> None:
+    """Log a warning that a stream has reached its cap, once per route."""
+    if context.is_first_warning("cap", record.route):
+        logger.warning(
+            "a stream of route %s has reached its cap, trace id %s; this is logged once per "
+            "route; SSE_STREAM_MAX_SECONDS sets the cap",
+            record.route,
+            record.trace_id,
         )
 
 

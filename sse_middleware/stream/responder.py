@@ -2,9 +2,9 @@
 
 Theory of operation. `send` passes messages on until the response start. There the responder decides
 whether the response is a marked stream. If not, all further messages pass as the same objects;
-those of an unmarked stream are counted. If it is, a producer gets them. The app stays in its own
-task, and each way in which it can end (return, exception, cancellation, cap) leads to the single
-`finally` of the middleware, which calls `aclose`.
+those of an unmarked stream are counted. If it is, a producer gets them. A start whose limits are
+being checked is held. The app stays in its own task, and each way in which it can end (return,
+exception, cancellation, cap) leads to the single `finally` of the middleware: `aclose`.
 
 `send` and `receive` are coroutine functions that do nothing until they are awaited: adapters of
 other interfaces call them in one thread and await them in another.
@@ -31,11 +31,7 @@ from typing import TYPE_CHECKING
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware.http.request import BodyDigest, app_path
-from sse_middleware.http.response_head import (
-    ENCODED,
-    is_not_event_stream,
-    passthrough_reason,
-)
+from sse_middleware.http.response_head import is_not_event_stream
 from sse_middleware.http.routes import Mark, route_name
 from sse_middleware.protocol.client_kinds import ALL_PERCENT, ClientKind
 from sse_middleware.stream.cancellation import (
@@ -46,17 +42,21 @@ from sse_middleware.stream.cancellation import (
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
 from sse_middleware.stream.discarded_response import DiscardedResponse
+from sse_middleware.stream.held_start import HeldStart
 from sse_middleware.stream.opener import (
     StreamAdmission,
     StreamOpener,
+    match_stream,
     open_unmarked,
-    warn_cannot_stream,
+    warn_of_cap,
     with_headers,
 )
 from sse_middleware.stream.producer import Producer
 
 if TYPE_CHECKING:
     from sse_middleware.stream.unmarked import UnmarkedStream
+
+    Stream = Producer | UnmarkedStream | DiscardedResponse
 
 logger = logging.getLogger("sse_middleware")
 
@@ -76,6 +76,7 @@ class Responder:
     Attributes:
         current: the handler's view of the stream.
         admission: the admission check of the request.
+        held: the response start while its limits are being checked.
         producer: writes the response, `None` unless it is a stream.
         unmarked: the stream, if it is not marked and nothing but the app and the client can end it.
     """
@@ -98,6 +99,7 @@ class Responder:
         "_task",
         "admission",
         "current",
+        "held",
         "producer",
         "unmarked",
     )
@@ -121,12 +123,13 @@ class Responder:
         self._send = send
         self._task = task
         self._decided = False
+        self.held: HeldStart | None = None
         self._body: BodyDigest | None = None
         self._prefetch: asyncio.Future[Message] | None = None
         self._prefetched: Message | None = None
         self._is_aborted = False
         self._is_disconnected = False
-        self.producer: Producer | UnmarkedStream | DiscardedResponse | None = None
+        self.producer: Stream | None = None
         self.unmarked: UnmarkedStream | None = None
         self._listeners: tuple[asyncio.Task[object], ...] = ()
         self._cancellation: AppCancellation | None = None
@@ -134,6 +137,8 @@ class Responder:
     def suppresses(self, exc: BaseException) -> bool:
         """Handle the exception that the app has raised; return whether we have caused it."""
         if self.producer is None:
+            if self.held is not None:
+                self.held.app_exception = exc
             return False
         if isinstance(exc, asyncio.CancelledError):
             if self._cancellation is not None and self._cancellation.uncancel():
@@ -143,17 +148,24 @@ class Responder:
                 self.producer.on_app_cancelled()
                 return False
         if isinstance(exc, Exception | asyncio.CancelledError) and self.producer.on_app_raised():
-            logger.warning(
-                "the app raised %s and its stream has ended, trace id %s",
-                type(exc).__name__,
-                self.current.trace_id,
-            )
+            text = "the app raised %s and its stream has ended, trace id %s"
+            logger.warning(text, type(exc).__name__, self.current.trace_id)
         return False
 
     async def aclose(self) -> None:
-        """End the stream, and release its resources."""
-        assert self.producer is not None
-        is_urgent = self._is_aborted or self.producer.is_draining
+        """End the stream, if there is one, and release its resources."""
+        held, self.held = self.held, None
+        try:
+            if held is not None:
+                await held.aclose(is_aborted=self._is_aborted)
+                if held.app_exception is not None:
+                    self.suppresses(held.app_exception)
+        finally:
+            if self.producer is not None:
+                await self._close_stream(self.producer)
+
+    async def _close_stream(self, producer: "Stream") -> None:
+        is_urgent = self._is_aborted or producer.is_draining
         grace_seconds = SHUTDOWN_GRACE_SECONDS if is_urgent else GRACE_SECONDS
         try:
             if self._cancellation is not None:
@@ -163,7 +175,7 @@ class Responder:
             self.unmarked = None
             self._is_disconnected = True  # for tasks that receive later
             try:
-                await self.producer.aclose(grace_seconds)
+                await producer.aclose(grace_seconds)
             finally:
                 if self._prefetch is not None:
                     self._prefetch.cancel()
@@ -190,8 +202,8 @@ class Responder:
                 record.sent_bytes += len(body)
         elif self._decided:
             await (self._send if self.producer is None else self.producer.write)(message)
-        elif message.get("type") != "http.response.start":
-            await self._send(message)
+        elif self.held is not None or message.get("type") != "http.response.start":
+            await self._send_undecided(message)
         else:
             self._decided = True
             if not is_not_event_stream(message):
@@ -199,38 +211,33 @@ class Responder:
                 return
             if self.admission is not None:
                 self.admission.release()
-                self.admission = None
             self._body = None
             await self._send(message)
 
+    async def _send_undecided(self, message: Message) -> None:
+        """Pass on a message before the response start, or after one that is held."""
+        if self.held is None:
+            await self._send(message)
+            return
+        await self.held.wait()
+        self._decided, self.held = True, None
+        await self.send(message)
+
     async def _decide(self, start: Message) -> None:
         """Open a stream, or pass the response start on if the response is not to be one."""
-        method = self._scope.get("method", "")
-        reason = passthrough_reason(method, start["status"], start.get("headers") or ())
-        if reason is ENCODED:
-            warn_cannot_stream(self._context, route_name(self._scope), "content-encoding")
-        if reason is None and self.current.is_answered:
-            reason = "it is written by sse_middleware"
-        mark = self._context.get_mark(self._scope, self._path) if reason is None else None
-        if mark is None and reason is None and self._context.options.only_marked:
-            reason = "its endpoint has no mark"
-        elif mark is not None and mark.overrides.get("enabled") is False:
-            reason = "its mark disables streams"
-        if reason is None:
+        self._cancel_count = self._task.cancelling()
+        is_stream, mark = match_stream(self._context, self.current, self._scope, self._path, start)
+        if not is_stream:
             if self.admission is not None:
-                await self._open_if_admitted(self.admission, start, mark)
-            else:
-                await self._open(start, mark)
-            return
-        if self.admission is not None:
-            self.admission.release()
-            self.admission = None
-        self._body = None
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug(
-                "response passed on unchanged: %s, trace id %s", reason, self.current.trace_id
-            )
-        await self._send(start)
+                self.admission.release()
+            self._body = None
+            await self._send(start)
+        elif self.admission is None or self.admission.is_admitted_at_once(mark):
+            await self._open(start, mark)
+        else:
+            self._decided = False  # `receive` continues as before meanwhile
+            self.held = HeldStart(start, self._send)
+            self.held.begin(self._open_if_admitted(self.held, self.admission, mark))
 
     async def receive(self) -> Message:
         """Return the server's next message, or a disconnect after the stream has ended."""
@@ -276,8 +283,11 @@ class Responder:
             self._hash_body(message)
         elif message["type"] == "http.disconnect":
             self._is_disconnected = True
-            if self.producer is not None and self.producer.on_disconnect():
-                await self.producer.wait_until_ended()
+            if self.producer is not None:
+                if self.producer.on_disconnect():
+                    await self.producer.wait_until_ended()
+            elif self.held is not None:
+                self.held.on_disconnect()
 
     async def _get_prefetched(self) -> Message | None:
         """Return the prefetched message, `None` if there is none."""
@@ -325,7 +335,6 @@ class Responder:
     async def _open(self, start: Message, mark: Mark | None) -> None:
         """Turn the response into a stream, and send its start at once."""
         context, current = self._context, self.current
-        self._cancel_count = self._task.cancelling()
         kind = ClientKind.UNMARKED
         if mark is not None or context.options.rollout_percent < ALL_PERCENT:
             request = current.request_in(self._scope)
@@ -348,18 +357,14 @@ class Responder:
         await opener.open(producer, self._send, start)
 
     async def _open_if_admitted(
-        self, admission: StreamAdmission, start: Message, mark: Mark | None
+        self, held: HeldStart, admission: StreamAdmission, mark: Mark | None
     ) -> None:
         """Open the stream if it is admitted, else send a rejection in its place."""
-        self._decided = False  # `receive` continues as before meanwhile
-        try:
-            admitted = await admission.check_at_start(mark, route_name(self._scope, mark))
-        finally:
-            self._decided = True
-        if admitted:
+        is_admitted = await admission.check_before_body(route_name(self._scope, mark))
+        start = held.take()
+        if is_admitted:
             await self._open(start, mark)
             return
-        self._cancel_count = self._task.cancelling()
         self.producer = DiscardedResponse(self)
         await admission.send_rejection(self._send)
         self.on_end()
@@ -373,14 +378,7 @@ class Responder:
 
     def on_cap(self) -> None:
         """Log a warning, once per route."""
-        route = self.current.record.route
-        if self._context.is_first_warning("cap", route):
-            logger.warning(
-                "a stream of route %s has reached its cap, trace id %s; this is logged once per "
-                "route; SSE_STREAM_MAX_SECONDS sets the cap",
-                route,
-                self.current.trace_id,
-            )
+        warn_of_cap(self._context, self.current.record)
 
     def on_end(self) -> None:
         """Disconnect the app, and cancel it after a grace period."""

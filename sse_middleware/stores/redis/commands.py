@@ -71,6 +71,7 @@ class QueryCoalescer:
         self._breaker = breaker
         self._queries: dict[Command, asyncio.Future[Any]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._in_flight: asyncio.Future[None] | None = None
 
     def query(self, command: Command) -> "asyncio.Future[Any]":
         """Send a query, and return its answer, or the exception that it has caused."""
@@ -81,6 +82,14 @@ class QueryCoalescer:
         if self._task is None:
             self._task = loop.create_task(self._run())
         return answer
+
+    async def wait_for_sent(self) -> None:
+        """Wait until the queries that have been sent are over, even those of cancelled callers.
+
+        A query that waits and whose caller is cancelled is not sent.
+        """
+        if self._in_flight is not None:
+            await asyncio.wait((self._in_flight,))
 
     async def close(self) -> None:
         """Let all queries fail with a `StoreError`."""
@@ -95,7 +104,11 @@ class QueryCoalescer:
             while self._queries:
                 sent = self._take_batch()
                 if sent:
-                    await self._answer(sent)
+                    self._in_flight = asyncio.get_running_loop().create_future()
+                    try:
+                        await self._answer(sent)
+                    finally:
+                        self._in_flight.set_result(None)
                 if self._queries and is_cancelled():
                     return
         finally:

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware, streaming
 from tests.support.admission import FULL, LET_IN, MANY, endless
-from tests.support.asgi import body, handle, stream_start
+from tests.support.asgi import EVENTSOURCE, body, handle, stream_start
 from tests.support.limiting import ANY, PLAIN, answer, asked, limited, tab
 from tests.support.middleware import marking
 from tests.support.resuming import memory, value
@@ -190,7 +190,6 @@ async def test_a_response_that_is_no_stream_neither_counts_nor_waits() -> None:
         {"only_marked": True, "mark": ()},
         {"exclude": ("/*",)},
         {"marks": {"/*": streaming(enabled=False)}},
-        {"rollout_percent": 0},
         {"enabled": False},
     ],
 )
@@ -198,6 +197,23 @@ async def test_streams_that_are_left_alone_are_not_limited(options: Any) -> None
     app = limited(endless(), max_streams=1, limit_action="reject", **options)
     async with asked(app, PLAIN) as one, tab(app) as other:
         assert await answer(one) == await answer(other) == LET_IN
+
+
+@pytest.mark.parametrize("headers", [PLAIN, ANY, EVENTSOURCE], ids=["plain", "any", "tab"])
+@pytest.mark.parametrize("mark", ["*", ()], ids=["marked", "unmarked"])
+async def test_the_other_arm_of_a_rollout_is_limited_like_an_unmarked_endpoint(
+    mark: Any, headers: Any
+) -> None:
+    registry = CollectorRegistry()
+    app = limited(endless(), max_streams=1, rollout_percent=0, mark=mark, registry=registry)
+    for _ in range(2):
+        async with asked(app, headers) as one:
+            assert await answer(one) == LET_IN
+            assert b"x-stream-id" not in one.headers
+            async with asked(app, headers, address="192.0.2.2") as other:
+                assert await answer(other) == FULL
+    assert value(registry, "sse_streams_active") == 0
+    assert value(registry, "sse_rejected_total", route="unmatched", reason="process") == 2
 
 
 async def test_a_mark_shows_before_the_handler_that_a_stream_is_wanted() -> None:
