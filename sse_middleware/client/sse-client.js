@@ -416,40 +416,41 @@ export class SSEClient {
     return new URL(this.#options.url, globalThis.document?.baseURI);
   }
 
-  async #fetch(name, id, request) {
+  async #fetch(target, { type, ...sent }, request) {
     const { headers, credentials, fetch = globalThis.fetch } = this.#options;
-    const target = this.#url;
-    const sent = new Headers(typeof headers === "function" ? await headers() : headers);
-    if (request.signal) {
-      sent.set("accept", "text/event-stream;events=named"); // no preflight
-      const { body, type } = await (this.#body ??= serialize(this.#options.body));
-      if (EVENT_ID.test(id) && new Blob([body ?? ""]).size > MAX_BODY) {
-        request.method = "GET"; // does not upload it again, and resumes all the same
-      } else {
-        request.body = body;
-        if (type && !sent.has("content-type")) sent.set("content-type", type);
-      }
-    } else {
-      sent.delete("content-type");
-    }
-    // Addresses are logged, but a header needs a preflight across origins. Only pages have an origin.
-    const isAcross = ![undefined, target.origin].includes(globalThis.origin);
-    const inQuery = EVENT_ID.test(id) && (isAcross || name === "sse_cancel");
-    if (inQuery) target.search = `?${name}=${id}${target.search.replace("?", "&")}`;
-    else if (id) sent.set("last-event-id", id);
-    return fetch(target, { credentials, headers: sent, cache: "no-store", ...request });
+    const all = new Headers(typeof headers === "function" ? await headers() : headers);
+    if (type && !all.has("content-type")) all.set("content-type", type);
+    for (const [name, value] of Object.entries(sent)) all.set(name, value);
+    return fetch(target, { credentials, headers: all, cache: "no-store", ...request });
   }
 
+  async #open(id, signal) {
+    const target = this.#url;
+    const sent = { accept: "text/event-stream;events=named" }; // no preflight
+    // Addresses are logged, but a header needs a preflight across origins. Only pages have an origin.
+    const isAcross = ![undefined, target.origin].includes(globalThis.origin);
+    if (EVENT_ID.test(id) && isAcross) addParameter(target, `last_event_id=${id}`);
+    else if (id) sent["last-event-id"] = id;
+    const { body, type } = await (this.#body ??= serialize(this.#options.body));
+    if (EVENT_ID.test(id) && new Blob([body ?? ""]).size > MAX_BODY) {
+      return this.#fetch(target, sent, { signal }); // a GET, which uploads nothing, resumes too
+    }
+    const { method } = this.#options;
+    return this.#fetch(target, { type, ...sent }, { method, body, signal });
+  }
+
+  // With a body of plain text, which needs no preflight.
   #cancel(id) {
-    this.#fetch("sse_cancel", id, { method: "POST", keepalive: true }).catch(() => {});
+    const target = addParameter(this.#url, "sse_cancel");
+    const request = { method: "POST", body: id, keepalive: true };
+    this.#fetch(target, { "content-type": "text/plain" }, request).catch(() => {});
   }
 
   async #connect(id) {
     const { signal } = (this.#connection = new AbortController());
     let ended;
     try {
-      const { method } = this.#options;
-      const response = await this.#fetch("last_event_id", id, { method, signal });
+      const response = await this.#open(id, signal);
       if (!signal.aborted) ended = await this.#read(response, id, signal);
     } catch (error) {
       ended = () => this.#machine.ended(now(), { error });
@@ -521,6 +522,11 @@ function now() {
 
 function isAway() {
   return globalThis.navigator?.onLine === false || globalThis.document?.hidden === true;
+}
+
+function addParameter(url, parameter) {
+  url.search = `?${parameter}${url.search.replace("?", "&")}`;
+  return url;
 }
 
 // A form gets a new boundary each time that it is serialised, and an object may change meanwhile.

@@ -21,7 +21,8 @@ from sse_middleware.protocol.event_ids import EventId, parse_event_id
 EVENT_ID_PARAMETERS: Final = frozenset(("last_event_id", "lastEventId", "evs_last_event_id"))
 """Query parameters that may carry an event id: ours, and those of two polyfills."""
 CANCEL_PARAMETER: Final = "sse_cancel"
-"""Query parameter of a POST that ends a stream: an event id of that stream."""
+"""Query parameter of a POST that stops a stream. Its value is ignored: addresses are logged, so
+that the event id is in the body or in the header."""
 
 _EVENT_ID_HEADER: Final = b"last-event-id"
 _HEADERS: Final = frozenset(
@@ -57,8 +58,10 @@ _BODY_BYTES: Final = 1 << 20
 To compare the bodies, the middleware reads that of the second request before the app does.
 """
 _PARAMETER: Final = re.compile(
-    rb"(?:^|&)(?:%b)=" % "|".join([*EVENT_ID_PARAMETERS, CANCEL_PARAMETER]).encode()
+    rb"(?:^|&)(?:(?:%b)=|%b(?:[=&]|$))"
+    % ("|".join(EVENT_ID_PARAMETERS).encode(), CANCEL_PARAMETER.encode())
 )
+_CANCEL: Final = re.compile(rb"(?:^|&)%b(?:[=&]|$)" % CANCEL_PARAMETER.encode())
 ANY_STREAM: Final = frozenset((EVENT_STREAM, b"text/*", b"*/*"))
 """The media types and ranges that an event stream has."""
 NEVER_STREAM: Final = ("HEAD", "OPTIONS")
@@ -98,7 +101,9 @@ class SSERequest:
             query: the address of a page that was disconnected several times has the first id, and
             the browser has the newest.
         event_id: the last event id if it is one of ours.
-        cancel_target: the event id of the stream that the request ends, `None` for all others.
+        is_stop: whether the request stops a stream. The middleware responds to all of them itself,
+            because the app would run for a stream that this process does not know.
+        cancel_target: the event id in the header of such a request, else `None`.
         intent: the position from which the request continues a stream; the resume handler may
             change it.
     """
@@ -111,6 +116,7 @@ class SSERequest:
         "headers",
         "http_version",
         "intent",
+        "is_stop",
         "last_event_id",
         "method",
         "scope",
@@ -124,6 +130,7 @@ class SSERequest:
         self.last_event_id: str | None = None
         self.event_id: EventId | None = None
         self.cancel_target: EventId | None = None
+        self.is_stop = False
         self.intent = NO_INTENT
         self._accepted_types: AbstractSet[bytes] | None = None
         self._trace_id = trace_id
@@ -180,7 +187,7 @@ class SSERequest:
             mark: the mark of the endpoint, which decides if it marks streams only.
             only_marked: whether streams of endpoints without a mark are left alone.
         """
-        if self.method in NEVER_STREAM or self.cancel_target is not None:
+        if self.method in NEVER_STREAM or self.is_stop:
             return False
         if mark is not None:
             if mark.overrides.get("enabled") is False:
@@ -217,20 +224,21 @@ class SSERequest:
         else:
             values = [value for name, value in fields if name in EVENT_ID_PARAMETERS]
             last = next(filter(parse_event_id, values), next(iter(values), None))
-        cancels = None
-        if self.method == "DELETE":
-            cancels = last
-        elif self.method == "POST":
-            cancels = next((value for name, value in fields if name == CANCEL_PARAMETER), None)
         self.last_event_id = last
         self.event_id = parse_event_id(last or "")
-        self.cancel_target = parse_event_id(cancels or "")
-        if self.cancel_target is None and self.method in RESUMABLE_METHODS:
+        in_header = self.event_id if _EVENT_ID_HEADER in self.headers else None
+        if self.method == "DELETE":
+            self.is_stop = in_header is not None
+        elif self.method == "POST":
+            self.is_stop = _CANCEL.search(query) is not None
+        if self.is_stop:
+            self.cancel_target = in_header
+        elif self.method in RESUMABLE_METHODS:
             self.intent = ResumeIntent(self.event_id)
 
 
 def may_have_event_id(scope: Scope) -> bool:
-    """Return whether a request may have a last event id or end a stream; most do not.
+    """Return whether a request may have a last event id or stop a stream; most do not.
 
     This runs for every request, and so needs no `SSERequest`.
     """

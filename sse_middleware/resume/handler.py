@@ -29,7 +29,7 @@ from sse_middleware.http.request import (
 )
 from sse_middleware.http.response_head import parse_headers
 from sse_middleware.http.routes import UNMATCHED
-from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, stream_id
+from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, parse_event_id, stream_id
 from sse_middleware.protocol.wire import Kind, Splitter, event_id
 from sse_middleware.resume.authorization import CORS, Authorization
 from sse_middleware.stores.base import LogSnapshot, LogState
@@ -40,6 +40,8 @@ logger = logging.getLogger("sse_middleware")
 
 _UNSTARTED: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 """Statuses of an app that cannot start the stream again."""
+_EVENT_ID_BYTES: Final = 64
+"""The longest event id of ours."""
 
 
 class RunApp(NamedTuple):
@@ -64,13 +66,14 @@ class ResumeHandler:
 
     async def handle(self, request: SSERequest, receive: Receive, send: Send) -> RunApp | None:
         """Send the response to a request with an event id, or return how the app sends it."""
-        cancelled, event_id, held = request.cancel_target, request.event_id, request.last_event_id
+        event_id, held = request.event_id, request.last_event_id
         if event_id is not None:
             request.hide_event_id()
         run_app = RunApp(receive, send)
         try:
-            if cancelled is not None:
-                return None if await self._cancel(cancelled, request, send) else run_app
+            if request.is_stop:
+                await self._stop(request, receive, send)
+                return None
             if held is None or request.method not in RESUMABLE_METHODS:
                 return run_app
             if event_id is None:
@@ -80,11 +83,11 @@ class ResumeHandler:
             logger.warning(
                 "A stream cannot be resumed or ended now: the store is unavailable (%s)", exc
             )
-            if cancelled is None:
-                await self._send_retry_later(held, request, send)
-            else:  # the `fetch` of a page, which can handle an error status
+            if request.is_stop:  # the `fetch` of a page, which can handle an error status
                 self._report(UNMATCHED, "unavailable")
                 await send_empty(send, request, HTTPStatus.SERVICE_UNAVAILABLE)
+            else:
+                await self._send_retry_later(held, request, send)
             return None
 
     async def _resume(
@@ -239,21 +242,29 @@ class ResumeHandler:
                 number = batch.last
         return found_at
 
-    async def _cancel(self, target: EventId, request: SSERequest, send: Send) -> bool:
-        """End a stream for a client that may read it; return whether there is such a stream."""
-        found = await self._context.store.find(stream_id(target.secret))
-        if not self._access.is_opened_by(found, request):
-            if found is not None:
-                await self._find_nothing()
-            return False
-        if found.state is LogState.APP_OWNS_IDS:
-            return False
-        await self._context.store.cancel(found.info.stream_id)
-        self._report(found.info.route, "cancelled")
-        headers = parse_headers(found.info.headers)
-        cors = [pair for pair in headers if pair[0].lower().startswith(CORS)]
+    async def _stop(self, request: SSERequest, receive: Receive, send: Send) -> None:
+        """End a stream if the client may read it; the response does not show whether there is one.
+
+        The app never handles the request: for a stream of another process, it would run anew.
+        """
+        target, cors = request.cancel_target, []
+        if target is None:
+            target = parse_event_id(await _read_short_body(receive))
+        found = None
+        if target is not None:
+            found = await self._context.store.find(stream_id(target.secret))
+        if self._access.is_opened_by(found, request) and await self._access.may_resume(
+            found.info, request
+        ):
+            await self._context.store.cancel(found.info.stream_id)
+            self._report(found.info.route, "cancelled")
+            headers = parse_headers(found.info.headers)
+            cors = [pair for pair in headers if pair[0].lower().startswith(CORS)]
+        elif found is not None:
+            await self._find_nothing()
+        else:
+            self._warn_of_processes()
         await send_empty(send, request, HTTPStatus.NO_CONTENT, cors)
-        return True
 
     async def _find_nothing(self) -> None:
         """Take as long as for a stream that does not exist, which may be longer."""
@@ -303,10 +314,20 @@ class ResumeHandler:
         if self._warns:
             self._warns = False
             logger.warning(
-                "A client has requested a stream that this process does not have, and gets a new "
-                "one. If there are several processes, set SSE_REDIS_URL so that they share their "
-                "streams. This is logged once."
+                "A client has tried to resume or stop a stream that this process does not have: it "
+                "gets a new one, or the stop has no effect. If there are several processes, set "
+                "SSE_REDIS_URL so that they share their streams. This is logged once."
             )
+
+
+async def _read_short_body(receive: Receive) -> str:
+    """Return the body of a stop, `""` if it is too long for an event id."""
+    body, more = b"", True
+    while more and len(body) <= _EVENT_ID_BYTES:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body.decode("latin-1") if len(body) <= _EVENT_ID_BYTES else ""
 
 
 async def _read_post_body(request: SSERequest, run_app: RunApp) -> tuple[BodyDigest | None, RunApp]:

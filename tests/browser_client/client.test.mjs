@@ -97,14 +97,14 @@ test("the iterator throws if the stream ends early or fails", async () => {
 });
 
 test("a break out of the iterator stops the stream, also on the server", async () => {
-  const sse = client([respondAndCut(START, word(1), word(2)), noContent]);
+  const headers = { "content-type": "application/json", "x-own": "1" };
+  const sse = client([respondAndCut(START, word(1), word(2)), noContent], { headers });
   for await (const { data } of sse) if (data.word === 2) break;
   assert.equal(sse.state, "disconnected");
   await waitForRequests(2);
-  assert.deepEqual(
-    [requests[1].method, requests[1].url],
-    ["POST", `/answers?sse_cancel=${SECRET}-2&a=1`],
-  );
+  const { method, url, body, headers: sent } = requests[1];
+  assert.deepEqual([method, url, body], ["POST", "/answers?sse_cancel&a=1", `${SECRET}-2`]);
+  assert.deepEqual([sent["content-type"], sent["x-own"]], ["text/plain", "1"]);
 });
 
 test("a slow reader of the iterator slows the server down, without a silence timeout", async () => {

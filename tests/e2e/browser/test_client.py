@@ -293,6 +293,23 @@ def test_stop_ends_the_app_and_leaves_no_timers_or_listeners(site: Site, page: "
     assert followed.record["completes"] == followed.record["errors"] == []
 
 
+def test_a_stop_that_reaches_another_worker_does_not_run_the_app(
+    site: Site, page: "Page", tmp_path: Path
+) -> None:
+    visit(page, site.client())
+    with serving(UVICORN, APP, tmp_path, COMMON) as other:
+        followed = Followed(page, job(site, n=200), method="POST", body="?")
+        followed.wait_for_content(5)
+        here, elsewhere = f":{site.proxy.port}/", Site(other, site.proxy, site.key)
+        page.route(
+            "**/job?sse_cancel*",
+            lambda route: route.continue_(url=route.request.url.replace(here, f":{other.port}/")),
+        )
+        with page.expect_response("**/job?sse_cancel*"):
+            followed.call("stop")
+        assert elsewhere.record() == {"runs": [], "left": 0, "asked": [["POST", 204]]}
+
+
 def test_no_timer_or_listener_survives_an_end_of_any_kind(site: Site, page: "Page") -> None:
     visit(page, site.client())
     page.wait_for_function("window.ready")

@@ -225,13 +225,21 @@ def test_two_event_id_headers_count_as_none() -> None:
 def test_a_delete_ends_the_stream_of_its_event_id() -> None:
     request = request_of("DELETE", HEADER)
     assert (request.cancel_target, request.intent) == (OURS, NO_INTENT)
-    assert request_of("DELETE", (b"last-event-id", b"7")).cancel_target is None
+    assert request.is_stop
+    of_app = request_of("DELETE", (b"last-event-id", b"7"))
+    assert (of_app.is_stop, of_app.cancel_target) == (False, None)
+    by_query = request_of("DELETE", query=f"last_event_id={OURS}")
+    assert (by_query.is_stop, by_query.cancel_target) == (False, None)
 
 
-def test_a_post_ends_the_stream_in_its_query() -> None:
-    request = request_of("POST", HEADER, query=f"sse_cancel={OURS}")
-    assert (request.cancel_target, request.intent) == (OURS, NO_INTENT)
-    assert request_of("GET", query=f"sse_cancel={OURS}").cancel_target is None
+def test_a_post_with_the_parameter_is_a_stop_with_the_event_id_in_its_header() -> None:
+    for query in ("sse_cancel", "sse_cancel=", "a=1&sse_cancel&b=2", f"sse_cancel={OURS}"):
+        request = request_of("POST", HEADER, query=query)
+        assert may_have_event_id(request.scope)
+        assert (request.is_stop, request.cancel_target, request.intent) == (True, OURS, NO_INTENT)
+        without_header = request_of("POST", query=f"{query}&last_event_id={OURS}")
+        assert (without_header.is_stop, without_header.cancel_target) == (True, None)
+        assert not request_of("GET", query=query).is_stop
 
 
 def test_a_copied_scope_keeps_the_event_id_and_has_its_own_headers() -> None:

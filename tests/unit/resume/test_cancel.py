@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware import streaming
-from tests.support.asgi import Exchange, body, handle, stream_start
+from tests.support.asgi import Exchange, body, handle, http_scope, stream_start
 from tests.support.resuming import (
     TTL,
     UNKNOWN,
@@ -40,17 +40,18 @@ def delete(event_id: str, *headers: tuple[bytes, bytes]) -> Way:
     return {"method": "DELETE", "headers": [(b"last-event-id", event_id.encode()), *headers]}
 
 
-def delete_by_query(event_id: str, *headers: tuple[bytes, bytes]) -> Way:
-    query = f"a=1&last_event_id={event_id}".encode()
-    return {"method": "DELETE", "query_string": query, "headers": [*headers]}
-
-
 def post(event_id: str, *headers: tuple[bytes, bytes]) -> Way:
-    query = f"a=1&sse_cancel={event_id}".encode()
-    return {"method": "POST", "query_string": query, "headers": [*headers], "body": b"ignored"}
+    query = b"a=1&sse_cancel"
+    body = event_id.encode()
+    return {"method": "POST", "query_string": query, "headers": [*headers], "body": body}
 
 
-WAYS = [delete, delete_by_query, post]
+def post_by_header(event_id: str, *headers: tuple[bytes, bytes]) -> Way:
+    held = (b"last-event-id", event_id.encode())
+    return {"method": "POST", "query_string": b"sse_cancel=1&a=1", "headers": [held, *headers]}
+
+
+WAYS = [delete, post, post_by_header]
 each_way = pytest.mark.parametrize("way", WAYS)
 
 
@@ -150,19 +151,68 @@ async def test_a_second_cancel_or_one_after_the_end_succeeds(way: Any) -> None:
 
 
 @each_way
-async def test_a_cancel_of_an_unknown_stream_reaches_the_app(way: Any) -> None:
+async def test_a_cancel_of_an_unknown_stream_does_not_run_the_app(way: Any) -> None:
     answering = Answering(3)
     app = resumable(answering)
     whole = await read(app)
     await asyncio.sleep(TTL + 1)
-    for event_id in (UNKNOWN, id_of(whole, 2), whole.last_event_id, "7"):
-        exchange = await handle(app, **way(event_id))
-        assert (exchange.status, exchange.body) == (404, b"no such thing")
-    assert len(answering.others) == 4
+    for event_id in (UNKNOWN, id_of(whole, 2), whole.last_event_id):
+        assert_cancelled(await handle(app, **way(event_id)))
+    assert answering.others == []
+    assert len(answering.counting.scopes) == 1
+
+
+@pytest.mark.parametrize("held", [b"", b"7", b"x" * 64, b"x" * 65, b"x" * 1_000_000, b"\xff\0\r\n"])
+async def test_a_post_that_stops_no_stream_of_ours_does_not_run_the_app(held: bytes) -> None:
+    answering = Answering(3)
+    app = resumable(answering)
+    for query in (b"sse_cancel", b"sse_cancel=", b"sse_cancel=yes&a=1", b"a=1&sse_cancel"):
+        assert_cancelled(await handle(app, method="POST", query_string=query, body=held))
+    assert answering.others == []
+
+
+async def test_a_stop_whose_client_leaves_before_its_body_is_complete_stops_nothing() -> None:
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    app = resumable(Answering(3))
+    async with opened(app) as first:
+        await first.until_count(1, "message")
+        held = first.last_event_id.encode()
+        messages: list[Message] = [
+            {"type": "http.request", "body": held[:9], "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+        sent: list[Message] = []
+        await app(http_scope(method="POST", query_string=b"sse_cancel"), receive, send)
+        await first.until_end()
+    assert texts(first) == counted(1, 3)
+    assert sent[0]["status"] == 204
+
+
+async def test_the_body_of_a_stop_may_arrive_in_parts() -> None:
+    async def receive() -> Message:
+        part = parts.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(parts)}
+
+    async def send(message: Message) -> None:
+        pass
+
+    app = resumable(Answering())
+    async with opened(app) as first:
+        await first.until_count(1, "message")
+        held = first.last_event_id.encode()
+        parts = [b"", held[:5], b"", held[5:], b""]
+        await app(http_scope(method="POST", query_string=b"sse_cancel"), receive, send)
+        await first.until_end()
+    assert json.loads(first.events[-1].data)["reason"] == "cancelled"
 
 
 @each_way
-async def test_a_cancel_of_another_clients_stream_reaches_the_app(way: Any) -> None:
+async def test_the_response_to_another_client_is_that_for_an_unknown_stream(way: Any) -> None:
     answering = Answering()
     app = resumable(answering)
     async with opened(app, ANN, path="/a") as first:
@@ -171,11 +221,34 @@ async def test_a_cancel_of_another_clients_stream_reaches_the_app(way: Any) -> N
         for headers, path in (([], "/a"), ([BOB], "/a"), ([ANN], "/b")):
             exchange = await handle(app, path=path, **way(held, *headers))
             unknown = await handle(app, path=path, **way(UNKNOWN, *headers))
-            assert (exchange.status, exchange.body) == (unknown.status, unknown.body)
+            assert (exchange.status, exchange.body) == (204, b"")
             assert exchange.start == unknown.start
         await first.until_count(4, "message")
         assert_cancelled(await handle(app, path="/a", **way(held, ANN)))
         await first.until_end()
+    assert answering.others == []
+
+
+@each_way
+@pytest.mark.parametrize("lock", ["authorize_resume", "expires_at"])
+async def test_a_stop_needs_the_permission_of_a_read(way: Any, lock: str) -> None:
+    def expires_at(scope: Scope) -> float | None:
+        return None if is_open else 1.0
+
+    def authorize_resume(scope: Scope, info: object) -> bool:
+        return is_open
+
+    is_open = True
+    app = resumable(Answering(), **{lock: locals()[lock]})
+    async with opened(app) as first:
+        await first.until_count(2, "message")
+        is_open = False
+        assert_cancelled(await handle(app, **way(first.last_event_id)))
+        await first.until_count(4, "message")
+        is_open = True
+        assert_cancelled(await handle(app, **way(first.last_event_id)))
+        await first.until_end()
+    assert json.loads(first.events[-1].data)["reason"] == "cancelled"
 
 
 async def test_an_app_with_its_own_delete_keeps_it() -> None:
@@ -188,10 +261,10 @@ async def test_an_app_with_its_own_delete_keeps_it() -> None:
     for way in (
         {"method": "DELETE"},
         {"method": "DELETE", "headers": [(b"last-event-id", b"7")]},
-        {"method": "POST", "query_string": b"sse_cancel=yes"},
-        {"method": "POST", "query_string": b"sse_cancel="},
-        {"method": "PUT", "query_string": f"sse_cancel={UNKNOWN}".encode()},
-        {"method": "GET", "query_string": f"sse_cancel={UNKNOWN}".encode()},
+        {"method": "DELETE", "query_string": f"last_event_id={UNKNOWN}".encode()},
+        {"method": "POST", "query_string": b"sse_cancelled=1&no_sse_cancel=1&a=sse_cancel"},
+        {"method": "PUT", "query_string": b"sse_cancel"},
+        {"method": "GET", "query_string": b"sse_cancel"},
     ):
         assert (await handle(kept, **way)).body == b"gone"
     assert len(asked) == 6
@@ -201,7 +274,7 @@ async def test_a_get_cancels_nothing() -> None:
     app = resumable(Answering(5))
     async with opened(app) as first:
         await first.until_count(2, "message")
-        await handle(app, query_string=f"sse_cancel={first.last_event_id}".encode())
+        await handle(app, query_string=b"sse_cancel", body=first.last_event_id.encode())
         await first.until_end()
     assert texts(first) == counted(1, 5)
     assert json.loads(first.events[-1].data)["reason"] == "finished"
@@ -290,26 +363,6 @@ async def test_a_blocked_client_does_not_keep_a_cancelled_stream() -> None:
     again = await resume(app, id_of(first, 1))
     assert again.names[-1] == "complete"
     assert json.loads(again.events[-1].data)["reason"] == "cancelled"
-
-
-async def test_the_app_cancels_a_stream_with_its_own_ids() -> None:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] == "DELETE":
-            await PlainTextResponse("mine", 200)(scope, receive, send)
-            return
-        await send(stream_start())
-        await send(body(b"id: 7\ndata: x\n\n"))
-        await asyncio.sleep(4)
-        await send(body(b"", more=False))
-
-    kept = resumable(app)
-    async with opened(kept) as first:
-        await first.until("message")
-        exchange = await handle(kept, **delete(str(first.events[0].id)))
-        assert (exchange.status, exchange.body) == (200, b"mine")
-        await first.until_end()
-    assert first.names == ["start", "message", "complete"]
-    assert json.loads(first.events[-1].data)["reason"] == "finished"
 
 
 async def test_a_cancelled_stream_is_kept_for_its_time() -> None:

@@ -121,7 +121,8 @@ def by_delete(cursor: str) -> dict[str, Any]:
 
 
 def by_cancel(cursor: str) -> dict[str, Any]:
-    return {"method": "POST", "query_string": f"sse_cancel={cursor}".encode("latin-1")}
+    query = f"sse_cancel={cursor}".encode("latin-1")
+    return {"method": "POST", "query_string": query, "body": cursor.encode("latin-1")}
 
 
 ATTACKS: list[Attack] = [
