@@ -22,7 +22,8 @@ _END: Final = "end"  # the key of each event that ends a channel; users' keys be
 _CHANNEL: Final = re.compile(r"[!-~]{1,200}")
 _EVENT: Final = re.compile(r"[^\x00-\x1f\x7f]{1,128}")
 _KEY: Final = re.compile(r"[!-~]{1,200}")
-_POSITION: Final = re.compile(r"([0-9]{1,15}-[0-9]{1,15})\.([1-9][0-9]{0,14})")
+_POSITION: Final = re.compile(r"([0-9]{1,15}-[0-9]{1,15})\.([1-9][0-9]{0,14})(?:\.([0-9a-f]{8}))?")
+_GENERATION: Final = re.compile(rb"[0-9a-f]{8}")
 _NUMBER: Final = re.compile(rb"[1-9][0-9]{0,14}")
 _scan: Final = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 _compact: Final = json.JSONEncoder(
@@ -37,13 +38,24 @@ class Position(NamedTuple):
         id: the store's id of the event, `0-0` before the first one.
         number: the number of the event, from 1, without gaps; 0 before the first one; `None` if
             the reader begins with the oldest event that is kept.
+        generation: differs for each channel that is created under the same name; `""` before the
+            first event, and in memory, where the id contains it.
     """
 
     id: str
     number: int | None
+    generation: str = ""
 
     def __str__(self) -> str:
-        return f"{self.id}.{self.number}"
+        suffix = f".{self.generation}" if self.generation else ""
+        return f"{self.id}.{self.number}{suffix}"
+
+    def is_before(self, following: "Position") -> bool:
+        """Return whether a position is the one after the next event."""
+        if self.number is None:
+            return True
+        is_same = not self.number or self.generation == following.generation
+        return is_same and self.number + 1 == following.number
 
 
 BEGINNING: Final = Position("0-0", None)
@@ -55,7 +67,7 @@ EMPTY: Final = Position("0-0", 0)
 def parse_position(text: str) -> Position | None:
     """Parse a position in untrusted input; return `None` if it is malformed."""
     found = _POSITION.fullmatch(text)
-    return None if found is None else Position(found[1], int(found[2]))
+    return None if found is None else Position(found[1], int(found[2]), found[3] or "")
 
 
 class OutgoingEvent(NamedTuple):
@@ -177,9 +189,10 @@ class StoredEvent:
 
     __slots__ = ("_written", "data", "event", "number", "position")
 
-    def __init__(self, entry_id: str, number: int, event: str, data: str) -> None:
-        self.position = Position(entry_id, number)
-        self.number = number
+    def __init__(self, position: Position, event: str, data: str) -> None:
+        assert position.number is not None
+        self.position = position
+        self.number = position.number
         self.event = event
         self.data = data
         self._written: dict[EventFormat, ChannelEvent] = {}
@@ -193,7 +206,7 @@ class StoredEvent:
         return written
 
 
-def parse_entry(entry_id: bytes, number: int, event: bytes, data: bytes) -> StoredEvent | None:
+def parse_entry(position: Position, event: bytes, data: bytes) -> StoredEvent | None:
     """Return the event in an entry of a store, `None` if the entry is malformed."""
     try:
         name, text = _name_of(event), data.decode()
@@ -201,7 +214,7 @@ def parse_entry(entry_id: bytes, number: int, event: bytes, data: bytes) -> Stor
             return None
     except (ValueError, RecursionError):
         return None
-    return StoredEvent(entry_id.decode(), number, name, text)
+    return StoredEvent(position, name, text)
 
 
 @lru_cache(maxsize=256)
@@ -223,6 +236,11 @@ def _is_json(text: str) -> bool:
 def parse_number(text: bytes) -> int | None:
     """Return the number in an entry of a store, `None` if it is malformed."""
     return int(text) if _NUMBER.fullmatch(text) else None
+
+
+def parse_generation(text: bytes) -> str | None:
+    """Return the generation in an entry of a store, `None` if it is malformed."""
+    return text.decode() if _GENERATION.fullmatch(text) else None
 
 
 class ReadResult(NamedTuple):
@@ -261,11 +279,10 @@ def read_result(found: Sequence[tuple[str, StoredEvent | None]], after: Position
     entries: list[StoredEvent] = []
     position = after
     for entry_id, entry in found:
-        number = position.number
         if entry is None:
-            position = Position(entry_id, number)
+            position = position._replace(id=entry_id)
             continue
-        if number is not None and entry.number != number + 1:
+        if not position.is_before(entry.position):
             return ReadResult(entries, position, is_whole=False)
         entries.append(entry)
         position = entry.position

@@ -48,7 +48,8 @@ class _Log:
 
     def append(self, event: OutgoingEvent) -> None:
         number = (self.last.number or 0) + 1
-        entry = StoredEvent(f"{self.born}-{number}", number, event.event, event.data.decode())
+        position = Position(f"{self.born}-{number}", number)
+        entry = StoredEvent(position, event.event, event.data.decode())
         self.entries.append((entry, event.key))
         self.last, self.event = entry.position, event.event
         self.bytes += len(event.event) + len(event.data)

@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, Final
 
-from sse_middleware.channels.events import Position, StoredEvent, parse_entry, parse_number
+from sse_middleware.channels.events import (
+    Position,
+    StoredEvent,
+    parse_entry,
+    parse_generation,
+    parse_number,
+)
 from sse_middleware.channels.redis_connection import PING, RedisConnection, pack_commands
 from sse_middleware.stores.circuit_breaker import Backoff
 from sse_middleware.stores.redis.client import FAILURES
@@ -72,20 +78,35 @@ class ChannelUpdates:
     def after(self, position: Position) -> list[StoredEvent] | None:
         """Return the recent events after a position, `None` if only the log has them."""
         recent, number = self._recent, position.number
-        if not recent or (number is not None and number >= recent[-1].number):
+        if not recent:
             return []
-        if number is None or number + 1 < recent[0].number:
+        if number is None or (number and position.generation != recent[-1].position.generation):
+            return None
+        if number >= recent[-1].number:
+            return []
+        if number + 1 < recent[0].number:
             return None
         if number + 1 == recent[-1].number:  # the usual case
             return [recent[-1]]
         return list(islice(recent, number + 1 - recent[0].number, None))
+
+    @property
+    def generation(self) -> str:
+        """The generation of the channel in the last message, `""` without one."""
+        return self._recent[-1].position.generation if self._recent else ""
+
+    def has_announced(self, position: Position) -> bool:
+        """Return whether there were messages about events after a position."""
+        number, recent = position.number, self._recent
+        is_same = not number or position.generation == self.generation
+        return bool(recent) and number is not None and is_same and number < recent[-1].number
 
     def on_events(self, entries: Iterable[StoredEvent]) -> None:
         """Add published events."""
         recent = self._recent
         self.silent_ticks = 0
         for entry in entries:
-            if recent and entry.number != recent[-1].number + 1:
+            if recent and not recent[-1].position.is_before(entry.position):
                 recent.clear()
                 self._bytes = 0
                 self.invalidations += 1
@@ -230,14 +251,20 @@ class PubSubListener:
 
 
 def parse_message(message: bytes) -> list[StoredEvent] | None:
-    """Return the events in a message, `None` if its format is unknown."""
+    """Return the events in a message, `None` if its format is unknown.
+
+    Its lines are the generation and the number of the first event, and then the id, the name and
+    the data of each.
+    """
     first, *words = message.split(b"\n")
-    number = parse_number(first)
-    if number is None or not words or len(words) % 3:
+    generation, _, digits = first.partition(b".")
+    name, number = parse_generation(generation), parse_number(digits)
+    if name is None or number is None or not words or len(words) % 3:
         return None
     entries: list[StoredEvent] = []
     for at in range(0, len(words), 3):
-        entry = parse_entry(words[at], number, words[at + 1], words[at + 2])
+        position = Position(words[at].decode("ascii", "replace"), number, name)
+        entry = parse_entry(position, words[at + 1], words[at + 2])
         if entry is None:
             return None
         entries.append(entry)

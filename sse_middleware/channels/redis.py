@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
@@ -23,6 +23,7 @@ from sse_middleware.channels.events import (
     ReadResult,
     StoredEvent,
     parse_entry,
+    parse_generation,
     parse_number,
     read_result,
 )
@@ -92,13 +93,12 @@ class RedisChannels:
 
     async def last_event(self, channel: str) -> LastEvent:
         """Return the last event of a channel."""
-        query = ("HMGET", self._keys.channel(channel).about, "i", "n", "e", "a")
-        ((last, number, event, acked),) = await self._client.query("read", query)
-        if last is None or number is None:
+        query = ("HMGET", self._keys.channel(channel).about, "i", "n", "g", "e", "a")
+        ((last, number, generation, event, acked),) = await self._client.query("read", query)
+        if last is None or number is None or generation is None:
             return NO_CHANNEL
-        return LastEvent(
-            Position(last.decode(), int(number)), (event or b"").decode(), acked is not None
-        )
+        position = Position(last.decode(), int(number), generation.decode())
+        return LastEvent(position, (event or b"").decode(), acked is not None)
 
     @contextmanager
     def follow(self, channel: str) -> Iterator[Feed]:
@@ -109,19 +109,23 @@ class RedisChannels:
         finally:
             self._listener.remove_reader(updates)
 
-    async def read(
-        self, channel: str, position: Position, updates: ChannelUpdates
-    ) -> tuple[ReadResult, bool]:
-        """Return the events in the log after a position, and whether these are all."""
+    async def read(self, channel: str, position: Position, updates: ChannelUpdates) -> "_LogPart":
+        """Return the events in the log after a position."""
         start = "-" if position.id == EMPTY.id else f"({position.id}"
-        log = self._keys.channel(channel).log
-        query = ("XRANGE", log, start, "+", "COUNT", str(_READ_COUNT))
-        (raw,) = await self._client.query("read", query)
+        keys = self._keys.channel(channel)
+        about, raw = await self._client.query(
+            "read",
+            ("HMGET", keys.about, "g", "n"),  # before the log, which has at least as much then
+            ("XRANGE", keys.log, start, "+", "COUNT", str(_READ_COUNT)),
+        )
         found = [(entry_id.decode(), _parse(entry_id, fields)) for entry_id, fields in raw]
         for entry_id, entry in found:
             if entry is None:
                 self._count_malformed(entry_id, updates)
-        return read_result(found, position), len(raw) < _READ_COUNT
+        result = read_result(found, position)
+        if not raw and _has_lost(about, position):
+            result = result._replace(is_whole=False)
+        return _LogPart(result, len(raw) < _READ_COUNT, about[0] is None and not raw)
 
     async def close(self) -> None:
         """Send all events, and close the connections."""
@@ -157,21 +161,32 @@ class _RedisFeed:
         self._updates = updates
         self._invalidations = -1  # the number of those after which it has read the log
         self._changes = 0  # the number of those after which it has read
+        self._deleted: str | None = None  # the generation of which it has found no log
 
     async def read(self, position: Position) -> ReadResult:
         """Return the events after a position."""
         updates = self._updates
         invalidations, self._changes = updates.invalidations, updates.changes
-        entries = updates.after(position)
-        if entries is not None and invalidations == self._invalidations:
-            return ReadResult(entries, entries[-1].position if entries else position)
-        result, is_all = await self._channels.read(self._channel, position, updates)
+        if invalidations == self._invalidations:
+            entries = self._announced(position)
+            if entries is not None:
+                return ReadResult(entries, entries[-1].position if entries else position)
+        generation = updates.generation
+        is_announced = self._invalidations >= 0 and updates.has_announced(position)
+        result, is_all, is_missing = await self._channels.read(self._channel, position, updates)
         if is_all:
             self._invalidations = invalidations
-        if entries is None and is_all and not result.entries:
-            # A message has announced events that the log no longer has.
+        if is_missing and is_announced and self._deleted != generation:
             return ReadResult((), result.position, is_whole=False)
+        if is_missing:
+            self._deleted = generation
         return result
+
+    def _announced(self, position: Position) -> Sequence[StoredEvent] | None:
+        """Return the events after a position in messages, `None` if only the log has them."""
+        if position.number == 0 and self._updates.generation == self._deleted:
+            return ()  # messages about a channel that was deleted before this reader began
+        return self._updates.after(position)
 
     def wait(self) -> Awaitable[None]:
         """Wait until there may be more events."""
@@ -181,8 +196,39 @@ class _RedisFeed:
         return asyncio.sleep(0)
 
 
+class _LogPart(NamedTuple):
+    """A part of a channel's log.
+
+    Attributes:
+        result: its events.
+        is_all: whether the log has no more entries.
+        is_missing: whether there is no such channel.
+    """
+
+    result: ReadResult
+    is_all: bool
+    is_missing: bool
+
+
+def _has_lost(about: Sequence[bytes | None], position: Position) -> bool:
+    """Return whether a channel without an entry after a position has had an event after it.
+
+    Args:
+        about: the generation and the number of events of the channel, `None` if there is none.
+        position: of a reader.
+    """
+    generation, number = about
+    if generation is None or number is None or not position.number:
+        return False
+    is_same = generation.decode() == position.generation
+    return not is_same or int(number) > position.number
+
+
 def _parse(entry_id: bytes, fields: Any) -> StoredEvent | None:
-    if not fields or not {b"n", b"e", b"d"} <= fields.keys():
+    if not fields or not {b"g", b"n", b"e", b"d"} <= fields.keys():
         return None
-    number = parse_number(fields[b"n"])
-    return None if number is None else parse_entry(entry_id, number, fields[b"e"], fields[b"d"])
+    generation, number = parse_generation(fields[b"g"]), parse_number(fields[b"n"])
+    if generation is None or number is None:
+        return None
+    position = Position(entry_id.decode(), number, generation)
+    return parse_entry(position, fields[b"e"], fields[b"d"])

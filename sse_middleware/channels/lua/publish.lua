@@ -1,7 +1,7 @@
 -- Publish events of one publisher on one channel, each once, even if they are sent repeatedly.
 --
--- KEYS  1 the log, a stream: n (number), e (event), d (data), k (key, if the event has one)
---       2 the counters of the channel, a hash: n (events so far), f (dropped events), b (bytes
+-- KEYS  1 the log, a stream: g (generation), n (number), e (event), d (data), k (key, if the event has one)
+--       2 the counters of the channel, a hash: g (generation), n (events so far), f (dropped events), b (bytes
 --         kept), i (id of the last event), e (its name), p (its publisher), s (the sequence number
 --         of the last event that p has finished), t (the expiry of both keys, in ms), a (exists if
 --         a worker has taken the job), and k:<key> for each key: the event that has it
@@ -16,7 +16,7 @@
 -- commands: HMGET, XADD, HSET and PUBLISH.
 local log, about, seen = KEYS[1], KEYS[2], KEYS[3]
 local ttl, publisher = tonumber(ARGV[1]), ARGV[6]
-local about_fields = redis.call('HMGET', about, 'n', 'f', 'b', 'p', 's', 't')
+local about_fields = redis.call('HMGET', about, 'n', 'f', 'b', 'p', 's', 't', 'g')
 local n, dropped = tonumber(about_fields[1] or 0), tonumber(about_fields[2] or 0)
 local bytes = tonumber(about_fields[3] or 0)
 local before, done = about_fields[4], about_fields[5]
@@ -24,9 +24,15 @@ if before ~= publisher then
   done = redis.call('GET', seen) or 0
 end
 done = tonumber(done)
-local was_done, was_dropped, message = done, dropped, {n + 1}
+local was_done, was_dropped = done, dropped
 local results, taken, fields_to_set = {}, {}, {}
 local id, last, failure
+-- Distinguishes a channel from an earlier one of this name, whose numbers were the same.
+local generation = about_fields[7]
+if not generation then
+  generation = string.sub(redis.sha1hex(publisher .. ':' .. ARGV[8]), 1, 8)
+end
+local message = {generation .. '.' .. n + 1}
 
 local function set_field(field, value)
   fields_to_set[#fields_to_set + 1], fields_to_set[#fields_to_set + 2] = field, value
@@ -53,9 +59,9 @@ for at = 8, #ARGV, 4 do
     done = math.max(done, number)
   else
     if token then
-      added = add('n', n + 1, 'e', event, 'd', data, 'k', key)
+      added = add('g', generation, 'n', n + 1, 'e', event, 'd', data, 'k', key)
     else
-      added = add('n', n + 1, 'e', event, 'd', data)
+      added = add('g', generation, 'n', n + 1, 'e', event, 'd', data)
     end
     if type(added) == 'table' then
       failure = added
@@ -87,7 +93,7 @@ while n - dropped > 1 and (n - dropped > most or bytes > most_bytes) do
   for at = 1, #oldest[2], 2 do
     fields[oldest[2][at]] = oldest[2][at + 1]
   end
-  if fields.n and fields.e and fields.d then
+  if fields.g and fields.n and fields.e and fields.d then
     dropped, bytes = dropped + 1, bytes - #fields.e - #fields.d
   end
   if fields.k and string.sub(fields.k, 1, 2) == 'u:' then
@@ -96,6 +102,9 @@ while n - dropped > 1 and (n - dropped > most or bytes > most_bytes) do
 end
 
 if id then
+  if not about_fields[7] then
+    set_field('g', generation)
+  end
   if dropped ~= was_dropped then
     set_field('f', dropped)
   end

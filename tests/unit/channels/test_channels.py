@@ -189,7 +189,7 @@ def test_a_process_that_was_forked_has_a_memory_of_its_own() -> None:
 
 
 def entry(number: int) -> tuple[str, StoredEvent]:
-    return f"{number}-0", StoredEvent(f"{number}-0", number, "step", "1")
+    return f"{number}-0", StoredEvent(Position(f"{number}-0", number), "step", "1")
 
 
 def test_a_page_has_no_holes() -> None:
@@ -217,9 +217,9 @@ def test_a_page_has_no_holes() -> None:
     ],
 )
 def test_a_malformed_entry_is_none(event: bytes, data: bytes) -> None:
-    assert parse_entry(b"1-0", 1, event, data) is None
-    assert parse_entry(b"1-0", 1, b"step", b'{"a":1}') is not None
-    assert parse_entry(b"1-0", 1, b"step", b' {"a":1} ') is not None
+    assert parse_entry(Position("1-0", 1), event, data) is None
+    assert parse_entry(Position("1-0", 1), b"step", b'{"a":1}') is not None
+    assert parse_entry(Position("1-0", 1), b"step", b' {"a":1} ') is not None
 
 
 @pytest.mark.parametrize("text", [b"", b"x", b"0", b"-1", b"1\n", b"9" * 5000])

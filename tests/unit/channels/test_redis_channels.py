@@ -402,10 +402,11 @@ async def test_malformed_entries_are_skipped_counted_and_logged(
     before = count("malformed")
     strange: list[dict[Any, Any]] = [
         {"hello": "s3cret"},
-        {"n": "x", "e": "step", "d": "1"},
-        {"n": 2, "e": "st\nep", "d": "1"},
-        {"n": 2, "e": "step", "d": "s3cret"},
-        {"n": 2, "e": "step", "d": b"\xff"},
+        {"g": "0123abcd", "n": "x", "e": "step", "d": "1"},
+        {"g": "s3cret", "n": 2, "e": "step", "d": "1"},
+        {"g": "0123abcd", "n": 2, "e": "st\nep", "d": "1"},
+        {"g": "0123abcd", "n": 2, "e": "step", "d": "s3cret"},
+        {"g": "0123abcd", "n": 2, "e": "step", "d": b"\xff"},
     ]
     await publisher.ack(channel)
     with caplog.at_level(logging.WARNING):
@@ -417,7 +418,14 @@ async def test_malformed_entries_are_skipped_counted_and_logged(
         ]
         await asyncio.sleep(0.2)
         server.client.xadd(log, {"n": "s3cret"})
-        for message in (b"s3cret", b"2\n1-1\nstep\ns3cret", b"2\n1-1\nstep", b"\xff", b""):
+        for message in (
+            b"s3cret",
+            b"0123abcd.2\n1-1\nstep\ns3cret",
+            b"0123abcd.2\n1-1\nstep",
+            b"2\n1-1\nstep\n1",
+            b"\xff",
+            b"",
+        ):
             server.client.publish(KEYS.channel(channel).topic, message)
         await publisher.publish(channel, "step", 1)
         await publisher.finish(channel)

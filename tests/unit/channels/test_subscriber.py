@@ -23,7 +23,7 @@ from sse_middleware.errors import StoreError
 
 pytestmark = pytest.mark.anyio
 
-EVENT = StoredEvent("1-0", 1, "step", "1")
+EVENT = StoredEvent(Position("1-0", 1), "step", "1")
 
 
 class FailingChannels:
