@@ -28,6 +28,7 @@ from sse_middleware.http.request import (
     app_path,
     is_request_for,
     may_have_event_id,
+    request_path,
 )
 from sse_middleware.http.response_head import passthrough_reason, unmarked_headers
 from sse_middleware.http.routes import Mark, PathFilter, bare_marks, compile_marks
@@ -125,6 +126,7 @@ class SSEMiddleware:
         # The ends of the paths of requests that `_intercept` handles: those of our pages, or all.
         all_paths = self._path_filter.is_set or not chosen.enabled or self._misconfigured
         self._intercepted = ("",) if all_paths else self._pages.paths
+        self._lingering_paths = self._context.linger_queue.paths
         self._warned_of_loop = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: C901 - few calls
@@ -145,7 +147,11 @@ class SSEMiddleware:
             await self.app(scope, receive, self._with_headers_only(scope, send))
             return
         responder: Responder | None
-        if self._admission is None and not may_have_event_id(scope):
+        if (
+            self._admission is None
+            and not may_have_event_id(scope)
+            and not (self._lingering_paths and request_path(scope) in self._lingering_paths)
+        ):
             current = CurrentStream(scope.get("headers") or (), self._follow_named)
             responder = Responder(self._context, current, scope, receive, send, task)
         elif (responder := await self._admit(scope, receive, send, task)) is None:
@@ -174,7 +180,7 @@ class SSEMiddleware:
     async def _admit(
         self, scope: Scope, receive: Receive, send: Send, task: "asyncio.Task[Any]"
     ) -> Responder | None:
-        """Resume a stream or check the limits; return `None` after a response."""
+        """Resume a stream, check the limits or handle a reload; return `None` after a response."""
         request, check = SSERequest(scope), None
         if may_have_event_id(scope):
             run_app = await self._resume.handle(request, receive, send)
@@ -187,6 +193,8 @@ class SSEMiddleware:
             if check.rejection:
                 await check.send_rejection(send)
                 return None
+        if self._lingering_paths:
+            self._context.end_repeated(request)
         current = CurrentStream(request.headers.items(), self._follow_named, request)
         return Responder(self._context, current, scope, receive, send, task, check)
 

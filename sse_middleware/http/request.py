@@ -149,14 +149,8 @@ class SSERequest:
 
     @property
     def request_path(self) -> str:
-        """The path as it was on the wire if the server passes it on, without the query.
-
-        Layers of an app may change `path`; they have no reason to change `raw_path`.
-        """
-        raw: bytes = self.scope.get("raw_path") or b""
-        path: str = self.scope.get("path", "")
-        sent = raw.partition(b"?")[0].decode("latin-1")
-        return path if sent in (path, "") else sent  # one object, if it is kept
+        """The path as it was on the wire, without the query."""
+        return request_path(self.scope)
 
     @property
     def query(self) -> list[tuple[str, str]]:
@@ -249,6 +243,17 @@ def may_have_event_id(scope: Scope) -> bool:
     return bool(query and _PARAMETER.search(query))
 
 
+def request_path(scope: Scope) -> str:
+    """Return the path as it was on the wire if the server passes it on, without the query.
+
+    Layers of an app may change `path`; they have no reason to change `raw_path`.
+    """
+    raw: bytes = scope.get("raw_path") or b""
+    path: str = scope.get("path", "")
+    sent = raw.partition(b"?")[0].decode("latin-1")
+    return path if sent in (path, "") else sent  # one object, if it is kept
+
+
 def app_path(scope: Scope) -> str:
     """Return the path of a request as the app's routes match it.
 
@@ -281,7 +286,7 @@ class BodyDigest:
         limit: the bytes of the longest body that has a digest; with 0, nothing is hashed.
 
     Attributes:
-        is_complete: whether the last part has been added.
+        is_complete: whether the whole body has been hashed.
     """
 
     __slots__ = ("_hash", "_remaining", "is_complete")
@@ -298,14 +303,15 @@ class BodyDigest:
 
     def add(self, message: Mapping[str, Any]) -> None:
         """Add the part in an ASGI message."""
-        if self._hash is not None:
-            part: bytes = message.get("body", b"")
-            self._remaining -= len(part)
-            if self._remaining < 0:
-                self._hash = None
-            else:
-                self._hash.update(part)
-        self.is_complete = not message.get("more_body", False)
+        if self._hash is None:
+            return
+        part: bytes = message.get("body", b"")
+        self._remaining -= len(part)
+        if self._remaining < 0:
+            self._hash = None
+        else:
+            self._hash.update(part)
+            self.is_complete = not message.get("more_body", False)
 
     def hexdigest(self) -> str | None:
         """Return the digest of the whole body, `None` if it is incomplete or too long."""

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Scope
 
 from sse_middleware._once import OncePerKey
 from sse_middleware.config.options import Options
-from sse_middleware.http.identity import Identify, TrustedProxies
+from sse_middleware.http.identity import Identify, TrustedProxies, identity_of
 from sse_middleware.http.request import BodyDigest, SSERequest, app_path, stream_key_name
 from sse_middleware.http.routes import UNMATCHED, Mark, PathMarks, get_mark, route_ahead
 from sse_middleware.observability.observer import Observer
@@ -21,6 +21,7 @@ from sse_middleware.protocol.client_kinds import (
 )
 from sse_middleware.stores.base import EventStore, LogInfo
 from sse_middleware.stream.linger import LingerQueue
+from sse_middleware.stream.linger_index import request_key
 
 logger = logging.getLogger("sse_middleware")
 
@@ -99,6 +100,22 @@ class Context:
         mark = self.get_mark(scope, path) if is_routed else self.match_mark(scope)
         is_left_alone = mark is None or mark.overrides.get("enabled") is False
         return BodyDigest(limit=0) if is_left_alone else BodyDigest()
+
+    def end_repeated(self, request: SSERequest, body: BodyDigest | None = None) -> None:
+        """End the streams of a client that lingers after the same request, as a page that reloads.
+
+        Without an event id, the client cannot resume them. The streams of other workers end when
+        their time to linger is over.
+
+        Args:
+            request: the request.
+            body: the digest of its body, `None` before the app has received it.
+        """
+        if request.last_event_id is None and request.request_path in self.linger_queue.paths:
+            identity = identity_of(request, self.identify, self.options.identity_cookies)
+            key = request_key(request, identity, None if body is None else body.hexdigest())
+            if key is not None:
+                self.linger_queue.end_repeated(key)
 
     def client_kind(self, request: SSERequest, mark: Mark | None) -> ClientKind:
         """Return the kind of a client, `OFF` if the rollout excludes it, `UNMARKED` without a mark.

@@ -1,14 +1,20 @@
 """Streams that linger: they continue without a client for some time, and their number is limited.
 
 A stream that the middleware has disconnected itself is not counted while its client is expected. Of
-too many streams, a client that has more than others loses its own: they expire.
+too many streams, a client that has more than others loses its own: they expire. So does a stream
+whose client makes the same request again: it has lost its event ids, as a page that is reloaded.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sse_middleware.observability.observer import Observer
-from sse_middleware.stream.linger_index import ClientShares, LingeringStream
+from sse_middleware.stream.linger_index import (
+    ClientShares,
+    LingeringStream,
+    RequestIndex,
+    RequestKey,
+)
 
 
 class LingerQueue:
@@ -17,22 +23,27 @@ class LingerQueue:
     Args:
         limit: the maximum number of streams whose clients have left on their own.
         observers: are notified of changes.
+
+    Attributes:
+        paths: the paths of the requests that end a stream if they are repeated.
     """
 
-    __slots__ = ("_left", "_limit", "_observers", "_streams")
+    __slots__ = ("_left", "_limit", "_observers", "_requests", "_streams", "paths")
 
     def __init__(self, limit: int, observers: Sequence[Observer]) -> None:
         self._limit = limit
         self._observers = observers
         self._streams: dict[LingeringStream, None] = {}
         self._left = ClientShares()
+        self._requests = RequestIndex()
+        self.paths: Collection[str] = self._requests.paths
 
     def __len__(self) -> int:
         return len(self._streams)
 
     def add(self, stream: LingeringStream) -> None:
         """Add a stream that does not count against the limit."""
-        self._left.discard(stream)
+        self._remove(stream)
         if stream not in self._streams:
             self._streams[stream] = None
             self._notify(1)
@@ -41,6 +52,7 @@ class LingerQueue:
         """Count a stream that has been added; let one expire if there are too many."""
         if stream in self._streams:
             self._left.add(stream)
+            self._requests.add(stream)
         if len(self._left) > self._limit:
             candidate = self._left.expiration_candidate()
             self.discard(candidate)
@@ -48,10 +60,21 @@ class LingerQueue:
 
     def discard(self, stream: LingeringStream) -> None:
         """Remove a stream that does not linger any more."""
-        self._left.discard(stream)
+        self._remove(stream)
         if stream in self._streams:
             del self._streams[stream]
             self._notify(-1)
+
+    def end_repeated(self, key: RequestKey) -> None:
+        """End the streams whose clients have left on their own and make their request again."""
+        for stream in self._requests.find(key):
+            self.discard(stream)
+            stream.expire()
+
+    def _remove(self, stream: LingeringStream) -> None:
+        """Count a stream no longer, and do not end it if its request is repeated."""
+        self._left.discard(stream)
+        self._requests.discard(stream)
 
     def _notify(self, more: int) -> None:
         for observer in self._observers:

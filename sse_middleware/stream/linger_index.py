@@ -5,7 +5,29 @@ ones, so that a queue in it takes time in proportion to its length.
 """
 
 from collections import OrderedDict
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+from sse_middleware.http.request import SSERequest
+
+
+class RequestKey(NamedTuple):
+    """All of a request that a client repeats when it reloads a page.
+
+    Attributes:
+        path: the path.
+        query: the query string.
+        method: the HTTP method.
+        accept: the `Accept` header, since an endpoint may send other responses too.
+        identity: the identity of the client.
+        body_digest: the digest of the body of a POST.
+    """
+
+    path: str
+    query: bytes
+    method: str
+    accept: bytes
+    identity: str
+    body_digest: str | None
 
 
 class LingeringStream(Protocol):
@@ -13,9 +35,11 @@ class LingeringStream(Protocol):
 
     Attributes:
         client: the identity of its client, or else the client's address.
+        request_key: the request that has opened it, `None` if it cannot be recognized.
     """
 
     client: str
+    request_key: RequestKey | None
 
     def expire(self) -> None:
         """End the stream."""
@@ -71,3 +95,61 @@ class ClientShares:
             self._clients.setdefault(after, OrderedDict())[client] = None
         if after > self._most or self._most not in self._clients:
             self._most = after
+
+
+class RequestIndex:
+    """The lingering streams of each request that can be recognized when it is repeated.
+
+    Attributes:
+        paths: the paths of these requests, each with the requests and their streams. It remains one
+            object, so that a lookup for each request of the app costs no call.
+    """
+
+    __slots__ = ("paths",)
+
+    def __init__(self) -> None:
+        self.paths: dict[str, dict[RequestKey, dict[LingeringStream, None]]] = {}
+
+    def add(self, stream: LingeringStream) -> None:
+        """Add a stream."""
+        key = stream.request_key
+        if key is not None:
+            self.paths.setdefault(key.path, {}).setdefault(key, {})[stream] = None
+
+    def discard(self, stream: LingeringStream) -> None:
+        """Remove a stream if it is there."""
+        key = stream.request_key
+        if key is None or stream not in self.find(key):
+            return
+        streams = self.paths[key.path][key]
+        del streams[stream]
+        if not streams:
+            del self.paths[key.path][key]
+        if not self.paths[key.path]:
+            del self.paths[key.path]
+
+    def find(self, key: RequestKey) -> tuple[LingeringStream, ...]:
+        """Return the streams of a request."""
+        return tuple(self.paths.get(key.path, {}).get(key, ()))
+
+
+def request_key(
+    request: SSERequest, identity: str | None, body_digest: str | None
+) -> RequestKey | None:
+    """Return the key of a request, `None` without an identity, or if its body is not known.
+
+    Args:
+        request: the request.
+        identity: the identity of its client.
+        body_digest: the digest of its body; the body of a GET has no meaning (RFC 9110 9.3.1).
+    """
+    if not identity or (request.method != "GET" and body_digest is None):
+        return None
+    return RequestKey(
+        path=request.request_path,
+        query=request.scope.get("query_string") or b"",
+        method=request.method,
+        accept=request.headers.get(b"accept", b""),
+        identity=identity,
+        body_digest=body_digest,
+    )

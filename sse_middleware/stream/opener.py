@@ -29,6 +29,7 @@ from sse_middleware.stream.callbacks import StreamCallbacks
 from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
+from sse_middleware.stream.linger_index import request_key
 from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.producer_control import ProducerControl
 from sse_middleware.stream.report import StreamSlot
@@ -254,8 +255,7 @@ class StreamOpener:
         )
         if info is not None:
             producer.log.create(context.store, info)
-            address = context.proxies.client_address
-            producer.control.client = info.identity or address(self._request) or ""
+            self._make_recognizable(producer.control, info)
             if info.app_ids:
                 producer.set_name(context.key_name(self._mark, self._request) or "")
         self._current.open(producer)
@@ -263,6 +263,14 @@ class StreamOpener:
             for observer in context.observers:
                 observer.resumed(self._record.route, self._request.intent.reset, 0)
         return producer
+
+    def _make_recognizable(self, stream: ProducerControl, info: LogInfo) -> None:
+        """Store which client has made which request, for when the stream lingers."""
+        context, request = self._context, self._request
+        stream.client = info.identity or context.proxies.client_address(request) or ""
+        stream.request_key = key = request_key(request, info.identity, info.body_digest)
+        if key is not None and request.last_event_id is None:
+            context.linger_queue.end_repeated(key)  # of streams that linger since the request
 
     def open(self, producer: Producer, send: Send, start: Message) -> Coroutine[Any, Any, None]:
         """Open the connection of the client, and return what sends the response start."""

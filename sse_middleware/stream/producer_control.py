@@ -10,6 +10,7 @@ from sse_middleware.protocol.producer_state import ProducerAction, ProducerInput
 from sse_middleware.stream.timers import LoopTimers
 
 if TYPE_CHECKING:
+    from sse_middleware.stream.linger_index import RequestKey
     from sse_middleware.stream.producer import Producer
 
 
@@ -24,15 +25,17 @@ class ProducerControl:
     Attributes:
         drain_seconds: as the argument.
         client: the identity of the client if the stream is kept, or else its address.
+        request_key: the request that has opened the stream, `None` if it cannot be recognized.
     """
 
-    __slots__ = ("_producer", "_timers", "client", "drain_seconds")
+    __slots__ = ("_producer", "_timers", "client", "drain_seconds", "request_key")
 
     def __init__(self, producer: "Producer", timers: LoopTimers, drain_seconds: float) -> None:
         self._producer = producer
         self._timers = timers
         self.drain_seconds = drain_seconds
         self.client = ""
+        self.request_key: RequestKey | None = None
 
     def evict(self) -> None:
         """End the stream because its slot is needed, without an end if no client reads it."""

@@ -372,9 +372,10 @@ class Responder:
     def _hash_body(self, part: Message) -> None:
         """Add a part of the body of a POST to the digest that identifies a kept stream."""
         if self._scope.get("method") == "POST" and self.producer is None:
-            if self._body is None:
-                self._body = self._context.new_body_digest(self._scope, self._path)
-            self._body.add(part)
+            body = self._body = self._body or self._context.new_body_digest(self._scope, self._path)
+            body.add(part)
+            if body.is_complete and self._context.linger_queue.paths:
+                self._context.end_repeated(self.current.request_in(self._scope), body)
 
     def on_cap(self) -> None:
         """Log a warning, once per route."""

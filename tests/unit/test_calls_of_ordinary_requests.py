@@ -6,12 +6,14 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
 import sse_middleware
 from sse_middleware import SSEMiddleware
 from sse_middleware.stream.shutdown import SHUTDOWN
 from tests.support.asgi import Exchange, http_scope
+from tests.support.resuming import Listening, left
 
 pytestmark = pytest.mark.anyio
 
@@ -65,6 +67,21 @@ async def test_a_json_request_costs_seven_calls(options: dict[str, Any]) -> None
         "is_not_event_stream",
         "Responder.send",
     ]
+
+
+async def test_lingering_streams_add_one_call_to_the_requests_for_other_paths() -> None:
+    listening = Listening()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await (json_app if scope["path"] == "/items" else listening)(scope, receive, send)
+
+    kept = SSEMiddleware(app, mark="/stream", registry=CollectorRegistry())
+    alice = (b"authorization", b"Bearer alice")
+    request = http_scope(path="/items", headers=[alice])
+    control = await calls_of(kept, request)
+    async with left(kept, 1, alice, path="/stream"):
+        assert await calls_of(kept, request) == [*control[:2], "request_path", *control[2:]]
+    assert await calls_of(kept, request) == control
 
 
 @pytest.mark.parametrize(

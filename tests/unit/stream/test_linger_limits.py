@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from sse_middleware import SSEMiddleware
-from sse_middleware.stream.linger_index import ClientShares
+from sse_middleware.stream.linger_index import ClientShares, RequestKey
 from tests.support.asgi import Exchange
 from tests.support.resuming import (
     Counting,
@@ -29,8 +29,12 @@ Request = dict[str, Any]
 """Headers and parts of the scope."""
 
 
-def by_identity(who: int, _: int) -> Request:
-    return {"headers": [(b"authorization", b"Bearer %d" % who)]}
+def by_identity(who: int, number: int) -> Request:
+    # A second request with the same query would end the stream of the first one.
+    return {
+        "headers": [(b"authorization", b"Bearer %d" % who)],
+        "query_string": b"number=%d" % number,
+    }
 
 
 def by_address(who: int, _: int) -> Request:
@@ -114,6 +118,7 @@ class Lingering:
 
     def __init__(self, client: str) -> None:
         self.client = client
+        self.request_key: RequestKey | None = None
 
     def expire(self) -> None:
         """Do nothing."""

@@ -326,6 +326,16 @@ async def test_each_cell_of_the_table_has_its_effect(
     assert driver.log.ends == [] or len(driver.log.ends) == 1
 
 
+async def test_a_stream_that_is_resumed_before_it_expires_continues() -> None:
+    driver = Driver(is_kept=True)
+    await driver.enter(DETACHED)
+    await driver.connection_follows()
+    driver.producer.control.expire()  # requested by another event loop before that
+    assert driver.producer.phase is DETACHED
+    assert driver.log.ends == []
+    await driver.producer.aclose(1.0)
+
+
 def test_each_input_has_a_driver_and_each_cell_is_visited() -> None:
     assert set(INPUTS) == set(ProducerInput)
     assert set(CELLS) == set(PRODUCER_TABLE)
