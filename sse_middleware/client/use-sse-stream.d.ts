@@ -2,7 +2,7 @@ import type { Heartbeat, SSEClientOptions, SSEError, State } from "./sse-client.
 
 export interface UseSSEStreamOptions extends Omit<SSEClientOptions, "url"> {
   /** `/stream/search` by default. */
-  url?: string;
+  url?: string | URL;
   /** Parameters added to `url`, or the value of one parameter named `query`. */
   query?: string | Record<string, string>;
 }
@@ -31,7 +31,8 @@ export interface SSEStream {
 /**
  * Follow an event stream from a component, in React 18 and 19.
  *
- * A connection opens when `start` is called, and closes when the component unmounts. Options and
+ * A connection opens when `start` is called, and closes when the component unmounts. If React mounts the
+ * component again at once, as in strict mode, `start` continues the stream. Options and
  * callbacks are taken from the latest render and do not have to be memoized.
  *
  *     const { start, stop, state } = useSSEStream({ query, onContent: (data) => add(data) });

@@ -16,6 +16,7 @@ const IDLE = {
 export function useSSEStream(options = {}) {
   const latest = useRef(options);
   const running = useRef(null);
+  const isMounted = useRef(false);
   const [status, setStatus] = useState(IDLE);
   useEffect(() => {
     latest.current = options;
@@ -30,14 +31,10 @@ export function useSSEStream(options = {}) {
     const { body } = merged;
     const url = requestUrl(merged);
     const previous = running.current;
-    const isSame = previous?.url === url && previous.body === body;
-    if (isSame && previous.client.state === "disconnected" && previous.client.lastEventId) {
-      previous.client.start(); // resumes
-      return;
-    }
+    if (previous?.url === url && previous.body === body && continues(previous)) return;
     previous?.client.stop();
     if (previous?.hasContent) latest.current.onReset?.({ reason: "restarted" });
-    const run = { url, body, hasContent: false };
+    const run = { url, body, hasContent: false, isLeaving: false };
     const callbacks = wrapCallbacks(() => run === running.current, update, latest);
     const client = (run.client = new SSEClient({ ...merged, url, ...callbacks }));
     running.current = run;
@@ -59,16 +56,35 @@ export function useSSEStream(options = {}) {
     }
   }, []);
 
-  useEffect(
-    () => () => {
-      // A client that keeps its event id may resume after a reload, so the app continues.
-      running.current?.client.stop({ cancel: !latest.current.keep });
-      running.current = null;
-    },
-    [],
-  );
+  useEffect(() => {
+    isMounted.current = true;
+    return () => {
+      isMounted.current = false;
+      const run = running.current;
+      if (run) leave(run, () => !isMounted.current, latest);
+    };
+  }, []);
 
   return useMemo(() => ({ ...status, start, stop }), [status, start, stop]);
+}
+
+// The state of a component outlives its effects, and so does its run: in strict mode and after a
+// Fast Refresh, React mounts it again at once, and an `<Activity>` at any later time.
+function leave(run, isUnmounted, latest) {
+  run.isLeaving = true;
+  setTimeout(() => {
+    run.isLeaving = false;
+    // A client that keeps its event id may resume after a reload, so the app continues.
+    if (isUnmounted()) run.client.stop({ cancel: !latest.current.keep });
+  });
+}
+
+// Whether a run goes on, or resumes, instead of a new one.
+function continues({ client, isLeaving }) {
+  if (client.state !== "disconnected") return isLeaving;
+  if (!client.lastEventId) return false;
+  client.start();
+  return true;
 }
 
 const CALLBACKS = [
@@ -100,7 +116,8 @@ function withoutClickEvent(changes) {
 }
 
 function requestUrl({ url = "/stream/search", query }) {
-  if (query === undefined) return url;
+  const address = String(url);
+  if (query === undefined) return address;
   const fields = typeof query === "string" ? { query } : query;
-  return `${url}${url.includes("?") ? "&" : "?"}${new URLSearchParams(fields)}`;
+  return `${address}${address.includes("?") ? "&" : "?"}${new URLSearchParams(fields)}`;
 }

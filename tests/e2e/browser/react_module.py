@@ -10,6 +10,7 @@ from tests.support import needs
 PACKAGES = needs.NODE_CLIENTS / "node_modules"
 
 _HOOKS = (
+    "Activity",
     "createElement",
     "useCallback",
     "useEffect",
