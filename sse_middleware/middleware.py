@@ -10,6 +10,7 @@ its `Responder`.
 import asyncio
 import logging
 import os
+import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Unpack
 
@@ -21,7 +22,7 @@ from sse_middleware.client.serve import ClientFiles
 from sse_middleware.config.arguments import OptionArguments
 from sse_middleware.config.options import Options
 from sse_middleware.errors import ConfigurationError
-from sse_middleware.http.identity import Identify, TrustedProxies
+from sse_middleware.http.identity import Identify, Identities, TrustedProxies
 from sse_middleware.http.own_responses import MetricsEndpoint, send_readiness
 from sse_middleware.http.request import (
     SSERequest,
@@ -105,16 +106,18 @@ class SSEMiddleware:
                 store = _create_store(chosen, observers)
         except ConfigurationError as exc:
             self._misconfigured = exc
+        store = MemoryStore() if store is None else store
+        secret = _identity_secret(chosen, is_shared=store.is_shared)
         self._context = Context(
             app=app,
             options=chosen,
             options_for=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
-            store=MemoryStore() if store is None else store,
+            store=store,
             linger_queue=LingerQueue(chosen.max_lingering, observers),
             proxies=TrustedProxies(chosen.trusted_proxies),
             path_marks=(*compiled_marks, *bare_marks(chosen.mark)),
             observers=observers,
-            identify=identify,
+            identities=Identities(identify, chosen.identity_cookies, secret),
             authorize_resume=authorize_resume,
             expires_at=expires_at,
         )
@@ -328,6 +331,16 @@ def _drains() -> bool:
     if not (SHUTDOWN.is_draining and running_loop() is not None):
         return False
     return SHUTDOWN.drain_for(asyncio.get_running_loop()).is_draining
+
+
+def _identity_secret(options: Options, *, is_shared: bool) -> bytes:
+    """Return the key of the digests of identities; processes that share streams or limits share it.
+
+    What is stored in Redis is keyed there, with a secret that the processes share.
+    """
+    if options.secret or options.redis_url or is_shared:
+        return options.secret.encode()
+    return secrets.token_bytes()
 
 
 def _create_store(options: Options, observers: Sequence[Observer]) -> EventStore:

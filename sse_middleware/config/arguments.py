@@ -46,6 +46,7 @@ class OptionArguments(EndpointArguments, total=False):
     channel_max_events: int
     channel_max_bytes: int
     identity_cookies: Strings
+    secret: str
     max_streams: int | None
     max_streams_per_client: int | None
     limit_action: LimitAction

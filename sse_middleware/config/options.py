@@ -195,6 +195,11 @@ class Options:
         "Cookies that identify the client of a request without `Authorization`; a stream can only "
         "be resumed with the same values.",
     )
+    secret: str = fields.secret(
+        "SSE_SECRET",
+        "Key of the digests of identities, for all workers. Unless it is set, it is random, and "
+        "workers share it in Redis.",
+    )
     max_streams: int | None = fields.integer(
         "SSE_MAX_STREAMS",
         None,

@@ -32,36 +32,55 @@ _PREFIX_BITS: Final = 64
 """A client that has one IPv6 address has all addresses with this prefix."""
 
 
-def identity_of(
-    request: SSERequest, identify: Identify | None, cookies: Iterable[str]
-) -> str | None:
-    """Return a digest of the identity that a request belongs to.
+class Identities:
+    """Determine the identities that requests belong to, as digests.
 
     Args:
-        request: the request.
         identify: the operator's function, which has precedence.
         cookies: the names of the cookies that identify a client without an `Authorization`.
+        secret: the key of the digests. Without it, a password could be guessed from its digest.
 
-    Returns:
-        Hexadecimal digits; `""` if the request carries no identity; `None` if `identify` has
-        raised, so that no request can be assigned to an identity.
+    Attributes:
+        has_function: whether there is an operator's function.
     """
-    if identify is not None:
-        try:
-            identity = identify(request.scope)
-        except Exception:
-            logger.exception("identify(scope) has failed: the request cannot resume a stream")
-            return None
-        if identity:
-            return _digest(b"identity", str(identity).encode("utf-8", "surrogatepass"))
-    headers = request.headers
-    if b"authorization" in headers:
-        return _digest(b"authorization", headers[b"authorization"])
-    if not cookies or b"cookie" not in headers:
-        return ""
-    found = _parse_cookies(headers[b"cookie"])
-    named = [found[name] for name in (name.encode() for name in cookies) if name in found]
-    return _digest(b"cookies", *named) if named else ""
+
+    def __init__(
+        self, identify: Identify | None, cookies: Iterable[str] = (), secret: bytes = b""
+    ) -> None:
+        self.has_function = identify is not None
+        self._identify = identify
+        self._cookies = [name.encode() for name in cookies]
+        self._key = hashlib.blake2b(secret).digest() if secret else b""
+
+    def of(self, request: SSERequest) -> str | None:
+        """Return a digest of the identity that a request belongs to.
+
+        Returns:
+            Hexadecimal digits; `""` if the request carries no identity; `None` if `identify` has
+            raised, so that no request can be assigned to an identity.
+        """
+        if self._identify is not None:
+            try:
+                identity = self._identify(request.scope)
+            except Exception:
+                logger.exception("identify(scope) has failed: the request cannot resume a stream")
+                return None
+            if identity:
+                return self._digest(b"identity", str(identity).encode("utf-8", "surrogatepass"))
+        headers = request.headers
+        if b"authorization" in headers:
+            return self._digest(b"authorization", headers[b"authorization"])
+        if not self._cookies or b"cookie" not in headers:
+            return ""
+        found = _parse_cookies(headers[b"cookie"])
+        named = [found[name] for name in self._cookies if name in found]
+        return self._digest(b"cookies", *named) if named else ""
+
+    def _digest(self, kind: bytes, *values: bytes) -> str:
+        digest = hashlib.blake2b(key=self._key, digest_size=16, person=kind)
+        for value in values:
+            digest.update(b"%d:%b" % (len(value), value))
+        return digest.hexdigest()
 
 
 class TrustedProxies:
@@ -145,10 +164,3 @@ def _shown(address: _Address | None) -> str | None:
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((address, _PREFIX_BITS), strict=False))
     return None if address is None else str(address)
-
-
-def _digest(kind: bytes, *values: bytes) -> str:
-    digest = hashlib.blake2b(digest_size=16, person=kind)
-    for value in values:
-        digest.update(b"%d:%b" % (len(value), value))
-    return digest.hexdigest()

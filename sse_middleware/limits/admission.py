@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from sse_middleware._once import OncePerLoop
 from sse_middleware.errors import ConfigurationError, StoreError
-from sse_middleware.http.identity import identity_of
 from sse_middleware.http.own_responses import CLIENT, PROCESS
 from sse_middleware.http.request import SSERequest
 from sse_middleware.limits.slots import Slot, SlotPool
@@ -55,8 +54,7 @@ class Admission:
 
     def client_of(self, request: SSERequest) -> str | None:
         """Return a digest that identifies a client, `None` if the request has no identity."""
-        cookies = self._context.options.identity_cookies
-        name = identity_of(request, self._context.identify, cookies)
+        name = self._context.identities.of(request)
         kind = b"identity"
         if not name:
             kind, name = b"address", self._context.proxies.client_address(request)

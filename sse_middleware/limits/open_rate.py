@@ -6,6 +6,7 @@ Redis counts for all workers. Without Redis, or while it is out of reach, each p
 import math
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from limits import parse
@@ -14,6 +15,7 @@ from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from sse_middleware._once import OncePerLoop
 from sse_middleware.errors import StoreError
+from sse_middleware.stores.base import seal_identity
 from sse_middleware.stores.circuit_breaker import CircuitBreaker
 
 _OLDEST_REDIS: Final = (5, 2)
@@ -24,10 +26,12 @@ class Shared(NamedTuple):
 
     Attributes:
         storage: of the `limits` library.
+        load_secret: returns the secret of all processes, with which clients are keyed.
         close: closes its connections.
     """
 
     storage: Storage
+    load_secret: Callable[[], Awaitable[bytes]]
     close: Callable[[], Awaitable[object]]
 
 
@@ -42,20 +46,26 @@ def shared_by_redis(url: str, prefix: str) -> Shared:
     """Return the counters in Redis, with a client of their own; it needs both extras."""
     from limits.aio.storage import RedisClusterStorage, RedisStorage  # noqa: PLC0415
 
-    from sse_middleware.stores.redis.client import client_for, is_of_cluster  # noqa: PLC0415
+    from sse_middleware.stores.redis.client import (  # noqa: PLC0415
+        client_for,
+        is_of_cluster,
+        send_all,
+    )
     from sse_middleware.stores.redis.keys import Keys  # noqa: PLC0415
+    from sse_middleware.stores.redis.shared_secret import SharedSecret  # noqa: PLC0415
 
-    options: dict[str, Any] = {
-        "key_prefix": Keys(prefix).rate_prefix(),
-        "implementation": "redispy",
-    }
+    keys = Keys(prefix)
+    options: dict[str, Any] = {"key_prefix": keys.rate_prefix(), "implementation": "redispy"}
+    client: Any
     if is_of_cluster(url):
         cluster: Any = RedisClusterStorage(f"async+{url}", **options)
-        return Shared(cluster, cluster.bridge.storage.aclose)
-    client: Any = client_for(url)
-    pool = client.connection_pool
-    storage = RedisStorage("async+redis://", connection_pool=pool, **options)
-    return Shared(storage, client.aclose)
+        storage, client = cluster, cluster.bridge.storage
+    else:
+        client = client_for(url)
+        options["connection_pool"] = client.connection_pool
+        storage = RedisStorage("async+redis://", **options)
+    secret = SharedSecret(keys.secret(), partial(send_all, client))
+    return Shared(storage, secret.load, client.aclose)
 
 
 class OpenRate:
@@ -77,29 +87,34 @@ class OpenRate:
 
     async def seconds_left(self, client: str) -> int:
         """Return the seconds until a client may open a stream, 0 for now; count no opening."""
-        return await self._call(lambda limiter: limiter.test(self._item, client), client)
+        return await self._call(lambda limiter, key: limiter.test(self._item, key), client)
 
     async def count(self, client: str) -> int:
         """Count an opening and return 0, or return the seconds until one is allowed."""
-        return await self._call(lambda limiter: limiter.hit(self._item, client), client)
+        return await self._call(lambda limiter, key: limiter.hit(self._item, key), client)
 
     async def _call(
-        self, is_allowed: Callable[[SlidingWindowCounterRateLimiter], Any], client: str
+        self, is_allowed: Callable[[SlidingWindowCounterRateLimiter, str], Any], client: str
     ) -> int:
-        async def seconds(limiter: SlidingWindowCounterRateLimiter) -> int:
-            if await is_allowed(limiter):
+        async def seconds(limiter: SlidingWindowCounterRateLimiter, key: str) -> int:
+            if await is_allowed(limiter, key):
                 return 0
-            stats = await limiter.get_window_stats(self._item, client)
+            stats = await limiter.get_window_stats(self._item, key)
             remaining = math.ceil(stats.reset_time - time.time())
             return min(max(1, remaining), self._item.get_expiry())
 
         if self._shared is not None and self._breaker is not None:
-            limiter = SlidingWindowCounterRateLimiter(self._shared().storage)
+            shared = self._shared()
+
+            async def shared_seconds() -> int:
+                limiter = SlidingWindowCounterRateLimiter(shared.storage)
+                return await seconds(limiter, seal_identity(client, await shared.load_secret()))
+
             try:
-                return await self._breaker.call(lambda: seconds(limiter))
+                return await self._breaker.call(shared_seconds)
             except StoreError:
                 pass  # the breaker has reported it
-        return await seconds(self._local)
+        return await seconds(self._local, client)
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""

@@ -17,16 +17,18 @@ from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import NoScriptError
 
 from sse_middleware.limits.slots import Slot, SlotPool
+from sse_middleware.stores.base import seal_identity
 from sse_middleware.stores.circuit_breaker import (
     CALL_TIMEOUT_SECONDS,
     FIRST_CALL_TIMEOUT_SECONDS,
     OPEN_SECONDS,
     CircuitBreaker,
 )
-from sse_middleware.stores.redis.client import FAILURES, client_for
+from sse_middleware.stores.redis.client import FAILURES, client_for, send_all
 from sse_middleware.stores.redis.commands import QueryCoalescer
 from sse_middleware.stores.redis.keys import Keys
 from sse_middleware.stores.redis.scripts import Command, Script, load_script, milliseconds
+from sse_middleware.stores.redis.shared_secret import SharedSecret
 
 logger = logging.getLogger("sse_middleware")
 
@@ -59,6 +61,7 @@ class Leases:
     ) -> None:
         self._client: Any = client_for(url)
         self._keys = Keys(prefix)
+        self._secret = SharedSecret(self._keys.secret(), partial(send_all, self._client))
         self._slots = slots
         self._max_per_client = max_per_client
         self._breaker = breaker
@@ -94,9 +97,15 @@ class Leases:
             StoreError: Redis is out of reach; it is not known whether there is a lease.
         """
         arguments = (self._milliseconds, str(self._max_per_client), evict, self._member(slot))
-        keys = self._keys.client_leases(str(slot.client))
-        command = self._take_script.call(keys, *arguments)
-        count, *lost = await self._breaker.call(lambda: self._queries.query(command))
+        client = str(slot.client)
+
+        async def take() -> Any:
+            await self._secret.load()
+            return await self._queries.query(
+                self._take_script.call(self._keys_of(client), *arguments)
+            )
+
+        count, *lost = await self._breaker.call(take)
         self._evict(lost)
         if count < 0:
             self._members.pop(slot, None)  # there is no lease to give back
@@ -154,6 +163,7 @@ class Leases:
             if time.monotonic() >= renewed_at + interval:
                 clients |= {*self._held, *self._slots.lingering_clients()}
                 renewed_at = time.monotonic()
+                self._secret.expire()
             try:
                 async with asyncio.timeout(interval):
                     await self._renew(clients)
@@ -175,11 +185,12 @@ class Leases:
         # A lease whose request was cancelled may be taken only now, and is given back after that.
         await self._queries.wait_for_sent()
         remaining = iter(clients)
+        await self._secret.load()
         while batch := list(islice(remaining, _MAX_BATCH)):
             members = {client: self._members_of(client) for client in batch}
             commands = [
                 self._keep_script.call(
-                    self._keys.client_leases(client),
+                    self._keys_of(client),
                     self._milliseconds,
                     str(len(held)),
                     *held,
@@ -199,6 +210,9 @@ class Leases:
                     del self._dropped[client]
                 self._evict(lost)
                 self._slots.trim(client, count - len(self._held.get(client, ())))
+
+    def _keys_of(self, client: str) -> tuple[str, str]:
+        return self._keys.client_leases(seal_identity(client, self._secret.value))
 
     def _members_of(self, client: str) -> tuple[list[str], list[str]]:
         return list(self._held.get(client, {}).values()), list(self._dropped.get(client, ()))

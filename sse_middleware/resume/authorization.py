@@ -8,10 +8,9 @@ import inspect
 import logging
 from typing import TypeGuard
 
-from sse_middleware.http.identity import identity_of
 from sse_middleware.http.request import BodyDigest, SSERequest
 from sse_middleware.http.response_head import RawHeaders, parse_headers
-from sse_middleware.stores.base import LogInfo, LogSnapshot
+from sse_middleware.stores.base import LogInfo, LogSnapshot, seal_identity
 from sse_middleware.stream.context import Context
 
 logger = logging.getLogger("sse_middleware")
@@ -37,13 +36,11 @@ class Authorization:
         The identity is also determined if there is no log, so that the time this takes does not
         show whether there is one.
         """
-        identity = identity_of(
-            request, self._context.identify, self._context.options.identity_cookies
-        )
+        identity = self._context.identities.of(request)
         if found is None or found.info.path != request.request_path:
             return False
         info = found.info
-        if identity is None or (info.identity and not hmac.compare_digest(identity, info.identity)):
+        if identity is None or (info.identity and not _is_of(identity, found)):
             return False
         return request.origin == info.origin or not _is_for_one_origin(parse_headers(info.headers))
 
@@ -69,11 +66,16 @@ class Authorization:
 
     async def may_read_named(self, found: LogSnapshot | None, request: SSERequest) -> bool:
         """Return whether a request may read a stream by its name."""
-        identity = identity_of(request, self._context.identify, ())
+        identity = self._context.identities.of(request)
         if found is None or not (identity and found.info.identity):
             return False
-        is_opener = hmac.compare_digest(identity, found.info.identity)
-        return is_opener and await self.may_resume(found.info, request)
+        return _is_of(identity, found) and await self.may_resume(found.info, request)
+
+
+def _is_of(identity: str, found: LogSnapshot) -> bool:
+    """Return whether an identity has opened a log."""
+    sealed = seal_identity(identity, found.identity_key)
+    return hmac.compare_digest(sealed, found.info.identity)
 
 
 def _is_for_one_origin(headers: RawHeaders) -> bool:

@@ -141,7 +141,7 @@ class ResumeHandler:
         Raises:
             RuntimeError: there is no `identify`, which decides which streams a client may read.
         """
-        if self._context.identify is None:
+        if not self._context.identities.has_function:
             raise RuntimeError("a resume_endpoint needs SSEMiddleware(identify=...)")
         event_id, run_app = request.intent.event_id, RunApp(receive, send)
         try:

@@ -6,6 +6,7 @@ events is notified of it.
 """
 
 import enum
+import hashlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -76,6 +77,7 @@ class LogSnapshot(NamedTuple):
         last: the number of its last event, 0 if it has none.
         has_end_frame: whether a frame follows that event that contains the end of the stream.
         first: the number of the oldest event that is kept, or will be.
+        identity_key: the key with which the store has sealed `info.identity`, empty if it has not.
     """
 
     info: LogInfo
@@ -83,6 +85,19 @@ class LogSnapshot(NamedTuple):
     last: int
     has_end_frame: bool
     first: int = 1
+    identity_key: bytes = b""
+
+
+def seal_identity(identity: str, key: bytes) -> str:
+    """Return the digest of an identity that only a holder of `key` can compute.
+
+    Args:
+        identity: an identity, `""` for none.
+        key: at most 64 bytes, empty to leave the identity unchanged.
+    """
+    if not (identity and key):
+        return identity
+    return hashlib.blake2b(identity.encode(), key=key, digest_size=16).hexdigest()
 
 
 class Batch(NamedTuple):

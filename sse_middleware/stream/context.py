@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Scope
 
 from sse_middleware._once import OncePerKey
 from sse_middleware.config.options import Options
-from sse_middleware.http.identity import Identify, TrustedProxies, identity_of
+from sse_middleware.http.identity import Identities, TrustedProxies
 from sse_middleware.http.request import BodyDigest, SSERequest, app_path, stream_key_name
 from sse_middleware.http.routes import UNMATCHED, Mark, PathMarks, get_mark, route_ahead
 from sse_middleware.observability.observer import Observer
@@ -44,9 +44,9 @@ class Context:
         store: keeps the events.
         linger_queue: the streams that wait for a reader.
         proxies: the proxies that are trusted to name the addresses of clients.
+        identities: determines the identities that requests belong to.
         path_marks: marks for paths; the first that matches applies.
         observers: are notified of streams.
-        identify: returns the identity that a request belongs to.
         authorize_resume: permits or denies a resume after all other checks.
         expires_at: returns the time at which the credentials of a request expire.
         warned: the warnings that have been logged, each with its route; its size is bounded.
@@ -58,9 +58,9 @@ class Context:
     store: EventStore
     linger_queue: LingerQueue
     proxies: TrustedProxies
+    identities: Identities
     path_marks: PathMarks = ()
     observers: Sequence[Observer] = ()
-    identify: Identify | None = None
     authorize_resume: Authorize | None = None
     expires_at: ExpiresAt | None = None
     warned: set[tuple[str, str]] = field(default_factory=set)
@@ -112,7 +112,7 @@ class Context:
             body: the digest of its body, `None` before the app has received it.
         """
         if request.last_event_id is None and request.request_path in self.linger_queue.paths:
-            identity = identity_of(request, self.identify, self.options.identity_cookies)
+            identity = self.identities.of(request)
             key = request_key(request, identity, None if body is None else body.hexdigest())
             if key is not None:
                 self.linger_queue.end_repeated(key)

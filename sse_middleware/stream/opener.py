@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from starlette.types import Message, Scope, Send
 
-from sse_middleware.http.identity import identity_of
 from sse_middleware.http.request import BodyDigest, SSERequest
 from sse_middleware.http.response_head import (
     ENCODED,
@@ -303,8 +302,7 @@ class StreamOpener:
         request, context, mark = self._request, self._context, self._mark
         if not self._options.replay_max_events:
             return None
-        cookies = self._options.identity_cookies
-        identity = identity_of(request, context.identify, cookies)
+        identity = context.identities.of(request)
         app_ids = self._has_app_ids
         if identity is None or (app_ids and context.key_name(mark, request) is None):
             return None

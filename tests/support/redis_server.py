@@ -123,7 +123,9 @@ class RedisServer:
             self._process.send_signal(signal.SIGCONT)
 
     def all_keys(self) -> list[str]:
-        return sorted(key.decode() for key in self.client.scan_iter(count=1000))
+        """Return all keys but the secret that processes share, which outlives them."""
+        keys = [key.decode() for key in self.client.scan_iter(count=1000)]
+        return sorted(key for key in keys if not key.endswith(":secret"))
 
     def connections(self) -> int:
         """Return the number of connections without the one of this object."""

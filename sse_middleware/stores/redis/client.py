@@ -6,7 +6,7 @@ A URL or client that cannot work is rejected here, before it connects.
 import asyncio
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
@@ -17,6 +17,7 @@ from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.client import NEVER_DECODE
 from redis.cluster import ClusterNode as ThreadClusterNode
 from redis.exceptions import (
     AuthenticationError,
@@ -150,6 +151,18 @@ def describe_failure(address: str, exc: BaseException) -> str:
     if isinstance(exc, TimeoutError | RedisTimeoutError):
         return f"Redis at {address} does not answer ({name})."
     return f"Cannot reach Redis at {address} ({name}: {text})."
+
+
+async def send_all(client: AnyRedis, commands: Iterable[Sequence[Any]]) -> list[Any]:
+    """Send commands in one pipeline; an answer is an exception if Redis refuses the command.
+
+    Raises:
+        Exception: one of `FAILURES`; the outcome is unknown.
+    """
+    pipe = client.pipeline(transaction=False)
+    for command in commands:
+        pipe.execute_command(*command, **{NEVER_DECODE: True})
+    return list(await pipe.execute(raise_on_error=False))
 
 
 def is_cancelled() -> bool:

@@ -31,11 +31,13 @@ from sse_middleware.stores.redis.client import (
     client_for,
     describe_failure,
     is_cancelled,
+    send_all,
     socket_timeout_of,
 )
 from sse_middleware.stores.redis.keys import Keys
 from sse_middleware.stores.redis.process_lease import ProcessLease, lease_milliseconds
 from sse_middleware.stores.redis.scripts import Command, milliseconds
+from sse_middleware.stores.redis.shared_secret import SharedSecret
 
 _BLOCK_SECONDS: Final = 1.0
 """How long Redis holds a command that waits for messages."""
@@ -161,6 +163,7 @@ class CommandClient:
     Attributes:
         process: a name of this process and loop that cannot be guessed.
         keys: as given.
+        secret: the secret that all processes share.
         lease_seconds: as given.
         timeouts: as given.
     """
@@ -177,6 +180,7 @@ class CommandClient:
         consequence: str,
     ) -> None:
         self.keys = keys
+        self.secret = SharedSecret(keys.secret(), self.write)
         self.process = secrets.token_hex(8)
         self.lease_seconds = lease_seconds
         self.timeouts = timeouts
@@ -210,6 +214,19 @@ class CommandClient:
             return [answer.result() for answer in answers]
         except (*FAILURES, StoreError) as exc:
             raise StoreError(f"{operation}: {type(exc).__name__}") from exc
+
+    async def load_secret(self) -> bytes:
+        """Return the secret that all processes share, for a reader.
+
+        Raises:
+            StoreError: Redis is out of reach, or has refused.
+        """
+        try:
+            async with asyncio.timeout(self.timeouts.read):
+                return await self.secret.load()
+        except FAILURES as exc:
+            self.failed("read", exc)
+            raise StoreError(f"secret: {type(exc).__name__}") from exc
 
     async def write(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands that change something, in order.
@@ -306,10 +323,7 @@ class CommandClient:
         if self._must_reconnect and isinstance(self._client, RedisCluster):
             await self._client.aclose()  # otherwise it still asks a node that has gone
         self._must_reconnect = False
-        pipe = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipe.execute_command(*command, **{NEVER_DECODE: True})
-        return list(await pipe.execute(raise_on_error=False))
+        return await send_all(self._client, commands)
 
 
 def circuit_breaker_for(

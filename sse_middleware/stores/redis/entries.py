@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import Final, NamedTuple
 
 from sse_middleware.protocol.stream_terms import StreamTerms
-from sse_middleware.stores.base import Batch, LogInfo, LogState
+from sse_middleware.stores.base import Batch, LogInfo, LogState, seal_identity
 
 _ENTRY_BYTES: Final = 1 << 15
 """The size of an entry, so that a reader gets a bounded amount at a time."""
@@ -310,10 +310,11 @@ class LogMetadata(NamedTuple):
     name: str
 
 
-def pack_metadata(metadata: LogMetadata) -> bytes:
-    """Serialize the metadata of a log."""
+def pack_metadata(metadata: LogMetadata, identity_key: bytes) -> bytes:
+    """Serialize the metadata of a log, with its identity sealed by a key."""
     info = metadata.info
     fields = {**asdict(info), "headers": info.headers.decode("latin-1")}
+    fields["identity"] = seal_identity(info.identity, identity_key)
     fields |= fields.pop("terms")  # the terms are stored as fields of their own
     return json.dumps([fields, metadata.process, metadata.name]).encode()
 

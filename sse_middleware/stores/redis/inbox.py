@@ -101,7 +101,8 @@ class RedisSession:
                 first = first_number(entry_id, fields)
         if state is LogState.RUNNING and not await self._is_alive(metadata.process):
             state = LogState.LOST
-        return LogSnapshot(metadata.info, state, last, bool(frame), first)
+        identity_key = await self.client.load_secret()
+        return LogSnapshot(metadata.info, state, last, bool(frame), first, identity_key)
 
     async def find_named(self, name: str) -> LogSnapshot | None:
         """Return the latest log of a name, by the name's digest, `None` if there is none."""
@@ -262,6 +263,7 @@ class RedisSession:
 
     def _on_new_inbox(self) -> None:
         """Check all logs and readers: messages were lost if Redis or the inbox is new."""
+        self.client.secret.expire()
         for log in self._logs.values():
             log.renew_at = 0.0
             self.writer.schedule(log)

@@ -68,6 +68,10 @@ class Keys:
         tag = f"{self._prefix}{{limit:{client}}}"
         return f"{tag}:leases", f"{tag}:lost"
 
+    def secret(self) -> str:
+        """Return the key of the secret that all processes share."""
+        return f"{self._prefix}secret"
+
     def rate_prefix(self) -> str:
         """Return the prefix of the keys that count openings."""
         return f"{self._prefix}rate"

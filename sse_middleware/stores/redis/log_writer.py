@@ -1,7 +1,6 @@
 """The writer of one event loop: writes the logs of its streams to Redis, many at a time.
 
-One task writes all logs and ends when all are written. An entry with an unknown outcome is written
-again unchanged, and Redis takes each entry once. Streams do not notice any of it.
+One task writes all logs. An entry with an unknown outcome is written again; Redis takes it once.
 """
 
 import asyncio
@@ -185,9 +184,8 @@ class RedisLog:
 
     def expire_readers(self, now: float) -> None:
         """Remove the processes that have sent no message for long."""
-        for process, until in list(self.reader_processes.items()):
-            if until < now:
-                self.remove_reader(process)
+        for process in [one for one, until in self.reader_processes.items() if until < now]:
+            self.remove_reader(process)
 
     def on_registered(self, name: str, renew_at: float, _: object) -> None:
         """Record that Redis has its metadata, and this name."""
@@ -311,9 +309,10 @@ class LogWriter:
         began = time.monotonic()
         for log in logs:
             self._dirty.pop(log, None)
-        failure: BaseException | None = None
         try:
-            failure = await self._take(list(self._steps(logs, began)))
+            if not all(log.is_registered for log in logs):
+                await self._client.secret.load()
+            failure: BaseException | None = await self._take(list(self._steps(logs, began)))
         except FAILURES as exc:
             failure = exc
         finally:
@@ -368,8 +367,9 @@ class LogWriter:
             yield _Step(("PEXPIRE", key, expiry))  # another log may have the name
 
     def _register_step(self, log: RedisLog, now: float) -> _Step:
-        metadata = pack_metadata(LogMetadata(log.info, self._client.process, log.name))
-        command = ("SET", self._keys.info(log.info.stream_id), metadata, "PX", self._expiry_of(log))
+        about = LogMetadata(log.info, self._client.process, log.name)
+        data = pack_metadata(about, self._client.secret.value)
+        command = ("SET", self._keys.info(log.info.stream_id), data, "PX", self._expiry_of(log))
         return _Step(command, partial(log.on_registered, log.name, now + self._running_ttl / 3))
 
     def _entry_steps(

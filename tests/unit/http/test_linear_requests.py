@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 from starlette.types import Scope
 
-from sse_middleware.http.identity import TrustedProxies, identity_of
+from sse_middleware.http.identity import Identities, TrustedProxies
 from sse_middleware.http.request import SSERequest, may_have_event_id
 from sse_middleware.protocol.client_kinds import detect_client_kind
 from tests.support.asgi import http_scope
@@ -25,6 +25,7 @@ HEADERS = [
     *(b"accept", b"authorization", b"cache-control", b"cookie", b"forwarded", b"last-event-id"),
     *(b"origin", b"traceparent", b"user-agent", b"x-forwarded-for", b"x-request-id", b"mcp-x"),
 ]
+IDENTITIES = Identities(None, ("sid", "other"))
 PROXIES = TrustedProxies(("10.0.0.0/8",))
 
 
@@ -32,7 +33,7 @@ def parse(scope: Scope) -> None:
     """Read all of a request that the middleware may read."""
     may_have_event_id(scope)
     request = SSERequest(scope)
-    identity_of(request, None, ("sid", "other"))
+    IDENTITIES.of(request)
     PROXIES.client_address(request)
     request.wants_stream(None, only_marked=False)
     detect_client_kind(request.method, request.headers, has_event_id=False)

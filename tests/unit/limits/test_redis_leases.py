@@ -327,6 +327,7 @@ async def test_a_close_is_not_a_cancellation_of_a_request(server: RedisServer) -
     breaker = circuit_breaker_for(server.patient_url, (), "limit", "")
     places = SlotPool(None, 2)
     held = Leases(server.patient_url, "sse:", places, 2, breaker)
+    await held._secret.load()
     with server.stopped():
         taking = asyncio.ensure_future(held.take(places.take("a", reads_end=True), "nobody"))
         await until(lambda: held._queries._task is not None, "a query was to be sent")

@@ -321,14 +321,14 @@ def test_metadata_survives_a_round_trip(
     headers: bytes, path: str, identity: str, name: str
 ) -> None:
     known = LogMetadata(log_info(headers=headers, path=path, identity=identity), "process", name)
-    assert unpack_metadata(pack_metadata(known)) == known
+    assert unpack_metadata(pack_metadata(known, b"")) == known
 
 
 def test_the_terms_of_a_stream_are_stored_as_fields_of_the_log() -> None:
     info = log_info(
         stream_id="s", identity="i", body_digest=None, path="/", route="/", headers=b"a:\xe9\r\n"
     )
-    assert pack_metadata(LogMetadata(info, "process", "name")) == (
+    assert pack_metadata(LogMetadata(info, "process", "name"), b"") == (
         b'[{"stream_id": "s", "path": "/", "identity": "i", "method": "POST", "body_digest": null, '
         b'"origin": "https://example.org", "headers": "a:\\u00e9\\r\\n", "route": "/", '
         b'"marked": true, "app_ids": false, "opened_on": 1800000000.125, "secret": "", '
