@@ -67,9 +67,10 @@ class SSEMiddleware:
             served unless `metrics_path` is set.
         store: the store of the streams' events, by default the memory of the process.
         identify: a function that returns the identity that a scope belongs to (from a session, a
-            token or an address), `None` if there is none. A stream is resumed only with the
-            identity that has opened it. The function is called when a stream opens and when it is
-            resumed, before the app runs, and must not block.
+            token or an address), `None` if it has none; without the function, the `Authorization`
+            and the cookies of the option `identity_cookies` determine it. A stream is resumed only
+            with the identity that has opened it. The function is called when a stream opens and
+            when it is resumed, before the app runs, and must not block.
         authorize_resume: a function, async or not, of the request's scope and the stream's
             `LogInfo` that makes the final decision on a resume.
         expires_at: a function that returns when the credentials of a scope expire, in seconds since

@@ -18,7 +18,7 @@ from sse_middleware.http.request import SSERequest
 logger = logging.getLogger("sse_middleware")
 
 Identify = Callable[[Any], str | None]
-"""Returns the identity that a scope belongs to, `None` or `""` if there is none."""
+"""Returns the identity that a scope belongs to, `None` or `""` if it has none."""
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -28,6 +28,11 @@ _HOP: Final = re.compile(
     r"\[([0-9A-Fa-f:.]+)\](?::\d{1,5})?|(\d{1,3}(?:\.\d{1,3}){3})(?::\d{1,5})?|([0-9A-Fa-f:.]+)"
 )
 _FOR: Final = re.compile(r'[ \t]*for=(?:"([^"\\]*)"|([^", \t]*))[ \t]*', re.IGNORECASE)
+_NO_VALUES: Final = frozenset(
+    (b"", b"undefined", b"null", b"none", b"nil", b"nan", b"false", b"[object object]")
+)
+"""What a variable without a value becomes in a text, in the languages of clients."""
+_SCHEMES: Final = (b"basic", b"bearer", b"token")
 _PREFIX_BITS: Final = 64
 """A client that has one IPv6 address has all addresses with this prefix."""
 
@@ -65,16 +70,18 @@ class Identities:
             except Exception:
                 logger.exception("identify(scope) has failed: the request cannot resume a stream")
                 return None
-            if identity:
-                return self._digest(b"identity", str(identity).encode("utf-8", "surrogatepass"))
+            if not identity:  # an `Authorization` that all requests share must not count instead
+                return ""
+            return self._digest(b"identity", str(identity).encode("utf-8", "surrogatepass"))
         headers = request.headers
-        if b"authorization" in headers:
-            return self._digest(b"authorization", headers[b"authorization"])
+        authorization = headers.get(b"authorization", b"")
+        if _is_credential(authorization):
+            return self._digest(b"authorization", authorization)
         if not self._cookies or b"cookie" not in headers:
             return ""
         found = _parse_cookies(headers[b"cookie"])
         named = [found[name] for name in self._cookies if name in found]
-        return self._digest(b"cookies", *named) if named else ""
+        return self._digest(b"cookies", *named) if any(map(_is_value, named)) else ""
 
     def _digest(self, kind: bytes, *values: bytes) -> str:
         digest = hashlib.blake2b(key=self._key, digest_size=16, person=kind)
@@ -124,6 +131,17 @@ class TrustedProxies:
 
     def _trusts(self, address: _Address) -> bool:
         return any(address in network for network in self._networks)
+
+
+def _is_credential(authorization: bytes) -> bool:
+    """Return whether an `Authorization` has more than a scheme (RFC 9110 11.6.2)."""
+    scheme, space, credentials = authorization.strip().partition(b" ")
+    return _is_value(credentials if space else scheme) and scheme.lower() + space not in _SCHEMES
+
+
+def _is_value(text: bytes) -> bool:
+    """Return whether a text is the value of a variable, and not what a page sends without one."""
+    return text.strip(b' \t"').lower() not in _NO_VALUES
 
 
 def _parse_cookies(header: bytes) -> dict[bytes, bytes]:

@@ -126,20 +126,55 @@ async def test_the_result_of_identify_has_precedence() -> None:
     )
 
 
-async def test_the_other_sources_count_if_identify_returns_no_identity() -> None:
+@pytest.mark.parametrize("identity", [None, ""])
+async def test_no_other_source_counts_if_identify_returns_no_identity(identity: str | None) -> None:
+    """The `Authorization` may be that of a gateway, which all users share."""
+    shared = [authorization("Bearer gateway"), cookie("session=1")]
+    app = resumable(Counting(3), identify=lambda _scope: identity, identity_cookies=("session",))
+    await assert_owned(app, shared, [shared, [], [authorization("Bearer b")]], [])
+
+
+async def test_a_user_does_not_get_the_stream_of_another_by_what_both_send() -> None:
+    shared = authorization("Bearer gateway")
     await assert_owned(
         resumable(Counting(3), identify=user),
-        [authorization("Bearer a")],
-        [[authorization("Bearer a")]],
-        [[], [(b"x-user", b"Bearer a")], [authorization("Bearer b")]],
+        [(b"x-user", b"ann"), shared],
+        [[(b"x-user", b"ann")]],
+        [[shared], [(b"x-user", b"bob"), shared], [(b"x-user", b"Bearer gateway")]],
     )
 
 
-async def test_an_empty_result_of_identify_is_no_identity() -> None:
-    app = resumable(Counting(3), identify=lambda _scope: "")
-    await assert_owned(
-        app, [authorization("Bearer a")], [[authorization("Bearer a")]], [[authorization("b")], []]
-    )
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", " ", "Bearer", "bearer ", "Basic", "Token ", "Bearer undefined", "Bearer null"),
+        *("bearer  None", "Bearer [object Object]", "Bearer NaN", "undefined", "null", '""'),
+        *("Bearer false", 'Bearer "undefined"', "Bearer nil"),
+    ],
+)
+async def test_a_value_that_all_clients_without_one_send_is_no_identity(value: str) -> None:
+    app = resumable(Counting(3), identity_cookies=("session",))
+    await assert_owned(app, [authorization(value)], [[], [authorization("Bearer b")]], [])
+    session = cookie("session=1")
+    await assert_owned(app, [authorization(value), session], [[session]], [[]])
+
+
+@pytest.mark.parametrize("value", ["", " ", "undefined", "null", '""', '"null"', "None"])
+async def test_a_cookie_without_a_value_is_no_identity(value: str) -> None:
+    app = resumable(Counting(3), identity_cookies=("session", "tenant"))
+    for header in (f"session={value}", f"session={value}; tenant=", f"tenant={value}"):
+        await assert_owned(app, [cookie(header)], [[], [cookie("session=b")]], [])
+    mixed = cookie(f"session={value}; tenant=a")
+    await assert_owned(app, [mixed], [[mixed]], [[], [cookie("tenant=a")]])
+
+
+@pytest.mark.parametrize(
+    "value", ["key", "Bearer a", "Basic Og==", "Bearer 0", "none-of-it", "x y"]
+)
+async def test_any_other_value_is_an_identity(value: str) -> None:
+    app = resumable(Counting(3), identity_cookies=("session",))
+    await assert_owned(app, [authorization(value)], [[authorization(value)]], [[]])
+    await assert_owned(app, [cookie(f"session={value}")], [[cookie(f"session={value}")]], [[]])
 
 
 async def test_the_same_text_from_another_source_is_another_identity() -> None:
