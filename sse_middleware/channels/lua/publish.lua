@@ -1,16 +1,21 @@
 -- Publish events of one publisher on one channel, each once, even if they are sent repeatedly.
 --
--- KEYS  1 the log, a stream: g (generation), n (number), e (event), d (data), k (key, if the event has one)
---       2 the counters of the channel, a hash: g (generation), n (events so far), f (dropped events), b (bytes
---         kept), i (id of the last event), e (its name), p (its publisher), s (the sequence number
---         of the last event that p has finished), t (the expiry of both keys, in ms), a (exists if
---         a worker has taken the job), and k:<key> for each key: the event that has it
+-- KEYS  1 the log, a stream: g (generation), n (number), e (event), d (data), k (key, if the event
+--         has one)
+--       2 the counters of the channel, a hash: g (generation), n (events so far), f (dropped
+--         events), b (bytes kept), i (id of the last event), e (its name), p (its publisher), s (the
+--         sequence number of the last event that p has finished), t (the expiry of both keys, in
+--         ms), a (exists if a worker has taken the job), and k:<key> for each key: the event that
+--         has it
 --       3 s of this publisher, if another one has published since
--- ARGV  1 ttl in ms  2 max. events  3 max. bytes  4 topic  5 name of the ack event  6 publisher
---       7 expiry of KEYS[3] in ms; then for each event: sequence number, key or '', event, data
+-- ARGV  1 ttl in ms  2 max. events  3 max. bytes  4 topic  5 name and key of the ack event
+--       6 publisher  7 expiry of KEYS[3] in ms; then for each event: sequence number, key or '',
+--         event, data
 --
 -- Returns 1 for each event that this publisher has published, 0 if its key is in use. A repeated
 -- command finds its sequence numbers in s; so does the first one if it arrives later.
+--
+-- Redis may evict one of the two keys. The channel is then created again, with another generation.
 --
 -- Readers wait for each Redis command. One event of the publisher of the last event takes four
 -- commands: HMGET, XADD, HSET and PUBLISH.
@@ -18,51 +23,66 @@ local log, about, seen = KEYS[1], KEYS[2], KEYS[3]
 local ttl, publisher = tonumber(ARGV[1]), ARGV[6]
 local about_fields = redis.call('HMGET', about, 'n', 'f', 'b', 'p', 's', 't', 'g')
 local n, dropped = tonumber(about_fields[1] or 0), tonumber(about_fields[2] or 0)
-local bytes = tonumber(about_fields[3] or 0)
+local bytes, generation = tonumber(about_fields[3] or 0), about_fields[7]
 local before, done = about_fields[4], about_fields[5]
 if before ~= publisher then
   done = redis.call('GET', seen) or 0
 end
 done = tonumber(done)
-local was_done, was_dropped = done, dropped
-local results, taken, fields_to_set = {}, {}, {}
+local was_done, was_dropped, is_new = done, dropped, false
+local results, taken, fields_to_set, message = {}, {}, {}, {''}
 local id, last, failure
--- Distinguishes a channel from an earlier one of this name, whose numbers were the same.
-local generation = about_fields[7]
-if not generation then
-  generation = string.sub(redis.sha1hex(publisher .. ':' .. ARGV[8]), 1, 8)
-end
-local message = {generation .. '.' .. n + 1}
 
 local function set_field(field, value)
   fields_to_set[#fields_to_set + 1], fields_to_set[#fields_to_set + 2] = field, value
 end
 
--- A new log needs an expiry.
-local function add(...)
-  local added = redis.pcall('XADD', log, 'NOMKSTREAM', '*', ...)
+local function log_event(option, event, data, key)
+  local words = {'*', 'g', generation, 'n', n + 1, 'e', event, 'd', data}
+  if key ~= '' then
+    words[10], words[11] = 'k', key
+  end
+  if option then
+    return redis.pcall('XADD', log, option, unpack(words))
+  end
+  return redis.pcall('XADD', log, unpack(words))
+end
+
+-- Add an event to the log, which is created if it or its counters are missing.
+local function add(number, event, data, key)
+  local added = n > 0 and log_event('NOMKSTREAM', event, data, key)
   if not added then
-    added, about_fields[6] = redis.pcall('XADD', log, '*', ...), nil
+    redis.pcall('XTRIM', log, 'MAXLEN', 0) -- fails on the key of another program, which stays
+    is_new, n, dropped, was_dropped, bytes = true, 0, 0, 0, 0
+    generation = string.sub(redis.sha1hex(publisher .. ':' .. number), 1, 8)
+    added = log_event(nil, event, data, key)
+  end
+  if not id then
+    message[1] = generation .. '.' .. n + 1
   end
   return added
 end
 
+-- Return the event that has a key. Keys are forgotten with the log, except that the job stays taken.
+local function owner_of(key, number)
+  local owner = taken[key] or redis.call('HGET', about, 'k:' .. key)
+  if owner and number > done and not taken[key] and key ~= ARGV[5] then
+    return redis.call('EXISTS', log) == 1 and owner
+  end
+  return owner
+end
+
 for at = 8, #ARGV, 4 do
   local number, key, event, data = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local added, token, owner
+  local token, owner
   if key ~= '' then
-    token = publisher .. ':' .. ARGV[at]
-    owner = taken[key] or redis.call('HGET', about, 'k:' .. key)
+    token, owner = publisher .. ':' .. ARGV[at], owner_of(key, number)
   end
   if number <= done or owner then
     results[#results + 1] = (number <= done and (key == '' or owner == token)) and 1 or 0
     done = math.max(done, number)
   else
-    if token then
-      added = add('g', generation, 'n', n + 1, 'e', event, 'd', data, 'k', key)
-    else
-      added = add('g', generation, 'n', n + 1, 'e', event, 'd', data)
-    end
+    local added = add(ARGV[at], event, data, key)
     if type(added) == 'table' then
       failure = added
       break
@@ -101,19 +121,26 @@ while n - dropped > 1 and (n - dropped > most or bytes > most_bytes) do
   end
 end
 
-if id then
-  if not about_fields[7] then
-    set_field('g', generation)
+if id and is_new then
+  local ack = redis.call('HGET', about, 'k:' .. ARGV[5])
+  redis.call('DEL', about)
+  about_fields[6] = nil
+  set_field('g', generation)
+  if ack then
+    set_field('k:' .. ARGV[5], ack)
+    set_field('a', 1)
   end
+end
+if id then
   if dropped ~= was_dropped then
     set_field('f', dropped)
   end
-  if before ~= publisher then
+  if is_new or before ~= publisher then
     set_field('p', publisher)
-    if before then -- its key is in the same hash slot
-      local other = string.sub(seen, 1, -#publisher - 1) .. before
-      redis.call('SET', other, about_fields[5], 'PX', ARGV[7])
-    end
+  end
+  if before and before ~= publisher then -- its key is in the same hash slot
+    local other = string.sub(seen, 1, -#publisher - 1) .. before
+    redis.call('SET', other, about_fields[5], 'PX', ARGV[7])
   end
   -- The expiry is longer than the ttl, so that not each event has to renew it.
   local now, longer = tonumber(string.match(id, '%d+')), nil

@@ -6,6 +6,7 @@ from contextlib import aclosing, suppress
 from functools import partial
 
 import pytest
+import redis
 
 from sse_middleware.channels import ChannelEvent, Publisher, pubsub
 from sse_middleware.channels.events import EventFormat
@@ -195,3 +196,98 @@ async def test_a_position_of_a_later_time_in_an_earlier_channel_is_not_continued
     later = f"{10**14 - 1}-{rest}"  # as if the clock of Redis were set back
     async with aclosing(read(channels, channel, later)) as events, asyncio.timeout(HANG_SECONDS):
         assert code(await anext(events)) == "truncated"
+
+
+# One of a channel's two keys is evicted
+
+
+@pytest.mark.parametrize("lose", [lose_log, lose_about])
+async def test_all_events_after_the_loss_of_a_key_are_kept(
+    channels: RedisChannels, publisher: Publisher, server: RedisServer, lose: Lose
+) -> None:
+    channel = new_channel()
+    for number in range(30):
+        assert await publisher.publish(channel, "old", "x" * 1000, key=f"{number}")
+    reader = Waiting(channels, channel)
+    await until(lambda: len(reader.received) == 30, "the reader was to have the events")
+    await reader.until_waiting()
+    lose(server, channel)
+    async with Publisher(server.patient_url, channel_max_bytes=29_000) as other:
+        for number in range(30):
+            assert await other.publish(channel, "new", number, key=f"{number}")
+    assert code((await reader.finished())[-1]) == "truncated"
+    async with aclosing(read(channels, channel)) as events, asyncio.timeout(HANG_SECONDS):
+        kept = await take(events, 30)
+    assert [(event.event, event.json()) for event in kept] == [("new", n) for n in range(30)]
+    keys = KEYS.channel(channel)
+    assert {keys.log, keys.about} <= set(server.all_keys())
+    assert all(0 < server.client.pttl(key) <= 3_660_000 for key in server.all_keys())
+
+
+async def test_a_job_stays_taken_if_the_log_of_its_channel_is_lost(
+    publisher: Publisher, server: RedisServer
+) -> None:
+    channel = new_channel()
+    assert await publisher.ack(channel)
+    assert await publisher.finish(channel)
+    lose_log(server, channel)
+    assert not await publisher.ack(channel)
+    assert await publisher.publish(channel, "step", 1)
+    assert not await publisher.ack(channel)
+    async with Publisher(server.patient_url) as other:
+        assert not await other.ack(channel)
+        assert await other.finish(channel)  # otherwise readers would wait for the end
+        assert not await other.finish(channel)
+
+
+async def test_a_slow_reader_is_notified_if_the_log_of_its_channel_is_lost(
+    channels: RedisChannels, publisher: Publisher, server: RedisServer
+) -> None:
+    channel = new_channel()
+    await asyncio.gather(*(publisher.publish(channel, "n", number) for number in range(1000)))
+    async with aclosing(read(channels, channel)) as events, asyncio.timeout(HANG_SECONDS):
+        await take(events, 3)
+        lose_log(server, channel)
+        *_, last = [event async for event in events]
+    assert code(last) == "truncated"
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-lru", "allkeys-random"])
+async def test_channels_work_after_redis_has_evicted_some_of_their_keys(
+    channels: RedisChannels, publisher: Publisher, server: RedisServer, policy: str
+) -> None:
+    names = [new_channel() for _ in range(60)]
+    for name in names:
+        await asyncio.gather(*(publisher.publish(name, "old", "x" * 2000) for _ in range(10)))
+    used = server.client.info("memory")["used_memory"]
+    server.client.config_set("maxmemory-policy", policy)
+    server.client.config_set("maxmemory", int(used * 0.8))
+    try:
+        await until(lambda: is_evicted(server), "Redis was to evict keys")
+    finally:
+        server.client.config_set("maxmemory", 0)
+        server.client.config_set("maxmemory-policy", "noeviction")
+    for name in names:
+        for number in range(5):
+            assert await publisher.publish(name, "new", number)
+    for name in names:
+        kept = [event async for event in until_number(read(channels, name), 4)]
+        new = [event.json() for event in kept if event.event == "new"]
+        assert new == list(range(5))
+        assert {event.event for event in kept} <= {"old", "new"}
+
+
+def is_evicted(server: RedisServer) -> bool:
+    with suppress(redis.RedisError):
+        server.client.set("filler", "x" * 10_000, px=60_000)
+    return len(server.client.keys("*:channel")) < 55 and len(server.client.keys("*:about")) < 60
+
+
+async def until_number(
+    events: AsyncGenerator[ChannelEvent, None], number: int
+) -> AsyncGenerator[ChannelEvent, None]:
+    async with aclosing(events), asyncio.timeout(HANG_SECONDS):
+        async for event in events:
+            yield event
+            if event.data == str(number):
+                return
