@@ -108,6 +108,9 @@ def streaming(
     endpoint or one of its methods; or pass it to the middleware for a path:
     `marks={"/chat/*": streaming(stream_max_seconds=600)}`.
 
+    If an `EventSource` disconnects, the endpoint continues for `linger_seconds`, and what it holds,
+    such as a database session, stays held.
+
     Args:
         endpoint: the endpoint, if there are no options.
         name: the name in metrics and logs if the endpoint has no route template.

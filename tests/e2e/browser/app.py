@@ -120,6 +120,11 @@ async def page(request: Request) -> Response:
     return HTMLResponse(eventsource_page.PAGE)
 
 
+async def service_worker(request: Request) -> Response:
+    """Return a worker that responds to the requests of its pages."""
+    return Response(eventsource_page.SERVICE_WORKER, media_type="text/javascript")
+
+
 async def sse_client(request: Request) -> Response:
     return HTMLResponse(client_page.PAGE)
 
@@ -139,6 +144,9 @@ async def record(request: Request) -> Response:
 def _routes() -> list[BaseRoute]:
     return [
         Route("/page", page),
+        Route("/worked/page", page),
+        Route("/worked/client", sse_client),
+        Route("/worked/worker.js", service_worker),
         Route("/client", sse_client),
         Route("/release/{key}", release, methods=["POST"]),
         Route("/record/{key}", record),

@@ -34,6 +34,15 @@ function received(index, name) {
 </script>
 """
 
+SERVICE_WORKER = """
+const skips = new URL(location).searchParams.has("skips");
+self.addEventListener("fetch", (event) => {
+  if (skips && event.request.headers.get("accept") === "text/event-stream") return;
+  event.respondWith(fetch(event.request));
+});
+"""
+"""It responds to all requests, or with `?skips` leaves those of an `EventSource` to the browser."""
+
 CONTROLS = ("start", "heartbeat", "complete", "error", "reset")
 CLOSED = 2
 """`EventSource.CLOSED`"""
