@@ -7,7 +7,6 @@ relations between them are checked.
 import json
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +16,7 @@ import pytest
 
 from tests.support import needs
 from tests.support.redis_server import need_redis_server
-
-pytestmark = pytest.mark.alone
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("asgi_correlation_id", "fastapi", "prometheus_fastapi_instrumentator", "sse_starlette")
@@ -136,7 +134,7 @@ def counts(benchmarks: list[str], tmp_path_factory: pytest.TempPathFactory) -> t
     return file, run([*benchmarks, "instructions", "--json", str(file)])
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_every_suite_has_a_row_for_every_contestant(benchmarks: list[str]) -> None:
     from benchmarks.__main__ import SUITES  # noqa: PLC0415 - its imports may be missing
 
@@ -155,7 +153,7 @@ def test_every_suite_has_a_row_for_every_contestant(benchmarks: list[str]) -> No
     assert {row[-1] for row in budgets} <= {"met", "**missed**"}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_instructions_have_a_table_for_each_operation(counts: tuple[Path, str]) -> None:
     _, printed = counts
     found = tables(printed)
@@ -167,7 +165,7 @@ def test_instructions_have_a_table_for_each_operation(counts: tuple[Path, str]) 
     }
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_instruction_counts_are_plausible(counts: tuple[Path, str]) -> None:
     content: dict[str, Any] = json.loads(counts[0].read_text())
     found: dict[str, dict[str, float]] = content["instructions"]
@@ -181,7 +179,7 @@ def test_instruction_counts_are_plausible(counts: tuple[Path, str]) -> None:
     assert content["sizes"] == "quick"
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_baseline_is_compared_with_a_run_of_the_same_code(
     benchmarks: list[str], counts: tuple[Path, str]
 ) -> None:
@@ -203,7 +201,6 @@ def test_instructions_are_left_out_without_valgrind(
     assert "\ninstructions is left out: valgrind is not installed\n" in printed
 
 
-@pytest.mark.timeout(60)
 def test_a_killed_run_leaves_no_process(benchmarks: list[str]) -> None:
     with subprocess.Popen(
         [*benchmarks, "short", "bursts"],
@@ -217,7 +214,4 @@ def test_a_killed_run_leaves_no_process(benchmarks: list[str]) -> None:
             assert process.poll() is None
         assert len(living(process.pid)) > len(ALL)
         process.kill()
-    deadline = time.monotonic() + 10
-    while living(process.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: not living(process.pid), "a process is left")

@@ -461,7 +461,6 @@ def quick_collections() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-        gc.unfreeze()
 
 
 def shortest(plan: Plan, name: str, *, attempts: int = 1500) -> Result:

@@ -21,8 +21,6 @@ from tests.support import needs
 from tests.support.raw_http import EVENTSOURCE
 from tests.support.servers import Server, serving
 
-pytestmark = pytest.mark.alone
-
 LIBRARY = EVENTSOURCE | {"user-agent": "python-requests/2.32"}
 """The headers of sseclient: those of a browser, but for the name."""
 HEARTBEAT_SECONDS = 0.3

@@ -19,8 +19,6 @@ from tests.support import needs
 from tests.support.raw_http import EVENTSOURCE
 from tests.support.servers import Server, serving
 
-pytestmark = pytest.mark.alone
-
 APP = "tests.e2e.matrix.stacks_app:app"
 STACKS = [
     f"{other}-{where}"
