@@ -107,8 +107,8 @@ export class SSEError extends Error {
 
 export interface MachineOptions {
   /**
-   * Milliseconds without a byte after which a connection counts as lost. The default is the value in
-   * `start`, or else 15 000.
+   * Seconds without a byte after which a connection counts as lost. The default is the value in `start`,
+   * or else 15.
    */
   silenceThreshold?: number;
   /**

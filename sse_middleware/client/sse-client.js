@@ -115,7 +115,7 @@ export class StreamMachine {
     this.attempts = this.#failures = this.#shortLived = 0;
     this.#hasConnected = id !== "";
     this.#retry = undefined;
-    this.#silence = this.#options.silenceThreshold ?? DEFAULT_SILENCE;
+    this.#silence = this.#silenceAfter();
     return [...reset, ...this.#enter("connecting"), ...this.#open(now)];
   }
 
@@ -142,7 +142,7 @@ export class StreamMachine {
   }
 
   event(now, wire) {
-    const { eventPrefix, silenceThreshold } = this.#options;
+    const { eventPrefix } = this.#options;
     const name = wire.event.startsWith(eventPrefix) && wire.event.slice(eventPrefix.length);
     const data = parseJSON(wire.data);
     const control = data?.stream_id && data.trace_id && name;
@@ -152,9 +152,7 @@ export class StreamMachine {
     }
     const { reason, error } = data ?? {};
     if (control === "start" || control === "reset") {
-      const seconds = data.silence_threshold;
-      const announced = seconds === null ? Infinity : seconds * 1000 || DEFAULT_SILENCE;
-      this.#silence = silenceThreshold ?? announced;
+      this.#silence = this.#silenceAfter(data.silence_threshold);
       this.received(now);
       this.#hasStart = true;
       this.streamId = data.stream_id;
@@ -202,6 +200,11 @@ export class StreamMachine {
     if (cancel) this.id = "";
     if (this.state === "disconnected") return effects;
     return [...effects, ...this.#enter("disconnected", { reason: "stopped" })];
+  }
+
+  #silenceAfter(announced) {
+    const seconds = this.#options.silenceThreshold ?? announced;
+    return seconds === null ? Infinity : seconds * 1000 || DEFAULT_SILENCE;
   }
 
   #open(now) {

@@ -1,6 +1,19 @@
-import type { Heartbeat, SSEClientOptions, SSEError, State } from "./sse-client.js";
+import type { Complete, Heartbeat, SSEClientOptions, SSEError, State, StreamItem } from "./sse-client.js";
 
-export interface UseSSEStreamOptions extends Omit<SSEClientOptions, "url"> {
+/** How a stream ended, with the fields of the app's own `complete` event, if its data are an object. */
+export interface CompleteWithFields extends Complete {
+  [field: string]: any;
+}
+
+export interface UseSSEStreamOptions extends Omit<SSEClientOptions, "url" | "onContent" | "onComplete"> {
+  /**
+   * Called for each event of the app with its text: the data if they are text, else their first text in a
+   * field `content`, `text`, `delta`, `token` or `data`, else the data as received. `item` has the parsed
+   * data. A `complete` event of the app that no other event follows is passed to `onComplete` instead.
+   */
+  onContent?: (text: string, item: StreamItem) => void;
+  /** Called when the stream has ended, completely or not. */
+  onComplete?: (complete: CompleteWithFields) => void;
   /** `/stream/search` by default. */
   url?: string | URL;
   /** Parameters added to `url`, or the value of one parameter named `query`. */
@@ -35,6 +48,6 @@ export interface SSEStream {
  * component again at once, as in strict mode, `start` continues the stream. Options and
  * callbacks are taken from the latest render and do not have to be memoized.
  *
- *     const { start, stop, state } = useSSEStream({ query, onContent: (data) => add(data) });
+ *     const { start, stop, state } = useSSEStream({ query, onContent: (text) => add(text) });
  */
 export function useSSEStream(options?: UseSSEStreamOptions): SSEStream;

@@ -36,7 +36,8 @@ export function useSSEStream(options = {}) {
     if (previous?.hasContent) latest.current.onReset?.({ reason: "restarted" });
     const run = { url, body, hasContent: false, isLeaving: false };
     const callbacks = wrapCallbacks(() => run === running.current, update, latest);
-    const client = (run.client = new SSEClient({ ...merged, url, ...callbacks }));
+    const ofText = textCallbacks(callbacks, merged);
+    const client = (run.client = new SSEClient({ ...merged, url, ...callbacks, ...ofText }));
     running.current = run;
     client.start();
 
@@ -108,6 +109,44 @@ function wrapCallbacks(isCurrent, update, latest) {
     },
   ];
   return Object.fromEntries(CALLBACKS.map(wrap));
+}
+
+// `onContent` receives text, and `onComplete` the fields of the app's own `complete`, which is no text
+// unless other events follow it.
+function textCallbacks({ onContent, onReset, onComplete }, { eventPrefix = "" }) {
+  let held = [];
+  const deliver = ([data, { event, data: text, id }]) => {
+    onContent(textIn(data) ?? text, { event, data, id });
+  };
+  return {
+    onContent(...content) {
+      held.splice(0).forEach(deliver);
+      if (content[1].event === `${eventPrefix}complete`) held.push(content);
+      else deliver(content);
+    },
+    onReset(reset) {
+      held = [];
+      onReset(reset);
+    },
+    onComplete(complete) {
+      held = [];
+      const { data } = complete;
+      const fields = typeof data === "object" && !Array.isArray(data) ? data : {};
+      onComplete({ ...fields, ...complete });
+    },
+  };
+}
+
+const TEXT_FIELDS = ["content", "text", "delta", "token", "data"];
+
+function textIn(data, depth = 0) {
+  if (typeof data === "string") return data;
+  if (typeof data !== "object" || data === null || depth > 2) return undefined;
+  for (const field of TEXT_FIELDS) {
+    const text = textIn(data[field], depth + 1);
+    if (text !== undefined) return text;
+  }
+  return undefined;
 }
 
 // `onClick={start}` passes the click event, which has no options.

@@ -125,7 +125,7 @@ test("a slow reader of the iterator slows the server down, without a silence tim
         writeAll();
       },
     ],
-    { silenceThreshold: 3000 },
+    { silenceThreshold: 3 },
   );
   let read = 0;
   for await (const { data } of sse) {
@@ -232,7 +232,7 @@ test("a clock that is set back or forward delays nothing and cuts nothing", asyn
   for (const shift of [-3_600_000, 3_600_000]) {
     Date.now = realNow;
     const sse = client([stall, respond(START.replace("false", "true"), word(2), end("finished"))], {
-      silenceThreshold: 300,
+      silenceThreshold: 0.3,
       onContent: () => (Date.now = () => realNow() + shift),
     });
     assert.deepEqual(await readAll(sse), [1, 2]);

@@ -176,7 +176,7 @@ describe("silence", () => {
   });
 
   test("has the threshold of the page if one is set", () => {
-    const session = new Session({ silenceThreshold: 700 });
+    const session = new Session({ silenceThreshold: 0.7 });
     session.receiveStart({ silence_threshold: 3 });
     assert.equal(silentFor(session), 700);
   });

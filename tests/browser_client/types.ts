@@ -27,9 +27,28 @@ export async function words(): Promise<string[]> {
   return found;
 }
 
-const { start, isReconnecting, heartbeat } = useSSEStream({ query: { q: "a" }, silenceThreshold: 5000 });
+const { start, isReconnecting, heartbeat } = useSSEStream({
+  query: { q: "a" },
+  onContent: (text, { event, data, id }) => [text.length, event.length, data.word, id.length],
+});
 start({ query: "b" });
 void (isReconnecting satisfies boolean, heartbeat?.heartbeat_count satisfies number | undefined);
+declare function setAnswer(change: (previous: string) => string): void;
+declare function setSources(sources: string[]): void;
+declare function setError(error: Error): void;
+declare function setHeartbeatData(data: Heartbeat): void;
+export function Search() {
+  const { start, stop, isConnected, traceId } = useSSEStream({
+    query: "What is machine learning?",
+    onContent: (content) => setAnswer(prev => prev + content),
+    onComplete: (data) => setSources(data.sources),
+    onError: (error) => setError(error),
+    onHeartbeat: (data) => setHeartbeatData(data),
+    silenceThreshold: 15,
+    maxReconnectAttempts: 3
+  });
+  return [start, stop, isConnected satisfies boolean, traceId satisfies string];
+}
 new EventParser("1").feed(new Uint8Array())[0]?.hasId;
 new SSEClient({ url: new URL("https://a.test"), body: new FormData(), maxReconnectAttempts: Infinity });
 new StreamMachine({ random: () => 0, isAway: () => true }).start(Date.now())[0]?.[0].length;

@@ -8,6 +8,7 @@ returns its record.
 
 import asyncio
 import itertools
+import json
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
@@ -116,6 +117,19 @@ async def chat(request: Request) -> Response:
     return await job(request)
 
 
+@streaming()
+async def search(request: Request) -> Response:
+    """Answer a question with itself, and name the sources at the end."""
+
+    async def events() -> AsyncIterator[str]:
+        for word in request.query_params["query"].split():
+            yield f"event: content_chunk\ndata: {json.dumps({'content': f'{word} '})}\n\n"
+            await asyncio.sleep(0.3)
+        yield 'event: complete\ndata: {"sources": ["a", "b"]}\n\n'
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
 async def page(request: Request) -> Response:
     return HTMLResponse(eventsource_page.PAGE)
 
@@ -154,6 +168,7 @@ def _routes() -> list[BaseRoute]:
         Route("/job", job, methods=["GET", "POST"]),
         Route("/live", live),
         Route("/numbered", numbered),
+        Route("/stream/search", search),
         Route("/keyed", keyed),
         Route("/chats/{chat}", chat),
         Route("/chats/{chat}/live", resume_endpoint("chat:{chat}")),

@@ -102,7 +102,7 @@ def test_a_stream_resumes_however_its_connection_is_cut(site: Site, page: "Page"
 def test_a_silent_connection_is_replaced(site: Site, page: "Page") -> None:
     visit(page, site.client())
     site.proxy.cut(rb"data: 5\n", how=STALLED)
-    followed = Followed(page, job(site), silenceThreshold=700)
+    followed = Followed(page, job(site), silenceThreshold=0.7)
     assert_finished(followed, 20)
     assert "silence" in [detail.get("reason") for detail in followed.record["details"]]
     assert site.runs() == [""]

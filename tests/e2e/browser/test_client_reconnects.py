@@ -137,7 +137,7 @@ def test_a_proxy_that_answers_500_for_a_dead_server_is_asked_again(
 def test_a_clock_that_is_set_back_does_not_stall_the_client(site: Site, page: "Page") -> None:
     visit(page, site.client())
     site.proxy.cut(rb"data: 5\n", how=STALLED)
-    followed = Followed(page, job(site), silenceThreshold=700)
+    followed = Followed(page, job(site), silenceThreshold=0.7)
     followed.wait_for_content(1)
     page.evaluate("{ const now = Date.now; Date.now = () => now() - 3_600_000; }")
     assert_finished(followed, 20)

@@ -32,7 +32,7 @@ function Answer({ options, starts }) {
   const [name, setName] = useState("first");
   const stream = useSSEStream({
     ...options,
-    onContent: (data) => record.contents.push([name, data]),
+    onContent: (text, { data }) => record.contents.push([name, data]),
     onReset: () => (record.contents.length = 0),
     onComplete: (complete) => record.completes.push(complete.reason),
   });

@@ -82,13 +82,13 @@ window.ready = true;
 WHOLE = list(range(40))
 
 
-def load(page: "Page", site: Site, version: str) -> None:
+def load(page: "Page", site: Site, version: str, html: str = PAGE) -> None:
     needs.node()
     if not (PACKAGES / "react-dom-18").is_dir():
         needs.missing("React is not installed: npm install --prefix tests/e2e/clients")
     module = react_module(version)
     page.route("**/react.js", lambda it: it.fulfill(body=module, content_type="text/javascript"))
-    page.route("**/react-page", lambda it: it.fulfill(body=PAGE, content_type="text/html"))
+    page.route("**/react-page", lambda it: it.fulfill(body=html, content_type="text/html"))
     visit(page, site.page().replace("/page", "/react-page"))
     page.wait_for_function("window.ready")
 
