@@ -66,8 +66,12 @@ class OncePerKey(Generic[Key, Value]):
         return self._made[key]
 
     def items(self) -> Iterator[tuple[Key, Value]]:
-        """Return the keys that live, and their values."""
-        return iter(tuple(self._made.items()))
+        """Return the keys that live, and their values; other threads may add some meanwhile."""
+        for reference in self._made.keyrefs():  # a list, made in one step
+            key = reference()
+            value = None if key is None else self._made.get(key)
+            if key is not None and value is not None:
+                yield key, value
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:

@@ -207,7 +207,7 @@ class SSEMiddleware:
         if self._misconfigured is not None:
             await self._fail_start(self._misconfigured, scope, receive, send)
         elif scope["type"] == "lifespan":
-            await self.app(scope, receive, self._with_lifespan(send))
+            await self._run_lifespan(scope, receive, send)
         elif scope["type"] != "http" or IN_SCOPE in scope or not self._context.options.enabled:
             await self.app(scope, receive, send)
         elif (app_send := await self._pages.handle(scope, receive, send)) is not None:
@@ -233,11 +233,18 @@ class SSEMiddleware:
                 self._misconfigured = exc
         return None
 
-    def _with_lifespan(self, send: Send) -> Send:
-        """Listen for signals, and return a `send` that closes the store at the shutdown."""
-        if not self._context.options.enabled or running_loop() is None:
-            return send
-        SHUTDOWN.drain_for(asyncio.get_running_loop())
+    async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the lifespan on; it shows that a server runs in this loop, and closes the store."""
+        context, options = self._context, self._context.options
+        if not options.enabled or running_loop() is None:
+            await self.app(scope, receive, send)
+            return
+        is_set = bool(options.ready_path) or "drain_seconds" in options.explicit
+        with SHUTDOWN.serving(can_end_streams=is_set or bool(context.path_marks)):
+            await self.app(scope, receive, self._closing_store(send))
+
+    def _closing_store(self, send: Send) -> Send:
+        """Return a `send` that closes the store at the shutdown."""
         store = self._context.store
         if not store.is_shared:
             return send

@@ -5,7 +5,13 @@ ends. A server that waits for its connections can then exit.
 """
 
 import asyncio
-from typing import Protocol
+import math
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+_WATCH_INTERVAL_SECONDS: Final = 0.1
+"""The least time between two looks at the signal handlers, which are slow."""
 
 
 class Drainable(Protocol):
@@ -25,14 +31,21 @@ class Drainable(Protocol):
 class Drain:
     """End the streams of a loop in time; all methods are called in that loop.
 
+    Args:
+        watch: is called if there is a stream to end, so that a shutdown is noticed.
+
     Attributes:
         is_draining: whether the server shuts down.
+        servers: the number of servers that run in the loop, as far as they have a lifespan.
     """
 
-    __slots__ = ("__weakref__", "_streams", "is_draining")
+    __slots__ = ("__weakref__", "_streams", "_watch", "_watch_at", "is_draining", "servers")
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Callable[[], None]) -> None:
+        self._watch = watch
+        self._watch_at = -math.inf
         self.is_draining = False
+        self.servers = 0
         self._streams: dict[Drainable, None] = {}  # smaller than a set
 
     def __len__(self) -> int:
@@ -41,6 +54,10 @@ class Drain:
     def add(self, stream: Drainable) -> None:
         """Add a stream; one that opens during the drain has as much time as the others."""
         self._streams[stream] = None
+        now = time.monotonic()
+        if now >= self._watch_at:
+            self._watch_at = now + _WATCH_INTERVAL_SECONDS
+            self._watch()
         if self.is_draining:
             asyncio.get_running_loop().call_soon(self._notify, stream)
 

@@ -3,29 +3,41 @@
 Theory of operation. A server that shuts down waits for its open connections before it sends
 `lifespan.shutdown`, so the drain has to begin earlier. There are three ways:
 
-- Signals. When the first stream of a loop opens in the main thread, or the lifespan begins, a
-  handler is installed in front of the server's own for SIGTERM and SIGINT. It starts the drain and
-  then calls the server's handler. It has the `__self__` of that handler, by which sse-starlette
-  finds the server. No handler is installed if the default one is active, because it ends the
-  process, and none in front of `asyncio.Runner`'s, which cancels the main task.
+- Signals. A handler is installed in front of the server's own for SIGTERM and SIGINT. It starts the
+  drain and then calls the server's handler. It has the `__self__` of that handler, by which
+  sse-starlette finds the server. No handler is installed if the default one is active, because it
+  ends the process, and none in front of `asyncio.Runner`'s, which cancels the main task.
 - `drain()`. The app calls it if the server gets no signal, for example in a thread.
 - hypercorn stops its workers without a signal. The main task of a worker is recognised by the name
   of a coroutine, and checked twice a second: when it waits in `asyncio.Server.wait_closed`, the
   drain begins. If hypercorn or asyncio rename these coroutines, only this way is lost: the drain
   then does not begin by itself under hypercorn, and `drain()` still works.
 
-A second signal ends all streams at once. Ctrl-C can reach a worker twice, from the terminal and
-from its parent, so a signal counts as the second one only after a second.
+Signals and hypercorn are watched only if a drain can end something: from the lifespan on if a
+setting shows that, and from the first stream on that a drain would end. Other code may install its
+handlers later; a second server in the same loop does. So the handlers are checked again when
+another server starts, and when streams open, at most ten times a second. Python installs handlers
+in the main thread only. If a stream opens in another one, an event loop of the main thread does it.
+A server that has received its signal before the first stream has opened is recognised by its
+attribute `should_exit`, which uvicorn has.
+
+A second signal for the same server ends all streams at once. Ctrl-C can reach a worker twice, from
+the terminal and from its parent, so a signal counts as the second one only after a second. uvicorn
+raises its signal again when it has ended, for the handler before its own: that is the first signal
+for another server. Therefore the times of the signals are kept for each handler and each loop.
 
 The streams of a loop are drained in that loop, by `call_soon_threadsafe`. There is one `Shutdown`
-per process, because a signal is sent to the process and not to a loop.
+per process, because a signal is sent to the process and not to a loop. The drain of a loop is over
+when a server starts there after all others have ended.
 """
 
 import asyncio
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import CodeType, FrameType
 from typing import Any
 
@@ -41,6 +53,10 @@ _HYPERCORN_MAIN = "worker_serve"
 """The name of hypercorn's main coroutine."""
 
 
+SignalTimes = weakref.WeakKeyDictionary[Drain, float]
+"""For each loop, the time of the first signal that a server has received."""
+
+
 class Shutdown:
     """Start the drain of all loops in the process.
 
@@ -50,17 +66,63 @@ class Shutdown:
 
     def __init__(self) -> None:
         self.is_draining = False
-        self.drain_for = OncePerKey[asyncio.AbstractEventLoop, Drain](self._register_loop)
-        self._signalled_at: float | None = None
+        self.drain_for = OncePerKey[asyncio.AbstractEventLoop, Drain](lambda _: Drain(self.watch))
+        self._is_watching = False
+        self._main_loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
+        self._searched = weakref.WeakSet[asyncio.AbstractEventLoop]()
 
-    def on_signal(self) -> None:
-        """Start the drain; end all streams if it is a second signal."""
+    @contextmanager
+    def serving(self, *, can_end_streams: bool) -> Iterator[None]:
+        """Register the server of the running loop for the time of its lifespan.
+
+        Args:
+            can_end_streams: whether it is known already that a drain can end something.
+        """
+        loop = asyncio.get_running_loop()
+        drain = self.drain_for(loop)
+        if drain.is_draining and not (drain.servers or len(drain)):
+            drain.is_draining = False
+            self.is_draining = any(other.is_draining for _, other in self.drain_for.items())
+        if _is_in_main_thread():
+            self._main_loop = weakref.ref(loop)
+        self._searched.discard(loop)
+        drain.servers += 1
+        try:
+            if can_end_streams or self._is_watching:
+                self.watch()
+            yield
+        finally:
+            drain.servers -= 1
+
+    def watch(self) -> None:
+        """Notice a shutdown from now on, because a drain can end something in the running loop."""
+        self._is_watching = True
+        loop = asyncio.get_running_loop()
+        if loop not in self._searched:
+            self._searched.add(loop)
+            self._find_hypercorn(loop)
+        if _is_in_main_thread():
+            self._main_loop = weakref.ref(loop)
+            self._install_handlers()
+            return
+        main_loop = None if self._main_loop is None else self._main_loop()
+        if main_loop is not None:
+            _call_soon(main_loop, self._install_handlers)
+
+    def on_signal(self, signalled_at: SignalTimes) -> None:
+        """Start the drain; end the streams of loops for which it is a second signal.
+
+        Args:
+            signalled_at: the times of the first signal that the server has received.
+        """
         now = time.monotonic()
-        first = self._signalled_at is None
-        if self._signalled_at is None:
-            self._signalled_at = now
-        if first or now - self._signalled_at > _DUPLICATE_SIGNAL_SECONDS:
-            self._broadcast(Drain.begin if first else Drain.force)
+        self.is_draining = True
+        for loop, drain in self.drain_for.items():
+            first_at = signalled_at.setdefault(drain, now)
+            if first_at == now:
+                _call_soon(loop, drain.begin)
+            elif now - first_at > _DUPLICATE_SIGNAL_SECONDS:
+                _call_soon(loop, drain.force)
 
     async def drain(self) -> None:
         """Disconnect or end all streams of the process in `SSE_DRAIN_SECONDS`; return after that.
@@ -68,31 +130,40 @@ class Shutdown:
         For servers without observable signals, such as one that runs in a thread. It can be called
         in any event loop, before the server is stopped; new streams are rejected from then on.
         """
+        self.is_draining = True
         self.drain_for(asyncio.get_running_loop())
-        self._broadcast(Drain.begin)
-        # Polled, because an `asyncio.Event` belongs to one loop.
-        while any(  # noqa: ASYNC110
-            len(drain) or not drain.is_draining
+        begun = set[Drain]()
+        # Polled, because an `asyncio.Event` belongs to one loop, and loops may be added meanwhile.
+        while drains := [
+            (loop, drain)
             for loop, drain in self.drain_for.items()
-            if loop.is_running()
-        ):
+            if loop.is_running() and (len(drain) or not drain.is_draining)
+        ]:
+            for loop, drain in drains:
+                if drain not in begun:
+                    begun.add(drain)
+                    _call_soon(loop, drain.begin)
             await asyncio.sleep(_POLL_SECONDS)
 
-    def _broadcast(self, action: Callable[[Drain], None]) -> None:
-        self.is_draining = True
-        for loop, drain in self.drain_for.items():
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(action, drain)
+    def _install_handlers(self) -> None:
+        """Install our handlers in front of those of a server; default handlers stay."""
+        signalled_at: SignalTimes = weakref.WeakKeyDictionary()
+        is_exiting = False
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler) and _is_of_server(handler):
+                with suppress(ValueError):  # in a sub-interpreter
+                    signal.signal(number, ChainedSignalHandler(self, handler, signalled_at))
+                server = getattr(handler, "__self__", None)
+                is_exiting = is_exiting or getattr(server, "should_exit", False) is True
+        if is_exiting:
+            self.on_signal(signalled_at)
 
-    def _register_loop(self, loop: asyncio.AbstractEventLoop) -> Drain:
-        if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
-                _chain_handler(number, self)
-        drain = Drain()
+    def _find_hypercorn(self, loop: asyncio.AbstractEventLoop) -> None:
+        drain = self.drain_for(loop)
         for task in asyncio.all_tasks(loop):
             if _is_hypercorn_main(task):
                 loop.call_later(_HYPERCORN_POLL_SECONDS, self._poll_hypercorn, loop, task, drain)
-        return drain
 
     def _poll_hypercorn(
         self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], drain: Drain
@@ -115,27 +186,42 @@ class ChainedSignalHandler:
     It has the `__self__` of the other handler, by which sse-starlette finds the server.
     """
 
-    def __init__(self, shutdown: Shutdown, handler: Callable[[int, FrameType | None], Any]) -> None:
+    def __init__(
+        self,
+        shutdown: Shutdown,
+        handler: Callable[[int, FrameType | None], Any],
+        signalled_at: SignalTimes,
+    ) -> None:
         self._shutdown = shutdown
         self._handler = handler
+        self._signalled_at = signalled_at
         if hasattr(handler, "__self__"):
             self.__self__ = handler.__self__
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Handle the signal, then call the handler that was installed before."""
-        self._shutdown.on_signal()
-        self._handler(number, frame)
+        try:
+            self._shutdown.on_signal(self._signalled_at)
+        finally:
+            self._handler(number, frame)
 
 
-def _chain_handler(number: int, shutdown: Shutdown) -> None:
-    """Install our handler if a server handles the signal; the default handlers stay."""
-    handler = signal.getsignal(number)
-    if not callable(handler) or handler is signal.default_int_handler:
-        return
+def _is_of_server(handler: Callable[..., Any]) -> bool:
+    """Return whether a handler is neither ours nor one of Python's own that end the program."""
     function = getattr(handler, "func", handler)  # asyncio's own is partial
     is_runner_handler = isinstance(getattr(function, "__self__", None), asyncio.Runner)
-    if not (is_runner_handler or isinstance(handler, ChainedSignalHandler)):
-        signal.signal(number, ChainedSignalHandler(shutdown, handler))
+    is_default = handler is signal.default_int_handler or is_runner_handler
+    return not (is_default or isinstance(handler, ChainedSignalHandler))
+
+
+def _is_in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """Call a function in a loop, not before the code that runs there now has returned."""
+    with suppress(RuntimeError):  # it is closed
+        loop.call_soon_threadsafe(call)
 
 
 def _is_hypercorn_main(task: asyncio.Task[Any]) -> bool:

@@ -2,11 +2,9 @@
 
 import asyncio
 import json
-import signal
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +26,7 @@ from tests.support.asgi import (
     running,
     stream_start,
 )
+from tests.support.draining import assert_shut_down
 from tests.support.middleware import marking
 from tests.support.resuming import (
     Counting,
@@ -45,7 +44,6 @@ from tests.support.resuming import (
 pytestmark = pytest.mark.anyio
 
 DRAIN = 5.0
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class SharedStore(MemoryStore):
@@ -71,15 +69,6 @@ async def draining() -> AsyncIterator[asyncio.Task[None]]:
         yield task
     finally:
         await task
-
-
-def assert_shut_down(exchange: Exchange) -> None:
-    assert exchange.ended
-    assert exchange.names[-1] == "complete"
-    assert json.loads(exchange.events[-1].data)["reason"] == "shutdown"
-    assert exchange.last_event_id.endswith(".cut")
-    assert exchange.retry is not None
-    assert 1000 <= exchange.retry <= 2000
 
 
 async def deaf(scope: Scope, receive: Receive, send: Send) -> None:
@@ -421,75 +410,7 @@ async def test_no_client_is_disconnected_if_the_drain_is_off() -> None:
     assert texts(exchange) == ["1", "2"]
 
 
-# Signals
-
-
-class Server:
-    """A server's handler of signals.
-
-    Attributes:
-        received: the signals that it has received.
-    """
-
-    def __init__(self) -> None:
-        self.received: list[int] = []
-        self.should_exit = False
-
-    def handle_exit(self, number: int, _: object) -> None:
-        self.received.append(number)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server, before = Server(), {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
-        signal.signal(number, server.handle_exit)
-    try:
-        yield server
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        SHUTDOWN._signalled_at = None
-
-
-@pytest.mark.parametrize("number", SIGNALS)
-async def test_a_signal_reaches_the_streams_and_then_the_server(
-    server: Server, number: signal.Signals
-) -> None:
-    async with opened(resumable(Counting(1000))) as exchange:
-        await exchange.until_count(2, "message")
-        signal.raise_signal(number)
-        assert server.received == [number]
-        assert vars(signal.getsignal(number))["__self__"] is server  # sse-starlette looks for it so
-        began = now()
-        await exchange.until_end()
-        assert now() - began == pytest.approx(DRAIN, abs=0.05)
-        assert_shut_down(exchange)
-
-
-async def test_a_second_signal_ends_at_once(server: Server, monkeypatch: Any) -> None:
-    times = iter((100.0, 100.2, 101.5))
-    monkeypatch.setattr(
-        "sse_middleware.stream.shutdown.time", SimpleNamespace(monotonic=lambda: next(times))
-    )
-    async with opened(resumable(Counting(1000))) as exchange:
-        await exchange.until_count(2, "message")
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)  # the same Ctrl-C, by way of a parent process
-        await asyncio.sleep(1)
-        assert not exchange.ended
-        began = now()
-        signal.raise_signal(signal.SIGINT)
-        await exchange.until_end()
-        assert now() - began < 0.1
-        assert_shut_down(exchange)
-    assert len(server.received) == 3
-
-
-async def test_signals_that_no_server_handles_are_left_alone() -> None:
-    before = [signal.getsignal(number) for number in SIGNALS]
-    await read(resumable(Counting(1)))
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+# Threads
 
 
 def test_streams_of_another_thread_are_drained_from_here() -> None:

@@ -84,6 +84,12 @@ def handled() -> Iterator[list[int]]:
         signal.signal(signal.SIGTERM, before)
 
 
+def watched(shutdown: Shutdown) -> Drain:
+    """Return the drain of the running loop, as after the first stream."""
+    shutdown.watch()
+    return shutdown.drain_for(asyncio.get_running_loop())
+
+
 async def assert_signal_begins(drain: Drain, handled: list[int]) -> None:
     signal.raise_signal(signal.SIGTERM)
     await asyncio.sleep(0)
@@ -95,7 +101,7 @@ async def test_the_drain_begins_when_hypercorn_waits_for_its_connections() -> No
     server = Server(hypercorn("worker_serve", "wait_closed"))
     await asyncio.sleep(0)
     shutdown = Shutdown()
-    drain = shutdown.drain_for(asyncio.get_running_loop())
+    drain = watched(shutdown)
     await asyncio.sleep(LONG_SECONDS)
     assert not drain.is_draining
     server.closing.set()
@@ -119,7 +125,7 @@ async def test_other_names_begin_no_drain_and_signals_still_do(
 ) -> None:
     server = Server(hypercorn(**names))
     await asyncio.sleep(0)
-    drain = Shutdown().drain_for(asyncio.get_running_loop())
+    drain = watched(Shutdown())
     server.closing.set()
     await asyncio.sleep(LONG_SECONDS)
     assert not drain.is_draining
@@ -134,7 +140,7 @@ async def test_coroutines_without_code_begin_no_drain_and_signals_still_do(
     main = hypercorn("worker_serve", "wait_closed")
     server = Server(lambda *events: kind(main(*events)))
     await asyncio.sleep(0)
-    drain = Shutdown().drain_for(asyncio.get_running_loop())
+    drain = watched(Shutdown())
     server.closing.set()
     await asyncio.sleep(LONG_SECONDS)
     assert not drain.is_draining
@@ -150,7 +156,7 @@ async def test_tasks_that_do_not_give_their_coroutine_begin_no_drain(handled: li
     closing, closed = asyncio.Event(), asyncio.Event()
     task = Task(hypercorn("worker_serve", "wait_closed")(closing, closed), loop=loop)
     await asyncio.sleep(0)
-    drain = Shutdown().drain_for(loop)
+    drain = watched(Shutdown())
     closing.set()
     await asyncio.sleep(LONG_SECONDS)
     assert not drain.is_draining
