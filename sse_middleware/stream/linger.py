@@ -48,9 +48,13 @@ class LingerQueue:
             self._streams[stream] = None
             self._notify(1)
 
-    def count(self, stream: LingeringStream) -> None:
+    def count(self, stream: LingeringStream, now: float) -> None:
         """Count a stream that has been added; let one expire if there are too many."""
         if stream in self._streams:
+            if self._requests.is_repeated(stream, now):
+                self.discard(stream)
+                stream.expire()
+                return
             self._left.add(stream)
             self._requests.add(stream)
         if len(self._left) > self._limit:
@@ -64,6 +68,11 @@ class LingerQueue:
         if stream in self._streams:
             del self._streams[stream]
             self._notify(-1)
+
+    def on_opened(self, key: RequestKey, now: float) -> None:
+        """Handle that a client has opened a stream without an event id."""
+        self.end_repeated(key)
+        self._requests.on_opened(key, now)
 
     def end_repeated(self, key: RequestKey) -> None:
         """End the streams whose clients have left on their own and make their request again."""
@@ -120,7 +129,7 @@ class Linger:
         """Count the stream against the limit, once its client is not expected any more."""
         if now >= self.counts_at:
             self.counts_at = math.inf
-            self._queue.count(self._stream)
+            self._queue.count(self._stream, now)
 
     def stop(self) -> None:
         """Linger no longer."""

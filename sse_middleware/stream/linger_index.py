@@ -5,9 +5,16 @@ ones, so that a queue in it takes time in proportion to its length.
 """
 
 from collections import OrderedDict
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from sse_middleware.http.request import SSERequest
+
+_LATE_SECONDS: Final = 1.0
+"""How much later than the next request of its client the disconnect of a stream may arrive.
+
+The two come by different connections, perhaps through a proxy. After a longer time, the client of
+the stream is taken for another page at the same address, whose connection is interrupted.
+"""
 
 
 class RequestKey(NamedTuple):
@@ -105,9 +112,10 @@ class RequestIndex:
             object, so that a lookup for each request of the app costs no call.
     """
 
-    __slots__ = ("paths",)
+    __slots__ = ("_latest", "paths")
 
     def __init__(self) -> None:
+        self._latest: OrderedDict[RequestKey, tuple[RequestKey, float]] = OrderedDict()
         self.paths: dict[str, dict[RequestKey, dict[LingeringStream, None]]] = {}
 
     def add(self, stream: LingeringStream) -> None:
@@ -127,6 +135,20 @@ class RequestIndex:
             del self.paths[key.path][key]
         if not self.paths[key.path]:
             del self.paths[key.path]
+
+    def on_opened(self, key: RequestKey, now: float) -> None:
+        """Store the key of the latest stream of a request for a second."""
+        self._latest.pop(key, None)
+        self._latest[key] = key, now
+        while now - next(iter(self._latest.values()))[1] > _LATE_SECONDS:
+            self._latest.popitem(last=False)
+
+    def is_repeated(self, stream: LingeringStream, now: float) -> bool:
+        """Return whether the request of a stream has just been made again."""
+        if stream.request_key is None or stream.request_key not in self._latest:
+            return False
+        key, opened_at = self._latest[stream.request_key]
+        return key is not stream.request_key and now - opened_at <= _LATE_SECONDS
 
     def find(self, key: RequestKey) -> tuple[LingeringStream, ...]:
         """Return the streams of a request."""

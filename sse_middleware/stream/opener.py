@@ -269,7 +269,7 @@ class StreamOpener:
         stream.client = info.identity or context.proxies.client_address(request) or ""
         stream.request_key = key = request_key(request, info.identity, info.body_digest)
         if key is not None and request.last_event_id is None:
-            context.linger_queue.end_repeated(key)  # of streams that linger since the request
+            context.linger_queue.on_opened(key, self._timers.clock())
 
     def open(self, producer: Producer, send: Send, start: Message) -> Coroutine[Any, Any, None]:
         """Open the connection of the client, and return what sends the response start."""

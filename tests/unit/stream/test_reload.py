@@ -283,6 +283,25 @@ async def test_a_stream_that_is_left_between_a_reload_and_its_response_ends() ->
         assert value(registry, "sse_lingering_streams") == 0
 
 
+@pytest.mark.parametrize(("seconds", "lingering"), [(0, 0), (0.5, 0), (2, 1)])
+async def test_a_stream_ends_if_its_disconnect_arrives_just_after_the_next_request(
+    seconds: float, lingering: int
+) -> None:
+    registry = CollectorRegistry()
+    app = identified(plain_app(Pool()), registry=registry)
+    async with AsyncExitStack() as stack:
+        browser = Browser(app, stack)
+        first = await browser.open(cookie("alice"))
+        second = await browser.open(cookie("alice"))
+        await asyncio.sleep(seconds)
+        first.disconnect()
+        await asyncio.sleep(0.01)
+        assert value(registry, "sse_lingering_streams") == lingering
+        second.disconnect()
+        await asyncio.sleep(0.01)
+        assert value(registry, "sse_lingering_streams") == lingering + 1
+
+
 async def test_the_stream_ends_as_one_that_has_lingered_long_enough(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
