@@ -150,7 +150,8 @@ class Options:
     memory_max_bytes: int = fields.integer(
         "SSE_MEMORY_MAX_BYTES",
         256 << 20,
-        "Memory for the events of a process; the stream that ended first is dropped first.",
+        "Memory for the events of a process. The stream that ended first is dropped first; then "
+        "the largest running one loses its oldest events.",
         lowest=1 << 16,
         highest=1 << 50,
         unit="bytes",

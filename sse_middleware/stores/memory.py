@@ -1,8 +1,8 @@
 """The store in the memory of one process, with limits for each stream and for all together.
 
 Ended logs are dropped after their time, or earlier if memory is short, the oldest first. If no log
-has ended, the log that grows loses its oldest events, and is dropped if that is not enough. All
-event loops may use the store, also those of different threads.
+has ended, the largest one loses its oldest events, so that large streams do not affect small ones.
+All event loops may use the store, also those of different threads.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from sse_middleware._once import call_in, running_loop
 from sse_middleware.stores.base import Batch, Log, LogInfo, LogListener, LogSnapshot, LogState
 from sse_middleware.stores.frame_buffer import FrameBuffer
+from sse_middleware.stores.size_ranking import SizeRanking
 
 _READ_BYTES = 1 << 16
 """The size of a batch, which bounds the memory of a slow reader."""
@@ -58,6 +59,7 @@ class MemoryStore:
         self._logs: dict[str, _MemoryLog] = {}
         self._names: dict[str, str] = {}
         self._ended: OrderedDict[str, float] = OrderedDict()  # by the time of their expiry
+        self._running = SizeRanking()
         self._timers: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
         self.lock = threading.RLock()
 
@@ -76,6 +78,7 @@ class MemoryStore:
             if (earlier := self._logs.get(info.stream_id)) is not None:
                 self.drop(earlier)
             self._logs[info.stream_id] = log
+            self._running.add(info.stream_id)
             self.recount(log)
         return log
 
@@ -129,13 +132,11 @@ class MemoryStore:
     def recount(self, log: "_MemoryLog") -> None:
         """Measure a log again, and drop data over the limit."""
         self._resize(log, log.measure())
-        while self.total_bytes > self._max_total_bytes and self._ended:
-            self.drop(self._logs[next(iter(self._ended))])
-        if self.total_bytes > self._max_total_bytes:
-            log.shrink(self.total_bytes - self._max_total_bytes)
-            self._resize(log, log.measure())
-        if self.total_bytes > self._max_total_bytes:
-            self.drop(log)
+        while self.total_bytes > self._max_total_bytes and log.info.stream_id in self._logs:
+            if self._ended:
+                self.drop(self._logs[next(iter(self._ended))])
+            elif not self._shrink_largest(self.total_bytes - self._max_total_bytes):
+                self.drop(log)
 
     def set_name(self, log: "_MemoryLog", name: str) -> None:
         """Let a log be snapshot by a name, and by no other name."""
@@ -145,6 +146,7 @@ class MemoryStore:
     def keep_ended(self, log: "_MemoryLog") -> None:
         """Keep an ended log until its expiry."""
         self._ended[log.info.stream_id] = self._clock() + self._ttl
+        self._running.discard(log.info.stream_id)
         loop = running_loop()
         if loop is not None and loop not in self._timers:
             self._arm(loop, self._ttl)
@@ -155,6 +157,7 @@ class MemoryStore:
             return
         del self._logs[log.info.stream_id]
         self._ended.pop(log.info.stream_id, None)
+        self._running.discard(log.info.stream_id)
         self._drop_name(log)
         self._resize(log, 0)
         log.drop()
@@ -167,6 +170,19 @@ class MemoryStore:
     def _resize(self, log: "_MemoryLog", size: int) -> None:
         self.total_bytes += size - log.size
         log.size = size
+        self._running.update(log.info.stream_id, size)
+
+    def _shrink_largest(self, size: int) -> bool:
+        """Free `size` bytes of the largest running log, or all; return whether it had any."""
+        largest = self._logs.get(self._running.largest() or "")
+        if largest is None or not largest.has_frames:
+            return False
+        if largest.can_shrink:
+            largest.shrink(size)
+            self._resize(largest, largest.measure())
+        else:
+            self.drop(largest)
+        return True
 
     def _drop_name(self, log: "_MemoryLog") -> None:
         if self._names.get(log.name) == log.info.stream_id:
@@ -330,6 +346,15 @@ class _MemoryLog:
     def cancel(self) -> None:
         call_in(self._loop, self._notify_cancel)
 
+    @property
+    def has_frames(self) -> bool:
+        return self._frames.first <= self._frames.last
+
+    @property
+    def can_shrink(self) -> bool:
+        """Whether its events can be dropped: its producer appends in its event loop, unlocked."""
+        return self._loop is running_loop() or self._loop.is_closed()
+
     def shrink(self, size: int) -> None:
         """Drop the oldest frames, so that at least `size` bytes are freed, or all."""
         self._frames.shrink(size)
@@ -344,7 +369,6 @@ class _MemoryLog:
         self._wake()
 
     def measure(self) -> int:
-        """Return the memory of the log."""
         return self._fixed_size + self._frames.size + len(self._frame) + len(self.name)
 
     def _append(self, first: int, frames: Sequence[bytes]) -> None:

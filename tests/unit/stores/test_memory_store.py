@@ -5,11 +5,13 @@ import gc
 import secrets
 import tracemalloc
 from contextlib import aclosing
+from random import Random
 
 import pytest
 
 from sse_middleware.stores.base import Batch, LogInfo, LogState
 from sse_middleware.stores.memory import MemoryStore
+from sse_middleware.stores.size_ranking import SizeRanking
 from sse_middleware.testing import FakeClock, FakeProducer, FakeStream, Reader, StoreContract
 from sse_middleware.testing.streams import log_info
 from tests.support.memory_store import KIB, reading
@@ -176,6 +178,68 @@ async def test_where_none_has_ended_the_log_that_grows_loses_its_own_oldest_even
     still.log.end(LogState.FINISHED)
     assert (await reading(store, still.id)).frames == kept
     await store.close()
+
+
+async def test_small_running_logs_stay_whole_whatever_large_ones_do() -> None:
+    """As with 64 streams of 4 MiB of one client, beside short answers to others."""
+    store = MemoryStore(max_total_bytes=512 * KIB, max_bytes=64 * KIB)
+    small = [FakeStream(store) for _ in range(20)]
+    large = [FakeStream(store) for _ in range(16)]
+    kept = {stream.id: b"" for stream in small}
+    for round_number in range(100):
+        for stream in large:
+            stream.write(4, size=KIB)
+        stream = small[round_number % len(small)]
+        kept[stream.id] += stream.write(size=100)
+    late = FakeStream(store)
+    kept[late.id] = late.write(20, size=100)
+    for stream in (*small, late):
+        batches = store.follow(stream.id, 0)
+        async with aclosing(batches):
+            batch = await anext(batches)
+            assert batch.frames == kept[stream.id]
+    for stream in large:
+        found = await store.find(stream.id)
+        assert found is not None
+        assert found.first > 300
+        assert found.last == 400
+    await store.close()
+
+
+async def test_a_large_log_loses_its_oldest_events_to_a_small_one_that_grows() -> None:
+    store = MemoryStore(max_total_bytes=100 * KIB)
+    large, small = FakeStream(store), FakeStream(store)
+    large.write(90, size=KIB)
+    kept = small.write(30, size=KIB)
+    found = await store.find(large.id)
+    assert found is not None
+    assert found.first > 20
+    small.log.end(LogState.FINISHED)
+    assert (await reading(store, small.id)).frames == kept
+    await store.close()
+
+
+def test_the_largest_of_many_logs_is_known_after_any_change() -> None:
+    ranking, sizes, random = SizeRanking(), dict[str, int](), Random(7)
+    for _ in range(20_000):
+        key, size = str(random.randrange(100)), random.randrange(1, 1000)
+        if random.random() < 0.1:
+            ranking.discard(key)
+            sizes.pop(key, None)
+        elif key in sizes:
+            ranking.update(key, size)
+            sizes[key] = size
+        else:
+            ranking.update(key, 2000)  # it is not there
+            ranking.add(key)
+            ranking.update(key, size)
+            sizes[key] = size
+        largest = ranking.largest()
+        assert (sizes[largest] if largest else 0) == max(sizes.values(), default=0)
+        assert len(ranking._heap) <= 2 * 100 + 65
+    for key in sizes:
+        ranking.discard(key)
+    assert ranking.largest() is None
 
 
 async def test_the_bound_in_all_holds_with_running_logs_only() -> None:

@@ -106,6 +106,38 @@ def test_a_trimmed_log_is_read_in_order_in_many_loops() -> None:
     asyncio.run(run())
 
 
+def test_the_largest_log_of_another_loop_is_dropped_and_not_changed_during_a_write() -> None:
+    """Its producer appends without the lock, so that its buffer must not change meanwhile."""
+
+    async def write_large(store: MemoryStore, count: int) -> FakeStream:
+        stream = FakeStream(store)
+        for _ in range(count):
+            stream.write(size=KIB)
+            await asyncio.sleep(0)
+        return stream
+
+    async def run() -> None:
+        store = MemoryStore(max_total_bytes=100 * KIB)
+        small = FakeStream(store)
+        async with other_loop() as elsewhere:
+            kept = small.write(20, size=100)
+            large = await elsewhere(write_large(store, 95))
+            while await store.find(large.id) is not None:
+                kept += small.write(size=100)
+                assert store.total_bytes <= 100 * KIB
+            small.log.end(LogState.FINISHED)
+            assert (await reading(store, small.id)).frames == kept
+            writing = [asyncio.ensure_future(elsewhere(write_large(store, 500))) for _ in range(3)]
+            another = FakeStream(store)
+            while not all(task.done() for task in writing):
+                another.write(size=100)
+                assert store.total_bytes <= 100 * KIB
+                await asyncio.sleep(0)
+        await store.close()
+
+    asyncio.run(run())
+
+
 def in_a_thread(run: Callable[[], Any]) -> Any:
     done: Future[Any] = Future()
 
