@@ -100,6 +100,8 @@ export class SSEError extends Error {
   code: string;
   /** The HTTP status, if `code` is `http`. */
   status?: number;
+  /** The parsed data of the event, if `code` is `app_error`, which the React hook reports. */
+  data?: unknown;
   /** The trace id of the stream in the server's logs. */
   traceId?: string;
   cause?: unknown;

@@ -344,7 +344,8 @@ export class SSEClient {
     this.#run++;
     this.#connection.abort();
     this.error = undefined;
-    if (!this.lastEventId) this.#body = undefined;
+    const canReadAgain = !(this.#options.body instanceof ReadableStream);
+    if (!this.lastEventId && canReadAgain) this.#body = undefined;
     for (const name of WAKE_EVENTS) globalThis.addEventListener?.(name, this.#onWake);
     this.#apply(this.#machine.start(now(), this.lastEventId));
   }

@@ -5,13 +5,18 @@ export interface CompleteWithFields extends Complete {
   [field: string]: any;
 }
 
-export interface UseSSEStreamOptions extends Omit<SSEClientOptions, "url" | "onContent" | "onComplete"> {
+export interface UseSSEStreamOptions extends Omit<SSEClientOptions, "url" | "onContent" | "onComplete" | "onError"> {
   /**
    * Called for each event of the app with its text: the data if they are text, else their first text in a
    * field `content`, `text`, `delta`, `token` or `data`, else the data as received. `item` has the parsed
    * data. A `complete` event of the app that no other event follows is passed to `onComplete` instead.
    */
   onContent?: (text: string, item: StreamItem) => void;
+  /**
+   * Called after a permanent failure; and for each `error` event of the app, with the code `app_error`,
+   * its text as the message and its parsed data as `data`.
+   */
+  onError?: (error: SSEError) => void;
   /** Called when the stream has ended, completely or not. */
   onComplete?: (complete: CompleteWithFields) => void;
   /** `/stream/search` by default. */

@@ -1,6 +1,6 @@
 // The client as a hook for React 18 and 19, documented in use-sse-stream.d.ts.
 import { useCallback, useEffect, useMemo, useRef, useState } from "react";
-import { SSEClient } from "./sse-client.js";
+import { SSEClient, SSEError } from "./sse-client.js";
 
 const IDLE = {
   state: "disconnected",
@@ -36,7 +36,7 @@ export function useSSEStream(options = {}) {
     if (previous?.hasContent) latest.current.onReset?.({ reason: "restarted" });
     const run = { url, body, hasContent: false, isLeaving: false };
     const callbacks = wrapCallbacks(() => run === running.current, update, latest);
-    const ofText = textCallbacks(callbacks, merged);
+    const ofText = textCallbacks(callbacks, merged, run);
     const client = (run.client = new SSEClient({ ...merged, url, ...callbacks, ...ofText }));
     running.current = run;
     client.start();
@@ -111,18 +111,26 @@ function wrapCallbacks(isCurrent, update, latest) {
   return Object.fromEntries(CALLBACKS.map(wrap));
 }
 
-// `onContent` receives text, and `onComplete` the fields of the app's own `complete`, which is no text
-// unless other events follow it.
-function textCallbacks({ onContent, onReset, onComplete }, { eventPrefix = "" }) {
+// `onContent` receives text, `onError` the app's own `error`, and `onComplete` the fields of its own
+// `complete`, which is no text unless other events follow it.
+function textCallbacks({ onContent, onReset, onComplete, onError }, { eventPrefix = "" }, run) {
   let held = [];
   const deliver = ([data, { event, data: text, id }]) => {
-    onContent(textIn(data) ?? text, { event, data, id });
+    onContent(textIn(data, TEXT_FIELDS) ?? text, { event, data, id });
   };
   return {
     onContent(...content) {
       held.splice(0).forEach(deliver);
-      if (content[1].event === `${eventPrefix}complete`) held.push(content);
-      else deliver(content);
+      const [data, { event, data: text }] = content;
+      if (event === `${eventPrefix}complete`) {
+        held.push(content);
+      } else if (event === `${eventPrefix}error`) {
+        const { traceId } = run.client;
+        const message = textIn(data, ERROR_FIELDS) ?? text;
+        onError((run.client.error = new SSEError("app_error", message, { data, traceId })));
+      } else {
+        deliver(content);
+      }
     },
     onReset(reset) {
       held = [];
@@ -138,12 +146,13 @@ function textCallbacks({ onContent, onReset, onComplete }, { eventPrefix = "" })
 }
 
 const TEXT_FIELDS = ["content", "text", "delta", "token", "data"];
+const ERROR_FIELDS = ["message", "error", "detail", "data"];
 
-function textIn(data, depth = 0) {
+function textIn(data, fields, depth = 0) {
   if (typeof data === "string") return data;
   if (typeof data !== "object" || data === null || depth > 2) return undefined;
-  for (const field of TEXT_FIELDS) {
-    const text = textIn(data[field], depth + 1);
+  for (const field of fields) {
+    const text = textIn(data[field], fields, depth + 1);
     if (text !== undefined) return text;
   }
   return undefined;

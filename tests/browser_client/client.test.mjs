@@ -179,7 +179,12 @@ for (const [kind, body] of Object.entries(BODIES)) {
     const sent = requests.map(({ headers, body }) => [headers["content-type"], body]);
     assert.equal(new Set(sent.map(String)).size, 1);
     assert.ok(sent.length === 3 && sent[0][1].length > 0);
-    if (kind === "stream") return;
+    if (kind === "stream") {
+      responses.push(respond(START, end("finished")));
+      assert.deepEqual(await readAll(sse), ["reset"]);
+      assert.equal(requests[3].body, sent[0][1], "a new run has the same body");
+      return;
+    }
     const direct = new Response(body);
     if (kind !== "FormData") assert.deepEqual(sent[0], [direct.headers.get("content-type") ?? undefined, await direct.text()]);
     else assert.ok(sent[0][1].includes(sent[0][0].split("boundary=")[1]), "the type has the boundary of the body");

@@ -125,10 +125,10 @@ def test_a_proxy_that_answers_500_for_a_dead_server_is_asked_again(
 
     statuses: list[int] = []
     visit(page, site.client())
-    site.proxy.cut(rb"data: 5\n")
-    followed = Followed(page, job(site, n=60), reconnectDelay=1)
+    followed = Followed(page, job(site, n=60, pause=0.05), reconnectDelay=1)
     followed.wait_for_content(1)
     page.route("**/job?*", fail, times=2)
+    site.proxy.cut(rb"\ndata: \d")
     assert_finished(followed, 60)
     assert statuses == [500, 500]
     assert site.runs() == [""]

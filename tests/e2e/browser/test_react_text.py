@@ -39,13 +39,16 @@ function Search() {
 }
 
 window.contents = [];
+window.errors = [];
 function Texts({ url }) {
-  const { start } = useSSEStream({
+  const stream = useSSEStream({
     url,
     onContent: (text, { event, data }) => contents.push([text, event, data]),
     onComplete: (complete) => (window.complete = complete),
+    onError: ({ code, message, data }) => errors.push([code, message, data]),
   });
-  useEffect(() => start(), [start]);
+  window.texts = stream;
+  useEffect(() => stream.start(), [stream.start]);
 }
 
 const root = createRoot(document.querySelector("#root"));
@@ -121,3 +124,15 @@ def test_a_complete_of_the_app_is_content_only_if_other_events_follow(
     end = page.evaluate("complete")
     assert (end["reason"], end["incomplete"], end["n"]) == ("finished", False, 1)
     assert end["data"] == {"reason": "x", "n": 1}
+
+
+def test_an_error_of_the_app_is_no_text(page: "Page", site: Site) -> None:
+    error = "event: error\ndata: "
+    data = ("no tokens", '{"message": "a"}', '{"error": {"message": "b"}}', '{"code": 7}')
+    calls = texts(page, site, "data: a", *(error + text for text in data))
+    assert [text for text, _, _ in calls] == ["a"]
+    errors = page.evaluate("errors")
+    assert [message for _, message, _ in errors] == ["no tokens", "a", "b", '{"code": 7}']
+    assert errors[-1] == ["app_error", '{"code": 7}', {"code": 7}]
+    page.wait_for_function("texts.state === 'disconnected'")
+    assert page.evaluate("[texts.error.code, complete.reason]") == ["app_error", "finished"]
