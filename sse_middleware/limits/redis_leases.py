@@ -182,12 +182,12 @@ class Leases:
                 continue
 
     async def _renew(self, clients: Iterable[str]) -> None:
-        # A lease whose request was cancelled may be taken only now, and is given back after that.
-        await self._queries.wait_for_sent()
         remaining = iter(clients)
         await self._secret.load()
         while batch := list(islice(remaining, _MAX_BATCH)):
             members = {client: self._members_of(client) for client in batch}
+            # A lease whose request was cancelled may be taken only now; it is given back after it.
+            await self._queries.wait_for_sent()
             commands = [
                 self._keep_script.call(
                     self._keys_of(client),
