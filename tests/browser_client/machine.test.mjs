@@ -286,7 +286,11 @@ test("after random inputs in random order, the machine has a deadline or is disc
   const pick = (list) => list[Math.floor(random() * list.length)];
   const error = { code: pick(["producer_lost", "internal_error"]), message: "" };
   for (let round = 0; round < 3000; round++) {
-    const session = new Session({ random, maxReconnectAttempts: pick([0, 1, 3]) });
+    const session = new Session({
+      random,
+      maxReconnectAttempts: pick([0, 1, 3, Infinity]),
+      isAway: () => random() < 0.3,
+    });
     let opened = 0;
     let closed = 0;
     for (let step = 0; step < 40; step++) {
@@ -297,7 +301,7 @@ test("after random inputs in random order, the machine has a deadline or is disc
       if (random() < 0.05) moves.push(() => session.machine.stop(random() < 0.5));
       if (open && session.machine.state !== "connected") {
         moves.push(() => session.machine.opened(session.now));
-        moves.push(() => session.machine.refused(session.now, pick([204, 404, 503])));
+        moves.push(() => session.machine.refused(session.now, pick([204, 404, 500, 503])));
       } else if (open) {
         const wire = (event, data, id) => () =>
           session.machine.event(session.now, { event, data: JSON.stringify(data), id, hasId: true });
