@@ -102,11 +102,13 @@ def stream_headers(
     *,
     trace_id: str,
     stream_id: str,
+    has_ids: bool = False,
 ) -> RawHeaders:
     """Return the app's headers and then ours, for a marked stream.
 
     A header that the app has set is kept, except `content-length`, since the middleware adds bytes.
-    The caching policy of the app is kept too, with `no-transform`.
+    The caching policy of the app is kept too, with `no-transform`; with our ids, which are secret,
+    it is `private` for caches that several clients share.
     """
     result: RawHeaders = []
     cache_control: list[bytes] = []
@@ -119,7 +121,7 @@ def stream_headers(
             if lower in _OURS:
                 taken.append(lower)
             result.append((name, value))
-    result.append((b"cache-control", _cache_control(b", ".join(cache_control))))
+    result.append((b"cache-control", _cache_control(cache_control, has_ids=has_ids)))
     ours = [
         (b"x-trace-id", trace_id.encode()),
         (b"x-stream-id", stream_id.encode()),
@@ -155,11 +157,15 @@ def seconds(value: float | None) -> bytes:
     return OFF.encode() if value is None else f"{value:.10g}".encode()
 
 
-def _cache_control(of_app: bytes) -> bytes:
-    directives = {part.strip().lower() for part in of_app.split(b",")}
+def _cache_control(of_app: Iterable[bytes], *, has_ids: bool) -> bytes:
+    policy = b", ".join(of_app)
+    directives = {part.strip().lower() for part in policy.split(b",")}
     if directives == {b""}:
-        return b"no-cache, no-transform"
-    return of_app if b"no-transform" in directives else of_app + b", no-transform"
+        policy = b"no-cache"
+    if b"no-transform" not in directives:
+        policy += b", no-transform"
+    is_private = not directives.isdisjoint((b"private", b"no-store"))
+    return policy + b", private" if has_ids and not is_private else policy
 
 
 def body_message(data: bytes, *, more_body: bool = True) -> Message:

@@ -29,6 +29,7 @@ from sse_middleware.http.request import (
 )
 from sse_middleware.http.response_head import parse_headers
 from sse_middleware.http.routes import UNMATCHED
+from sse_middleware.protocol.client_kinds import EVENT_STREAM
 from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, parse_event_id, stream_id
 from sse_middleware.protocol.wire import Kind, Splitter, event_id
 from sse_middleware.resume.authorization import CORS, Authorization
@@ -275,6 +276,8 @@ class ResumeHandler:
         event_id = request.intent.event_id
         has_nothing = event_id is not None and not event_id.seq and event_id.ending is None
         request.intent = ResumeIntent(event_id, reset="" if has_nothing else "gone")
+        if EVENT_STREAM not in request.accepted_types:  # a client of a JSON API, for example
+            return run_app
         replaced = ReplacedResponse(
             request.scope,
             run_app.send,

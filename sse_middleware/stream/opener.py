@@ -285,6 +285,7 @@ class StreamOpener:
             self._terms,
             trace_id=self._record.trace_id,
             stream_id=self._record.stream_id,
+            has_ids=self._record.family is ClientKind.EVENTSOURCE,
         )
         return {**start, "headers": headers}
 

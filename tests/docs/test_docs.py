@@ -1,6 +1,7 @@
 """The documents: their snippets run, and their tables and commands are correct."""
 
 import asyncio
+import hmac
 import re
 import secrets
 import sys
@@ -141,3 +142,19 @@ def test_each_link_of_the_documents_has_a_target() -> None:
 def test_the_oldest_python_of_the_metadata_is_the_oldest_that_runs() -> None:
     assert sys.version_info >= (3, 11)
     assert 'requires-python = ">=3.11"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_identity_in_the_docs_cannot_be_forged() -> None:
+    names = snippet_with("COOKIE_KEY")
+    identify, key = names["identify"], names["KEY"]
+    signature = hmac.digest(key, b"ann", "sha256").hex()
+
+    def identity(header: bytes, value: str) -> object:
+        return identify({"type": "http", "headers": [(header, value.encode())]})
+
+    assert identity(b"cookie", f"user=ann.{signature}") == "ann"
+    for cookie in ("", "user=ann", "user=ann.", f"user=bob.{signature}", "user=ann.\xe9", "user=."):
+        assert identity(b"cookie", cookie) is None
+    assert identity(b"x-user", "ann") is None
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    assert not any('b"x-user"' in path.read_text() for path in documents)

@@ -180,7 +180,7 @@ async def test_the_start_event_has_the_values_of_the_headers() -> None:
     assert exchange.headers[b"x-stream-max-seconds"] == b"7"
     assert exchange.headers[b"x-heartbeat-interval"] == b"0.5"
     assert exchange.headers[b"x-silence-threshold"] == b"15"
-    assert exchange.headers[b"cache-control"] == b"no-cache, no-transform"
+    assert exchange.headers[b"cache-control"] == b"no-cache, no-transform, private"
     assert exchange.headers[b"x-accel-buffering"] == b"no"
     assert b"connection" not in exchange.headers
 

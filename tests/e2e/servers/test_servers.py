@@ -55,7 +55,7 @@ def test_an_eventsource_receives_its_whole_stream(server: Server) -> None:
     assert end["reason"] == "finished"
     assert 1 <= names.count("heartbeat") <= end["duration"] / HEARTBEAT_SECONDS
     assert response.headers["x-stream-id"] == json.loads(events[0].data)["stream_id"]
-    assert response.headers["cache-control"] == "no-cache, no-transform"
+    assert response.headers["cache-control"] == "no-cache, no-transform, private"
 
 
 def test_a_plain_client_receives_only_the_events_of_the_app(server: Server) -> None:

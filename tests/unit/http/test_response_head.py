@@ -159,6 +159,23 @@ def test_the_apps_repeated_headers_stay_repeated() -> None:
 @pytest.mark.parametrize(
     ("of_app", "expected"),
     [
+        ([], [b"no-cache, no-transform, private"]),
+        ([b"public, max-age=60"], [b"public, max-age=60, no-transform, private"]),
+        ([b"Private, max-age=60"], [b"Private, max-age=60, no-transform"]),
+        ([b"no-store"], [b"no-store, no-transform"]),
+    ],
+)
+def test_no_shared_cache_stores_a_stream_with_our_ids(
+    of_app: list[bytes], expected: list[bytes]
+) -> None:
+    headers = [(b"cache-control", value) for value in of_app]
+    result = stream_headers(headers, NO_TERMS, trace_id="t", stream_id="s", has_ids=True)
+    assert values(result, b"cache-control") == expected
+
+
+@pytest.mark.parametrize(
+    ("of_app", "expected"),
+    [
         pytest.param([], b"no-cache, no-transform", id="none"),
         pytest.param([b""], b"no-cache, no-transform", id="empty"),
         pytest.param([b"no-cache"], b"no-cache, no-transform", id="no-cache"),

@@ -187,6 +187,22 @@ async def test_a_client_is_stopped_if_the_app_rejects_it(
     assert (await handle(resumable(app), headers=back(str(reset.id)))).status == 204
 
 
+@pytest.mark.parametrize("accept", [b"application/json", b"*/*", b"text/html, */*;q=0.8", None])
+@pytest.mark.parametrize("event_id", [UNKNOWN, UNKNOWN + ".cut", UNKNOWN.replace("-3", "-0")])
+@pytest.mark.parametrize("status", [404, 405])
+async def test_a_client_that_reads_no_stream_gets_the_status_of_the_app(
+    status: int, event_id: str, accept: bytes | None
+) -> None:
+    """A JSON API may have a `last_event_id` of its own; a stranger may add one to any address."""
+    response = JSONResponse({"detail": "no"}, status, {"x-app": "1"})
+    headers = [] if accept is None else [(b"accept", accept)]
+    for method in ("GET", "POST"):
+        query = f"last_event_id={event_id}".encode()
+        got = await handle(resumable(response), headers=headers, query_string=query, method=method)
+        assert (got.status, got.body) == (status, b'{"detail":"no"}')
+        assert got.headers[b"x-app"] == b"1"
+
+
 async def test_a_get_for_the_stream_of_a_post_is_stopped_after_the_stream_is_gone() -> None:
     async def answer(request: Request) -> Response:
         raise AssertionError
