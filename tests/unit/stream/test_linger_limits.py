@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from sse_middleware import SSEMiddleware
 from sse_middleware.stream.linger_index import ClientShares, RequestKey
 from tests.support.asgi import Exchange
+from tests.support.growth import excess_growth
 from tests.support.resuming import (
     Counting,
     id_of,
@@ -150,6 +151,23 @@ def test_the_candidate_is_the_oldest_stream_of_a_client_that_has_most(
             assert counts[candidate.client] == max(counts.values())
             own = [other for other in there if other.client == candidate.client]
             assert candidate is own[0]
+
+
+@pytest.mark.parametrize("clients", [1, 50_000])
+def test_the_time_to_replace_a_stream_does_not_grow_with_their_number(clients: int) -> None:
+    def replacing(count: int) -> Callable[[], None]:
+        shares, streams = ClientShares(), iter(range(1_000_000))
+        for _ in range(count):
+            shares.add(Lingering(str(next(streams) % clients)))
+
+        def replace() -> None:
+            for _ in range(20_000):
+                shares.discard(shares.expiration_candidate())
+                shares.add(Lingering(str(next(streams) % clients)))
+
+        return replace
+
+    assert excess_growth(replacing(100), replacing(50_000), limit=3) == 0
 
 
 def test_an_index_without_streams_is_empty() -> None:
