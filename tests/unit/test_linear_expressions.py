@@ -20,6 +20,8 @@ import sse_middleware
 from sse_middleware.http.routes import PathFilter
 from tests.support.growth import excess_growth
 
+pytestmark = pytest.mark.python_only
+
 ROOT = Path(sse_middleware.__file__).parent
 METHODS = ("search", "match", "fullmatch", "findall", "finditer", "sub", "subn", "split")
 SMALL, FACTOR = 1000, 8

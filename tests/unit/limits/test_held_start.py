@@ -27,6 +27,7 @@ from tests.support.clock import VirtualClockLoop
 from tests.support.limiting import ANY, answer, limited
 from tests.support.observed_runs import MESSAGES, STARTS, Run, is_same
 from tests.support.resuming import value
+from tests.support.samples import sampled
 
 pytestmark = pytest.mark.anyio
 
@@ -452,7 +453,7 @@ def observed(script: list[Any], *, wrapped: bool) -> Run:
         return runner.run(run())
 
 
-@settings(max_examples=100)
+@settings(max_examples=sampled(100))
 @given(
     start=STARTS,
     after=st.lists(

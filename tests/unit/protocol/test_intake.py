@@ -14,6 +14,7 @@ from sse_middleware.protocol.stream_end import Reason, unpack_end
 from sse_middleware.protocol.wire import BOM, Splitter
 from tests.support.dialects import Live, RecordedLog, new_dialect, new_intake
 from tests.support.event_source import EventStream
+from tests.support.samples import sampled
 from tests.support.wire import bytewise
 
 CHUNKS = [
@@ -30,7 +31,7 @@ CHUNKS = [
 WITH_IDS = [*CHUNKS, b"id: 7\ndata: own\n\n", b"data: one\n\nid: 9\n\n"]
 LONG = [*WITH_IDS, b"data: " + b"x" * 1030 + b"\n\n", b"x" * 1100]
 
-some = settings(deadline=None, max_examples=300)
+some = settings(deadline=None, max_examples=sampled(300))
 kinds = st.sampled_from(list(ClientKind))
 
 

@@ -14,6 +14,8 @@ from sse_middleware.protocol.parser import EventParser
 from sse_middleware.protocol.wire import Splitter
 from tests.support.dialects import new_intake
 
+pytestmark = pytest.mark.python_only
+
 Feed = Callable[[bytes], object]
 
 

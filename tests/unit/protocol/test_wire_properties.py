@@ -21,9 +21,10 @@ from sse_middleware.protocol.wire import (
     has_id,
 )
 from tests.support.dialects import SECRET, Live, new_dialect
+from tests.support.samples import sampled
 
 LIMIT = 1 << 20
-some = settings(deadline=None, max_examples=300)
+some = settings(deadline=None, max_examples=sampled(300))
 
 # --- streams, cut anywhere --------------------------------------------------------------------
 
@@ -258,7 +259,7 @@ def has_surrogate(text: str) -> bool:
     return re.search("[\ud800-\udfff]", text) is not None
 
 
-@settings(some, max_examples=600)
+@settings(some, max_examples=sampled(600))
 @given(
     data=st.none() | any_text,
     event=st.none() | any_text,

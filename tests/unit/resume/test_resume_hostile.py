@@ -37,6 +37,7 @@ from tests.support.resuming import (
     resume,
     returning,
 )
+from tests.support.samples import sampled
 
 pytestmark = pytest.mark.anyio
 
@@ -341,7 +342,7 @@ queries = st.lists(pieces, max_size=6).map(b"&".join) | st.binary(max_size=200)
     method=st.sampled_from(["GET", "POST", "DELETE", "PUT", "HEAD", "get", ""]),
     status=st.sampled_from([200, 404, 405]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=sampled(200), deadline=None)
 def test_no_id_and_no_query_can_break_a_request(
     headers: list[bytes], query_string: bytes, method: str, status: int
 ) -> None:
@@ -372,7 +373,7 @@ def test_no_id_and_no_query_can_break_a_request(
 
 
 @given(headers=st.lists(values, min_size=1, max_size=2), query_string=queries)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=sampled(100), deadline=None)
 def test_only_its_own_event_id_opens_a_stream(headers: list[bytes], query_string: bytes) -> None:
     async def request() -> tuple[Exchange, Exchange]:
         app = resumable(Counting(2))
@@ -395,7 +396,7 @@ def test_only_its_own_event_id_opens_a_stream(headers: list[bytes], query_string
 
 
 @given(seq=st.integers(min_value=0, max_value=10**15 - 1), ended=st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=sampled(100), deadline=None)
 def test_any_position_in_a_clients_own_stream_is_answered(seq: int, *, ended: bool) -> None:
     async def request() -> Exchange:
         app = resumable(Counting(4))

@@ -17,6 +17,7 @@ from tests.support.asgi import EVENTSOURCE, Exchange, body, http_scope, running,
 from tests.support.clock import VirtualClockLoop
 from tests.support.middleware import marking
 from tests.support.resuming import memory
+from tests.support.samples import sampled
 
 EVENT = st.sampled_from(
     [
@@ -173,7 +174,7 @@ def app_that_writes(written: list[Piece], *, listens: bool) -> Any:
     heartbeat=st.sampled_from([None, 0.05]),
     rotates=st.sampled_from([None, 0.05, 0.3]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=sampled(100), deadline=None)
 def test_a_client_that_is_cut_anywhere_has_each_event_once(
     written: list[Piece],
     positions: list[Cut],
@@ -207,7 +208,7 @@ def test_a_client_that_is_cut_anywhere_has_each_event_once(
 @given(
     written=pieces(), positions=cuts, keeps=st.integers(1, 5), linger=st.sampled_from([0, 0.05, 60])
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=sampled(60), deadline=None)
 def test_a_client_of_a_store_that_forgets_has_the_end_of_one_answer_and_no_hole(
     written: list[Piece], positions: list[Cut], keeps: int, linger: float
 ) -> None:

@@ -16,6 +16,7 @@ from sse_middleware.stores.memory import MemoryStore
 from tests.support.asgi import EVENTSOURCE, Exchange, body, http_scope, running, stream_start
 from tests.support.middleware import marking
 from tests.support.resuming import LINGER, TTL, Chunked, back, id_of, opened, texts, value
+from tests.support.samples import sampled_turns
 
 pytestmark = pytest.mark.anyio
 
@@ -166,7 +167,7 @@ async def at_each_turn(try_at: Callable[[int], Awaitable[bool]], *, limit: int =
         try_at: tries at a turn and returns whether the request had ended by then.
         limit: the last turn to try, for requests that do not end.
     """
-    for turn in range(limit):
+    for turn in sampled_turns(limit):
         if await try_at(turn):
             assert turn > 1
             return

@@ -86,6 +86,7 @@ def measure(
     return asyncio.run(write())
 
 
+@pytest.mark.python_only
 @pytest.mark.parametrize("ended", [True, False], ids=["ended", "running"])
 @pytest.mark.parametrize("named", [True, False], ids=["named", "nameless"])
 def test_an_empty_log_costs_what_it_is_counted_as(*, ended: bool, named: bool) -> None:
@@ -97,6 +98,7 @@ def test_an_empty_log_costs_what_it_is_counted_as(*, ended: bool, named: bool) -
     ("logs", "events", "ended"),
     [(1, 10_000, True), (2000, 20, True), (2000, 20, False), (200, 150, False)],
 )
+@pytest.mark.python_only
 def test_the_bytes_that_are_counted_are_those_that_are_paid(
     logs: int,
     events: int,
@@ -106,12 +108,14 @@ def test_the_bytes_that_are_counted_are_those_that_are_paid(
     assert measured.is_true(), (measured.said / measured.real, measured.real)
 
 
+@pytest.mark.python_only
 def test_trimmed_frames_use_no_memory() -> None:
     measured = measure(1, 35_000, size=300, ended=True)
     assert measured.is_true(), (measured.said, measured.real)
     assert measured.said < 1.25 * (4 << 20)
 
 
+@pytest.mark.python_only
 @pytest.mark.parametrize(("logs", "events"), [(1, 10_000), (100, 100), (500, 20)])
 def test_a_byte_recorded_costs_two_at_most(logs: int, events: int) -> None:
     recorded = logs * events * 120

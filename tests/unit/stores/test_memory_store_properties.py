@@ -11,6 +11,7 @@ from sse_middleware.stores.base import Batch, LogState
 from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.testing import FakeStream, Reader
 from tests.support.memory_store import KIB
+from tests.support.samples import sampled
 
 pytestmark = pytest.mark.anyio
 
@@ -100,7 +101,7 @@ class Model:
             assert told == set()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=sampled(150), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.one_of(WRITES, READS), max_size=40))
 def test_no_reader_gets_an_unreported_gap_or_an_event_twice_or_out_of_order(
     steps: list[tuple[str, int, int]],

@@ -20,6 +20,7 @@ from sse_middleware.stores.redis.entries import (
     unpack_metadata,
 )
 from sse_middleware.testing import Reader, log_info
+from tests.support.samples import sampled
 
 MAX_EVENTS = 40
 MAX_BYTES = 2000
@@ -166,7 +167,7 @@ class Writing(RuleBasedStateMachine):
 
 
 TestWriting = Writing.TestCase
-TestWriting.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestWriting.settings = settings(max_examples=sampled(100), stateful_step_count=30, deadline=None)
 
 
 def written(pending: Pending) -> StreamOfRedis:

@@ -28,6 +28,7 @@ from tests.support.batching import (
     turns,
 )
 from tests.support.middleware import marking
+from tests.support.samples import sampled_turns
 
 pytestmark = pytest.mark.anyio
 
@@ -57,8 +58,7 @@ async def test_a_cancellation_at_any_turn_leaves_no_task_no_gap_and_writes_nothi
     headers: Headers, options: dict[str, Any], kind: type[Exchange], *, blocked: bool
 ) -> None:
     done = False
-    turn = 0
-    while not done and turn < (30 if blocked else 300):
+    for turn in sampled_turns(30 if blocked else 300):
         async with nothing_left():
             exchange = kind(http_scope(headers=headers))
             app = middleware(steady, exchange, **{"heartbeat_interval": 0.05, **options})
@@ -79,7 +79,8 @@ async def test_a_cancellation_at_any_turn_leaves_no_task_no_gap_and_writes_nothi
         seen = numbers(exchange)
         assert seen == list(range(1, len(seen) + 1))
         assert exchange.overlaps == 0
-        turn += 1
+        if done:
+            break
     assert done or blocked
     gc.collect()
 

@@ -25,6 +25,7 @@ from tests.support.batching import (
     virtual_loop,
 )
 from tests.support.clock import VirtualClockLoop
+from tests.support.samples import sampled
 
 pytestmark = pytest.mark.anyio
 
@@ -61,7 +62,7 @@ def chunkings(draw: st.DrawFn) -> list[bytes]:
     return chunks
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=sampled(300))
 @given(
     chunks=chunkings(),
     steps=st.lists(STEPS, max_size=30),

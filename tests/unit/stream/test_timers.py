@@ -20,6 +20,7 @@ from sse_middleware.stream.timers import (
     current_timers,
 )
 from tests.support.clock import VirtualClockLoop
+from tests.support.samples import sampled
 
 pytestmark = pytest.mark.anyio
 
@@ -77,7 +78,7 @@ async def test_a_target_is_never_called_before_its_time(number: int) -> None:
     )  # otherwise it would set a new timer again and again while the clock stands still
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=sampled(60))
 @given(waits=st.lists(st.floats(0, 20) | st.integers(0, 400).map(lambda n: n / 20), max_size=30))
 def test_all_of_many_sleepers_wake_once_and_in_time(waits: list[float]) -> None:
     async def sleep_all() -> None:

@@ -29,6 +29,7 @@ from tests.support.clock import VirtualClockLoop
 from tests.support.middleware import marking
 from tests.support.observed_runs import CHUNKS, EVENTS, STARTS, STEPS, Run, is_same
 from tests.support.resuming import Deaf, Listening, value
+from tests.support.samples import sampled
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -273,7 +274,7 @@ def observed(script: list[Any], event: str, at: float, *, wrapped: bool) -> Run:
         return runner.run(run())
 
 
-@settings(max_examples=250)
+@settings(max_examples=sampled(250))
 @given(
     start=STARTS,
     before=st.lists(STEPS, max_size=2),
