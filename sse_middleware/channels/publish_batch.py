@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from itertools import count, islice
 from typing import Any, Final
 
-from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
+from redis.exceptions import NoScriptError
 
 from sse_middleware.channels.base import Limits
 from sse_middleware.channels.events import ACK, OutgoingEvent
 from sse_middleware.channels.redis_connection import PING, pack_commands
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.redis.keys import Keys
+from sse_middleware.stores.redis.refusals import is_final
 from sse_middleware.stores.redis.scripts import Command, load_script, milliseconds
 
 _PUBLISH: Final = load_script("sse_middleware.channels", "publish")
@@ -25,17 +26,6 @@ _MAX_HEADS: Final = 512
 """The most channels for which the first words of the command are kept."""
 _SEEN_SECONDS: Final = 120
 """How late a command may arrive; longer than a publisher repeats it."""
-_TRANSIENT: Final = (
-    "OOM",
-    "BUSY",
-    "LOADING",
-    "READONLY",
-    "MISCONF",
-    "NOREPLICAS",
-    "DOWN",
-    "TRYAGAIN",
-)
-"""The refusals after which a repeated command may succeed."""
 _UNKNOWN: Final = (
     "it is not known whether the event is in its channel; under a key, publish it again"
 )
@@ -135,7 +125,7 @@ class PublishBatch:
                     self.outcomes[index] = bool(result)
             else:
                 self.last_failure = answer
-                if _is_final(answer):
+                if is_final(answer):
                     self._fail(channel, answer)
         return again
 
@@ -186,10 +176,3 @@ def batch_length(events: Iterable[OutgoingEvent]) -> int:
             break
         number += 1
     return number
-
-
-def _is_final(refusal: Exception) -> bool:
-    """Return whether Redis would refuse another attempt too."""
-    return isinstance(refusal, NoPermissionError) or (
-        isinstance(refusal, ResponseError) and not any(word in str(refusal) for word in _TRANSIENT)
-    )

@@ -167,6 +167,8 @@ class PublishPipeline:
         batch, backoff = self._batch, Backoff()
         try:
             while True:
+                if batch.last_failure is not None:
+                    await self._disconnect()  # the address may lead to another server by now
                 batch.last_failure = None
                 try:
                     async with asyncio.timeout(self._attempt_seconds()):

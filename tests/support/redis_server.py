@@ -154,7 +154,7 @@ class Proxy:
     """
 
     def __init__(self, target: RedisServer) -> None:
-        self._target = target
+        self.target = target
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._flows = asyncio.Event()
@@ -214,7 +214,7 @@ class Proxy:
         sides, pumps = [writer], list[asyncio.Task[None]]()
         try:
             await self._flows.wait()
-            there = await asyncio.open_connection("127.0.0.1", self._target.port)
+            there = await asyncio.open_connection("127.0.0.1", self.target.port)
             sides.append(there[1])
             pumps.append(asyncio.ensure_future(self._pump(reader, there[1], answers=False)))
             pumps.append(asyncio.ensure_future(self._pump(there[0], writer, answers=True)))

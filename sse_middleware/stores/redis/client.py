@@ -32,6 +32,7 @@ from redis.sentinel import Sentinel
 from redis.sentinel import SentinelConnectionPool as ThreadSentinelConnectionPool
 
 from sse_middleware.errors import ConfigurationError, redact_url
+from sse_middleware.stores.redis.refusals import is_of_replica, only_to_master
 
 AnyRedis = Redis | RedisCluster
 
@@ -95,7 +96,9 @@ def client_for(url: str, timeout: float | None = None) -> AnyRedis:
             nodes = [ClusterNode(*other) for other in others]
             return checked(RedisCluster.from_url(first, startup_nodes=nodes, **options))
         options |= {"max_connections": _MAX_CONNECTIONS, "timeout": seconds}
-        return checked(Redis.from_pool(BlockingConnectionPool.from_url(url, **options)))
+        pool = BlockingConnectionPool.from_url(url, **options)
+        pool.connection_class = only_to_master(pool.connection_class)
+        return checked(Redis.from_pool(pool))
     except (ValueError, TypeError, AttributeError, RedisError, RedisClusterException):
         # Not `from exc`: the text of the cause may contain a part of the password.
         raise ConfigurationError("url", redact_url(url), _URL) from None
@@ -162,7 +165,10 @@ async def send_all(client: AnyRedis, commands: Iterable[Sequence[Any]]) -> list[
     pipe = client.pipeline(transaction=False)
     for command in commands:
         pipe.execute_command(*command, **{NEVER_DECODE: True})
-    return list(await pipe.execute(raise_on_error=False))
+    answers = list(await pipe.execute(raise_on_error=False))
+    if any(map(is_of_replica, answers)) and isinstance(client, Redis):  # a user's own client
+        await client.connection_pool.disconnect(inuse_connections=False)
+    return answers
 
 
 def is_cancelled() -> bool:

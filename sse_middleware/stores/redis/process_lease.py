@@ -45,6 +45,7 @@ class ProcessLease:
         self._loop = asyncio.get_running_loop()
         self._is_due = threading.Event()
         self._stopped = False
+        self._is_held = False
         self._thread = threading.Thread(target=self._run, name="sse_middleware lease", daemon=True)
         self._thread.start()
 
@@ -63,9 +64,9 @@ class ProcessLease:
             self._is_due.clear()
             self._try(self._renew)
             self._is_due.wait(self._renewal_seconds)
-        if self._client is not None:
+        if self._is_held:
             self._try(self._give_back)
-            close_blocking(self._client)
+        self._disconnect()
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
@@ -74,10 +75,17 @@ class ProcessLease:
             action()
         except FAILURES as exc:
             logger.debug("lease: %s", type(exc).__name__)
+            self._disconnect()  # the address may lead to another server by now
         except Exception:
             logger.exception("The lease of this process was not renewed. It is tried again.")
 
+    def _disconnect(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            close_blocking(client)
+
     def _renew(self) -> None:
+        self._is_held = True  # also if the answer is lost
         # PEXPIRE, because a Redis that is full refuses SET.
         with self._client.pipeline(transaction=False) as pipe:
             pipe.pexpire(self._lease, self._milliseconds)
