@@ -111,7 +111,9 @@ class Context:
             request: the request.
             body: the digest of its body, `None` before the app has received it.
         """
-        if request.last_event_id is None and request.request_path in self.linger_queue.paths:
+        if request.last_event_id is not None or (body is None and request.method != "GET"):
+            return  # in particular, a preflight request has no credentials
+        if request.request_path in self.linger_queue.paths:
             identity = self.identities.of(request)
             key = request_key(request, identity, None if body is None else body.hexdigest())
             if key is not None:

@@ -127,9 +127,9 @@ class RequestIndex:
     def discard(self, stream: LingeringStream) -> None:
         """Remove a stream if it is there."""
         key = stream.request_key
-        if key is None or stream not in self.find(key):
+        streams = None if key is None else self.paths.get(key.path, {}).get(key)
+        if key is None or streams is None or stream not in streams:
             return
-        streams = self.paths[key.path][key]
         del streams[stream]
         if not streams:
             del self.paths[key.path][key]

@@ -233,6 +233,28 @@ async def test_a_request_with_an_event_id_resumes_its_stream_and_ends_none() -> 
         assert value(registry, "sse_lingering_streams") == 1
 
 
+@pytest.mark.parametrize("method", ["OPTIONS", "HEAD"])
+async def test_a_preflight_request_is_not_identified(method: str) -> None:
+    async def refuse(_: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 405, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await (stream if scope["method"] == "GET" else refuse)(scope, receive, send)
+
+    def identify(scope: Scope) -> str:
+        identified_methods.append(scope["method"])
+        return str(dict(scope["headers"])[b"cookie"])
+
+    identified_methods: list[str] = []
+    stream = plain_app(Pool())
+    async with AsyncExitStack() as stack:
+        browser = Browser(identified(app, identify=identify), stack)
+        await browser.leave(cookie("alice"))
+        await browser.open(method=method, headers=[(b"accept", b"*/*")])
+    assert identified_methods == ["GET"]
+
+
 # Which streams end, and how
 
 
