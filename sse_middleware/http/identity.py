@@ -74,8 +74,8 @@ class Identities:
                 return ""
             return self._digest(b"identity", str(identity).encode("utf-8", "surrogatepass"))
         headers = request.headers
-        authorization = headers.get(b"authorization", b"")
-        if _is_credential(authorization):
+        authorization = headers.get(b"authorization")
+        if authorization and _is_credential(authorization):
             return self._digest(b"authorization", authorization)
         if not self._cookies or b"cookie" not in headers:
             return ""

@@ -52,6 +52,8 @@ _TRACEPARENT: Final = re.compile(
 )
 _TRACE_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _FIELDS_LIMIT: Final = 100
+_STORED_CHARACTERS: Final = 1000
+"""The length of a path or an origin that is stored as it is; a character in JSON takes 6 bytes."""
 _BODY_BYTES: Final = 1 << 20
 """The longest body with which a POST can resume; chats with a few images fit.
 
@@ -164,8 +166,12 @@ class SSERequest:
 
     @property
     def origin(self) -> str:
-        """The origin of the page that makes the request, `""` if it is not sent."""
-        return self.headers.get(b"origin", b"").decode("latin-1")
+        """The origin of the page that makes the request, `""` if it is not sent.
+
+        A digest replaces the end of a long one.
+        """
+        origin = self.headers.get(b"origin", b"").decode("latin-1")
+        return origin if len(origin) <= _STORED_CHARACTERS else _shortened(origin)
 
     @property
     def trace_id(self) -> str:
@@ -246,12 +252,15 @@ def may_have_event_id(scope: Scope) -> bool:
 def request_path(scope: Scope) -> str:
     """Return the path as it was on the wire if the server passes it on, without the query.
 
-    Layers of an app may change `path`; they have no reason to change `raw_path`.
+    Layers of an app may change `path`; they have no reason to change `raw_path`. The path is stored
+    with a stream, so a digest replaces the end of a long one.
     """
     raw: bytes = scope.get("raw_path") or b""
     path: str = scope.get("path", "")
     sent = raw.partition(b"?")[0].decode("latin-1")
-    return path if sent in (path, "") else sent  # one object, if it is kept
+    if sent not in (path, ""):  # otherwise one object is kept
+        path = sent
+    return path if len(path) <= _STORED_CHARACTERS else _shortened(path)
 
 
 def app_path(scope: Scope) -> str:
@@ -316,6 +325,12 @@ class BodyDigest:
     def hexdigest(self) -> str | None:
         """Return the digest of the whole body, `None` if it is incomplete or too long."""
         return self._hash.hexdigest() if self._hash is not None and self.is_complete else None
+
+
+def _shortened(text: str) -> str:
+    """Return a text of bounded length that is equal only for the same text."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return f"{text[:_STORED_CHARACTERS]}...{digest}"
 
 
 def _picked_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -9,15 +9,12 @@ that it already has.
 This module does no I/O.
 """
 
-import json
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Final, NamedTuple
 
-from sse_middleware.protocol.stream_terms import StreamTerms
-from sse_middleware.stores.base import Batch, LogInfo, LogState, seal_identity
+from sse_middleware.stores.base import Batch, LogState
 
 _ENTRY_BYTES: Final = 1 << 15
 """The size of an entry, so that a reader gets a bounded amount at a time."""
@@ -25,6 +22,7 @@ _MIN_ENTRIES: Final = 8
 """The limits of a log are divided into so many entries, because Redis trims whole entries."""
 _MAX_IN_FLIGHT: Final = 8
 """The most entries of one log that are being written at the same time."""
+_ENDS: Final = (LogState.FINISHED, LogState.CANCELLED, LogState.LOST, LogState.APP_OWNS_IDS)
 _BATCH_BYTES: Final = 1 << 16
 """The approximate size of a batch that a reader gets."""
 
@@ -234,8 +232,8 @@ def batches(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]], after: int) 
         if frames and (first > after + 1 or not data or size > _BATCH_BYTES):
             yield Batch(LogState.RUNNING, after, b"".join(frames))
             frames, size = [], 0
-        if state := fields.get(b"s"):
-            ended = LogState(state.decode())
+        if b"s" in fields:
+            ended = state_of(fields)
             if last > after and ended is not LogState.APP_OWNS_IDS:
                 yield Batch(LogState.TRUNCATED, last, b"")
                 after = last
@@ -257,7 +255,21 @@ def end_of(entry_id: bytes, fields: Mapping[bytes, bytes], after: int) -> Batch 
     """Return the end of a log from its newest entry, for a reader that has a later event."""
     if b"s" not in fields or last_number(entry_id) >= after:
         return None
-    return Batch(LogState(fields[b"s"].decode()), after, fields[b"e"])
+    return Batch(state_of(fields), after, fields[b"e"])
+
+
+def state_of(fields: Mapping[bytes, bytes]) -> LogState:
+    """Return the state of a log by its newest entry.
+
+    Raises:
+        ValueError: the state is unknown.
+    """
+    if b"s" not in fields:
+        return LogState.RUNNING
+    state = LogState(fields[b"s"].decode())
+    if state not in _ENDS:
+        raise ValueError(f"a log has ended in the state {state}")
+    return state
 
 
 def last_number(entry_id: bytes) -> int:
@@ -294,42 +306,3 @@ def _parse(entry_id: bytes, fields: Mapping[bytes, bytes], after: int) -> tuple[
     skipped = max(0, min(after, last) + 1 - first)
     start = sum(struct.unpack(f">{skipped}I", lengths[: 4 * skipped]))
     return first, last, data[start:] if start else data
-
-
-class LogMetadata(NamedTuple):
-    """The metadata of a log.
-
-    Attributes:
-        info: the metadata of the stream.
-        process: the process that writes the log.
-        name: the digest of its name, `""` if it has none.
-    """
-
-    info: LogInfo
-    process: str
-    name: str
-
-
-def pack_metadata(metadata: LogMetadata, identity_key: bytes) -> bytes:
-    """Serialize the metadata of a log, with its identity sealed by a key."""
-    info = metadata.info
-    fields = {**asdict(info), "headers": info.headers.decode("latin-1")}
-    fields["identity"] = seal_identity(info.identity, identity_key)
-    fields |= fields.pop("terms")  # the terms are stored as fields of their own
-    return json.dumps([fields, metadata.process, metadata.name]).encode()
-
-
-def unpack_metadata(data: bytes) -> LogMetadata:
-    """Parse the result of `pack_metadata`.
-
-    Raises:
-        ValueError: another version has written it.
-    """
-    try:
-        fields, process, name = json.loads(data)
-        terms = StreamTerms(**{name: fields.pop(name) for name in StreamTerms.__slots__})
-        headers = fields.pop("headers").encode("latin-1")
-        info = LogInfo(**fields, headers=headers, terms=terms)
-    except (TypeError, KeyError, AttributeError, ValueError) as exc:
-        raise ValueError("the metadata of a stream was written by another version") from exc
-    return LogMetadata(info, process, name)

@@ -7,6 +7,7 @@ readers of a stream, or has none any more), `news` and `gone` (a stream has grow
 
 import asyncio
 import logging
+import struct
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,14 +19,14 @@ from sse_middleware.stores.circuit_breaker import Backoff
 from sse_middleware.stores.redis.client import FAILURES, is_cancelled
 from sse_middleware.stores.redis.commands import CommandClient
 from sse_middleware.stores.redis.entries import (
-    LogMetadata,
     batches,
     end_of,
     first_number,
     last_number,
-    unpack_metadata,
+    state_of,
 )
 from sse_middleware.stores.redis.log_writer import PRESENCE_SECONDS, LogWriter, RedisLog
+from sse_middleware.stores.redis.metadata import LogMetadata, unpack_metadata
 
 logger = logging.getLogger("sse_middleware")
 
@@ -95,7 +96,7 @@ class RedisSession:
         with _own_format_only():
             for entry_id, fields in newest:
                 last = last_number(entry_id)
-                state = LogState(fields.get(b"s", b"running").decode())
+                state = state_of(fields)
                 frame = fields.get(b"e", b"")
             for entry_id, fields in oldest:
                 first = first_number(entry_id, fields)
@@ -107,7 +108,9 @@ class RedisSession:
     async def find_named(self, name: str) -> LogSnapshot | None:
         """Return the latest log of a name, by the name's digest, `None` if there is none."""
         (stream_id,) = await self.client.query("find", ("GET", self.client.keys.name(name)))
-        return None if stream_id is None else await self.find(stream_id.decode(), name)
+        with _own_format_only():
+            decoded = None if stream_id is None else stream_id.decode("ascii")
+        return None if decoded is None else await self.find(decoded, name)
 
     async def producer_process(self, stream_id: str) -> str | None:
         """Return the process that writes a log, `None` if there is no such log."""
@@ -349,5 +352,5 @@ def _own_format_only() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, KeyError) as exc:
+    except (ValueError, KeyError, struct.error) as exc:
         raise StoreError(f"Redis contains data in an unknown format: {exc}") from exc

@@ -16,8 +16,9 @@ from sse_middleware.stores.base import LogInfo, LogListener, LogSnapshot, LogSta
 from sse_middleware.stores.circuit_breaker import Backoff
 from sse_middleware.stores.redis.client import FAILURES, is_cancelled
 from sse_middleware.stores.redis.commands import CommandClient
-from sse_middleware.stores.redis.entries import LogEntry, LogMetadata, Pending, pack_metadata
+from sse_middleware.stores.redis.entries import LogEntry, Pending
 from sse_middleware.stores.redis.keys import digest
+from sse_middleware.stores.redis.metadata import pack_metadata
 from sse_middleware.stores.redis.scripts import Command, append, milliseconds
 
 logger = logging.getLogger("sse_middleware")
@@ -367,8 +368,7 @@ class LogWriter:
             yield _Step(("PEXPIRE", key, expiry))  # another log may have the name
 
     def _register_step(self, log: RedisLog, now: float) -> _Step:
-        about = LogMetadata(log.info, self._client.process, log.name)
-        data = pack_metadata(about, self._client.secret.value)
+        data = pack_metadata(log.info, self._client.process, log.name, self._client.secret.value)
         command = ("SET", self._keys.info(log.info.stream_id), data, "PX", self._expiry_of(log))
         return _Step(command, partial(log.on_registered, log.name, now + self._running_ttl / 3))
 

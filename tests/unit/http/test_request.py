@@ -307,3 +307,23 @@ def test_the_path_of_the_app_is_below_the_root_path(path: str, root: str, expect
     assert app_path(scope) == expected
     assert is_request_for(scope, "/other", expected)
     assert not is_request_for({**scope, "method": "POST"}, expected)
+
+
+LONG = "/" + "\xe9" * 30_000
+
+
+@pytest.mark.parametrize("name", ["path", "raw_path", "origin"])
+def test_a_long_path_or_origin_is_stored_in_few_bytes_and_differs_from_any_other(name: str) -> None:
+    def stored(text: str) -> str:
+        data = text.encode("latin-1")
+        if name == "origin":
+            return SSERequest(http_scope(headers=[(b"origin", data)])).origin
+        scope = http_scope()
+        changed = {"path": text, "raw_path": b""} if name == "path" else {"raw_path": data}
+        return SSERequest({**scope, **changed}).request_path
+
+    texts = [LONG, LONG + "x", LONG[:-1], LONG[:1000], LONG[:1001]]
+    assert [stored(text) for text in texts] == [stored(text) for text in texts]
+    assert len({stored(text) for text in texts}) == len(texts)
+    assert all(len(stored(text)) <= 1040 for text in texts)
+    assert stored(LONG[:1000]) == LONG[:1000]

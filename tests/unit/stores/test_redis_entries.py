@@ -3,7 +3,6 @@ gap, although commands and answers are lost and repeated."""
 
 from collections.abc import Mapping
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -11,15 +10,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sse_middleware.stores.base import Batch, LogState
 from sse_middleware.stores.redis.entries import (
     LogEntry,
-    LogMetadata,
     Pending,
     batches,
     end_of,
     first_number,
-    pack_metadata,
-    unpack_metadata,
 )
-from sse_middleware.testing import Reader, log_info
+from sse_middleware.testing import Reader
 from tests.support.samples import sampled
 
 MAX_EVENTS = 40
@@ -307,33 +303,3 @@ def test_an_entry_of_unknown_origin_is_refused_or_harmless(
     except ValueError:
         return
     assert all(batch.last >= after for batch in found)
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"{}", b"[]", b"[1,2,3]", b'[{"headers": ""},"p","n"]', b'[{"a": 1},"p","n"]']
-)
-def test_metadata_in_an_unknown_format_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError):
-        unpack_metadata(data)
-
-
-@given(headers=st.binary(), path=st.text(), identity=st.text(), name=st.text())
-def test_metadata_survives_a_round_trip(
-    headers: bytes, path: str, identity: str, name: str
-) -> None:
-    known = LogMetadata(log_info(headers=headers, path=path, identity=identity), "process", name)
-    assert unpack_metadata(pack_metadata(known, b"")) == known
-
-
-def test_the_terms_of_a_stream_are_stored_as_fields_of_the_log() -> None:
-    info = log_info(
-        stream_id="s", identity="i", body_digest=None, path="/", route="/", headers=b"a:\xe9\r\n"
-    )
-    assert pack_metadata(LogMetadata(info, "process", "name"), b"") == (
-        b'[{"stream_id": "s", "path": "/", "identity": "i", "method": "POST", "body_digest": null, '
-        b'"origin": "https://example.org", "headers": "a:\\u00e9\\r\\n", "route": "/", '
-        b'"marked": true, "app_ids": false, "opened_on": 1800000000.125, "secret": "", '
-        b'"max_seconds": 60.0, "rotates": false, "heartbeat_interval": 5.0, '
-        b'"silence_threshold": null, '
-        b'"event_prefix": "", "retry_ms": 2000}, "process", "name"]'
-    )
