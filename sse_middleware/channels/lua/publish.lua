@@ -37,25 +37,29 @@ local function set_field(field, value)
   fields_to_set[#fields_to_set + 1], fields_to_set[#fields_to_set + 2] = field, value
 end
 
-local function log_event(option, event, data, key)
-  local words = {'*', 'g', generation, 'n', n + 1, 'e', event, 'd', data}
+local function log_event(event, data, key, is_first)
+  local words = {
+    'XADD', log, 'NOMKSTREAM', '*', 'g', generation, 'n', n + 1, 'e', event, 'd', data
+  }
+  if is_first then -- removes the events of a log without counters
+    words[3], words[4] = 'MAXLEN', 1
+    table.insert(words, 5, '*')
+  end
   if key ~= '' then
-    words[10], words[11] = 'k', key
+    words[#words + 1] = 'k'
+    words[#words + 1] = key
   end
-  if option then
-    return redis.pcall('XADD', log, option, unpack(words))
-  end
-  return redis.pcall('XADD', log, unpack(words))
+  return redis.pcall(unpack(words))
 end
 
 -- Add an event to the log, which is created if it or its counters are missing.
 local function add(number, event, data, key)
-  local added = n > 0 and log_event('NOMKSTREAM', event, data, key)
+  local added = n > 0 and log_event(event, data, key, false)
   if not added then
-    redis.pcall('XTRIM', log, 'MAXLEN', 0) -- fails on the key of another program, which stays
     is_new, n, dropped, was_dropped, bytes = true, 0, 0, 0, 0
     generation = string.sub(redis.sha1hex(publisher .. ':' .. number), 1, 8)
-    added = log_event(nil, event, data, key)
+    -- This must be the first write: if Redis is full, it refuses no other one of a script.
+    added = log_event(event, data, key, true)
   end
   if not id then
     message[1] = generation .. '.' .. n + 1
