@@ -34,7 +34,7 @@ MAX_EVENTS: Final = 128
 MAX_BYTES: Final = 1 << 20
 """The most bytes of a batch that has more than one event."""
 PUBLISH_SECONDS: Final = 10.0
-"""Bounds the time in which a publisher repeats an event."""
+"""Bounds the time of a call, in which its event is sent and repeated."""
 
 
 class PublisherSequence:
@@ -134,12 +134,18 @@ class PublishBatch:
         for channel in list(self._open):
             self._fail(channel, self.last_failure)
 
+    def abandon(self, index: int) -> None:
+        """Set an error as the outcome of an event, if it has none; it is not sent again."""
+        if self.outcomes[index] is None:
+            channel = self._events[index][1].channel
+            self.outcomes[index] = unknown_outcome(self.last_failure)
+            self._open[channel].remove(index)
+            if not self._open[channel]:
+                del self._open[channel]
+
     def _fail(self, channel: str, cause: BaseException | None) -> None:
-        reason = "it was interrupted" if cause is None else type(cause).__name__
         for index in self._open.pop(channel):
-            failure = StoreError(f"publish: {reason}; {_UNKNOWN}")
-            failure.__cause__ = cause
-            self.outcomes[index] = failure
+            self.outcomes[index] = unknown_outcome(cause)
 
     def _command(self, channel: str, indexes: Sequence[int]) -> Command:
         words = self._head(channel)
@@ -165,6 +171,14 @@ class PublishBatch:
                 *(keys.topic, ACK, publisher, milliseconds(_SEEN_SECONDS)),
             )
         return head
+
+
+def unknown_outcome(cause: BaseException | None) -> StoreError:
+    """Return the error for an event that may be in its channel; `None`: without an answer."""
+    reason = "Redis has not answered in time" if cause is None else type(cause).__name__
+    failure = StoreError(f"publish: {reason}; {_UNKNOWN}")
+    failure.__cause__ = cause
+    return failure
 
 
 def batch_length(events: Iterable[OutgoingEvent]) -> int:

@@ -3,7 +3,7 @@
 One batch is in flight at a time, and the events that are published meanwhile form the next one. In
 the usual case a batch is sent in the iteration of the event loop in which it was published, and
 settled in the iteration in which the answer arrives, without a task. After a failure, a task
-repeats the batch.
+repeats the batch. Each call has a deadline of its own; after it, its event is not sent again.
 """
 
 import asyncio
@@ -11,7 +11,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from redis.asyncio.cluster import RedisCluster
 
@@ -22,16 +23,24 @@ from sse_middleware.channels.publish_batch import (
     PublishBatch,
     PublisherSequence,
     batch_length,
+    unknown_outcome,
 )
 from sse_middleware.channels.redis_connection import RedisConnection
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.circuit_breaker import Backoff
-from sse_middleware.stores.redis.client import FAILURES, WRITE_TIMEOUT_SECONDS
+from sse_middleware.stores.redis.client import FAILURES
 from sse_middleware.stores.redis.commands import CommandClient
 from sse_middleware.stores.redis.keys import Keys
 
 _Result = bool | StoreError | None
-_Waiting = tuple[OutgoingEvent, "asyncio.Future[bool]"]
+
+
+class _Call(NamedTuple):
+    """A call of `publish`; it ends at its deadline at the latest."""
+
+    event: OutgoingEvent
+    outcome: "asyncio.Future[bool]"
+    deadline: float
 
 
 class PublishPipeline:
@@ -61,8 +70,8 @@ class PublishPipeline:
         self._timeout = min(client.timeouts.write, PUBLISH_SECONDS)
         self._sequence = PublisherSequence()
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[_Waiting] = deque()
-        self._in_flight: list[_Waiting] = []
+        self._waiting: deque[_Call] = deque()  # in the order of their deadlines
+        self._in_flight: list[_Call] = []
         self._batch = PublishBatch((), self._sequence, keys, limits)
         self._began = 0.0
         self._connection: RedisConnection | None = None
@@ -71,29 +80,35 @@ class PublishPipeline:
         self._expects_answers = False  # without a task
         self._answered: asyncio.Future[None] | None = None  # the task waits for it
         self._timer: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._emptied: asyncio.Future[None] | None = None
 
     def publish(self, event: OutgoingEvent) -> "asyncio.Future[bool]":
         """Send an event, and return its outcome."""
         outcome: asyncio.Future[bool] = self._loop.create_future()
-        self._waiting.append((event, outcome))
+        self._waiting.append(_Call(event, outcome, time.monotonic() + PUBLISH_SECONDS))
+        if self._expiry is None:
+            self._expiry = self._loop.call_later(PUBLISH_SECONDS, self._expire)
         if not self._in_flight:
             self._next_batch()
         return outcome
 
     async def close(self) -> None:
-        """Send all events, and close the connection."""
+        """Send all events, within the deadlines of their calls, and close the connection."""
         if self._in_flight:
             self._emptied = self._emptied or self._loop.create_future()
             await asyncio.shield(self._emptied)
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
         await self._disconnect()
 
     def _next_batch(self) -> None:
         """Send the waiting events, up to the bounds of a batch."""
-        number = batch_length(event for event, _ in self._waiting)
+        number = batch_length(call.event for call in self._waiting)
         self._in_flight = [self._waiting.popleft() for _ in range(number)]
-        events = [event for event, _ in self._in_flight]
+        events = [call.event for call in self._in_flight]
         self._batch = PublishBatch(events, self._sequence, self._keys, self._limits)
         self._began = time.monotonic()
         if self._connection is not None and self._connection.is_open:
@@ -135,6 +150,20 @@ class PublishPipeline:
         else:
             self._connection.abort(TimeoutError("Redis has not answered in time"))
 
+    def _expire(self) -> None:
+        """Fail the calls whose time is over; one timer serves many calls."""
+        now, failure = time.monotonic(), self._batch.last_failure
+        for call in self._in_flight:
+            if call.deadline <= now:
+                _set_outcome(call.outcome, unknown_outcome(failure))
+        while self._waiting and self._waiting[0].deadline <= now:
+            _set_outcome(self._waiting.popleft().outcome, unknown_outcome(failure))
+        remaining = [call.deadline for call in self._in_flight if call.deadline > now]
+        remaining += [call.deadline for call in islice(self._waiting, 1)]
+        self._expiry = None
+        if remaining:
+            self._expiry = self._loop.call_later(remaining[0] - now, self._expire)
+
     def _on_lost(self, connection: RedisConnection, lost: "asyncio.Future[BaseException]") -> None:
         """Repeat the batch on another connection."""
         if self._expects_answers and connection is self._connection:
@@ -147,15 +176,14 @@ class PublishPipeline:
 
     def _settle(self) -> None:
         """Set the outcomes, and send the next batch."""
-        if self._batch.last_failure is not None:
-            self._client.failed("publish", self._batch.last_failure)
-        if self._batch.is_settled:
+        if self._batch.last_failure is None:
             self._client.flushed(time.monotonic() - self._began)
         else:
-            self._batch.fail_open()
+            self._client.failed("publish", self._batch.last_failure)
+        self._batch.fail_open()
         settled, self._in_flight = self._in_flight, []
-        for (_, outcome), result in zip(settled, self._batch.outcomes, strict=True):
-            _set_outcome(outcome, result)
+        for call, result in zip(settled, self._batch.outcomes, strict=True):
+            _set_outcome(call.outcome, result)
         if self._waiting:
             self._next_batch()
         elif self._emptied is not None:
@@ -163,42 +191,52 @@ class PublishPipeline:
             self._emptied = None
 
     async def _retry(self) -> None:
-        """Send the batch until each outcome is known, or the time is over."""
+        """Send the batch until each outcome is known, or the time of its calls is over."""
         batch, backoff = self._batch, Backoff()
         try:
             while True:
-                if batch.last_failure is not None:
-                    await self._disconnect()  # the address may lead to another server by now
-                batch.last_failure = None
-                try:
-                    async with asyncio.timeout(self._attempt_seconds()):
-                        while batch.take(await self._attempt()):
-                            pass
-                except FAILURES as exc:
-                    batch.last_failure = exc
-                    await self._disconnect()
-                if batch.is_settled or time.monotonic() > self._began + PUBLISH_SECONDS:
+                await self._try(batch)
+                if self._is_over(batch):
+                    break
+                await asyncio.sleep(min(backoff.next(), self._seconds_left()))
+                if self._is_over(batch):
                     break
                 if batch.last_failure is not None:
                     self._client.failed("publish", batch.last_failure)
-                await asyncio.sleep(backoff.next())
         except asyncio.CancelledError:
             await self._disconnect()  # a late answer must not settle another batch
-            for _, outcome in (*self._in_flight, *self._waiting):
-                _set_outcome(outcome, StoreError("publish: the event loop is closing"))
+            for call in (*self._in_flight, *self._waiting):
+                _set_outcome(call.outcome, StoreError("publish: the event loop is closing"))
             self._waiting.clear()
             raise
         finally:
             self._task = None
             self._settle()
 
-    def _attempt_seconds(self) -> float:
-        """Return the timeout of an attempt.
+    async def _try(self, batch: PublishBatch) -> None:
+        """Send the batch once."""
+        if batch.last_failure is not None:
+            await self._disconnect()  # the address may lead to another server by now
+        batch.last_failure = None
+        try:
+            async with asyncio.timeout(min(self._timeout, self._seconds_left())):
+                while batch.take(await self._attempt()):
+                    pass
+        except FAILURES as exc:
+            batch.last_failure = exc
+            await self._disconnect()
 
-        A timeout that is longer than usual does not extend the time in which events are repeated.
-        """
-        remaining = self._began + PUBLISH_SECONDS - time.monotonic()
-        return min(self._timeout, max(WRITE_TIMEOUT_SECONDS, remaining))
+    def _is_over(self, batch: PublishBatch) -> bool:
+        """Return whether no call waits for the batch; events of calls that ended are left out."""
+        now = time.monotonic()
+        for index, call in enumerate(self._in_flight):
+            if call.outcome.done() or call.deadline <= now:
+                batch.abandon(index)
+        return batch.is_settled
+
+    def _seconds_left(self) -> float:
+        """Return the time until all calls of the batch have ended."""
+        return max(0.0, self._in_flight[-1].deadline - time.monotonic())
 
     async def _attempt(self) -> list[Any]:
         if self._cluster is not None:

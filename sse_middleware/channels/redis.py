@@ -51,8 +51,8 @@ class RedisChannels:
 
     Args:
         url: `redis://`, `rediss://`, `unix://` or `redis+cluster://`. Its `socket_timeout` is the
-            time in seconds in which Redis must answer a reader; the default is 1. A publisher
-            waits 3 seconds, or this time if it is longer, but fails at the usual time.
+            time in seconds in which Redis must answer a reader; the default is 1. An attempt to
+            publish may take 3 seconds, or this time if it is longer, but a call takes 10 at most.
         prefix: of all Redis keys.
         limits: how much of a channel is kept.
         observers: are notified of failures.

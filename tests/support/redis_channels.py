@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import redis
 from prometheus_client import REGISTRY
 
 from sse_middleware.stores.redis.keys import Keys
@@ -21,3 +22,13 @@ def count(operation: str) -> float:
 
 def has_failed_since(failures: float) -> bool:
     return count("publish") > failures
+
+
+def fill(server: RedisServer) -> None:
+    """Let Redis refuse writes, as if its memory were full."""
+    server.client.config_set("maxmemory", 1)
+    try:
+        while True:  # Redis may accept one more command
+            server.client.set("filler", 1)
+    except redis.ResponseError:
+        return

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 from redis.asyncio import Connection
 
 from sse_middleware.channels import (
+    BlockingPublisher,
     Publisher,
+    blocking_redis,
     publish_batch,
     publish_pipeline,
     subscribe,
@@ -23,7 +26,7 @@ from sse_middleware.channels.redis import RedisChannels
 from sse_middleware.channels.redis_connection import RedisConnection
 from sse_middleware.errors import StoreError
 from tests.support.channel_contract import new_channel, whole
-from tests.support.redis_channels import KEYS, ask, count
+from tests.support.redis_channels import KEYS, ask, count, fill
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import until
 
@@ -175,7 +178,6 @@ async def test_a_long_timeout_in_the_url_does_not_extend_the_time_to_publish(
     *, is_connected: bool, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publish_pipeline, "PUBLISH_SECONDS", 0.5)
-    monkeypatch.setattr(publish_pipeline, "WRITE_TIMEOUT_SECONDS", 0.3)
     async with Publisher(f"{server.url}?socket_timeout=1000") as publisher:
         if is_connected:
             await until_published(publisher)
@@ -183,6 +185,89 @@ async def test_a_long_timeout_in_the_url_does_not_extend_the_time_to_publish(
             async with asyncio.timeout(10):
                 with pytest.raises(StoreError):
                     await publisher.publish(new_channel(), "step", 1)
+
+
+async def timed(call: Awaitable[bool]) -> float:
+    """Return the duration of a call that fails."""
+    began = time.monotonic()
+    with pytest.raises(StoreError):
+        await call
+    return time.monotonic() - began
+
+
+async def test_each_call_has_one_deadline_in_an_outage(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish_pipeline, "PUBLISH_SECONDS", 1.5)
+    publisher = Publisher(server.patient_url)
+    await until_published(publisher)
+    with server.stopped():
+        alone = await timed(publisher.publish(new_channel(), "step", 1))
+        calls = [timed(publisher.publish(new_channel(), "step", n)) for n in range(1000)]
+        one_after_another = asyncio.ensure_future(asyncio.gather(*calls))
+        await asyncio.sleep(alone / 2)
+        later = timed(publisher.publish(new_channel(), "step", 1))
+        async with asyncio.timeout(10):  # nine batches follow one another
+            durations = [*await one_after_another, await later]
+        assert max(durations) < 2 * alone
+        late = asyncio.ensure_future(timed(publisher.publish(new_channel(), "step", 1)))
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        await publisher.close()
+        assert time.monotonic() - began < 2 * alone
+        await late
+
+
+async def test_each_thread_has_one_deadline_in_an_outage(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocking_redis, "PUBLISH_SECONDS", 1.5)
+    publisher = BlockingPublisher(server.patient_url)
+
+    def publish() -> Awaitable[bool]:
+        return asyncio.to_thread(publisher.publish, new_channel(), "step", 1)
+
+    await publish()
+    with server.stopped():
+        alone = await timed(publish())
+        calls = [timed(publish()) for _ in range(6)]
+        together = asyncio.ensure_future(asyncio.gather(*calls))
+        await asyncio.sleep(alone / 2)
+        await asyncio.to_thread(publisher.close)
+        assert not together.done()  # `close` does not wait for them
+        assert max(await together) < 2 * alone
+
+
+async def test_an_event_is_not_sent_after_its_call_has_failed(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish_pipeline, "PUBLISH_SECONDS", 1.5)
+    channel = new_channel()
+    async with Publisher(server.patient_url) as publisher:
+        await until_published(publisher)
+        fill(server)
+        first = asyncio.ensure_future(timed(publisher.publish(channel, "first", 1)))
+        await asyncio.sleep(0.75)
+        monkeypatch.setattr(publish_pipeline, "PUBLISH_SECONDS", 30)
+        second = asyncio.ensure_future(publisher.publish(channel, "second", 2))
+        await first
+        server.client.config_set("maxmemory", 0)
+        assert await second
+    (entry,) = ask(server, "XRANGE", KEYS.channel(channel).log, "-", "+")
+    assert entry[1][b"e"] == b"second"
+
+
+async def test_a_full_redis_refuses_the_first_event_of_a_channel(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Publisher(server.patient_url) as publisher:
+        await until_published(publisher)
+        monkeypatch.setattr(publish_pipeline, "PUBLISH_SECONDS", 0.5)
+        fill(server)
+        channel = new_channel()
+        await timed(publisher.publish(channel, "step", 1))
+        server.client.config_set("maxmemory", 0)
+    assert server.client.exists(KEYS.channel(channel).log) == 0
 
 
 async def until_published(publisher: Publisher) -> None:

@@ -15,7 +15,7 @@ from sse_middleware.channels import BlockingPublisher, Publisher
 from sse_middleware.stores.base import LogState
 from sse_middleware.testing import FakeStream
 from tests.support.channel_contract import new_channel
-from tests.support.redis_channels import KEYS, ask, count, has_failed_since
+from tests.support.redis_channels import KEYS, ask, count, fill, has_failed_since
 from tests.support.redis_cluster import RedisCluster, wait_for_replica_of
 from tests.support.redis_server import Proxy, RedisServer, need_old_redis_server
 from tests.support.redis_stores import Counting, stores
@@ -58,7 +58,7 @@ async def publishing(url: str, *, blocking: bool) -> AsyncGenerator[Publish]:
 
 @contextmanager
 def full(server: RedisServer) -> Iterator[None]:
-    server.client.config_set("maxmemory", 1)
+    fill(server)
     yield
     server.client.config_set("maxmemory", 0)
 
