@@ -91,7 +91,10 @@ def signals(publisher: BlockingPublisher, count: int) -> dict[str, object]:
         try:
             with alarm(_random.uniform(1e-6, 2 * usual)):
                 calls.call(number)
-        except TimeLimitError:
+        except (TimeLimitError, UnboundLocalError) as exc:
+            # redis-py 5 has a `finally` that fails so if its `try` is interrupted.
+            if TimeLimitError not in {type(exc), type(exc.__context__)}:
+                raise
             calls.interrupted += 1
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
     return calls.report()
