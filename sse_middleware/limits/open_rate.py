@@ -108,7 +108,11 @@ class OpenRate:
 
             async def shared_seconds() -> int:
                 limiter = SlidingWindowCounterRateLimiter(shared.storage)
-                return await seconds(limiter, seal_identity(client, await shared.load_secret()))
+                key = seal_identity(client, await shared.load_secret())
+                try:
+                    return await seconds(limiter, key)
+                except (ValueError, TypeError) as exc:
+                    raise RuntimeError("a counter has an unknown format") from exc
 
             try:
                 return await self._breaker.call(shared_seconds)

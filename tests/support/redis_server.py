@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pytest
 import redis
@@ -126,6 +126,22 @@ class RedisServer:
         """Return all keys but the secret that processes share, which outlives them."""
         keys = [key.decode() for key in self.client.scan_iter(count=1000)]
         return sorted(key for key in keys if not key.endswith(":secret"))
+
+    def put(self, key: str, value: Any) -> None:
+        """Replace a key by a list, a set, a hash, a stream with an entry, or a text."""
+        client: Any = self.client
+        client.delete(key)
+        match value:
+            case list():
+                client.rpush(key, *value)
+            case set():
+                client.sadd(key, *value)
+            case dict() if "entry" in value:
+                client.xadd(key, value["entry"], id=value.get("id", "*"))
+            case dict():
+                client.hset(key, mapping=value)
+            case _:
+                client.set(key, value)
 
     def connections(self) -> int:
         """Return the number of connections without the one of this object."""

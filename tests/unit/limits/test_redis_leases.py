@@ -302,6 +302,25 @@ async def test_the_rate_counts_for_all_processes_and_alone_while_redis_hangs(
             assert got == [LET_IN] * 2 + [often] * 2
 
 
+@with_rate
+@pytest.mark.parametrize(
+    "value",
+    [b"\xff\xfe", b"null", b"{}", b"", b"1e999", ["x"], {"x"}, {"x": "y"}, {"entry": {"x": "y"}}],
+    ids=repr,
+)
+async def test_a_key_that_another_program_has_written_breaks_no_request(
+    server: RedisServer, value: Any
+) -> None:
+    limits: dict[str, Any] = {"open_rate": "100/minute", "max_streams_per_client": 5}
+    async with processes(server, 2, **limits) as (here, there), asked(here, PLAIN) as one:
+        await answer(one)
+        keys = server.all_keys()
+        assert len(keys) >= 2
+        for key in keys:
+            server.put(key, value)
+        assert await opens(there) == LET_IN
+
+
 async def test_an_answer_that_was_lost_is_asked_for_again_without_a_second_lease(
     server: RedisServer,
 ) -> None:

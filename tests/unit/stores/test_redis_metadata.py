@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -9,14 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sse_middleware import SSEMiddleware
+from sse_middleware.errors import StoreError
 from sse_middleware.http.response_head import serialize_headers
 from sse_middleware.stores.base import Log, LogInfo, LogListener
 from sse_middleware.stores.memory import MemoryStore
+from sse_middleware.stores.redis.keys import Keys, digest
 from sse_middleware.stores.redis.metadata import LogMetadata, pack_metadata, unpack_metadata
 from sse_middleware.testing import log_info
 from tests.support.asgi import EVENTSOURCE, Exchange, handle, http_scope, running, stream_of
 from tests.support.middleware import marking
 from tests.support.redis_server import RedisServer
+from tests.support.redis_stores import stores
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -143,23 +147,6 @@ def server(running_server: RedisServer) -> RedisServer:
     return running_server
 
 
-def put(server: RedisServer, key: str, value: Any) -> None:
-    """Replace a key by one of another type, or a text."""
-    client: Any = server.client
-    client.delete(key)
-    match value:
-        case list():
-            client.rpush(key, *value)
-        case set():
-            client.sadd(key, *value)
-        case dict() if "entry" in value:
-            client.xadd(key, value["entry"], id=value.get("id", "*"))
-        case dict():
-            client.hset(key, mapping=value)
-        case _:
-            client.set(key, value)
-
-
 VALUES: list[Any] = [
     *(["list"], {"set"}, {"hash": "x"}, *DATA[:6], b"[" * 50_000),
     {"entry": {"s": "running", "e": "x"}},
@@ -198,10 +185,18 @@ async def test_no_value_of_any_key_breaks_the_requests_of_clients_that_reconnect
         for key, value in changes:
             for name, dumped in keys.items():
                 client.restore(name, 60_000, dumped, replace=True)
-            put(server, key.decode(), value)
+            server.put(key.decode(), value)
             assert await status(there, held) in (200, 204), (key, value)
     finally:
         await there._context.store.close()
+
+
+async def test_no_value_of_a_name_breaks_a_lookup(server: RedisServer) -> None:
+    async with stores(server) as (store,):
+        for value in VALUES:
+            server.put(Keys("sse:").name(digest("chat")), value)
+            with suppress(StoreError):
+                assert await store.find_named("chat") is None
 
 
 async def status(app: SSEMiddleware, held: str) -> int:
