@@ -25,6 +25,8 @@ class OncePerLoop(Generic[Value]):
     def __call__(self) -> Value:
         """Return the value of the loop that runs, made now or before."""
         loop = asyncio.get_running_loop()
+        if (made := self._made.get(loop)) is not None:
+            return made
         if loop not in self._made:
             for other in list(self._made):  # other threads have loops too
                 if other.is_closed():
@@ -61,9 +63,11 @@ class OncePerKey(Generic[Key, Value]):
 
     def __call__(self, key: Key) -> Value:
         """Return the value of `key`, made now or before."""
-        if key not in self._made:
-            self._made[key] = self._make(key)
-        return self._made[key]
+        try:
+            return self._made[key]
+        except KeyError:
+            made = self._made[key] = self._make(key)
+            return made
 
     def items(self) -> Iterator[tuple[Key, Value]]:
         """Return the keys that live, and their values; other threads may add some meanwhile."""

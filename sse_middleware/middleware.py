@@ -40,6 +40,7 @@ from sse_middleware.observability.metrics import counting_in, exposition
 from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.event_ids import new_secret, stream_id
 from sse_middleware.resume.handler import ResumeHandler
+from sse_middleware.resume.named import NamedStreams
 from sse_middleware.stores.base import EventStore
 from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.stream.context import Authorize, Context, ExpiresAt
@@ -124,7 +125,7 @@ class SSEMiddleware:
         )
         self._admission = self._create_admission()
         self._resume = ResumeHandler(self._context, one_process=own_store and not chosen.redis_url)
-        self._follow_named = self._resume.follow_named
+        self._follow_named = NamedStreams(self._context, self._resume).respond
         self._path_filter = PathFilter(chosen.include, chosen.exclude)
         self._pages = _OwnPages(chosen, registry)
         # The ends of the paths of requests that `_intercept` handles: those of our pages, or all.

@@ -26,6 +26,7 @@ class EndpointArguments(TypedDict, total=False):
     send_timeout: float | None
     drain_seconds: float
     linger_seconds: float
+    keep: bool
     max_event_bytes: int
     event_prefix: str
     comment_style: CommentStyle

@@ -110,8 +110,7 @@ class Options:
     linger_seconds: float = fields.seconds(
         "SSE_LINGER_SECONDS",
         15.0,
-        "Time for which an app continues after its `EventSource` has disconnected, so that the "
-        "client can resume; 0: none. 15 s covers a change of network.",
+        "Time for which an app continues without a client, so that one can resume; 0: none.",
         lowest=0.0,
         may_be_off=False,
         per_endpoint=True,
@@ -123,6 +122,12 @@ class Options:
         lowest=0,
         highest=1_000_000,
         unit="streams",
+    )
+    keep: bool = fields.boolean(
+        "SSE_KEEP",
+        "Whether streams are kept and can be resumed: by an `EventSource`, or by name.",
+        default=True,
+        per_endpoint=True,
     )
     replay_max_events: int = fields.integer(
         "SSE_REPLAY_MAX_EVENTS",

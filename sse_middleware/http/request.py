@@ -35,6 +35,9 @@ _HEADERS: Final = frozenset(
         b"if-none-match",
         b"last-event-id",
         b"origin",
+        b"sec-fetch-dest",
+        b"sec-fetch-mode",
+        b"sec-fetch-site",
         b"traceparent",
         b"user-agent",
         b"x-forwarded-for",
@@ -278,9 +281,9 @@ def is_request_for(scope: Scope, *paths: str) -> bool:
     return scope.get("method") in _READS and app_path(scope) in paths
 
 
-def stream_name(name: str) -> str:
-    """Return the store's name of a stream that the app has named."""
-    return f"name:{name}"
+def stream_name(name: str, identity: str) -> str:
+    """Return the store's name of a stream that an app has named, which belongs to an identity."""
+    return f"name:{identity}:{name}"
 
 
 def stream_key_name(key: str, path: str) -> str:
@@ -344,8 +347,6 @@ def _picked_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
                 picked[name] = value
         elif name.startswith(b"mcp-"):
             picked[b"mcp-"] = value
-        elif name.startswith(b"sec-fetch-"):
-            picked[name] = value
     for name, values in repeated.items():
         picked[name] = _SEPARATORS.get(name, b", ").join(values)
     return picked

@@ -108,8 +108,9 @@ def streaming(
     endpoint or one of its methods; or pass it to the middleware for a path:
     `marks={"/chat/*": streaming(stream_max_seconds=600)}`.
 
-    If an `EventSource` disconnects, the endpoint continues for `linger_seconds`, and what it holds,
-    such as a database session, stays held.
+    If the client of a stream that is kept disconnects, the endpoint continues for `linger_seconds`,
+    and what it holds, such as a database session, stays held. Streams of an `EventSource` are kept,
+    and those that have a name; `keep=False` keeps none.
 
     Args:
         endpoint: the endpoint, if there are no options.

@@ -45,19 +45,25 @@ def detect_client_kind(
     accepts = headers.get(b"accept", b"").lower()
     if EVENT_STREAM not in accepts and not has_event_id:
         return ClientKind.PLAIN
-    accept = [part.strip() for part in accepts.split(b";")]
-    if accept == [EVENT_STREAM, b"events=named"] or has_event_id:
+    if has_event_id or _is_named(accepts):
         return ClientKind.EVENTSOURCE
     # "Set request's cache mode to "no-store"" (WHATWG HTML 9.2.2), for which a browser adds
     # Cache-Control: no-cache (https://fetch.spec.whatwg.org/#http-network-or-cache-fetch).
     is_native = (
         method == "GET"
-        and accept == [EVENT_STREAM]
+        and accepts.strip() == EVENT_STREAM
         and headers.get(b"cache-control", b"").strip().lower() == b"no-cache"
         and b"mcp-" not in headers
         and _is_from_browser(headers)
     )
     return ClientKind.EVENTSOURCE if is_native else ClientKind.PLAIN
+
+
+def _is_named(accepts: bytes) -> bool:
+    """Return whether a client declares that it reads named events, as our browser client does."""
+    if accepts == EVENT_STREAM:
+        return False
+    return [part.strip() for part in accepts.split(b";")] == [EVENT_STREAM, b"events=named"]
 
 
 def _is_from_browser(headers: dict[bytes, bytes]) -> bool:
@@ -70,9 +76,9 @@ def _is_from_browser(headers: dict[bytes, bytes]) -> bool:
     """
     if not headers.get(b"user-agent", b"").startswith(b"Mozilla/"):
         return False
-    if not any(name.startswith(b"sec-fetch-") for name in headers):
-        return True
     metadata = headers.get(b"sec-fetch-mode"), headers.get(b"sec-fetch-dest")
+    if metadata == (None, None):
+        return b"sec-fetch-site" not in headers
     return metadata == (b"cors", b"empty")
 
 

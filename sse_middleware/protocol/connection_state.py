@@ -7,11 +7,11 @@ producer. `CONNECTION_TABLE` has a row for each input and a column for each phas
 a combination that cannot happen.
 """
 
-import enum
+import enum  # `IntEnum` for keys of the table: others are hashed by a method in Python
 from typing import Final
 
 
-class ConnectionPhase(enum.Enum):
+class ConnectionPhase(enum.IntEnum):
     """The state of a connection."""
 
     OPENING = enum.auto()
@@ -21,7 +21,7 @@ class ConnectionPhase(enum.Enum):
     CLOSED = enum.auto()
 
 
-class ConnectionInput(enum.Enum):
+class ConnectionInput(enum.IntEnum):
     """An input of a connection."""
 
     STARTED = enum.auto()

@@ -30,7 +30,6 @@ class Dialect:
         client_kind: the kind of the client.
         record: the numbers of the stream.
         secret: the secret of the stream, which its event ids contain; `""` for no ids.
-        marked: whether the endpoint is marked.
         comment: the form of a heartbeat comment.
         app_ids: whether the app sets the ids of its events.
 
@@ -39,6 +38,7 @@ class Dialect:
         deadlines: the deadlines of the connection.
         is_inside_event: whether a part of an event has been sent that is not complete.
         outcome: the reason with which the stream has ended for this client, `None` before.
+        reads_control_events: whether the client is an `EventSource`, which receives control events.
         record: as the argument.
         retry_ms: the delay before a client that is disconnected reconnects.
         terms: as the argument.
@@ -53,13 +53,13 @@ class Dialect:
         "_lacks_lf",
         "_line_end",
         "_longest_drain_ms",
-        "_marked",
         "_secret",
         "_wrote_lf",
         "client_kind",
         "deadlines",
         "is_inside_event",
         "outcome",
+        "reads_control_events",
         "record",
         "retry_ms",
         "terms",
@@ -73,12 +73,12 @@ class Dialect:
         client_kind: ClientKind,
         record: StreamRecord,
         secret: str,
-        marked: bool,
         comment: CommentForm,
         app_ids: bool = False,
     ) -> None:
         self.terms = terms
         self.client_kind = client_kind
+        self.reads_control_events = client_kind is ClientKind.EVENTSOURCE
         self.record = record
         self.retry_ms = terms.retry_ms
         self.deadlines = Deadlines(terms.heartbeat_interval, client_kind)
@@ -87,7 +87,6 @@ class Dialect:
         self._secret = secret
         self._id_prefix = f"\nid: {secret}-".encode() if secret and not app_ids else b""
         self._has_end_id = bool(secret)
-        self._marked = marked
         self._comment = comment
         self._line_end = b"\n"
         self._lacks_lf = False  # the last bytes end in CR: a LF that follows completes it
@@ -100,11 +99,6 @@ class Dialect:
     def adds_ids(self) -> bool:
         """Whether events get ids."""
         return bool(self._id_prefix)
-
-    @property
-    def reads_control_events(self) -> bool:
-        """Whether the client is an `EventSource`, which receives control events."""
-        return self.client_kind is ClientKind.EVENTSOURCE
 
     def open(
         self,
@@ -344,5 +338,5 @@ class Dialect:
             return None
         ending = Ending.CUT
         if end.reason in (Reason.FINISHED, Reason.CANCELLED):
-            ending = Ending.FINAL if self._marked else Ending.AGAIN
+            ending = Ending.FINAL
         return EventId(self._secret, end.chunks, ending)

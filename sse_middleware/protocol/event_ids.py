@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 _SECRET_BYTES = 16  # 128 bits, as a UUID or an RFC 6750 token would at least carry
 _MAX_LENGTH = 64
-_EVENT_ID = re.compile(r"([A-Za-z0-9_-]{22})-(0|[1-9][0-9]{0,14})(?:\.(end|again|cut))?")
+_EVENT_ID = re.compile(r"([A-Za-z0-9_-]{22})-(0|[1-9][0-9]{0,14})(?:\.(end|cut))?")
 
 
 def new_secret() -> str:
@@ -31,8 +31,6 @@ class Ending(enum.StrEnum):
 
     FINAL = "end"
     """No stream: there is nothing more to read."""
-    AGAIN = "again"
-    """A new stream of the app, as without the middleware: some pages poll in this way."""
     CUT = "cut"
     """A new stream of the app that begins with a `reset`: the stream has ended early."""
 

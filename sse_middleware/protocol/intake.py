@@ -4,14 +4,18 @@ None of them is changed, unless the app has opted for trace ids in its data. All
 the same bytes, each in the form of its client kind.
 """
 
+import re
 from collections import deque
 from typing import Any, Final, Protocol
 
 from sse_middleware.config.options import Options
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol import openai
+from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.stream_end import Reason, StreamEnd
 from sse_middleware.protocol.wire import (
+    BOM,
+    EOL,
     Kind,
     Splitter,
     add_trace_id,
@@ -23,6 +27,8 @@ from sse_middleware.protocol.wire import (
 
 ENDS_OF_APPS: Final = (b"complete", b"error")
 """The names of events with which an app itself ends its stream."""
+_FIELDS: Final = (b"data", b"event", b"id", b"retry")
+_FIELD_LINE: Final = re.compile(rb"(?:\A|[\r\n])(?:(?:data|event|id|retry)[:\r\n]|:)")
 _MAX_LOOSE_BYTES: Final = 1 << 16
 """The most bytes between two events that the log keeps, such as the pings of an app."""
 INSIDE_EVENT: Final = -1
@@ -38,8 +44,11 @@ Part = tuple[int, bytes]
 class Recording(Protocol):
     """Keeps the events, as the app has sent them."""
 
-    def append(self, first: int, *frames: bytes) -> None:
-        """Keep the frames of the events from `first` on."""
+    def append(self, first: int, data: bytes, count: int = 1) -> None:
+        """Keep the frames of `count` events, the first of which has the number `first`.
+
+        Of several, each ends at its first blank line, two LF.
+        """
 
     def skip(self, seq: int) -> None:
         """Record that the event `seq` is not kept."""
@@ -63,6 +72,7 @@ class Intake:
         first_chunk: the first chat completion chunk, `None` if the dialect is not OpenAI's.
         has_ids: whether the app has sent an id.
         has_own_end: whether the app has sent the last event itself.
+        is_raw: whether the bytes are no event stream, so that they are passed on at once.
         log: keeps the events; `None` if they are not kept.
         record: as the argument.
     """
@@ -71,6 +81,7 @@ class Intake:
         "_app_ids",
         "_end_names",
         "_examines_all",
+        "_head",
         "_is_openai",
         "_loose",
         "_loose_bytes",
@@ -81,6 +92,7 @@ class Intake:
         "first_chunk",
         "has_ids",
         "has_own_end",
+        "is_raw",
         "log",
         "record",
     )
@@ -108,7 +120,14 @@ class Intake:
         self.app_owns_ids = False
         self.has_ids = False
         self.has_own_end = False
+        self.is_raw = False
+        self._head: bytes | None = b""  # the first bytes; `None` if they are an event stream
         self.first_chunk: dict[str, Any] | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the app has sent any bytes but line ends."""
+        return self.record.chunks > 0 or self._head != b""
 
     def feed_usual(self, chunk: bytes, now: float) -> int:
         """Process a chunk if all of it are usual events, none of which may end the stream.
@@ -123,15 +142,17 @@ class Intake:
         last, log = self.record.count_events(count, now), self.log
         if log is not None:
             if self._loose:
-                log.append(last - count + 1, *self._with_loose(_frames(chunk)))
-            elif count == 1:
-                log.append(last, chunk)
+                self._append_after_loose(log, last - count + 1, chunk, count)
             else:
-                log.append(last - count + 1, *_frames(chunk))
+                log.append(last - count + 1, chunk, count)
         return count
 
     def feed(self, chunk: bytes, now: float) -> list[Part]:
         """Process a chunk, and return the parts of the stream that are complete."""
+        if self._head is not None:
+            self._examine_head(chunk)
+        if self.is_raw:
+            self.record.count_events(1, now)
         parts: list[Part] = []
         for kind, data in self._splitter.feed(chunk):
             if kind is Kind.BLOCK:
@@ -164,7 +185,20 @@ class Intake:
             first_chunk=self.first_chunk,
         )
         self.log = None
+        if not self._loose:
+            return end, end
         return end, end._replace(tail=self._take_loose() + end.tail)
+
+    def _examine_head(self, chunk: bytes) -> None:
+        """Detect a body that is no event stream by its first bytes."""
+        head = (self._head or b"") + chunk
+        is_event_stream = True if self.record.chunks else begins_event_stream(head)
+        # Blank lines alone decide nothing.
+        self._head = head.lstrip(b"\r\n") if is_event_stream is None else None
+        if is_event_stream is False:
+            self.is_raw = True
+            self.record.family = ClientKind.UNMARKED
+            self._splitter.stop_splitting()
 
     def _take_loose(self) -> bytes:
         """Return the bytes after the last event that clients have received, and drop them."""
@@ -192,7 +226,7 @@ class Intake:
             block = add_trace_id(block, self.record.trace_id)
         self._examine(block)
         if self.log is not None:
-            self.log.append(number, *self._with_loose([block]))
+            self.log.append(number, self._take_loose() + block if self._loose else block)
         return number, block
 
     def _examine(self, block: bytes) -> None:
@@ -200,6 +234,8 @@ class Intake:
         if self._is_openai is not False and self.first_chunk is None:
             if block.find(openai.CHUNK_TYPE) >= 0:
                 self.first_chunk = openai.parse_chunk(event_data(block))
+                if self.first_chunk is not None:
+                    self.record.family = ClientKind.OPENAI
             if self._is_openai is None:
                 self._is_openai = self.first_chunk is not None
             self._examines_all = self._trace_in_data or (self._is_openai and not self.first_chunk)
@@ -229,10 +265,12 @@ class Intake:
         while self._loose_bytes > _MAX_LOOSE_BYTES:
             self._loose_bytes -= len(self._loose.popleft())
 
-    def _with_loose(self, frames: list[bytes]) -> list[bytes]:
-        if self._loose:
-            frames[0] = self._take_loose() + frames[0]
-        return frames
+    def _append_after_loose(self, log: Recording, first: int, chunk: bytes, count: int) -> None:
+        """Append usual events, the first of which follows bytes that are no event."""
+        end = chunk.index(b"\n\n") + 2
+        log.append(first, self._take_loose() + chunk[:end])
+        if count > 1:
+            log.append(first + 1, chunk[end:], count - 1)
 
     def _skip(self, number: int) -> None:
         self._take_loose()
@@ -240,6 +278,15 @@ class Intake:
             self.log.skip(number)
 
 
-def _frames(chunk: bytes) -> list[bytes]:
-    """Split a chunk of usual events."""
-    return [block + b"\n\n" for block in chunk.split(b"\n\n")[:-1]]
+def begins_event_stream(head: bytes) -> bool | None:
+    """Return whether a body that begins like this is an event stream, `None` if it may be.
+
+    It is one if any line has a field or is a comment. Clients ignore other lines.
+    """
+    head = head.removeprefix(BOM)
+    if _FIELD_LINE.search(head):
+        return True
+    *_, last = EOL.split(head)
+    if not head.strip(b"\r\n") or BOM.startswith(head):
+        return None
+    return None if last and any(field.startswith(last) for field in _FIELDS) else False

@@ -6,13 +6,13 @@ has a row for each input and a column for each phase; a missing cell is a combin
 happen.
 """
 
-import enum
+import enum  # `IntEnum` for keys of the table: others are hashed by a method in Python
 from typing import Final, NamedTuple
 
 from sse_middleware.protocol.stream_end import Reason
 
 
-class ProducerPhase(enum.Enum):
+class ProducerPhase(enum.IntEnum):
     """The state of a producer."""
 
     OPEN = enum.auto()
@@ -26,7 +26,7 @@ class ProducerPhase(enum.Enum):
     ENDED = enum.auto()
 
 
-class ProducerInput(enum.Enum):
+class ProducerInput(enum.IntEnum):
     """An input of a producer."""
 
     APP_WRITES = enum.auto()

@@ -74,6 +74,7 @@ class Splitter:
         "_buffer",
         "_ended_in_cr",
         "_in_long_block",
+        "_is_endless",
         "_limit",
         "_searched",
         "at_rest",
@@ -85,6 +86,7 @@ class Splitter:
         self._searched = 0  # no blank line begins before this offset; no byte is searched twice
         self._ended_in_cr = False  # the last piece ended in CR: a LF that follows completes it
         self._in_long_block = False
+        self._is_endless = False
         self._at_start = at_start
         self.at_rest = not at_start
 
@@ -115,6 +117,8 @@ class Splitter:
         """Add the next bytes and return the pieces that they complete."""
         if not chunk:
             return []
+        if self._is_endless:
+            return [(Kind.PART, self.flush() + chunk)]
         if (self.at_rest or self._begins(chunk)) and self._is_one_block(chunk):
             return [(Kind.BLOCK, chunk)]
         pieces: list[Piece] = []
@@ -132,6 +136,11 @@ class Splitter:
             self._buffer or self._at_start or self._ended_in_cr or self._in_long_block
         )
         return pieces
+
+    def stop_splitting(self) -> None:
+        """Return all later bytes as parts of one endless block: they are no event stream."""
+        self._is_endless = self._in_long_block = True
+        self.at_rest = self._at_start = False
 
     def flush(self) -> bytes:
         """Return the incomplete block at the end, which no client dispatches, and drop it."""
@@ -371,3 +380,8 @@ def _encoded(field: str, value: str, *, forbidden: str = "") -> bytes:
 def _encoded_lines(field: str, text: str) -> list[bytes]:
     # Not str.splitlines, because U+2028 and similar characters do not end a line on the wire.
     return _encoded(field, text.replace("\r\n", "\n").replace("\r", "\n")).split(b"\n")
+
+
+def joined(parts: list[bytes]) -> bytes:
+    """Return `parts` as one bytes object."""
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -25,11 +25,10 @@ from sse_middleware.http.request import (
     BodyDigest,
     ResumeIntent,
     SSERequest,
-    stream_name,
 )
 from sse_middleware.http.response_head import parse_headers
 from sse_middleware.http.routes import UNMATCHED
-from sse_middleware.protocol.client_kinds import EVENT_STREAM
+from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind
 from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, parse_event_id, stream_id
 from sse_middleware.protocol.wire import Kind, Splitter, event_id
 from sse_middleware.resume.authorization import CORS, Authorization
@@ -88,7 +87,7 @@ class ResumeHandler:
                 self._report(UNMATCHED, "unavailable")
                 await send_empty(send, request, HTTPStatus.SERVICE_UNAVAILABLE)
             else:
-                await self._send_retry_later(held, request, send)
+                await self.send_retry_later(held, request, send)
             return None
 
     async def _resume(
@@ -97,8 +96,6 @@ class ResumeHandler:
         if event_id.ending is Ending.FINAL:
             await self._send_end(request, run_app.send, UNMATCHED)
             return None
-        if event_id.ending is Ending.AGAIN:
-            return run_app
         found = None
         if event_id.ending is None:
             found = await self._context.store.find(stream_id(event_id.secret))
@@ -127,49 +124,10 @@ class ResumeHandler:
             and event_id.seq == found.last
             and not found.has_end_frame
         ):
-            if not info.marked:
-                return run_app
             await self._send_end(request, run_app.send, info.route)
             return None
-        await self._read(found, request, run_app, after=event_id.seq, secret=event_id.secret)
+        await self.read(found, request, run_app, after=event_id.seq, secret=event_id.secret)
         return None
-
-    async def follow_named(
-        self, name: str, request: SSERequest, receive: Receive, send: Send
-    ) -> None:
-        """Send the stream with a name, from its first event or from the position of the client.
-
-        Raises:
-            RuntimeError: there is no `identify`, which decides which streams a client may read.
-        """
-        if not self._context.identities.has_function:
-            raise RuntimeError("a resume_endpoint needs SSEMiddleware(identify=...)")
-        event_id, run_app = request.intent.event_id, RunApp(receive, send)
-        try:
-            found = await self._context.store.find_named(stream_name(name))
-            allowed = await self._access.may_read_named(found, request)
-            if found is None or not allowed:
-                await send_empty(send, request, HTTPStatus.NO_CONTENT)
-            elif event_id is not None and self._is_in(found, event_id):
-                if await self._continue(found, event_id, request, run_app) is not None:
-                    await send_empty(send, request, HTTPStatus.NO_CONTENT)
-            elif found.state is LogState.RUNNING:
-                had_another = event_id is not None and event_id.seq and event_id.ending is None
-                reset = "gone" if had_another else ""
-                secret = found.info.secret
-                await self._read(found, request, run_app, after=0, secret=secret, reset=reset)
-            else:
-                await send_empty(send, request, HTTPStatus.NO_CONTENT)
-        except StoreError as exc:
-            logger.warning(
-                "A stream cannot be resumed or ended now: the store is unavailable (%s)", exc
-            )
-            held = None if event_id is None else str(event_id)
-            await self._send_retry_later(held, request, send)
-
-    @staticmethod
-    def _is_in(found: LogSnapshot, event_id: EventId) -> bool:
-        return event_id.ending is None and stream_id(event_id.secret) == found.info.stream_id
 
     async def _resume_by_app_id(
         self, held: str, request: SSERequest, run_app: RunApp
@@ -185,14 +143,14 @@ class ResumeHandler:
                 after = await self._find_app_id(found, held)
                 if after is not None:
                     secret = found.info.secret  # for the id of the end
-                    await self._read(
+                    await self.read(
                         found, request, run_app, after=after, secret=secret, event_id=held
                     )
                     return None
         request.intent = ResumeIntent(EventId("", 0), reset="gone")
         return run_app
 
-    async def _read(
+    async def read(
         self,
         found: LogSnapshot,
         request: SSERequest,
@@ -202,6 +160,7 @@ class ResumeHandler:
         secret: str = "",
         event_id: str | None = None,
         reset: str = "",
+        client_kind: ClientKind = ClientKind.EVENTSOURCE,
     ) -> None:
         """Send the rest of a log, from its oldest event if the missed ones are no longer kept."""
         truncated = after < found.first - 1
@@ -221,6 +180,7 @@ class ResumeHandler:
             event_id=event_id,
             secret=secret,
             reset=reset or ("truncated" if truncated else ""),
+            client_kind=client_kind,
         ).run()
 
     async def _find_app_id(self, found: LogSnapshot, held: str) -> int | None:
@@ -296,7 +256,7 @@ class ResumeHandler:
         options, name = self._context.options, stream_id(secret)
         return ended_stream(request, options, name, event_id=end, reset="gone")
 
-    async def _send_retry_later(self, held: str | None, request: SSERequest, send: Send) -> None:
+    async def send_retry_later(self, held: str | None, request: SSERequest, send: Send) -> None:
         """Have a client reconnect soon, with the id that it has."""
         self._report(UNMATCHED, "unavailable")
         await send_retry_later(send, request, self._context.options, held or "")

@@ -46,7 +46,6 @@ class LogInfo:
         origin: the request's `Origin`.
         headers: the headers of the app's response, one per line with CRLF.
         route: the route's name, one of a bounded set.
-        marked: whether the endpoint is marked.
         app_ids: whether the app sets event ids itself.
         opened_on: the time at which the response started, in seconds since the epoch.
         terms: the parameters of the stream that are announced to clients.
@@ -61,7 +60,6 @@ class LogInfo:
     origin: str
     headers: bytes
     route: str
-    marked: bool
     app_ids: bool
     opened_on: float
     terms: StreamTerms
@@ -128,10 +126,16 @@ class LogListener(Protocol):
 class Log(Protocol):
     """The writer's side of a log. No method raises, and only `flush` waits."""
 
-    def append(self, first: int, *frames: bytes) -> None:
-        """Append the frames of the events from `first` on, at least one.
+    def append(self, first: int, data: bytes, count: int = 1) -> None:
+        """Append the frames of `count` events, the first of which has the number `first`.
 
         Numbers grow; a missing number is a gap.
+
+        Args:
+            first: the number of the first event.
+            data: the frames, without gaps. A single frame has any bytes. Of several, each ends at
+                its first blank line, two LF: `split_frames` returns them.
+            count: the number of events, at least 1.
         """
 
     def skip(self, seq: int) -> None:
@@ -186,3 +190,10 @@ class EventStore(Protocol):
 
     async def close(self) -> None:
         """Close all connections and timers."""
+
+
+def split_frames(data: bytes, count: int) -> list[bytes]:
+    """Return the frames of `count` events, from the arguments of `Log.append`."""
+    if count == 1:
+        return [data]
+    return [block + b"\n\n" for block in data.split(b"\n\n")[:-1]]

@@ -8,7 +8,8 @@ event loops, threads or readers.
 import sys
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator
+from itertools import accumulate, islice
 
 _SPARE = 8
 """The buffer drops at least this fraction (an eighth) at a time, so that it drops seldom."""
@@ -51,41 +52,52 @@ class FrameBuffer:
         self._offset = 0  # of `_data`, from the beginning of the stream
         self._measure()
 
-    def maybe_append(self, first: int, frames: Sequence[bytes]) -> bool:
-        """Append the frames of the events from `first` on if they fit without another change.
+    def maybe_append(self, first: int, data: bytes, count: int) -> bool:
+        """Append the frames of `count` events from `first` on if they fit without another change.
 
         A reader in another thread may read at the same time.
+
+        Args:
+            first: the number of the first event.
+            data: the frames, as for `Log.append`.
+            count: the number of events.
 
         Returns:
             Whether they are appended; if not, call `append`.
         """
-        data, ends, added = self._data, self._ends, b"".join(frames)
-        if (
-            first != self.last + 1
-            or len(data) + len(added) > self._room
-            or len(ends) + len(frames) > self._max_events
-        ):
+        buffer, ends = self._data, self._ends
+        size = len(buffer) + len(data)
+        if first != self.last + 1 or size > self._room or len(ends) + count > self._max_events:
             return False
-        self._add(added, frames)
+        buffer += data
+        if count == 1:
+            ends.append(self._offset + size)
+        else:
+            ends.extend(_ends_of(data, self._offset + size - len(data)))
+        self.last += count
         return True
 
-    def append(self, first: int, frames: Sequence[bytes]) -> None:
-        """Append the frames of the events from `first` on, and drop frames over the limits.
+    def append(self, first: int, data: bytes, count: int) -> None:
+        """Append the frames of `count` events from `first` on, and drop frames over the limits.
 
         A gap in the numbers drops all frames before it, so that no read contains a gap. Numbers
         that do not grow are ignored.
         """
-        frames = frames[max(0, self.last + 1 - first) :]
-        if not frames:
+        while first <= self.last and count > 1:
+            data = data[data.index(b"\n\n") + 2 :]
+            first, count = first + 1, count - 1
+        if first <= self.last:
             return
         if first > self.last + 1:
             self._drop(len(self._ends))
             self.first = first
             self.last = first - 1
-        added = b"".join(frames)
         if self._data:
-            self._make_room(len(added))
-        self._add(added, frames)
+            self._make_room(len(data))
+        end = self._offset + len(self._data)
+        self._data += data
+        self._ends.extend([end + len(data)] if count == 1 else _ends_of(data, end))
+        self.last += count
         if len(self._ends) > self._max_events or len(self._data) > self._max_bytes:
             self._trim()
         self._measure()
@@ -129,15 +141,6 @@ class FrameBuffer:
         self._data = self._data[:]  # a copy has no reserve
         self._measure()
 
-    def _add(self, added: bytes, frames: Sequence[bytes]) -> None:
-        ends = self._ends
-        end = self._offset + len(self._data)
-        self._data += added
-        for frame in frames:
-            end += len(frame)
-            ends.append(end)
-        self.last += len(frames)
-
     def _make_room(self, size: int) -> None:
         """Reserve memory for `size` bytes and some more."""
         data, length = self._data, len(self._data)
@@ -171,3 +174,10 @@ class FrameBuffer:
         self.size = sys.getsizeof(self._data) + sys.getsizeof(self._ends)
         # More data would change the size of the buffer, or exceed the limit.
         self._room = min(self._data.__alloc__() - 1, self._max_bytes)
+
+
+def _ends_of(data: bytes, begin: int) -> Iterator[int]:
+    """Return the offsets at which several frames end, the first of which begins at `begin`."""
+    blocks = data.split(b"\n\n")
+    blocks.pop()
+    return islice(accumulate([len(block) + 2 for block in blocks], initial=begin), 1, None)

@@ -10,7 +10,7 @@ import contextvars
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 
 from sse_middleware._once import call_in, running_loop
 from sse_middleware.stores.base import Batch, Log, LogInfo, LogListener, LogSnapshot, LogState
@@ -249,10 +249,10 @@ class _MemoryLog:
         self._waiting: dict[asyncio.Future[None], None] | None = None
         self._fixed_size = _LOG_BYTES + len(info.headers) + len(info.path) + len(info.origin)
 
-    def append(self, first: int, *frames: bytes) -> None:
-        """Append the frames of the events from `first` on."""
-        if not self._frames.maybe_append(first, frames):
-            self._append(first, frames)
+    def append(self, first: int, data: bytes, count: int = 1) -> None:
+        """Append the frames of `count` events from `first` on."""
+        if not self._frames.maybe_append(first, data, count):
+            self._append(first, data, count)
         if self._waiting:  # checked after the append; `growth` checks in the other order
             self._wake()
 
@@ -371,10 +371,10 @@ class _MemoryLog:
     def measure(self) -> int:
         return self._fixed_size + self._frames.size + len(self._frame) + len(self.name)
 
-    def _append(self, first: int, frames: Sequence[bytes]) -> None:
+    def _append(self, first: int, data: bytes, count: int) -> None:
         with self._store.lock:
             if self._state is LogState.RUNNING:
-                self._frames.append(first, frames)
+                self._frames.append(first, data, count)
                 self._store.recount(self)
 
     def _wake(self) -> None:

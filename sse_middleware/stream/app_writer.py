@@ -26,9 +26,9 @@ from sse_middleware.protocol.producer_state import (
     ProducerInput,
     ProducerPhase,
 )
-from sse_middleware.protocol.wire import has_data
+from sse_middleware.protocol.wire import has_data, joined
 from sse_middleware.stream.connection import Connection
-from sse_middleware.stream.sender import MAX_PENDING_BYTES, joined
+from sse_middleware.stream.sender import MAX_PENDING_BYTES
 from sse_middleware.stream.timers import LoopTimers
 
 if TYPE_CHECKING:
@@ -138,25 +138,24 @@ class AppWriter:
             Exception: the exception of the server in this write or in an earlier one.
         """
         now = self._clock()
-        is_coalescing = now < self.coalesce_until
-        if (
-            not (is_coalescing or self.fast)
-            or message["type"] != BODY
-            or not message.get("more_body")
-        ):
+        if message["type"] != BODY or not message.get("more_body"):
             await self._write_slowly(message, now)
             return
         body = message.get("body", b"")
         if type(body) is not bytes:
             body = bytes(body)
-        if is_coalescing:
-            self._enqueue(body, now)
+        if now < self.coalesce_until:
+            if self._queue:
+                self._queue.append(body)
+            else:
+                self._queue, self._queued_at = [body], now
+                self._timers.flush_after_tick(self)
+            self._queue_bytes += len(body)
             if self._queue_bytes >= MAX_PENDING_BYTES:
-                self.process_queue()
-                await self._flush()
-                if self.connection.sender.pending_bytes >= MAX_PENDING_BYTES:
-                    self.coalesce_until = 0.0  # other tasks of the app wait, too
-                    await self._wait_for_room()
+                await self._flush_queue()
+            return
+        if not self.fast:
+            await self._write_slowly(message, now)
             return
         if now >= self.busy_deadline:  # timers do not fire if the app never yields to the loop
             self.producer.check_deadlines(now)
@@ -272,14 +271,13 @@ class AppWriter:
         if suspended is not None:
             await suspended
 
-    def _enqueue(self, body: bytes, now: float) -> None:
-        if self._queue:
-            self._queue.append(body)
-        else:
-            self._queue = [body]
-            self._queued_at = now
-            self._timers.flush_after_tick(self)
-        self._queue_bytes += len(body)
+    async def _flush_queue(self) -> None:
+        """Write the events of a tick that has not ended, because they are many."""
+        self.process_queue()
+        await self._flush()
+        if self.connection.sender.pending_bytes >= MAX_PENDING_BYTES:
+            self.coalesce_until = 0.0  # other tasks of the app wait, too
+            await self._wait_for_room()
 
     def process_queue(self) -> None:
         """Process the events of a tick together, as of the time of the first one."""
@@ -310,7 +308,12 @@ class AppWriter:
         """Process unusual bytes, and return what they complete."""
         intake = self.intake
         had_ids, was_openai = intake.has_ids, intake.first_chunk is not None
+        was_raw = intake.is_raw
         parts = intake.feed(body, now)
+        if intake.is_raw and not was_raw:
+            self.may_be_fast = False
+            self.leave_fast_path()
+            self.producer.on_raw()
         if intake.has_ids and not had_ids:
             self.connection.dialect.on_ids_seen()
             if intake.app_owns_ids:

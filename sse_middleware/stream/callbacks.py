@@ -9,8 +9,8 @@ from starlette.types import Message
 class StreamCallbacks(Protocol):
     """The object that runs the app of a stream."""
 
-    def on_cap(self) -> None:
-        """Handle the cap of the stream or of its connection."""
+    def warn(self, warning: str) -> None:
+        """Log a warning about the stream, once per route: `cap` or `raw` of `opener.WARNINGS`."""
 
     def on_end(self) -> None:
         """Handle the end of the stream while the app still runs."""
@@ -25,7 +25,7 @@ class StreamCallbacks(Protocol):
 class _NoCallbacks:
     """The callbacks of a stream after its app has returned."""
 
-    def on_cap(self) -> None:
+    def warn(self, warning: str) -> None:
         """Do nothing."""
 
     def on_end(self) -> None:

@@ -89,6 +89,11 @@ class Connection:
         """Whether the client still receives the stream."""
         return self.phase in _OPEN
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing more is written to the client."""
+        return self.phase is ConnectionPhase.CLOSED
+
     def blocked_at(self) -> int | None:
         """Return the bytes sent before the write in progress, `None` if there is no write."""
         return self.dialect.record.sent_bytes if self.sender.is_writing else None
@@ -130,10 +135,16 @@ class Connection:
         for number, data in parts:
             self.sender.append(self.part(number, data, now))
 
-    def on_stream_end(self, end: StreamEnd) -> None:
-        """Write the end of the stream, together with all that is pending."""
+    def on_stream_end(self, end: StreamEnd, *, app_flushes: bool = False) -> None:
+        """Write the end of the stream, together with all that is pending.
+
+        Args:
+            end: the end of the stream.
+            app_flushes: whether the app's call, in which the stream ends, flushes the sender.
+        """
         if self._move(ConnectionInput.STREAM_ENDS) is not _IGNORE:
-            self._write_end(*self.dialect.end(end, random.random()))  # noqa: S311
+            data, clean = self.dialect.end(end, random.random())  # noqa: S311
+            self._write_end(data, clean, soon=not app_flushes)
 
     async def follow(
         self, log: AsyncGenerator[Batch, None], after: int, clock: Callable[[], float]
@@ -152,6 +163,9 @@ class Connection:
                 frames = self.dialect.frames(batch.frames, after + 1, batch.last, clock())
                 await self._write(frames)
             elif batch.state is LogState.TRUNCATED:
+                if not self.dialect.reads_control_events:
+                    self.on_store_failure()  # it cannot be notified in another way
+                    return
                 await self._write(self.dialect.reset_truncated(batch.last))
             else:
                 self.on_log_end(batch)
@@ -188,12 +202,17 @@ class Connection:
 
     def lag(self) -> bool:
         """Read the log from now on; return whether the client has been live until now."""
-        if self.dialect.is_inside_event or not self.sender.may_drop:
-            return False  # the log does not have all of it
+        if self.dialect.is_inside_event or self.sender.message_count:
+            return False  # the log does not have all that is pending
         if self._move(ConnectionInput.LAGS) is _IGNORE:
             return False
         self.sender.drop_pending()
         return True
+
+    def pass_on(self) -> None:
+        """Add nothing to the bytes of the app from now on, not even what is pending already."""
+        self.dialect.deadlines.stop()
+        self.sender.drop_pending()
 
     # Inputs of time
 
@@ -217,28 +236,24 @@ class Connection:
             return math.inf
         # Early enough for a write that may start meanwhile.
         started = self.sender.write_started if self.sender.is_writing else now
-        blocked_at = min(started + self._send_timeout, self._close_at)
-        return min(self.dialect.deadlines.deadline(), blocked_at)
+        due_at = self.dialect.deadlines.deadline()
+        return min(due_at, started + self._send_timeout, self._close_at)
 
     def on_deadline(self, now: float) -> bool:
         """Perform what is due; return whether the cap of the connection has been reached."""
         sender, dialect = self.sender, self.dialect
-        blocked_at = min(sender.write_started + self._send_timeout, self._close_at)
-        if sender.is_writing and now >= blocked_at:
+        is_writing = sender.is_writing
+        if is_writing and now >= min(sender.write_started + self._send_timeout, self._close_at):
             self._close(ConnectionInput.CLIENT_IS_BLOCKED)
             return False
         due = dialect.deadlines.due(now, dialect.record.last_event_at)
-        if due is Due.CAP:
-            return self.is_open
-        if due is Due.HEARTBEAT:
-            dialect.deadlines.plan_heartbeat(now)
-            if (
-                not sender.is_writing
-                and self._move(ConnectionInput.HEARTBEAT_IS_DUE) is not _IGNORE
-            ):
-                sender.append(dialect.heartbeat(now))
-                sender.flush_soon()
-                logger.debug("heartbeat of stream %s", dialect.record.stream_id)
+        if due is not Due.HEARTBEAT:
+            return due is Due.CAP and self.is_open
+        dialect.deadlines.plan_heartbeat(now)
+        if not is_writing and self._move(ConnectionInput.HEARTBEAT_IS_DUE) is not _IGNORE:
+            sender.append(dialect.heartbeat(now))
+            sender.flush_soon()
+            logger.debug("heartbeat of stream %s", dialect.record.stream_id)
         return False
 
     # Inputs of the client and of the server
@@ -271,7 +286,7 @@ class Connection:
         if suspended is not None:
             await suspended
 
-    def _write_end(self, data: bytes, clean: bool, /) -> None:  # noqa: FBT001 - a pair
+    def _write_end(self, data: bytes, clean: bool, /, *, soon: bool = True) -> None:  # noqa: FBT001 - a pair
         """Write the last bytes; an unclean end leaves the response to the server."""
         self.dialect.deadlines.stop()
         self.sender.reports_idle = True
@@ -279,7 +294,8 @@ class Connection:
             self.sender.end(data)
         else:
             self.sender.append(data)
-        self.sender.flush_soon()
+        if soon:
+            self.sender.flush_soon()
         if self.sender.is_idle:
             self._close(ConnectionInput.WRITTEN)
 

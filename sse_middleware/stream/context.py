@@ -19,6 +19,7 @@ from sse_middleware.protocol.client_kinds import (
     detect_client_kind,
     in_rollout,
 )
+from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import EventStore, LogInfo
 from sse_middleware.stream.linger import LingerQueue
 from sse_middleware.stream.linger_index import request_key
@@ -41,6 +42,7 @@ class Context:
         app: the wrapped app.
         options: the settings.
         options_for: returns the settings of a mark.
+        terms_for: the terms of its streams, by the kind of the client, as `terms` has needed them.
         store: keeps the events.
         linger_queue: the streams that wait for a reader.
         proxies: the proxies that are trusted to name the addresses of clients.
@@ -55,6 +57,9 @@ class Context:
     app: ASGIApp
     options: Options
     options_for: OncePerKey[Mark, Options]
+    terms_for: OncePerKey[Mark, dict[ClientKind, StreamTerms]] = field(
+        default_factory=lambda: OncePerKey(lambda _: {})
+    )
     store: EventStore
     linger_queue: LingerQueue
     proxies: TrustedProxies
@@ -64,6 +69,13 @@ class Context:
     authorize_resume: Authorize | None = None
     expires_at: ExpiresAt | None = None
     warned: set[tuple[str, str]] = field(default_factory=set)
+
+    def terms(self, mark: Mark, client_kind: ClientKind) -> StreamTerms:
+        """Return the terms of a new stream."""
+        known = self.terms_for(mark)
+        if client_kind not in known:
+            known[client_kind] = StreamTerms.from_options(self.options_for(mark), client_kind)
+        return known[client_kind]
 
     def get_mark(self, scope: Scope, path: str) -> Mark | None:
         """Return the mark of the endpoint that the app has matched, else the mark of its path.

@@ -1,12 +1,12 @@
 """The handler's view of the stream that it writes."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 
-from sse_middleware.http.request import SSERequest, stream_name, trace_id_of
+from sse_middleware.http.request import SSERequest, trace_id_of
 from sse_middleware.http.routes import UNMATCHED
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.event_ids import new_secret, stream_id
@@ -16,8 +16,14 @@ IN_SCOPE = "sse_middleware"
 
 _LONGEST_NAME = 200
 
-Follow = Callable[[str, SSERequest, Receive, Send], Awaitable[None]]
-"""Responds to a request with the stream of a name."""
+
+class Follow(Protocol):
+    """Responds to a request with the stream of a name, or stops it."""
+
+    def __call__(
+        self, name: str, request: SSERequest, receive: Receive, send: Send, *, replays: bool
+    ) -> Awaitable[None]:
+        """Respond; `replays` is whether a stream that has finished is sent too."""
 
 
 class OpenStream(Protocol):
@@ -116,12 +122,13 @@ class CurrentStream:
     def name(self, name: str) -> None:
         """Make the stream available under `name`, through a `resume_endpoint`.
 
-        The latest stream of a name is used, so that a name can be the id of a chat. Only streams
-        that are kept have names: those of an `EventSource`.
+        The latest stream of a name is used, so that a name can be the id of a chat. A name belongs
+        to the identity of the request (see `identify`): the same name of another identity is
+        another stream. Without an identity there is no name. The stream of a client that is no
+        `EventSource` is kept only if it has a name before its first event.
 
         Args:
-            name: 1 to 200 characters; only the identity that has opened the stream can use it
-                (see `identify`).
+            name: 1 to 200 characters.
 
         Raises:
             ValueError: `name` is empty or too long.
@@ -130,7 +137,7 @@ class CurrentStream:
             raise ValueError(f"name has {len(name)} characters, allowed is 1 to {_LONGEST_NAME}")
         self._name = name
         if self._stream is not None:
-            self._stream.set_name(stream_name(name))
+            self._stream.set_name(name)
 
     # The rest is for the middleware, not for handlers.
 
@@ -138,6 +145,10 @@ class CurrentStream:
         """Return the request with the scope as layers of the app have changed it."""
         if self.request is not None:
             return self.request.with_scope(scope)
+        if self._trace_id is None and scope.get("headers") is self._headers:
+            request = SSERequest(scope)  # reads the headers, which `trace_id` would do again
+            self._trace_id = request.trace_id
+            return request
         return SSERequest(scope, trace_id=self.trace_id)
 
     @property
@@ -164,16 +175,21 @@ class CurrentStream:
         self._stream = stream
         self.request = None  # not needed after this; released early
         if self._name:
-            stream.set_name(stream_name(self._name))
+            stream.set_name(self._name)
 
-    async def follow(self, name: str, scope: Any, receive: Any, send: Any) -> None:
+    async def follow(
+        self, name: str, scope: Any, receive: Any, send: Any, *, replays: bool = False
+    ) -> None:
         """Respond to the request with the stream of a name, in place of a new stream of the app.
+
+        A POST and a DELETE stop the stream.
 
         Args:
             name: the name of the stream.
             scope: the scope of the endpoint, which may be a copy of the request's.
             receive: the endpoint's `receive`.
             send: the endpoint's `send`.
+            replays: whether a stream that has finished is sent too.
 
         Raises:
             RuntimeError: the request did not pass the middleware.
@@ -181,7 +197,7 @@ class CurrentStream:
         if self._follow is None:
             raise RuntimeError("resume_endpoint needs SSEMiddleware around the app")
         self.is_answered = True
-        await self._follow(name, self.request_in(scope), receive, send)
+        await self._follow(name, self.request_in(scope), receive, send, replays=replays)
 
     def close(self) -> None:
         """Detach the stream; tasks that outlive the request may hold this object for long."""

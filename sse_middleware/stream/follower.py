@@ -8,6 +8,7 @@ import asyncio
 import random
 import time
 from contextlib import aclosing
+from dataclasses import replace
 
 from starlette.types import Message, Receive, Send
 
@@ -15,7 +16,7 @@ from sse_middleware.errors import StoreError
 from sse_middleware.http.request import SSERequest
 from sse_middleware.http.response_head import OWN_HEADERS, parse_headers, stream_headers
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
+from sse_middleware.protocol.client_kinds import ClientKind, CommentForm, comment_form
 from sse_middleware.protocol.connection_state import (
     ConnectionInput,
     ConnectionPhase,
@@ -47,6 +48,7 @@ class Follower:
         event_id: the event id that the client has, `None` for none.
         secret: the secret of the stream, `""` if the ids are not ours or it is not known here.
         reset: why the client cannot resume there, `""` if it can.
+        client_kind: the kind of the client.
     """
 
     def __init__(
@@ -61,11 +63,11 @@ class Follower:
         event_id: str | None,
         secret: str = "",
         reset: str = "",
+        client_kind: ClientKind = ClientKind.EVENTSOURCE,
     ) -> None:
         self._context = context
         self._request = request
         self._receive = receive
-        self._info = info
         self._after = after
         self._tasks: list[asyncio.Task[None]] = []
         self._timers = current_timers()
@@ -74,18 +76,21 @@ class Follower:
             info.stream_id,
             request.trace_id,
             info.route,
-            ClientKind.EVENTSOURCE,
+            client_kind,
             resumed_after=after,
             chunks=after,
         )
+        options, has_ids = context.options, client_kind is ClientKind.EVENTSOURCE
+        if not has_ids and info.terms.rotates:  # such a client cannot be told to reconnect
+            info = replace(info, terms=replace(info.terms, rotates=False, max_seconds=None))
+        self._info = info
         self._dialect = Dialect(
-            context.options,
+            options,
             info.terms,
-            client_kind=ClientKind.EVENTSOURCE,
+            client_kind=client_kind,
             record=self._record,
-            secret=secret,
-            marked=info.marked,
-            comment=CommentForm.BLOCK,
+            secret=secret if has_ids else "",
+            comment=CommentForm.BLOCK if has_ids else comment_form(options.comment_style),
             app_ids=info.app_ids,
         )
         now = self._timers.clock()
@@ -151,7 +156,7 @@ class Follower:
 
     def on_drain(self) -> None:
         """Disconnect the client if it can resume on another worker."""
-        if self._context.store.is_shared:
+        if self._context.store.is_shared and self._dialect.reads_control_events:
             self.on_drain_over()
 
     def on_drain_over(self) -> None:

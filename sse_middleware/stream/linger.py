@@ -101,15 +101,17 @@ class Linger:
     Attributes:
         deadline: the time at which it expires, infinite for never.
         counts_at: the time from which it counts against the limit, infinite for never.
+        is_active: whether the stream lingers.
     """
 
-    __slots__ = ("_queue", "_seconds", "_stream", "counts_at", "deadline")
+    __slots__ = ("_queue", "_seconds", "_stream", "counts_at", "deadline", "is_active")
 
     def __init__(self, queue: LingerQueue, stream: LingeringStream, seconds: float) -> None:
         self._queue = queue
         self._stream = stream
         self._seconds = seconds
         self.deadline = self.counts_at = math.inf
+        self.is_active = False
 
     def start(self, now: float, *, expected_until: float, is_draining: bool) -> None:
         """Begin to linger.
@@ -120,6 +122,7 @@ class Linger:
                 disconnected it.
             is_draining: whether the stream lingers until the drain ends it.
         """
+        self.is_active = True
         self._queue.add(self._stream)
         self.deadline = math.inf if is_draining else now + self._seconds
         self.counts_at = math.inf if is_draining else expected_until
@@ -133,5 +136,6 @@ class Linger:
 
     def stop(self) -> None:
         """Linger no longer."""
+        self.is_active = False
         self.deadline = self.counts_at = math.inf
         self._queue.discard(self._stream)

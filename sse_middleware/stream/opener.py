@@ -4,10 +4,12 @@ import logging
 import random
 import time
 from collections.abc import Coroutine
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Final, Protocol
 
 from starlette.types import Message, Scope, Send
 
+from sse_middleware.config.options import Options
 from sse_middleware.http.request import BodyDigest, SSERequest
 from sse_middleware.http.response_head import (
     ENCODED,
@@ -37,6 +39,20 @@ from sse_middleware.stream.timers import current_timers
 from sse_middleware.stream.unmarked import UnmarkedStream, log_hint_once
 
 logger = logging.getLogger("sse_middleware")
+
+WARNINGS: Final = {
+    "cap": (
+        "a stream of route %s has reached its cap, trace id %s; this is logged once per route; "
+        "SSE_STREAM_MAX_SECONDS sets the cap"
+    ),
+    "raw": (
+        "a stream of route %s is marked, but its first bytes are no event stream (no line begins "
+        "with data, event, id, retry or a colon): it is passed on unchanged, trace id %s. Send "
+        "events, for example with sse_middleware.format_sse_event, or remove the mark. This is "
+        "logged once per route"
+    ),
+}
+"""The warnings about marked streams, with the route and the trace id."""
 
 
 class StreamAdmission(Protocol):
@@ -144,19 +160,24 @@ def warn_cannot_stream(context: Context, route: str, header: str) -> None:
         )
 
 
-def warn_of_cap(context: Context, record: StreamRecord) -> None:
-    """Log a warning that a stream has reached its cap, once per route."""
-    if context.is_first_warning("cap", record.route):
-        logger.warning(
-            "a stream of route %s has reached its cap, trace id %s; this is logged once per "
-            "route; SSE_STREAM_MAX_SECONDS sets the cap",
-            record.route,
-            record.trace_id,
-        )
+def warn_once(context: Context, warning: str, record: StreamRecord) -> None:
+    """Log one of `WARNINGS` about a marked stream, once per route."""
+    if context.is_first_warning(warning, record.route):
+        logger.warning(WARNINGS[warning], record.route, record.trace_id)
 
 
-class StreamOpener:
-    """Open one stream.
+def create_stream(  # noqa: PLR0917 - one call
+    context: Context,
+    current: CurrentStream,
+    request: SSERequest,
+    mark: Mark,
+    client_kind: ClientKind,
+    body: BodyDigest | None,
+    send: Send,
+    start: Message,
+    callbacks: StreamCallbacks,
+) -> tuple[Producer, Coroutine[Any, Any, None]]:
+    """Create the producer of a marked stream, with a log if it is to be kept.
 
     Args:
         context: the objects that all requests of one middleware share.
@@ -164,161 +185,149 @@ class StreamOpener:
         request: the request, with its scope as the app has routed it.
         mark: the mark of the endpoint.
         client_kind: the kind of the client.
-        body: the digest of the received part of the request body, `None` if there is none.
-    """
+        body: the digest of the received part of the request body, if it identifies the stream.
+        send: the server's `send`.
+        start: the app's response start.
+        callbacks: those of the object that runs the app.
 
-    __slots__ = (
-        "_body",
-        "_context",
-        "_current",
-        "_dialect",
-        "_has_app_ids",
-        "_mark",
-        "_options",
-        "_preamble",
-        "_record",
-        "_request",
-        "_secret",
-        "_terms",
-        "_timers",
+    Returns:
+        The producer, and what sends the response start with our headers.
+    """
+    options, timers, has_app_ids = context.options_for(mark), current_timers(), _has_app_ids(mark)
+    record, secret = current.record, current.take_secret()
+    record.family, record.route = client_kind, route_name(request.scope, mark)
+    terms = context.terms(mark, client_kind)
+    reads_control_events = client_kind is ClientKind.EVENTSOURCE
+    dialect = Dialect(
+        options,
+        terms,
+        client_kind=client_kind,
+        record=record,
+        secret=secret if reads_control_events else "",
+        comment=CommentForm.BLOCK if reads_control_events else comment_form(options.comment_style),
+        app_ids=has_app_ids,
+    )
+    producer = Producer(
+        _intake(options, terms, record, client_kind, has_app_ids=has_app_ids),
+        options,
+        terms,
+        timers,
+        send,
+        observers=context.observers,
+        callbacks=callbacks,
+        linger_queue=context.linger_queue,
+    )
+    if options.keep and options.replay_max_events:
+        create_log = partial(
+            _create_log, producer, context, request, mark, record, terms, secret, start, body
+        )
+        if reads_control_events:
+            create_log()
+        else:  # no client can resume it without a name
+            producer.log.begin_if_named(create_log)
+    sender = Sender(send, timers, record, context.observers)
+    producer.attach(Connection(dialect, sender, producer, send_timeout=options.send_timeout))
+    current.open(producer)
+    reset = request.intent.reset if reads_control_events else ""
+    now = record.opened_at = timers.clock()
+    preamble = dialect.open(
+        now,
+        timers.epoch(),
+        reset=reset,
+        event_id=_client_event_id(request) if reads_control_events else None,
+        jitter=random.random(),  # noqa: S311 - no secret
+        ends_in=context.credential_ttl(request.scope),
+    )
+    if reset:
+        for observer in context.observers:
+            observer.resumed(record.route, reset, 0)
+    headers = stream_headers(
+        start.get("headers") or (),
+        terms,
+        trace_id=record.trace_id,
+        stream_id=record.stream_id,
+        has_ids=reads_control_events,
+    )
+    return producer, producer.open({**start, "headers": headers}, preamble)
+
+
+def _has_app_ids(mark: Mark) -> bool:
+    """Return whether the app sets the ids of a stream that is kept all the same."""
+    return mark.stream_key is not None
+
+
+def _intake(
+    options: Options,
+    terms: StreamTerms,
+    record: StreamRecord,
+    client_kind: ClientKind,
+    *,
+    has_app_ids: bool,
+) -> Intake:
+    prefix = terms.event_prefix.encode()
+    return Intake(
+        options,
+        record,
+        end_names=tuple([prefix + name for name in ENDS_OF_APPS]) if prefix else ENDS_OF_APPS,
+        app_ids=has_app_ids,
+        # The first event of a plain client's stream shows whether its dialect is OpenAI's.
+        is_openai=None if client_kind is ClientKind.PLAIN else client_kind is ClientKind.OPENAI,
     )
 
-    def __init__(
-        self,
-        context: Context,
-        current: CurrentStream,
-        request: SSERequest,
-        mark: Mark,
-        *,
-        client_kind: ClientKind,
-        body: BodyDigest | None,
-    ) -> None:
-        self._context = context
-        self._current = current
-        self._mark = mark
-        self._body = body
-        self._options = context.options_for(mark)
-        self._request = request
-        record = current.record
-        record.family = client_kind
-        record.route = route_name(request.scope, mark)
-        has_ids, style = client_kind is ClientKind.EVENTSOURCE, self._options.comment_style
-        self._record = record
-        self._has_app_ids = mark.stream_key is not None
-        self._timers = current_timers()
-        self._terms = StreamTerms.from_options(self._options, client_kind)
-        self._secret = current.take_secret()
-        self._dialect = Dialect(
-            self._options,
-            self._terms,
-            client_kind=client_kind,
-            record=record,
-            secret=self._secret if has_ids else "",
-            marked=True,
-            comment=CommentForm.BLOCK if has_ids else comment_form(style),
-            app_ids=self._has_app_ids,
-        )
-        now = record.opened_at = self._timers.clock()
-        self._preamble = self._dialect.open(
-            now,
-            self._timers.epoch(),
-            reset=request.intent.reset if has_ids else "",
-            event_id=self._client_event_id() if has_ids else None,
-            jitter=random.random(),  # noqa: S311 - no secret
-            ends_in=context.credential_ttl(request.scope),
-        )
 
-    def create_producer(
-        self, send: Send, start: Message, *, callbacks: StreamCallbacks
-    ) -> Producer:
-        """Return the producer that writes to `send`, with a log if the stream is to be kept."""
-        context, kind = self._context, self._dialect.client_kind
-        info = self._log_info(start) if kind is ClientKind.EVENTSOURCE else None
-        prefix = self._terms.event_prefix.encode()
-        is_openai = None if kind is ClientKind.PLAIN else kind is ClientKind.OPENAI
-        producer = Producer(
-            Intake(
-                self._options,
-                self._record,
-                end_names=tuple(prefix + name for name in ENDS_OF_APPS),
-                app_ids=self._has_app_ids,
-                is_openai=is_openai,
-            ),
-            self._options,
-            self._terms,
-            self._timers,
-            send,
-            observers=context.observers,
-            callbacks=callbacks,
-            linger_queue=context.linger_queue,
-        )
-        if info is not None:
-            producer.log.create(context.store, info)
-            self._make_recognizable(producer.control, info)
-            if info.app_ids:
-                producer.set_name(context.key_name(self._mark, self._request) or "")
-        self._current.open(producer)
-        if kind is ClientKind.EVENTSOURCE and self._request.intent.reset:
-            for observer in context.observers:
-                observer.resumed(self._record.route, self._request.intent.reset, 0)
-        return producer
+def _client_event_id(request: SSERequest) -> str | None:
+    """Return the id of the app with which the client has reconnected, and which it keeps.
 
-    def _make_recognizable(self, stream: ProducerControl, info: LogInfo) -> None:
-        """Store which client has made which request, for when the stream lingers."""
-        context, request = self._context, self._request
-        stream.client = info.identity or context.proxies.client_address(request) or ""
-        stream.request_key = key = request_key(request, info.identity, info.body_digest)
-        if key is not None and request.last_event_id is None:
-            context.linger_queue.on_opened(key, self._timers.clock())
+    The app has continued after this id. If our own id replaced it, the app would start again.
+    """
+    if request.intent.reset or request.event_id is not None:
+        return None
+    return request.last_event_id
 
-    def open(self, producer: Producer, send: Send, start: Message) -> Coroutine[Any, Any, None]:
-        """Open the connection of the client, and return what sends the response start."""
-        sender = Sender(send, self._timers, self._record, self._context.observers)
-        timeout = self._options.send_timeout
-        connection = Connection(self._dialect, sender, producer, send_timeout=timeout)
-        return producer.open(connection, self._start(start), self._preamble)
 
-    def _start(self, start: Message) -> Message:
-        """Return the response start with our headers."""
-        headers = stream_headers(
-            start.get("headers") or (),
-            self._terms,
-            trace_id=self._record.trace_id,
-            stream_id=self._record.stream_id,
-            has_ids=self._record.family is ClientKind.EVENTSOURCE,
-        )
-        return {**start, "headers": headers}
+def _create_log(  # noqa: PLR0917 - one call
+    producer: Producer,
+    context: Context,
+    request: SSERequest,
+    mark: Mark,
+    record: StreamRecord,
+    terms: StreamTerms,
+    secret: str,
+    start: Message,
+    body: BodyDigest | None,
+) -> None:
+    """Create the log of a stream, unless it is not known who may resume it."""
+    has_app_ids = _has_app_ids(mark)
+    identity = context.identities.of(request)
+    name = context.key_name(mark, request) if has_app_ids else ""
+    has_reader = bool(identity) or record.family is ClientKind.EVENTSOURCE  # a name needs it
+    if identity is None or name is None or not has_reader:
+        return
+    info = LogInfo(
+        stream_id=record.stream_id,
+        path=request.request_path,
+        identity=identity,
+        method=request.method,
+        body_digest=None if body is None else body.hexdigest(),
+        origin=request.origin,
+        headers=serialize_headers(start.get("headers") or ()),
+        route=record.route,
+        app_ids=has_app_ids,
+        opened_on=time.time(),
+        terms=terms,
+        secret=secret,
+    )
+    producer.log.create(context.store, info)
+    _make_recognizable(producer.control, context, request, info)
+    if name:
+        producer.log.set_key(name)
 
-    def _client_event_id(self) -> str | None:
-        """Return the id of the app with which the client has reconnected, and which it keeps.
 
-        The app has continued after this id. If our own id replaced it, the app would start again.
-        """
-        if self._request.intent.reset:
-            return None
-        return None if self._request.event_id is not None else self._request.last_event_id
-
-    def _log_info(self, start: Message) -> LogInfo | None:
-        """Return the description of the log, `None` if the stream is not kept."""
-        request, context, mark = self._request, self._context, self._mark
-        if not self._options.replay_max_events:
-            return None
-        identity = context.identities.of(request)
-        app_ids = self._has_app_ids
-        if identity is None or (app_ids and context.key_name(mark, request) is None):
-            return None
-        return LogInfo(
-            stream_id=self._record.stream_id,
-            path=request.request_path,
-            identity=identity,
-            method=request.method,
-            body_digest=None if self._body is None else self._body.hexdigest(),
-            origin=request.origin,
-            headers=serialize_headers(start.get("headers") or ()),
-            route=self._record.route,
-            marked=True,
-            app_ids=app_ids,
-            opened_on=time.time(),
-            terms=self._terms,
-            secret=self._secret,
-        )
+def _make_recognizable(
+    stream: ProducerControl, context: Context, request: SSERequest, info: LogInfo
+) -> None:
+    """Store which client has made which request, for when the stream lingers."""
+    stream.client = info.identity or context.proxies.client_address(request) or ""
+    stream.request_key = key = request_key(request, info.identity, info.body_digest)
+    if key is not None and request.last_event_id is None:
+        context.linger_queue.on_opened(key, current_timers().clock())

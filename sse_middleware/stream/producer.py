@@ -1,8 +1,8 @@
 """The app's side of one stream: its states, its log, and its end.
 
 Each input is looked up in `PRODUCER_TABLE`. A stream ends once, in `_end`: this ends the log and
-stops the app. When its connection has closed too, `_settle` reports the outcome and releases the
-slot. All times at which something is due share one timer, which `_set_timer` sets.
+stops the app. When its connection has closed too, `Report.end` reports the outcome and releases
+the slot. All times at which something is due share one timer, which `_set_timer` sets.
 """
 
 import asyncio
@@ -16,8 +16,7 @@ from starlette.types import Message, Send
 
 from sse_middleware.config.options import Options
 from sse_middleware.observability.observer import Observer
-from sse_middleware.protocol.client_kinds import ClientKind
-from sse_middleware.protocol.connection_state import ConnectionInput, ConnectionPhase
+from sse_middleware.protocol.connection_state import ConnectionInput
 from sse_middleware.protocol.intake import Intake
 from sse_middleware.protocol.producer_state import (
     PRODUCER_TABLE,
@@ -120,11 +119,14 @@ class Producer:
         self.writer = AppWriter(self, intake, options, timers, send)
         self.write: Send = self.writer.write
 
-    async def open(self, connection: Connection, start: Message, preamble: bytes) -> None:
-        """Send the response start at once; the preamble follows with the first event, or soon."""
+    def attach(self, connection: Connection) -> None:
+        """Set the connection of the client that has opened the stream."""
         self.connection = self.writer.connection = connection
         connection.sender.app_may_cancel = not self.log.is_kept  # a reader would miss an event
-        now = self._clock()
+
+    async def open(self, start: Message, preamble: bytes) -> None:
+        """Send the response start at once; the preamble follows with the first event, or soon."""
+        connection, now = self.connection, self._clock()
         if self._terms.max_seconds is not None and not self._terms.rotates:
             self._cap_at = self._record.opened_at + self._terms.max_seconds
         self.report.open(now)
@@ -151,12 +153,13 @@ class Producer:
 
     def remaining_seconds(self) -> float | None:
         """Return the time until the cap ends the stream, `None` if it has none."""
-        seconds = round(max(0.0, self._cap_at - self._clock()), 3)
-        return seconds if seconds < math.inf else None
+        at = self._cap_at
+        return round(max(0.0, at - self._clock()), 3) if at < math.inf else None
 
     def set_name(self, name: str) -> None:
-        """Make the stream available under a name, if it is kept."""
+        """Make the stream available under a name, if its client has an identity."""
         self.log.set_name(name)
+        self.connection.sender.app_may_cancel = not self.log.is_kept
 
     async def wait_until_ended(self) -> None:
         """Wait until the stream has ended, or cannot be resumed any more."""
@@ -180,7 +183,7 @@ class Producer:
         if closed_by in _BY_CLIENT and self._reason in (None, Reason.GONE):
             self._record.disconnects = 1
         if self._reason is not None:
-            self._settle()
+            self.report.end(self._outcome)
         elif self.may_return():
             self.move(ProducerInput.CLIENT_MAY_RETURN)
         elif closed_by is ConnectionInput.CLIENT_IS_BLOCKED:
@@ -206,34 +209,35 @@ class Producer:
 
     def on_openai(self) -> None:
         """Apply the cap: a client of OpenAI's dialect can be notified of it."""
-        self._record.family = ClientKind.OPENAI
         if self._cap_at == math.inf and self._options.stream_max_seconds is not None:
             self._cap_at = self._record.opened_at + self._options.stream_max_seconds
             self._set_timer(self._clock())
 
+    def on_raw(self) -> None:
+        """Treat the stream as unmarked, because its bytes are no event stream."""
+        self._cap_at = math.inf
+        self.log.discard()
+        self.connection.pass_on()
+        self.callbacks.warn("raw")
+
     def may_return(self) -> bool:
         """Return whether a client follows the log, or can resume the stream later."""
-        may = bool(self._options.linger_seconds) or self.log.has_readers
-        return may and self.log.is_recording
-
-    def _has_client(self) -> bool:
-        return self.connection.phase is not ConnectionPhase.CLOSED
+        log = self.log
+        return log.is_recording and bool(self._options.linger_seconds or log.has_readers)
 
     def fall_behind(self) -> bool:
         """Have the connection read the log, because its client is slower than others."""
         name = self._record.stream_id
-        falls = self.log.follow(self.connection, name, self._clock, self._on_caught_up)
-        if falls:
-            self.writer.leave_fast_path()
-            self.writer.unread_bytes = 0
-        return falls
+        if not self.log.follow(self.connection, name, self._clock, self._on_caught_up):
+            return False
+        self.writer.leave_fast_path()
+        self.writer.unread_bytes = 0
+        return True
 
     def _on_caught_up(self) -> None:
         self.writer.unread_bytes = 0
         self.log.notify_change()
         self.writer.resume_fast_path()
-
-    # The states of the producer
 
     def on_app_raised(self) -> bool:
         """End the stream because the app has raised an exception; return whether it was open."""
@@ -268,9 +272,10 @@ class Producer:
         assert move.reason is not None
         self._reason = reason = move.reason
         is_lost = move.action is ProducerAction.LOSE
-        self._outcome = "aborted" if is_lost else _OUTCOMES.get(reason, reason.value)
+        self._outcome = "aborted" if is_lost else _OUTCOMES.get(reason, reason)
         self.writer.leave_fast_path()
-        self._stop_lingering()
+        if self._linger.is_active:
+            self._stop_lingering()
         self._cap_at = math.inf
         if self.connection.dialect.reads_control_events and reason is Reason.SHUTDOWN:
             self.connection.dialect.prepare_to_drain()
@@ -281,17 +286,13 @@ class Producer:
             is_lost=is_lost,
             can_resume=not (reason is Reason.DURATION_CAP and self._terms.rotates),
         )
-        self.connection.on_stream_end(end)
+        self.connection.on_stream_end(end, app_flushes=reason is Reason.FINISHED)
         self.connection.sender.release_app()
         if move.action is ProducerAction.STOP:
             self.callbacks.on_end()
-        if not self._has_client():
-            self._settle()
-        self._set_timer(self._clock())
-
-    def _settle(self) -> None:
-        """Report the outcome: the stream and its connection have ended."""
-        self.report.end(self._outcome)
+        if self.connection.is_closed:
+            self.report.end(self._outcome)
+        # The timer stays: it is early enough for the deadline of a blocked write.
 
     def start_lingering(self) -> None:
         """Wait for a client, unless one follows the log."""
@@ -311,22 +312,20 @@ class Producer:
         if self.report.slot is not None and not self.is_ended:
             self.report.slot.set_lingering(lingers=False)
 
-    # Time
-
     def check_deadlines(self, now: float) -> None:
         """Perform the actions that are due, and set the timer for the next ones."""
         try:
             if now >= self.report.progress_at:
                 self.report.progress(now)
             if now >= self._cap_at:
-                self.callbacks.on_cap()
+                self.callbacks.warn("cap")
                 self.move(ProducerInput.CAP)
             elif now >= self._linger.deadline:
                 self.move(ProducerInput.LINGER_IS_OVER)
             else:
                 if now >= self._linger.counts_at:
                     self._linger.count(now)
-                if self.log.is_kept and self._has_client():
+                if self.log.is_kept and not self.connection.is_closed:
                     self.callbacks.watch_for_disconnect()
             if self.connection.on_deadline(now):
                 self._on_connection_cap(now)
@@ -335,7 +334,7 @@ class Producer:
 
     def _on_connection_cap(self, now: float) -> None:
         """End a connection whose time is over, and the stream if it cannot be resumed."""
-        self.callbacks.on_cap()
+        self.callbacks.warn("cap")
         may_resume = self.may_return()
         if self._terms.rotates:
             self.rotate(now)
@@ -369,8 +368,9 @@ class Producer:
         has_time = self._reason is Reason.FINISHED and not draining
         log = self.log
         try:
-            async with asyncio.timeout(None if has_time else grace_seconds):
-                await self.connection.until_closed()
+            if not self.connection.is_closed:
+                async with asyncio.timeout(None if has_time else grace_seconds):
+                    await self.connection.until_closed()
         except TimeoutError:
             logger.debug("stream %s ended with bytes unsent", self._record.stream_id)
         finally:
@@ -384,7 +384,7 @@ class Producer:
     def _release(self) -> None:
         """Break the reference cycles: the objects are freed without the garbage collector."""
         self.connection.release()
-        self._settle()
+        self.report.end(self._outcome)
         self._timer.set(math.inf)
         self._timers.drain.remove(self.control)
         self.callbacks = NO_CALLBACKS

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from sse_middleware.http.request import stream_name
 from sse_middleware.protocol.intake import Intake
 from sse_middleware.protocol.producer_state import ProducerInput
 from sse_middleware.protocol.stream_end import Reason, StreamEnd
@@ -36,20 +37,36 @@ class ProducerLog:
         has_readers: whether connections follow the log.
     """
 
-    __slots__ = ("_changed", "_intake", "_log", "_owner", "_reader", "_store", "has_readers")
+    __slots__ = (
+        "_begin",
+        "_changed",
+        "_identity",
+        "_intake",
+        "_log",
+        "_owner",
+        "_reader",
+        "_store",
+        "has_readers",
+    )
 
     def __init__(self, owner: LogOwner, intake: Intake) -> None:
         self._owner = owner
         self._intake = intake
         self._store: EventStore | None = None
+        self._begin: Callable[[], None] | None = None  # creates the log of a stream with a name
+        self._identity = ""
         self._log: Log | None = None
         self._reader: LogReader | None = None
         self._changed: asyncio.Event | None = None  # set when readers change or the stream ends
         self.has_readers = False
 
+    def begin_if_named(self, begin: Callable[[], None]) -> None:
+        """Let a function create the log when the stream gets a name."""
+        self._begin = begin
+
     def create(self, store: EventStore, info: LogInfo) -> None:
         """Begin the log."""
-        self._store = store
+        self._store, self._identity = store, info.identity
         self._log = self._intake.log = store.create(info, self)
 
     @property
@@ -68,9 +85,20 @@ class ProducerLog:
         return self.is_recording and self._store is not None and self._store.is_shared
 
     def set_name(self, name: str) -> None:
-        """Make the stream available under a name, if it is kept."""
+        """Make the stream available under a name of its client's identity, if it has one.
+
+        A log has all bytes of the app, so that it does not begin after the first ones.
+        """
+        begin, self._begin = self._begin, None
+        if begin is not None and not self._intake.has_begun:
+            begin()
+        if self._identity:
+            self.set_key(stream_name(name, self._identity))
+
+    def set_key(self, key: str) -> None:
+        """Make the stream available under a name of the store, if it is kept."""
         if self._log is not None:
-            self._log.set_name(name)
+            self._log.set_name(key)
 
     def end(self, end: StreamEnd, *, is_lost: bool, can_resume: bool) -> None:
         """End the log.
@@ -86,6 +114,13 @@ class ProducerLog:
         is_whole = state in (LogState.FINISHED, LogState.CANCELLED)
         if self._log is not None and not self._intake.app_owns_ids:
             self._log.end(state, end.pack() if is_whole else b"")
+        self.notify_change()
+
+    def discard(self) -> None:
+        """Drop the log: the stream is no longer kept."""
+        if self._log is not None:
+            self._log.end(LogState.GONE)
+        self._intake.log = None
         self.notify_change()
 
     def on_cancel(self) -> None:

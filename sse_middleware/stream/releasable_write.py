@@ -20,11 +20,45 @@ it is yielded to the event loop unchanged.
 """
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
 from sse_middleware.stream.background_writer import BackgroundWriter, Flushable, SuspendedWrite
+
+
+class StartedSteps:
+    """The steps of a coroutine after the first one, which has been made already.
+
+    Args:
+        steps: the steps.
+        awaited: the object for which the first one waits.
+    """
+
+    __slots__ = ("_awaited", "_steps")
+
+    def __init__(self, steps: Generator[Any, Any, None], awaited: object) -> None:
+        self._steps = steps
+        self._awaited: tuple[object, ...] = (awaited,)
+
+    def send(self, value: object) -> object:
+        """Make the next step with the result of the last one."""
+        return self._steps.send(value)
+
+    def throw(self, exc: BaseException) -> object:
+        """Make the next step with an exception."""
+        return self._steps.throw(exc)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return the iterator, for `yield from`."""
+        return self
+
+    def __next__(self) -> object:
+        """Return the object for which the next step waits."""
+        if self._awaited:
+            (awaited,), self._awaited = self._awaited, ()
+            return awaited
+        return next(self._steps)
 
 
 class ReleasableWrite:

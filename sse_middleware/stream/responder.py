@@ -45,10 +45,10 @@ from sse_middleware.stream.discarded_response import DiscardedResponse
 from sse_middleware.stream.held_start import HeldStart
 from sse_middleware.stream.opener import (
     StreamAdmission,
-    StreamOpener,
+    create_stream,
     match_stream,
     open_unmarked,
-    warn_of_cap,
+    warn_once,
     with_headers,
 )
 from sse_middleware.stream.producer import Producer
@@ -349,12 +349,13 @@ class Responder:
                 self.unmarked = opened
             await opened.open(with_headers(context, opened.record, start))
             return
-        opener = StreamOpener(context, current, request, mark, client_kind=kind, body=self._body)
-        self.producer = producer = opener.create_producer(self._send, start, callbacks=self)
+        self.producer, opening = create_stream(
+            context, current, request, mark, kind, self._body, self._send, start, self
+        )
         self._body = None
         if self.admission is not None:
-            producer.report.slot = self.admission.attach(producer.control)
-        await opener.open(producer, self._send, start)
+            self.producer.report.slot = self.admission.attach(self.producer.control)
+        await opening
 
     async def _open_if_admitted(
         self, held: HeldStart, admission: StreamAdmission, mark: Mark | None
@@ -377,9 +378,9 @@ class Responder:
             if body.is_complete and self._context.linger_queue.paths:
                 self._context.end_repeated(self.current.request_in(self._scope), body)
 
-    def on_cap(self) -> None:
-        """Log a warning, once per route."""
-        warn_of_cap(self._context, self.current.record)
+    def warn(self, warning: str) -> None:
+        """Log a warning about the stream, once per route."""
+        warn_once(self._context, warning, self.current.record)
 
     def on_end(self) -> None:
         """Disconnect the app, and cancel it after a grace period."""

@@ -16,10 +16,11 @@ from starlette.types import Message, Send
 from sse_middleware.http.response_head import BODY, body_message
 from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.stream_record import StreamRecord
+from sse_middleware.protocol.wire import joined
 from sse_middleware.stream.background_writer import DONE
 from sse_middleware.stream.callbacks import NO_SENDER_OWNER, SenderOwner
 from sse_middleware.stream.client_gone import is_client_gone
-from sse_middleware.stream.releasable_write import ReleasableWrite
+from sse_middleware.stream.releasable_write import ReleasableWrite, StartedSteps
 from sse_middleware.stream.timers import LoopTimers
 
 logger = logging.getLogger("sse_middleware.stream")
@@ -48,7 +49,9 @@ class Sender:
         app_context: the context of the app at the response start; all later writes run in it.
         failure: the error of the program in a write, until the app has been told.
         is_broken: whether nothing more can be written.
+        is_writing: whether a write is in progress.
         lost: the exception of the last write, if it has failed.
+        message_count: the number of pending messages that are no part of the body.
         owner: is notified of the end of writes.
         pending_bytes: the number of pending bytes.
         queued_to: the number of the last event that has been passed to the sender.
@@ -62,7 +65,6 @@ class Sender:
         "_clock",
         "_ends",
         "_has_ended",
-        "_is_writing",
         "_observers",
         "_pending",
         "_record",
@@ -75,7 +77,9 @@ class Sender:
         "app_may_wait",
         "failure",
         "is_broken",
+        "is_writing",
         "lost",
+        "message_count",
         "owner",
         "pending_bytes",
         "queued_to",
@@ -100,11 +104,12 @@ class Sender:
         self._record = record
         self._observers = observers
         self._pending = _NOTHING
+        self.message_count = 0
         self.pending_bytes = 0
         self.queued_to = self.taken_to = 0
         self._ends = False  # the response ends with the pending bytes
         self._has_ended = False  # its last message has been taken
-        self._is_writing = False
+        self.is_writing = False
         self.reports_idle = False
         self._room: asyncio.Event | None = None
         self._suspended: ReleasableWrite | None = None
@@ -118,19 +123,9 @@ class Sender:
         timers.background_writer.attach()
 
     @property
-    def is_writing(self) -> bool:
-        """Whether a write is in progress."""
-        return self._is_writing
-
-    @property
     def is_idle(self) -> bool:
         """Whether no write is in progress and nothing is pending."""
-        return not (self._is_writing or self._pending or self._ends)
-
-    @property
-    def may_drop(self) -> bool:
-        """Whether all that is pending is in the log too."""
-        return all(isinstance(item, bytes) for item in self._pending)
+        return not (self.is_writing or self._pending or self._ends)
 
     async def send_start(self, start: Message) -> None:
         """Send the response start, before all pending bytes.
@@ -159,19 +154,38 @@ class Sender:
         Returns:
             What the app has to await, `None` if its write has ended.
         """
-        if self._is_writing or self._pending or self.is_broken or not data:
-            self._append(data, len(data))
+        if self.is_writing or self._pending or self.is_broken or not data:
+            self.append(data)
             return self.flush()
         if message is None:
             message = {"type": BODY, "body": data, "more_body": True}
         self.taken_to = self.queued_to
-        steps = self._write_first(message, len(data))
-        awaited = next(steps, DONE)
-        may_cancel = self.app_may_cancel
-        return None if awaited is DONE else self._suspend(steps, awaited, may_cancel=may_cancel)
+        self.is_writing = True
+        self.write_started = started = self._clock()
+        try:
+            steps = self._send(message).__await__()
+            awaited = next(steps, DONE)
+            if awaited is not DONE:
+                rest = self._write_rest(StartedSteps(steps, awaited), len(data))
+                return self._suspend(rest, next(rest), may_cancel=self.app_may_cancel)
+            self._record.sent_bytes += len(data)
+        except Exception as exc:  # noqa: BLE001 - raised in the app's call, or in its next one
+            self._on_exception(exc)
+        except BaseException:
+            self._on_write_done()
+            raise
+        if self._clock() > started + STALL_SECONDS:
+            self._report_stall()
+        self.is_writing = False
+        # `_on_write_done`, unless nothing else has happened meanwhile, as usual.
+        if self._pending or self._ends or self._room is not None or self.reports_idle:
+            self._on_write_done()
+        return None
 
     def flush(self) -> ReleasableWrite | None:
         """Write all that is pending now, unless a write is in progress; return as `write` does."""
+        if self.is_writing or self.is_broken or not (self._pending or self._ends):
+            return None
         steps = self.flush_pending()
         awaited = next(steps, DONE)
         return None if awaited is DONE else self._suspend(steps, awaited, may_cancel=False)
@@ -183,21 +197,31 @@ class Sender:
 
     def write_message(self, message: Message) -> None:
         """Write a message that is no part of the body, after all pending bytes."""
-        self._append(message, 0)
+        self.append(message)
         self.flush_soon()
 
-    def append(self, data: bytes) -> None:
-        """Write bytes together with the next ones."""
-        self._append(data, len(data))
+    def append(self, item: bytes | Message) -> bool:
+        """Write bytes, or a message, together with the next ones; return whether it is pending."""
+        if not item or self.is_broken or self._ends or self._has_ended:
+            return False
+        if self._pending:
+            self._pending.append(item)
+        else:
+            self._pending = [item]
+        if type(item) is bytes:
+            self.pending_bytes += len(item)
+        else:
+            self.message_count += 1
+        return True
 
     def end(self, data: bytes) -> None:
         """Write the last bytes together with all that is pending, and end the response."""
-        self._append(data, len(data))
+        self.append(data)
         self._ends = True
 
     def flush_soon(self) -> None:
         """Write all that is pending in the next iteration of the loop, or after this write."""
-        if (self._pending or self._ends) and not (self._is_writing or self.is_broken):
+        if (self._pending or self._ends) and not (self.is_writing or self.is_broken):
             self._timers.background_writer.write_soon(self)
 
     def release_app(self) -> None:
@@ -211,11 +235,11 @@ class Sender:
 
         These are the steps of a coroutine: each yields what the event loop has to wait for.
         """
-        if self._is_writing or self.is_broken:
+        if self.is_writing or self.is_broken:
             return
         try:
             while self._pending or self._ends:
-                self._is_writing = True
+                self.is_writing = True
                 self.write_started = started = self._clock()
                 message, size = self._take_message()
                 if self._room is not None:
@@ -230,7 +254,7 @@ class Sender:
             self._on_cancelled()
             raise
         finally:
-            if self._is_writing:
+            if self.is_writing:
                 self._on_write_done()
 
     async def wait_for_room(self) -> None:
@@ -248,7 +272,7 @@ class Sender:
     def drop_pending(self) -> None:
         """Discard all pending bytes; the write in progress continues."""
         self._pending = _NOTHING
-        self.pending_bytes = 0
+        self.pending_bytes = self.message_count = 0
         self._ends = False
         self.release()
 
@@ -268,40 +292,39 @@ class Sender:
         """Release all that the sender holds, and cancel a write that is in progress."""
         self._timers.background_writer.detach()
         self.abandon()
-        if self._is_writing and self.write_task is not None:
+        if self.is_writing and self.write_task is not None:
             self.write_task.cancel()
-        elif self._is_writing and self._suspended is not None:
+        elif self.is_writing and self._suspended is not None:
             self._suspended.cancel()
         self.app_context = self._timers.empty_context
         self.owner = NO_SENDER_OWNER
 
-    def _append(self, item: bytes | Message, size: int) -> None:
-        if self.is_broken or self._ends or self._has_ended or (size == 0 and not item):
-            return
-        if self._pending:
-            self._pending.append(item)
-        else:
-            self._pending = [item]
-        self.pending_bytes += size
+    def _write_rest(self, steps: StartedSteps, size: int) -> Generator[Any, Any, None]:
+        """Write the rest of a message; the steps are like those of `flush_pending`."""
+        try:
+            yield from steps
+            self._record.sent_bytes += size
+        except Exception as exc:  # noqa: BLE001 - raised in the app's call, or in its next one
+            self._on_exception(exc)
+        finally:
+            if self._clock() > self.write_started + STALL_SECONDS:
+                self._report_stall()
+            self._on_write_done()
 
     def _suspend(
         self, steps: Generator[Any, Any, None], awaited: Any, *, may_cancel: bool
     ) -> ReleasableWrite:
         """Keep a write of the app that has to wait."""
         self.write_task = None
+        writer, may_wait = self._timers.background_writer, self.app_may_wait
         self._suspended = ReleasableWrite(
-            self,
-            self._timers.background_writer,
-            steps,
-            awaited,
-            may_wait=self.app_may_wait,
-            may_cancel=may_cancel,
+            self, writer, steps, awaited, may_wait=may_wait, may_cancel=may_cancel
         )
         return self._suspended
 
     def _write_start(self, start: Message) -> Generator[Any, Any, None]:
         """Write the response start; the steps are like those of `flush_pending`."""
-        self._is_writing = True
+        self.is_writing = True
         self.write_started = self._clock()
         try:
             yield from self._send(start).__await__()
@@ -311,40 +334,25 @@ class Sender:
             self._on_cancelled()
             raise
         finally:
-            self._is_writing = False
+            self.is_writing = False
             self._suspended = self.write_task = None
             self.release()
             if self._ends:
                 self.flush_soon()
 
-    def _write_first(self, message: Message, size: int) -> Generator[Any, Any, None]:
-        """Write one message; the steps are like those of `flush_pending`."""
-        self._is_writing = True
-        self.write_started = started = self._clock()
-        try:
-            yield from self._send(message).__await__()
-            self._record.sent_bytes += size
-        except Exception as exc:  # noqa: BLE001 - raised in the app's call, or in its next one
-            self._on_exception(exc)
-        finally:
-            self._is_writing = False
-            if self._clock() > started + STALL_SECONDS:
-                self._report_stall()
-            if self._has_more_to_do():
-                self._on_write_done()
-
     def _take_message(self) -> tuple[Message, int]:
         """Return the next message, and its size: all bytes up to the next other message."""
-        pending = self._pending
-        if pending and not isinstance(pending[0], bytes):
-            self._pending = pending[1:] or _NOTHING
-            return pending[0], 0
-        count = next((n for n, item in enumerate(pending) if not isinstance(item, bytes)), None)
-        if count is None:
-            parts, self._pending = pending, _NOTHING
+        parts = self._pending
+        if not self.message_count:
+            self._pending = _NOTHING
             self.taken_to = self.queued_to
+        elif isinstance(parts[0], bytes):
+            count = next(n for n, item in enumerate(parts) if not isinstance(item, bytes))
+            parts, self._pending = parts[:count], parts[count:]
         else:
-            parts, self._pending = pending[:count], pending[count:]
+            self.message_count -= 1
+            self._pending = parts[1:] or _NOTHING
+            return parts[0], 0
         data = joined(parts)  # type: ignore[arg-type]
         self.pending_bytes -= len(data)
         ends = self._ends and not self._pending
@@ -367,19 +375,13 @@ class Sender:
 
     def _on_cancelled(self) -> None:
         if not self.is_broken:
-            self.lost = ConnectionAbortedError(
-                "a write to the client was cancelled; the stream has a gap"
-            )
+            self.lost = ConnectionAbortedError("a write was cancelled; the stream has a gap")
             self.abandon()
             self.owner.on_write_failed()
 
-    def _has_more_to_do(self) -> bool:
-        is_waited_for = self._suspended is not None or self._room is not None
-        return is_waited_for or bool(self._pending) or self._ends or self.reports_idle
-
     def _on_write_done(self) -> None:
         """Start the next write, or report that there is none."""
-        self._is_writing = False
+        self.is_writing = False
         self._suspended = self.write_task = None
         if not self._pending:
             self.release()
@@ -392,8 +394,3 @@ class Sender:
         took = self._clock() - self.write_started
         for observer in self._observers:
             observer.stalled(self._record, took)
-
-
-def joined(parts: list[bytes]) -> bytes:
-    """Return `parts` as one bytes object."""
-    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -92,7 +92,8 @@ class LoopTimers:
         self._tick_targets: list[TickTarget] = []
         self._epoch = 0.0
         self._latest_bucket = 0  # as used by the last `call_at`
-        self._buckets: dict[int, set[TimerTarget]] = {}
+        # Of dicts, not sets, so that targets are called in the order of their calls.
+        self._buckets: dict[int, dict[TimerTarget, None]] = {}
         self._bucket_heap: list[int] = []  # includes buckets that are deleted already
         self._due: deque[TimerTarget] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -132,9 +133,9 @@ class LoopTimers:
         self._latest_bucket = bucket
         targets = self._buckets.get(bucket)
         if targets is not None:
-            targets.add(target)
+            targets[target] = None
             return bucket
-        self._buckets[bucket] = {target}
+        self._buckets[bucket] = {target: None}
         if len(self._bucket_heap) > 2 * len(self._buckets) + _MAX_CALLBACKS_PER_TURN:
             self._bucket_heap[:] = self._buckets
             heapify(self._bucket_heap)
@@ -148,7 +149,7 @@ class LoopTimers:
         """Cancel the call; no effect if it has already been made."""
         targets = self._buckets.get(bucket)
         if targets is not None:
-            targets.discard(target)
+            targets.pop(target, None)
             if not targets:
                 del self._buckets[bucket]  # the heap and the timer keep its time
 

@@ -94,17 +94,17 @@ class BoundsTrials(StoreTrials):
         reader = await Reader(store, stream.id, 2).read_all()
         assert reader.end == Batch(LogState.GONE, 2, b"")
 
-    @trial()
+    @trial(ttl=3 * TTL_SECONDS)
     async def test_a_log_with_app_ids_is_kept_for_its_time(self, store: EventStore) -> None:
         """Although it contains nothing."""
         stream = FakeStream(store)
         stream.write(3)
         stream.log.use_app_ids()
         await self.found(store, stream.id, state=LogState.APP_OWNS_IDS)
-        await self.pass_time(1.5 * TTL_SECONDS)
+        await self.pass_time(4 * TTL_SECONDS)
         await self.lost(store, stream.id)
 
-    @trial()
+    @trial(ttl=2 * TTL_SECONDS)
     async def test_a_running_log_is_kept_however_old_and_silent(self, store: EventStore) -> None:
         """Its time begins with its end."""
         stream = FakeStream(store)
@@ -119,7 +119,7 @@ class BoundsTrials(StoreTrials):
         stream.log.end(LogState.FINISHED)
         assert (await Reader(store, stream.id).read_all()).numbers == [1, 2, 3, 4]
 
-    @trial()
+    @trial(ttl=TTL_SECONDS)
     async def test_a_reader_too_slow_for_the_time_receives_no_false_end(
         self, store: EventStore
     ) -> None:

@@ -157,7 +157,6 @@ class EndTrials(StoreTrials):
             origin="",
             headers=b"",
             route="",
-            marked=False,
             app_ids=True,
             max_seconds=None,
             rotates=True,

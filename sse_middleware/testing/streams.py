@@ -62,7 +62,6 @@ def log_info(**fields: Any) -> LogInfo:
         "origin": "https://example.org",
         "headers": b"content-type: text/event-stream\r\nx-name: J\xf6rg\r\nx-empty: \r\n",
         "route": "/straße/{number}",
-        "marked": True,
         "app_ids": False,
         "opened_on": 1_800_000_000.125,
         "terms": StreamTerms(**terms),
@@ -161,7 +160,7 @@ class FakeStream:
     def write_together(self, count: int, *, size: int = 0) -> bytes:
         """Write the next `count` events in one call; `write` does so one by one."""
         frames = [_frame(self.last + index, size) for index in range(1, count + 1)]
-        self.log.append(self.last + 1, *frames)
+        self.log.append(self.last + 1, b"".join(frames), count)
         self.last += count
         return b"".join(frames)
 

@@ -9,6 +9,7 @@ from sse_middleware.protocol.dialect import Dialect
 from sse_middleware.protocol.intake import ENDS_OF_APPS, Intake
 from sse_middleware.protocol.stream_end import Reason, StreamEnd
 from sse_middleware.protocol.stream_terms import StreamTerms
+from sse_middleware.stores.base import split_frames
 
 SECRET = "x" * 22
 EPOCH = 1_767_268_700.0
@@ -23,7 +24,9 @@ class RecordedLog:
         self.skipped: list[int] = []
         self.has_app_ids = False
 
-    def append(self, first: int, *frames: bytes) -> None:
+    def append(self, first: int, data: bytes, count: int = 1) -> None:
+        frames = split_frames(data, count)
+        assert len(frames) == count
         assert not any(seq in self.frames for seq in range(first, first + len(frames)))
         self.frames.update(enumerate(frames, first))
 
@@ -46,7 +49,6 @@ def new_dialect(
     client_kind: ClientKind,
     record: StreamRecord | None = None,
     *,
-    marked: bool = False,
     app_ids: bool = False,
     comment: CommentForm = CommentForm.BLOCK,
     **settings: Any,
@@ -58,7 +60,6 @@ def new_dialect(
         client_kind=client_kind,
         record=new_record(client_kind) if record is None else record,
         secret=SECRET if client_kind is ClientKind.EVENTSOURCE else "",
-        marked=marked,
         comment=comment,
         app_ids=app_ids,
     )
@@ -89,7 +90,6 @@ class Live:
         self,
         client_kind: ClientKind = ClientKind.EVENTSOURCE,
         *,
-        marked: bool = False,
         app_ids: bool = False,
         comment: CommentForm = CommentForm.BLOCK,
         is_kept: bool = True,
@@ -100,7 +100,7 @@ class Live:
         log = self.intake.log
         self.log = log if isinstance(log, RecordedLog) else None
         self.dialect = new_dialect(
-            client_kind, self.record, marked=marked, app_ids=app_ids, comment=comment, **settings
+            client_kind, self.record, app_ids=app_ids, comment=comment, **settings
         )
         self.out = self.preamble = self.dialect.open(100.0, EPOCH)
 

@@ -20,6 +20,7 @@ from redis.exceptions import ClusterError, ResponseError
 
 from sse_middleware.errors import StoreError
 from sse_middleware.observability.observer import Observer
+from sse_middleware.stores.base import seal_identity
 from sse_middleware.stores.circuit_breaker import CircuitBreaker, FailureReport
 from sse_middleware.stores.redis.client import (
     FAILURES,
@@ -214,6 +215,10 @@ class CommandClient:
             return [answer.result() for answer in answers]
         except (*FAILURES, StoreError) as exc:
             raise StoreError(f"{operation}: {type(exc).__name__}") from exc
+
+    def seal(self, name: str) -> str:
+        """Return the digest of a name or an identity that only those with the secret compute."""
+        return seal_identity(name, self.secret.value)
 
     async def load_secret(self) -> bytes:
         """Return the secret that all processes share, for a reader.

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from sse_middleware.stores.base import Batch, LogState
+from sse_middleware.stores.base import Batch, LogState, split_frames
 
 _ENTRY_BYTES: Final = 1 << 15
 """The size of an entry, so that a reader gets a bounded amount at a time."""
@@ -128,6 +128,11 @@ class Pending:
             self._size += len(frame)
             while self._size > self._max_bytes or len(self._queue) > self._max_events:
                 self._drop_oldest()
+
+    def extend(self, first: int, data: bytes, count: int) -> None:
+        """Add the frames of `count` events from `first` on, as for `Log.append`."""
+        for seq, frame in enumerate(split_frames(data, count), first):
+            self.append(seq, frame)
 
     def skip(self, seq: int) -> None:
         """Record that the event `seq` is not kept."""

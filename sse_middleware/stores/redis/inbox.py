@@ -78,10 +78,10 @@ class RedisSession:
         return self._logs.get(stream_id)
 
     async def find(self, stream_id: str, name: str = "") -> LogSnapshot | None:
-        """Return a log, `None` if there is none, or none with this name."""
+        """Return a log, `None` if there is none, or none with this name, which is sealed."""
         log = self._logs.get(stream_id)
         if log is not None:
-            return log.snapshot() if name in ("", log.name) else None
+            return log.snapshot() if name in ("", self.client.seal(log.name)) else None
         keys = self.client.keys
         data, oldest, newest = await self.client.query(
             "find",
@@ -107,10 +107,12 @@ class RedisSession:
 
     async def find_named(self, name: str) -> LogSnapshot | None:
         """Return the latest log of a name, by the name's digest, `None` if there is none."""
-        (stream_id,) = await self.client.query("find", ("GET", self.client.keys.name(name)))
+        await self.client.load_secret()
+        sealed = self.client.seal(name)
+        (stream_id,) = await self.client.query("find", ("GET", self.client.keys.name(sealed)))
         with _own_format_only():
             decoded = None if stream_id is None else stream_id.decode("ascii")
-        return None if decoded is None else await self.find(decoded, name)
+        return None if decoded is None else await self.find(decoded, sealed)
 
     async def producer_process(self, stream_id: str) -> str | None:
         """Return the process that writes a log, `None` if there is no such log."""

@@ -115,11 +115,10 @@ class RedisLog:
         """Whether it has readers."""
         return bool(self._local_readers or self.reader_processes)
 
-    def append(self, first: int, *frames: bytes) -> None:
-        """Add the frames of the events from `first` on."""
+    def append(self, first: int, data: bytes, count: int = 1) -> None:
+        """Add the frames of `count` events from `first` on."""
         if self.state is LogState.RUNNING:
-            for seq, frame in enumerate(frames, first):
-                self.pending.append(seq, frame)
+            self.pending.extend(first, data, count)
             self._writer.schedule(self, urgent=self.has_readers)
 
     def skip(self, seq: int) -> None:
@@ -361,14 +360,15 @@ class LogWriter:
         """Register the name of a log, or renew it; the log that was named last has it."""
         if not log.name or (log.is_registered and not self._is_due(log, now)):
             return
-        key, expiry = self._keys.name(log.name), milliseconds(self._running_ttl)
+        key, expiry = self._keys.name(self._client.seal(log.name)), milliseconds(self._running_ttl)
         is_new = log.registered_name != log.name
         yield _Step(("SET", key, log.info.stream_id, "PX", expiry, *(() if is_new else ("NX",))))
         if not is_new:
             yield _Step(("PEXPIRE", key, expiry))  # another log may have the name
 
     def _register_step(self, log: RedisLog, now: float) -> _Step:
-        data = pack_metadata(log.info, self._client.process, log.name, self._client.secret.value)
+        client, name = self._client, self._client.seal(log.name)
+        data = pack_metadata(log.info, client.process, name, client.secret.value)
         command = ("SET", self._keys.info(log.info.stream_id), data, "PX", self._expiry_of(log))
         return _Step(command, partial(log.on_registered, log.name, now + self._running_ttl / 3))
 

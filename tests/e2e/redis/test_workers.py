@@ -16,6 +16,7 @@ pytestmark = pytest.mark.anyio
 
 APP = "tests.e2e.redis.worker_app:app"
 ENVIRON = {"SSE_RETRY_MS": "100", "SSE_LINGER_SECONDS": "1"}
+TICKS = [b"data: %d\n\n" % number for number in range(1, 101)]
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,48 @@ async def test_a_named_stream_is_followed_at_another_worker(ports: list[int]) ->
     late = Viewer(ports[2], "/chats/1")
     await late.run()
     assert late.stopped_by == "204"
+
+
+async def test_a_plain_client_gets_the_rest_at_another_worker_byte_for_byte(
+    ports: list[int],
+) -> None:
+    """The streams of products: an answer that `fetch` or an SDK reads is cut, and continues."""
+    path, whole = "/ticks?chat=plain&n=60&pause=0.02", b"".join(TICKS[:60])
+    async with httpx.AsyncClient(timeout=HANG_SECONDS) as client:
+        received = b""
+        async with client.stream("GET", f"http://127.0.0.1:{ports[0]}{path}") as response:
+            async for chunk in response.aiter_raw():
+                received += chunk
+                if len(received) > len(whole) // 4:
+                    break
+        for port in (*ports[1:], ports[0]):  # cut again and again, at another worker each time
+            after = received.count(b"\n\n")
+            received = b"".join(TICKS[:after])
+            url = f"http://127.0.0.1:{port}/chats/plain?after={after}"
+            async with client.stream("GET", url) as response:
+                assert response.status_code == 200
+                async for chunk in response.aiter_raw():
+                    received += chunk
+                    if port != ports[0] and received.count(b"\n\n") > after + 5:
+                        break
+        assert received == whole
+        late = await client.get(f"http://127.0.0.1:{ports[1]}/chats/plain")
+        assert late.status_code == 204
+
+
+async def test_a_plain_stream_is_stopped_by_name_at_another_worker(ports: list[int]) -> None:
+    async with httpx.AsyncClient(timeout=HANG_SECONDS) as client:
+        path = "/ticks?chat=stopped&pause=0.02"
+        async with client.stream("GET", f"http://127.0.0.1:{ports[0]}{path}") as response:
+            chunks = response.aiter_raw()
+            await anext(chunks)
+            stop = await client.delete(f"http://127.0.0.1:{ports[1]}/chats/stopped")
+            assert stop.status_code == 204
+            with pytest.raises(httpx.RemoteProtocolError):  # a plain client gets no end event
+                async for _ in chunks:
+                    pass
+        live = await client.get(f"http://127.0.0.1:{ports[2]}/chats/stopped")
+        assert live.status_code == 204
 
 
 async def test_a_client_that_is_rotated_visits_all_workers(ports: list[int]) -> None:

@@ -64,7 +64,7 @@ app = Starlette(
         Route("/ticks", ticks),
         Route("/turns", turns),
         Route("/control", control),
-        Route("/chats/{chat}", resume_endpoint("chat:{chat}")),
+        Route("/chats/{chat}", resume_endpoint("chat:{chat}"), methods=["GET", "DELETE"]),
         Route("/block", block, methods=["POST"]),
     ]
 )

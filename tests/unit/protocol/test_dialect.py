@@ -155,7 +155,7 @@ def test_ids_of_an_app_that_the_middleware_uses_stay_and_the_end_has_one_of_ours
     live.feed(b"data: 2\n\n")
     assert [event.id for event in events(live.out)][1:] == ["own", None]
     data, _, _ = live.end(Reason.FINISHED)
-    assert [event.id for event in events(data)] == [f"{SECRET}-2.again"]
+    assert [event.id for event in events(data)] == [f"{SECRET}-2.end"]
 
 
 # Heartbeats
@@ -384,23 +384,20 @@ def test_the_reasons_are_the_words_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "marked", "ending"),
+    ("reason", "ending"),
     [
-        (Reason.FINISHED, True, "end"),
-        (Reason.FINISHED, False, "again"),
-        (Reason.CANCELLED, True, "end"),
-        (Reason.CANCELLED, False, "again"),
-        (Reason.EVICTED, True, "end"),
-        (Reason.EVICTED, False, "end"),
-        (Reason.DURATION_CAP, True, "cut"),
-        (Reason.SHUTDOWN, False, "cut"),
-        (Reason.ERROR, True, "cut"),
+        (Reason.FINISHED, "end"),
+        (Reason.CANCELLED, "end"),
+        (Reason.EVICTED, "end"),
+        (Reason.DURATION_CAP, "cut"),
+        (Reason.SHUTDOWN, "cut"),
+        (Reason.ERROR, "cut"),
     ],
 )
 def test_the_id_of_the_end_tells_the_response_to_a_client_that_reconnects(
-    reason: Reason, ending: str, *, marked: bool
+    reason: Reason, ending: str
 ) -> None:
-    live = Live(marked=marked)
+    live = Live()
     live.feed(b"data: a\n\n")
     (end,) = events(live.end(reason)[0])
     assert end.id == f"{SECRET}-1.{ending}"

@@ -31,7 +31,6 @@ def test_a_stream_id_is_a_digest_that_does_not_show_the_secret() -> None:
         pytest.param(
             EventId(SECRET, 17, ending=Ending.FINAL), f"{SECRET}-17.end", id="after the end"
         ),
-        pytest.param(EventId(SECRET, 3, Ending.AGAIN), f"{SECRET}-3.again", id="to be asked again"),
         pytest.param(EventId(SECRET, 3, Ending.CUT), f"{SECRET}-3.cut", id="after a cut"),
         pytest.param(
             EventId(SECRET, 0, ending=Ending.FINAL), f"{SECRET}-0.end", id="an empty stream's end"

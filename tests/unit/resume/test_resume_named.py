@@ -321,10 +321,14 @@ async def test_the_client_of_a_name_reconnects_if_the_store_is_unreachable() -> 
     assert exchange.last_event_id == "B" * 22 + "-5"
 
 
-async def test_a_resume_endpoint_needs_a_source_of_identity() -> None:
+async def test_a_request_without_an_identity_finds_no_stream_and_a_warning_says_what_to_set(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     app = resumable(Starlette(routes=[Route("/live", resume_endpoint("x"))]))
-    with pytest.raises(RuntimeError, match="identify"):
-        await read(app, path="/live")
+    for _ in range(2):
+        assert_no_content(await read(app, path="/live"))
+    (line,) = [r.getMessage() for r in caplog.records if "no identity" in r.getMessage()]
+    assert "identify" in line
 
 
 async def test_a_resume_endpoint_needs_the_middleware() -> None:
@@ -336,11 +340,11 @@ async def test_a_resume_endpoint_needs_the_middleware() -> None:
         await read(switched_off, path="/live")
 
 
-async def test_a_resume_endpoint_accepts_a_get_only() -> None:
+async def test_a_resume_endpoint_accepts_a_get_and_the_methods_of_a_stop() -> None:
     app = resumable(resume_endpoint("x"), identify=user)
-    for method in ("POST", "PUT", "HEAD"):
+    for method in ("PUT", "HEAD"):
         exchange = await handle(app, method=method, headers=EVENTSOURCE)
-        assert (exchange.status, exchange.headers[b"allow"]) == (405, b"GET")
+        assert (exchange.status, exchange.headers[b"allow"]) == (405, b"GET, POST, DELETE")
     with pytest.raises(RuntimeError, match="websocket"):
         await resume_endpoint("x")({"type": "websocket"}, exchange.receive, exchange.send)
 

@@ -138,6 +138,6 @@ async def test_numbers_that_do_not_grow_are_ignored_one_by_one() -> None:
     store = MemoryStore()
     stream = FakeStream(store)
     stream.write(3)
-    stream.log.append(2, *(b"id: %d\ndata: x\n\n" % number for number in (2, 3, 4, 5)))
+    stream.log.append(2, b"".join(b"id: %d\ndata: x\n\n" % seq for seq in (2, 3, 4, 5)), 4)
     stream.log.end(LogState.FINISHED)
     assert (await Reader(store, stream.id).read_all()).numbers == [1, 2, 3, 4, 5]

@@ -35,7 +35,6 @@ async def new_producer(sent: list[Message]) -> Producer:
         client_kind=kind,
         record=record,
         secret="x" * 22,
-        marked=True,
         comment=CommentForm.BLOCK,
     )
     preamble = dialect.open(timers.clock(), 0.0)
@@ -54,9 +53,8 @@ async def new_producer(sent: list[Message]) -> Producer:
         linger_queue=LingerQueue(1, ()),
     )
     sender = Sender(send, timers, record, ())
-    await producer.open(
-        Connection(dialect, sender, producer, send_timeout=None), stream_start(), preamble
-    )
+    producer.attach(Connection(dialect, sender, producer, send_timeout=None))
+    await producer.open(stream_start(), preamble)
     return producer
 
 

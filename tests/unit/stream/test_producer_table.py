@@ -23,6 +23,7 @@ from sse_middleware.stream.linger import LingerQueue
 from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.sender import Sender
 from sse_middleware.stream.timers import current_timers
+from sse_middleware.testing.streams import log_info
 from tests.support.dialects import RecordedLog, new_dialect, new_intake
 from tests.support.observers import RecordingObserver
 
@@ -92,8 +93,8 @@ class Callbacks:
     def __init__(self) -> None:
         self.caps = self.ends = self.discarded = 0
 
-    def on_cap(self) -> None:
-        self.caps += 1
+    def warn(self, warning: str) -> None:
+        self.caps += warning == "cap"
 
     def on_end(self) -> None:
         self.ends += 1
@@ -133,8 +134,7 @@ class Driver:
         )
         if is_kept:
             store: Any = OneLog(self.log)
-            info: Any = None
-            self.producer.log.create(store, info)
+            self.producer.log.create(store, log_info())
         self.producer.report.slot = self.slot
         dialect = new_dialect(kind, self.record, **SETTINGS)
         self.preamble = dialect.open(now, 0.0)
@@ -156,7 +156,8 @@ class Driver:
 
     async def enter(self, phase: ProducerPhase) -> None:
         """Bring the producer into a phase."""
-        await self.producer.open(self.connection, START, self.preamble)
+        self.producer.attach(self.connection)
+        await self.producer.open(START, self.preamble)
         await self.write(b"data: first\n\n")
         await asyncio.sleep(1)
         if phase in (DETACHED, LEFT):

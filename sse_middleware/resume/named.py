@@ -1,0 +1,142 @@
+"""Streams by name: the response of a `resume_endpoint`, for any kind of client.
+
+A name belongs to an identity, so that a request finds only the streams of its own identity. Each
+client gets the stream in the form of its kind: an `EventSource` with ids and control events, any
+other client exactly the bytes of the app.
+"""
+
+import logging
+from http import HTTPStatus
+from typing import Final
+
+from starlette.types import Receive, Send
+
+from sse_middleware.errors import StoreError
+from sse_middleware.http.own_responses import send_empty
+from sse_middleware.http.request import SSERequest, stream_name
+from sse_middleware.protocol.client_kinds import ClientKind, detect_client_kind
+from sse_middleware.protocol.event_ids import EventId, stream_id
+from sse_middleware.resume.authorization import Authorization
+from sse_middleware.resume.handler import ResumeHandler, RunApp
+from sse_middleware.stores.base import LogSnapshot, LogState
+from sse_middleware.stream.context import Context
+
+logger = logging.getLogger("sse_middleware")
+
+_STOPS: Final = ("POST", "DELETE")
+_AFTER: Final = ("after", "starting_after")
+_MAX_DIGITS: Final = 15
+_UNAVAILABLE: Final = "A stream cannot be resumed or ended now: the store is unavailable (%s)"
+
+
+class NamedStreams:
+    """Respond to the requests to a `resume_endpoint`.
+
+    Args:
+        context: the objects that all requests share.
+        handler: sends the rest of a log.
+    """
+
+    def __init__(self, context: Context, handler: ResumeHandler) -> None:
+        self._context = context
+        self._handler = handler
+        self._access = Authorization(context)
+        self._has_warned = False
+
+    async def respond(
+        self, name: str, request: SSERequest, receive: Receive, send: Send, *, replays: bool
+    ) -> None:
+        """Send the stream with a name, or 204 if there is none for the client; or stop it.
+
+        Args:
+            name: the name.
+            request: the request.
+            receive: the server's `receive`.
+            send: the server's `send`.
+            replays: whether a stream that has finished is sent too, as long as it is kept.
+        """
+        stops = request.method in _STOPS
+        try:
+            found = await self._find(name, request)
+            if found is None or (stops and _is_cross_site(request, found)):
+                await send_empty(send, request, HTTPStatus.NO_CONTENT)
+            elif stops:
+                await self._context.store.cancel(found.info.stream_id)
+                await send_empty(send, request, HTTPStatus.NO_CONTENT)
+            else:
+                await self._send(found, request, RunApp(receive, send), replays=replays)
+        except StoreError as exc:
+            logger.warning(_UNAVAILABLE, exc)
+            if stops or _kind_of(request) is not ClientKind.EVENTSOURCE:
+                await send_empty(send, request, HTTPStatus.SERVICE_UNAVAILABLE)
+            else:
+                await self._handler.send_retry_later(request.last_event_id, request, send)
+
+    async def _find(self, name: str, request: SSERequest) -> LogSnapshot | None:
+        """Return the log of a name that the request may read."""
+        identity = self._context.identities.of(request) or ""
+        if not identity and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "A request to a resume_endpoint has no identity, so that it finds no stream. Set "
+                "SSEMiddleware(identify=...) or SSE_IDENTITY_COOKIES, or have clients send an "
+                "Authorization header. This is logged once."
+            )
+        found = await self._context.store.find_named(stream_name(name, identity))
+        return found if await self._access.may_read_named(found, request) else None
+
+    async def _send(
+        self, found: LogSnapshot, request: SSERequest, run_app: RunApp, *, replays: bool
+    ) -> None:
+        """Send a log from its first event, or from the position of the client."""
+        kind, event_id = _kind_of(request), request.intent.event_id
+        running = found.state is LogState.RUNNING
+        after = _after(request)
+        if event_id is not None and _is_in(found, event_id):
+            after = event_id.seq
+        elif after is None and not (running or (replays and found.state is LogState.FINISHED)):
+            after = found.last + 1
+        is_over = not running and (after or 0) >= found.last and not (replays and not after)
+        is_lost = kind is not ClientKind.EVENTSOURCE and (after or 0) < found.first - 1
+        if is_over or is_lost or found.state in (LogState.APP_OWNS_IDS, LogState.GONE):
+            # A client without control events cannot be notified of events that are missing.
+            await send_empty(run_app.send, request, HTTPStatus.NO_CONTENT)
+            return
+        had_another = after is None and event_id is not None and event_id.ending is None
+        reset = "gone" if had_another and event_id is not None and event_id.seq else ""
+        await self._handler.read(
+            found,
+            request,
+            run_app,
+            after=after or 0,
+            secret=found.info.secret,
+            reset=reset,
+            client_kind=kind,
+        )
+
+
+def _kind_of(request: SSERequest) -> ClientKind:
+    has_event_id = request.intent.event_id is not None
+    return detect_client_kind(request.method, request.headers, has_event_id=has_event_id)
+
+
+def _is_in(found: LogSnapshot, event_id: EventId) -> bool:
+    return event_id.ending is None and stream_id(event_id.secret) == found.info.stream_id
+
+
+def _after(request: SSERequest) -> int | None:
+    """Return the number of the event after which the query resumes, `None` if it has none."""
+    for name, value in request.query:
+        if name in _AFTER and value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS:
+            return int(value)
+    return None
+
+
+def _is_cross_site(request: SSERequest, found: LogSnapshot) -> bool:
+    """Return whether a page of another site makes the request, with the cookies of the user.
+
+    Browsers send a simple POST to other sites without asking (CORS). Clients that are no browsers
+    do not send the header (https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header).
+    """
+    site = request.headers.get(b"sec-fetch-site", b"")
+    return site == b"cross-site" and request.origin != found.info.origin
