@@ -316,7 +316,7 @@ class Options:
         "SSE_ROLLOUT_PERCENT",
         100,
         "Share of clients that the middleware acts for; the streams of the others are measured and "
-        "not changed (client kind `off`).",
+        "not changed (client kind `off`), but limited.",
         lowest=0,
         highest=100,
         unit="percent",
