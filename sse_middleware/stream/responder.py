@@ -211,6 +211,7 @@ class Responder:
                 return
             if self.admission is not None:
                 self.admission.release()
+                self.admission = None
             self._body = None
             await self._send(message)
 
@@ -283,11 +284,10 @@ class Responder:
             self._hash_body(message)
         elif message["type"] == "http.disconnect":
             self._is_disconnected = True
-            if self.producer is not None:
-                if self.producer.on_disconnect():
-                    await self.producer.wait_until_ended()
-            elif self.held is not None:
+            if self.held is not None:
                 self.held.on_disconnect()
+            if self.producer is not None and self.producer.on_disconnect():
+                await self.producer.wait_until_ended()
 
     async def _get_prefetched(self) -> Message | None:
         """Return the prefetched message, `None` if there is none."""
