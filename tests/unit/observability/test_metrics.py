@@ -36,6 +36,7 @@ from tests.support.asgi import (
     stream_of,
 )
 from tests.support.middleware import marking
+from tests.support.resuming import REFUSING
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -255,7 +256,8 @@ async def test_a_failure_of_the_app_does_not_end_the_metrics(status: int) -> Non
 
 
 async def test_metrics_are_served_to_a_host_that_the_app_rejects() -> None:
-    app = Starlette(middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=["example.org"])])
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["example.org"])
+    app = Starlette(middleware=[hosts], exception_handlers=REFUSING)
     wrapped = SSEMiddleware(app, registry=CollectorRegistry())
     for host in (b"evil", b"example.org", b"evil"):
         exchange = await scrape(wrapped, headers=[(b"host", host)])
