@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
@@ -27,6 +27,7 @@ from sse_middleware.errors import StoreError
 from sse_middleware.observability.observer import Observer
 from sse_middleware.stores.circuit_breaker import Backoff
 from sse_middleware.stores.redis.client import (
+    READ_TIMEOUT_SECONDS,
     blocking_cluster,
     blocking_connection,
     close_blocking,
@@ -37,7 +38,9 @@ from sse_middleware.stores.redis.keys import Keys
 from sse_middleware.stores.redis.scripts import Command
 
 # Without those of Python: a time limit is often a TimeoutError. redis-py wraps those of sockets.
-_FAILURES = (RedisError, RedisClusterException)
+_FAILURES: Final = (RedisError, RedisClusterException)
+_EARLY: Final = 0.9
+"""A socket waits for more than this part of its timeout."""
 
 
 class BlockingRedisChannels:
@@ -139,11 +142,15 @@ class _ExclusivePublisher:
 
     def _attempt(self, batch: PublishBatch, timeout: float) -> None:
         """Send a batch once; Redis must answer within `timeout` seconds."""
-        batch.last_failure = None
+        batch.last_failure, began = None, time.monotonic()
         try:
             while batch.take([self._execute(command, timeout) for command in batch.commands()]):
                 pass
         except _FAILURES as exc:
+            earliest = began + _EARLY * min(timeout, READ_TIMEOUT_SECONDS)
+            first = _first_timeout(exc)
+            if first is not None and time.monotonic() < earliest:
+                raise first from None  # a time limit of the caller
             batch.last_failure = exc
         # After a failure, the address may lead to another server. A short timeout is not kept.
         if batch.last_failure is not None or self._connection_timeout < self._timeout:
@@ -185,6 +192,14 @@ def _take(idle: list[_ExclusivePublisher]) -> _ExclusivePublisher | None:
             if publisher.process == os.getpid():
                 return publisher
     return None
+
+
+def _first_timeout(exc: BaseException) -> TimeoutError | None:
+    """Return the timeout that redis-py has wrapped, `None` if it has wrapped none."""
+    found, cause = None, exc.__context__
+    while isinstance(cause, TimeoutError):
+        found, cause = cause, cause.__context__
+    return found
 
 
 def _is_closed(connection: Any) -> bool:

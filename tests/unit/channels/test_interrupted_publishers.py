@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from typing import Any
 
@@ -85,6 +86,26 @@ def test_a_time_limit_of_python_is_not_a_failure_of_redis(
 
 
 def time_out(_commands: object) -> bytes:
+    raise TimeoutError("the job has no time left")
+
+
+def test_a_time_limit_that_redis_py_has_wrapped_ends_the_call(server: RedisServer) -> None:
+    previous = signal.signal(signal.SIGUSR1, raise_timeout)
+    try:
+        with BlockingPublisher(server.patient_url) as publisher:
+            publisher.ack("limits")
+            with server.stopped():
+                timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
+                timer.start()
+                with pytest.raises(TimeoutError, match="the job"):
+                    publisher.publish("limits", "n", 1)
+                timer.join()
+            assert publisher.publish("limits", "n", 2)
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+
+
+def raise_timeout(_signal: int, _frame: object) -> None:
     raise TimeoutError("the job has no time left")
 
 
