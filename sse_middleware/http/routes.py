@@ -28,6 +28,8 @@ UNMATCHED = "unmatched"
 
 StreamKey = Callable[[Any], str]
 """Returns the key of the stream that a scope requests."""
+StreamName = str | Callable[[Any], str]
+"""The name of a stream, with path parameters in braces, or a function of the scope."""
 
 _ATTRIBUTE = "__sse_streaming__"
 _WILDCARDS = re.compile(r"[*?[]")
@@ -43,13 +45,22 @@ class Mark:
         name: the name in metrics and logs if the endpoint has no route template.
         family: the kind of all its clients, `None` to detect the kind of each.
         overrides: fields of `Options` that have precedence over all others.
+        stream_name: the name of its streams, `None` if the handler sets it.
         stream_key: the function that returns the key of a requested stream if the app numbers its
             events but does not keep them, else `None`.
         is_certain: whether all responses are streams; not so if a path glob matches more paths, or
             if only the settings mark the path.
     """
 
-    __slots__ = ("__weakref__", "family", "is_certain", "name", "overrides", "stream_key")
+    __slots__ = (
+        "__weakref__",
+        "family",
+        "is_certain",
+        "name",
+        "overrides",
+        "stream_key",
+        "stream_name",
+    )
 
     def __init__(
         self,
@@ -57,6 +68,7 @@ class Mark:
         name: str | None,
         family: str | None,
         overrides: Mapping[str, object],
+        stream_name: StreamName | None = None,
         stream_key: StreamKey | None = None,
     ) -> None:
         if family is not None and family not in _CLIENT_KINDS:
@@ -64,6 +76,7 @@ class Mark:
         self.name = name
         self.family = None if family is None else ClientKind(family)
         self.overrides = validate(overrides, per_endpoint=True)
+        self.stream_name = stream_name
         self.stream_key = stream_key
         self.is_certain = True
 
@@ -88,6 +101,7 @@ def streaming(
     *,
     name: str | None = None,
     family: str | None = None,
+    stream_name: StreamName | None = None,
     ids: Literal["app"] | None = None,
     stream_key: StreamKey | None = None,
     **overrides: Unpack[EndpointArguments],
@@ -98,6 +112,7 @@ def streaming(
     *,
     name: str | None = None,
     family: str | None = None,
+    stream_name: StreamName | None = None,
     ids: str | None = None,
     stream_key: StreamKey | None = None,
     **overrides: Any,
@@ -116,6 +131,8 @@ def streaming(
         endpoint: the endpoint, if there are no options.
         name: the name in metrics and logs if the endpoint has no route template.
         family: the kind of all its clients: `eventsource`, `plain` or `openai`.
+        stream_name: the name of each stream, as for `resume_endpoint`, unless the handler calls
+            `current_stream().name`.
         ids: `"app"` if the app gives its events its own ids, but does not keep them: the middleware
             keeps them, and streams are resumed by those ids.
         stream_key: with `ids`, a function that returns the key of the stream that a scope requests.
@@ -129,7 +146,13 @@ def streaming(
         raise ConfigurationError("ids", ids, "app")
     if (ids is None) != (stream_key is None):
         raise TypeError('ids="app" and stream_key belong together')
-    mark = Mark(name=name, family=family, overrides=overrides, stream_key=stream_key)
+    mark = Mark(
+        name=name,
+        family=family,
+        overrides=overrides,
+        stream_name=stream_name,
+        stream_key=stream_key,
+    )
     return mark if endpoint is None else mark(endpoint)
 
 
@@ -144,6 +167,13 @@ def get_mark(endpoint: object, method: str = "") -> Mark | None:
                 return mark
         endpoint = getattr(endpoint, "func", None)  # functools.partial
     return None
+
+
+def name_in(name: StreamName, scope: Mapping[str, Any]) -> str:
+    """Return the name of a stream for the path parameters of a scope."""
+    if isinstance(name, str):
+        return name.format_map(scope.get("path_params", {}))
+    return name(scope)
 
 
 def route_name(scope: Mapping[str, Any], mark: Mark | None = None) -> str:

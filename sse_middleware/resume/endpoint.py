@@ -1,13 +1,12 @@
 """The endpoint that serves a stream by its name, after a reload or on another device."""
 
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, Literal
 
 from starlette.responses import Response
 
 from sse_middleware.errors import ConfigurationError
-from sse_middleware.http.routes import streaming
+from sse_middleware.http.routes import StreamName, name_in, streaming
 from sse_middleware.stream.current import IN_SCOPE, CurrentStream
 
 _METHODS: Final = ("GET", "POST", "DELETE")
@@ -16,7 +15,7 @@ _METHODS: Final = ("GET", "POST", "DELETE")
 class ResumeEndpoint:
     """An ASGI app for a route; created by `resume_endpoint`."""
 
-    def __init__(self, name: str | Callable[[Any], str], *, replays: bool) -> None:
+    def __init__(self, name: StreamName, *, replays: bool) -> None:
         self._name = name
         self._replays = replays
         streaming(enabled=False)(self)  # its response is no new stream
@@ -32,16 +31,13 @@ class ResumeEndpoint:
             )
             await response(scope, receive, send)
             return
-        if isinstance(self._name, str):
-            name = self._name.format_map(scope.get("path_params", {}))
-        else:
-            name = self._name(scope)
+        name = name_in(self._name, scope)
         current: CurrentStream = scope.get(IN_SCOPE, CurrentStream())
         await current.follow(name, scope, receive, send, replays=self._replays)
 
 
 def resume_endpoint(
-    name: str | Callable[[Any], str], *, finished: Literal["replay"] | None = None
+    name: StreamName, *, finished: Literal["replay"] | None = None
 ) -> ResumeEndpoint:
     """Return an endpoint that serves a stream which a handler has named.
 

@@ -1,6 +1,7 @@
 """The handler's view of the stream that it writes."""
 
-from collections.abc import Awaitable, Iterable
+import logging
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -10,6 +11,8 @@ from sse_middleware.http.request import SSERequest, trace_id_of
 from sse_middleware.http.routes import UNMATCHED
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.event_ids import new_secret, stream_id
+
+logger = logging.getLogger("sse_middleware")
 
 IN_SCOPE = "sse_middleware"
 """The key of the current stream in the scope; a nested middleware that finds it does nothing."""
@@ -170,12 +173,17 @@ class CurrentStream:
         secret, self._secret = self.secret, None
         return secret
 
-    def open(self, stream: OpenStream) -> None:
-        """Attach the open stream, and give it the name that the handler has set."""
+    def open(self, stream: OpenStream, default_name: Callable[[], str] | None = None) -> None:
+        """Attach the open stream, and give it the name that the handler or its mark has set."""
         self._stream = stream
         self.request = None  # not needed after this; released early
         if self._name:
             stream.set_name(self._name)
+        elif default_name is not None:
+            try:
+                self.name(default_name())
+            except Exception:
+                logger.exception("stream_name has failed; the stream has no name")
 
     async def follow(
         self, name: str, scope: Any, receive: Any, send: Any, *, replays: bool = False

@@ -19,7 +19,7 @@ from sse_middleware.http.response_head import (
     stream_headers,
     unmarked_headers,
 )
-from sse_middleware.http.routes import Mark, route_name
+from sse_middleware.http.routes import Mark, name_in, route_name
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm, comment_form
 from sse_middleware.protocol.dialect import Dialect
@@ -227,7 +227,8 @@ def create_stream(  # noqa: PLR0917 - one call
             producer.log.begin_if_named(create_log)
     sender = Sender(send, timers, record, context.observers)
     producer.attach(Connection(dialect, sender, producer, send_timeout=options.send_timeout))
-    current.open(producer)
+    name = mark.stream_name
+    current.open(producer, None if name is None else partial(name_in, name, request.scope))
     reset = request.intent.reset if reads_control_events else ""
     now = record.opened_at = timers.clock()
     preamble = dialect.open(

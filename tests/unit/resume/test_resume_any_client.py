@@ -272,6 +272,31 @@ async def test_a_mark_can_opt_out() -> None:
     assert chats.ends == ["cancelled"]
 
 
+@pytest.mark.parametrize(
+    "name", ["chat:{chat}", lambda scope: f"chat:{scope['path_params']['chat']}"], ids=["text", "f"]
+)
+async def test_a_mark_can_name_the_streams_of_its_endpoint(name: Any) -> None:
+    chats = Chats(names_at="never")
+    app = SSEMiddleware(chats.app, marks={"/chats/*": streaming(stream_name=name)}, store=memory())
+    async with posted(app, ANN):
+        await asyncio.sleep(1.5)
+        assert (await get(app, ANN)).body == WHOLE
+
+
+@pytest.mark.parametrize("name", ["{unknown}", lambda _: 1 / 0, lambda _: "", lambda _: "x" * 201])
+async def test_a_name_that_fails_is_logged_and_the_stream_has_none(
+    name: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    chats = Chats(names_at="never")
+    app = SSEMiddleware(chats.app, marks={"/chats/*": streaming(stream_name=name)}, store=memory())
+    async with posted(app, ANN) as first:
+        await asyncio.sleep(1.5)
+        assert_nothing(await get(app, ANN))
+        await first.until_end()
+    assert first.body == WHOLE
+    assert "stream_name has failed" in caplog.text
+
+
 async def test_a_stream_of_openai_ends_in_its_form_for_a_client_that_resumes() -> None:
     chunk = {"object": "chat.completion.chunk", "id": "c", "created": 1, "model": "m"}
     data = b"data: %b\n\n" % json.dumps(chunk).encode()
