@@ -16,7 +16,12 @@ _LARGEST: Final = 1e12
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._:-]{0,64}")
 _HEADER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\0\r\n]*")
-_PATTERNS: Final = {"stream_id": _ID, "identity": _ID, "secret": _ID, "event_prefix": _PREFIX}
+_CHECKS: Final = {
+    "stream_id": _ID.fullmatch,
+    "identity": _ID.fullmatch,
+    "secret": _ID.fullmatch,
+    "event_prefix": _PREFIX.fullmatch,
+}
 """Fields that are sent to clients or compared with digests."""
 
 
@@ -76,8 +81,8 @@ def _is_allowed(name: str, value: object, kind: Any) -> bool:
     if isinstance(value, int | float):
         is_in_bounds = _LOWEST.get(name, 0) <= value <= _LARGEST
         return is_in_bounds and any(isinstance(one, kind) for one in (value, float(value)))
-    if isinstance(value, str) and name in _PATTERNS:
-        return _PATTERNS[name].fullmatch(value) is not None
+    if isinstance(value, str) and name in _CHECKS:
+        return _CHECKS[name](value) is not None
     return isinstance(value, kind)
 
 
