@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from sse_middleware import (
     ConfigurationError,
@@ -22,7 +23,7 @@ from sse_middleware.protocol.parser import EventParser
 from sse_middleware.stores.base import LogSnapshot
 from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.stream.producer import Producer
-from tests.support.asgi import EVENTSOURCE, Exchange, handle, http_scope, running
+from tests.support.asgi import EVENTSOURCE, Exchange, handle, http_scope, running, stream_of
 from tests.support.resuming import living, memory, resumable, texts
 
 pytestmark = pytest.mark.anyio
@@ -322,8 +323,13 @@ async def test_a_plain_client_gets_503_if_the_store_is_unreachable() -> None:
 
 async def test_nothing_is_left_of_streams_with_names() -> None:
     before = {id(other) for other in living(Producer)}  # of tests that have failed tasks
-    app = resumable(Chats().app)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        current_stream().name("x")
+        await stream_of(*CHUNKS)(scope, receive, send)
+
+    app = resumable(answer)
     for headers in ([ANN], []):
-        first = await handle(app, method="POST", headers=headers, path=CHAT)
+        first = await handle(app, method="POST", headers=headers)
         assert first.body == WHOLE
     assert {id(one) for one in living(Producer)} <= before
