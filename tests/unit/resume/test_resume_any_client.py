@@ -332,4 +332,5 @@ async def test_nothing_is_left_of_streams_with_names() -> None:
     for headers in ([ANN], []):
         first = await handle(app, method="POST", headers=headers)
         assert first.body == WHOLE
+    await asyncio.sleep(1)  # the tick
     assert {id(one) for one in living(Producer)} <= before
