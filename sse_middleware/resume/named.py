@@ -90,16 +90,13 @@ class NamedStreams:
     ) -> None:
         """Send a log from its first event, or from the position of the client."""
         kind, event_id = _kind_of(request), request.intent.event_id
-        running = found.state is LogState.RUNNING
-        after = _after(request)
-        if event_id is not None and _is_in(found, event_id):
+        after, has_id = _after(request), event_id is not None and _is_in(found, event_id)
+        if event_id is not None and has_id:
             after = event_id.seq
-        elif after is None and not (running or (replays and found.state is LogState.FINISHED)):
-            after = found.last + 1
-        is_over = not running and (after or 0) >= found.last and not (replays and not after)
-        is_lost = kind is not ClientKind.EVENTSOURCE and (after or 0) < found.first - 1
-        if is_over or is_lost or found.state in (LogState.APP_OWNS_IDS, LogState.GONE):
-            # A client without control events cannot be notified of events that are missing.
+        if _is_over(found, after, has_id=has_id, replays=replays) or (
+            # Such a client cannot be notified of events that are missing.
+            kind is not ClientKind.EVENTSOURCE and (after or 0) < found.first - 1
+        ):
             await send_empty(run_app.send, request, HTTPStatus.NO_CONTENT)
             return
         had_another = after is None and event_id is not None and event_id.ending is None
@@ -113,6 +110,26 @@ class NamedStreams:
             reset=reset,
             client_kind=kind,
         )
+
+
+def _is_over(found: LogSnapshot, after: int | None, *, has_id: bool, replays: bool) -> bool:
+    """Return whether a log has nothing more for a client.
+
+    Args:
+        found: the log.
+        after: the number of the last event that the client has, `None` without a position.
+        has_id: whether it has an event id of the stream, so that it knows of no end yet.
+        replays: whether a stream that has finished is sent to a client without a position.
+    """
+    state = found.state
+    if state is LogState.RUNNING:
+        return False
+    if state in (LogState.APP_OWNS_IDS, LogState.GONE):
+        return True
+    if after is None:
+        return not (replays and state is LogState.FINISHED and found.last)
+    has_end = has_id and (found.has_end_frame or state is not LogState.FINISHED)
+    return after > found.last or (after == found.last and not has_end)
 
 
 def _kind_of(request: SSERequest) -> ClientKind:

@@ -207,6 +207,15 @@ async def test_a_client_cut_off_before_the_end_of_a_named_stream_gets_the_rest()
     assert again.names[-1] == "complete"
 
 
+async def test_a_client_cut_off_before_the_end_event_of_a_named_stream_gets_it() -> None:
+    app = named(Counting(2))
+    async with opened(app, ANN, path=ANSWER) as first:
+        await first.until_end()
+    again = await resume(app, id_of(first, 2), ANN, path=LIVE)
+    assert again.names == ["start", "complete"]
+    assert_no_content(await resume(app, again.last_event_id, ANN, path=LIVE))
+
+
 async def test_the_latest_stream_of_a_name_counts() -> None:
     app = named(Counting(3))
     async with opened(app, ANN, path=ANSWER) as one:
