@@ -100,11 +100,12 @@ class _StreamMetrics:
         """Return the metrics of a route."""
         route = self._routes.get(name)
         if route is None:
+            label = _encodable(name)
             route = self._routes[name] = _RouteMetrics(
-                BulkHistogram(self._durations.labels(name), _LIFETIMES),
-                BulkHistogram(self._first_events.labels(name), _FIRST_EVENTS),
-                BulkHistogram(self._gaps.labels(name), GAP_BOUNDS),
-                adder_of(self._events.labels(name)),
+                BulkHistogram(self._durations.labels(label), _LIFETIMES),
+                BulkHistogram(self._first_events.labels(label), _FIRST_EVENTS),
+                BulkHistogram(self._gaps.labels(label), GAP_BOUNDS),
+                adder_of(self._events.labels(label)),
                 {},
             )
         return route
@@ -116,7 +117,7 @@ class _StreamMetrics:
             exemplar = {"trace_id": record.trace_id}
         route, how = self.of_route(record.route), (record.family, str(record.outcome))
         if how not in route.ended:
-            route.ended[how] = adder_of(self._ended.labels(record.route, *how))
+            route.ended[how] = adder_of(self._ended.labels(_encodable(record.route), *how))
         route.ended[how](1)
         route.durations.observe(record.duration_seconds, exemplar)
         if record.first_event_seconds is not None:
@@ -218,7 +219,7 @@ class Metrics:
 
     def resumed(self, route: str, result: str, replayed: int) -> None:
         """Count a resume."""
-        self._resumes.labels(route, result).inc()
+        self._resumes.labels(_encodable(route), result).inc()
         self._replayed.inc(replayed)
 
     def lingering(self, more: int) -> None:
@@ -227,7 +228,7 @@ class Metrics:
 
     def rejected(self, route: str, reason: str) -> None:
         """Count a rejection."""
-        self._rejected.labels(route, reason).inc()
+        self._rejected.labels(_encodable(route), reason).inc()
 
     def store_failed(self, operation: str) -> None:
         """Count a failure of the store."""
@@ -312,3 +313,8 @@ class _AllProcesses:
         """Yield the metrics."""
         metrics = self._collector.collect()  # type: ignore[no-untyped-call]
         return [metric for metric in metrics if metric.name.startswith(self._prefix)]
+
+
+def _encodable(route: str) -> str:
+    """Return the name of a route without lone surrogates, with which no scrape could be encoded."""
+    return route.encode("utf-8", "replace").decode()

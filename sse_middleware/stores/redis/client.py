@@ -165,7 +165,10 @@ async def send_all(client: AnyRedis, commands: Iterable[Sequence[Any]]) -> list[
     pipe = client.pipeline(transaction=False)
     for command in commands:
         pipe.execute_command(*command, **{NEVER_DECODE: True})
-    answers = list(await pipe.execute(raise_on_error=False))
+    try:
+        answers = list(await pipe.execute(raise_on_error=False))
+    except AttributeError as exc:  # redis-py closes the client of a cluster to look up its nodes
+        raise RedisClusterException("the nodes of the cluster are being looked up") from exc
     if any(map(is_of_replica, answers)) and isinstance(client, Redis):  # a user's own client
         await client.connection_pool.disconnect(inuse_connections=False)
     return answers

@@ -265,6 +265,16 @@ async def test_metrics_are_served_to_a_host_that_the_app_rejects() -> None:
         assert b"sse_streams_active" in exchange.body
 
 
+async def test_no_name_of_a_route_can_break_a_scrape() -> None:
+    registry = CollectorRegistry()
+    app = marking(stream_of(b"data: 1\n\n"), registry=registry)
+    for observer in app._context.observers:
+        observer.resumed("/\ud800", "resumed", 0)
+        observer.rejected("/\ud800", "draining")
+    await handle(app, path_template="/\ud800")
+    assert b'route="/?"' in generate_latest(registry)
+
+
 async def test_metrics_that_the_app_mounts_are_found_where_it_redirects() -> None:
     async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
         await PlainTextResponse("of the app")(scope, receive, send)
