@@ -126,7 +126,7 @@ class Intake:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the app has sent any bytes but line ends."""
+        """Whether the app has sent any bytes."""
         return self.record.chunks > 0 or self._head != b""
 
     def feed_usual(self, chunk: bytes, now: float) -> int:
@@ -193,8 +193,8 @@ class Intake:
         """Detect a body that is no event stream by its first bytes."""
         head = (self._head or b"") + chunk
         is_event_stream = True if self.record.chunks else begins_event_stream(head)
-        # Blank lines alone decide nothing.
-        self._head = head.lstrip(b"\r\n") if is_event_stream is None else None
+        # Blank lines alone decide nothing; one of them shows that the body has begun.
+        self._head = (head.lstrip(b"\r\n") or b"\n") if is_event_stream is None else None
         if is_event_stream is False:
             self.is_raw = True
             self.record.family = ClientKind.UNMARKED

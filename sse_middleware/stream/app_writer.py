@@ -308,12 +308,12 @@ class AppWriter:
         """Process unusual bytes, and return what they complete."""
         intake = self.intake
         had_ids, was_openai = intake.has_ids, intake.first_chunk is not None
-        was_raw = intake.is_raw
+        was_raw, had_begun = intake.is_raw, intake.has_begun
         parts = intake.feed(body, now)
         if intake.is_raw and not was_raw:
             self.may_be_fast = False
             self.leave_fast_path()
-            self.producer.on_raw()
+            self.producer.on_raw(has_sent=had_begun)
         if intake.has_ids and not had_ids:
             self.connection.dialect.on_ids_seen()
             if intake.app_owns_ids:

@@ -209,10 +209,15 @@ class Connection:
         self.sender.drop_pending()
         return True
 
-    def pass_on(self) -> None:
-        """Add nothing to the bytes of the app from now on, not even what is pending already."""
+    def pass_on(self, *, has_sent: bool) -> None:
+        """Add nothing to the bytes of the app from now on.
+
+        Args:
+            has_sent: whether the app has sent bytes before. If not, what is pending is ours.
+        """
         self.dialect.deadlines.stop()
-        self.sender.drop_pending()
+        if not (has_sent or self.sender.message_count):
+            self.sender.drop_pending()
 
     # Inputs of time
 

@@ -213,11 +213,11 @@ class Producer:
             self._cap_at = self._record.opened_at + self._options.stream_max_seconds
             self._set_timer(self._clock())
 
-    def on_raw(self) -> None:
-        """Treat the stream as unmarked, because its bytes are no event stream."""
+    def on_raw(self, *, has_sent: bool) -> None:
+        """Treat the stream as unmarked; `has_sent` is whether the app has sent bytes before."""
         self._cap_at = math.inf
         self.log.discard()
-        self.connection.pass_on()
+        self.connection.pass_on(has_sent=has_sent)
         self.callbacks.warn("raw")
 
     def may_return(self) -> bool:

@@ -53,6 +53,30 @@ async def test_raw_words_that_follow_the_start_at_once_have_no_preamble(headers:
 
 
 @KINDS
+async def test_what_the_app_has_sent_before_a_raw_body_is_kept_for_a_client_that_is_blocked(
+    headers: Any,
+) -> None:
+    exchange = Exchange(http_scope(headers=headers))
+    debug = {"type": "http.response.debug", "info": {}}
+    messages = [body(b"\n"), body(b"\n"), debug, body(b"\r\n"), body(b"word")]
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        await send(stream_start())
+        exchange.block()
+        tasks = []
+        for message in messages:
+            tasks.append(asyncio.ensure_future(send(message)))
+            await asyncio.sleep(0.1)
+        exchange.unblock()
+        await asyncio.gather(*tasks)
+        await send(body(b"", more=False))
+
+    await marked(app, heartbeat_interval=60)(exchange.scope, exchange.receive, exchange.send)
+    assert exchange.body.endswith(b"\n\n\r\nword")
+    assert debug in [message for _, message in exchange.messages]
+
+
+@KINDS
 async def test_a_raw_body_has_no_cap_and_no_heartbeat(headers: Any) -> None:
     words = [b"word"] * 10
     exchange = await handle(marked(stream_of(*words, pause=2)), headers=headers)
