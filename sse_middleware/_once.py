@@ -25,14 +25,13 @@ class OncePerLoop(Generic[Value]):
     def __call__(self) -> Value:
         """Return the value of the loop that runs, made now or before."""
         loop = asyncio.get_running_loop()
-        if (made := self._made.get(loop)) is not None:
-            return made
-        if loop not in self._made:
+        made = self._made.get(loop)
+        if made is None:
             for other in list(self._made):  # other threads have loops too
                 if other.is_closed():
                     self._made.pop(other, None)
-            self._made[loop] = self._make()
-        return self._made[loop]
+            made = self._made[loop] = self._make()
+        return made
 
     def take(self) -> Value | None:
         """Return the value of the loop that runs, and forget it."""

@@ -67,3 +67,18 @@ def running_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[RedisS
 
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
+
+
+@pytest.fixture(scope="module", params=["new", "old"])
+def any_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> "Iterator[RedisServer]":
+    """Run the Redis of the system, and Redis 6.2, whose errors have other texts."""
+    from tests.support.redis_server import (  # noqa: PLC0415 - needs an extra
+        RedisServer,
+        need_old_redis_server,
+    )
+
+    program = need_old_redis_server() if request.param == "old" else ""
+    with RedisServer(tmp_path_factory.mktemp("redis"), program=program) as server:
+        yield server

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 from starlette.types import Scope
 
 from sse_middleware.http.routes import Mark
-from sse_middleware.protocol.client_kinds import EVENT_STREAM
+from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind, detect_client_kind
 from sse_middleware.protocol.event_ids import EventId, parse_event_id
 
 EVENT_ID_PARAMETERS: Final = frozenset(("last_event_id", "lastEventId", "evs_last_event_id"))
@@ -182,6 +182,12 @@ class SSERequest:
         if self._trace_id is None:
             self._trace_id = _parse_trace_id(self.headers)
         return self._trace_id
+
+    @property
+    def client_kind(self) -> ClientKind:
+        """The kind of the client, by this request alone."""
+        has_event_id = self.intent.event_id is not None
+        return detect_client_kind(self.method, self.headers, has_event_id=has_event_id)
 
     def wants_stream(self, mark: Mark | None, *, only_marked: bool) -> bool:
         """Return whether a stream of ours is the only useful response.

@@ -80,9 +80,7 @@ class ResumeHandler:
                 return await self._resume_by_app_id(held, request, run_app)
             return await self._resume(event_id, request, run_app)
         except StoreError as exc:
-            logger.warning(
-                "A stream cannot be resumed or ended now: the store is unavailable (%s)", exc
-            )
+            warn_unavailable(exc)
             if request.is_stop:  # the `fetch` of a page, which can handle an error status
                 self._report(UNMATCHED, "unavailable")
                 await send_empty(send, request, HTTPStatus.SERVICE_UNAVAILABLE)
@@ -281,6 +279,11 @@ class ResumeHandler:
                 "gets a new one, or the stop has no effect. If there are several processes, set "
                 "SSE_REDIS_URL so that they share their streams. This is logged once."
             )
+
+
+def warn_unavailable(exc: StoreError) -> None:
+    """Log that a client cannot resume or stop its stream."""
+    logger.warning("A stream cannot be resumed or ended now: the store is unavailable (%s)", exc)
 
 
 async def _read_short_body(receive: Receive) -> str:

@@ -14,10 +14,10 @@ from starlette.types import Receive, Send
 from sse_middleware.errors import StoreError
 from sse_middleware.http.own_responses import send_empty
 from sse_middleware.http.request import SSERequest, stream_name
-from sse_middleware.protocol.client_kinds import ClientKind, detect_client_kind
+from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.event_ids import EventId, stream_id
 from sse_middleware.resume.authorization import Authorization
-from sse_middleware.resume.handler import ResumeHandler, RunApp
+from sse_middleware.resume.handler import ResumeHandler, RunApp, warn_unavailable
 from sse_middleware.stores.base import LogSnapshot, LogState
 from sse_middleware.stream.context import Context
 
@@ -26,7 +26,6 @@ logger = logging.getLogger("sse_middleware")
 _STOPS: Final = ("POST", "DELETE")
 _AFTER: Final = ("after", "starting_after")
 _MAX_DIGITS: Final = 15
-_UNAVAILABLE: Final = "A stream cannot be resumed or ended now: the store is unavailable (%s)"
 
 
 class NamedStreams:
@@ -66,8 +65,8 @@ class NamedStreams:
             else:
                 await self._send(found, request, RunApp(receive, send), replays=replays)
         except StoreError as exc:
-            logger.warning(_UNAVAILABLE, exc)
-            if stops or _kind_of(request) is not ClientKind.EVENTSOURCE:
+            warn_unavailable(exc)
+            if stops or request.client_kind is not ClientKind.EVENTSOURCE:
                 await send_empty(send, request, HTTPStatus.SERVICE_UNAVAILABLE)
             else:
                 await self._handler.send_retry_later(request.last_event_id, request, send)
@@ -89,7 +88,7 @@ class NamedStreams:
         self, found: LogSnapshot, request: SSERequest, run_app: RunApp, *, replays: bool
     ) -> None:
         """Send a log from its first event, or from the position of the client."""
-        kind, event_id = _kind_of(request), request.intent.event_id
+        kind, event_id = request.client_kind, request.intent.event_id
         after, has_id = _after(request), event_id is not None and _is_in(found, event_id)
         if event_id is not None and has_id:
             after = event_id.seq
@@ -130,11 +129,6 @@ def _is_over(found: LogSnapshot, after: int | None, *, has_id: bool, replays: bo
         return not (replays and state is LogState.FINISHED and found.last)
     has_end = has_id and (found.has_end_frame or state is not LogState.FINISHED)
     return after > found.last or (after == found.last and not has_end)
-
-
-def _kind_of(request: SSERequest) -> ClientKind:
-    has_event_id = request.intent.event_id is not None
-    return detect_client_kind(request.method, request.headers, has_event_id=has_event_id)
 
 
 def _is_in(found: LogSnapshot, event_id: EventId) -> bool:

@@ -16,7 +16,6 @@ from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.client_kinds import (
     ALL_PERCENT,
     ClientKind,
-    detect_client_kind,
     in_rollout,
 )
 from sse_middleware.protocol.stream_terms import StreamTerms
@@ -42,7 +41,7 @@ class Context:
         app: the wrapped app.
         options: the settings.
         options_for: returns the settings of a mark.
-        terms_for: the terms of its streams, by the kind of the client, as `terms` has needed them.
+        terms_for: returns the terms of the streams of a mark that `terms` has computed.
         store: keeps the events.
         linger_queue: the streams that wait for a reader.
         proxies: the proxies that are trusted to name the addresses of clients.
@@ -145,8 +144,7 @@ class Context:
             return ClientKind.UNMARKED
         if mark.family is not None:
             return mark.family
-        has_event_id = request.intent.event_id is not None
-        return detect_client_kind(request.method, request.headers, has_event_id=has_event_id)
+        return request.client_kind
 
     def is_first_warning(self, warning: str, route: str) -> bool:
         """Return whether a warning has not been logged for a route yet, and store that it is."""

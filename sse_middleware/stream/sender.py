@@ -200,10 +200,10 @@ class Sender:
         self.append(message)
         self.flush_soon()
 
-    def append(self, item: bytes | Message) -> bool:
-        """Write bytes, or a message, together with the next ones; return whether it is pending."""
+    def append(self, item: bytes | Message) -> None:
+        """Write bytes, or a message, together with the next ones."""
         if not item or self.is_broken or self._ends or self._has_ended:
-            return False
+            return
         if self._pending:
             self._pending.append(item)
         else:
@@ -212,7 +212,6 @@ class Sender:
             self.pending_bytes += len(item)
         else:
             self.message_count += 1
-        return True
 
     def end(self, data: bytes) -> None:
         """Write the last bytes together with all that is pending, and end the response."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from sse_middleware.testing import FakeStream, Reader
 from tests.support.channel_contract import take, whole
 from tests.support.limiting import PLAIN, answer, asked, limited, tab
 from tests.support.redis_channels import ask
-from tests.support.redis_server import RedisServer, need_old_redis_server
+from tests.support.redis_server import RedisServer
 from tests.support.resuming import Counting
 from tests.support.waiting import until
 
@@ -30,16 +29,6 @@ DOCS = Path(__file__).parents[2] / "docs"
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module", params=["new", "old"])
-def any_server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RedisServer]:
-    """Run the Redis of the system, and Redis 6.2."""
-    program = need_old_redis_server() if request.param == "old" else ""
-    with RedisServer(tmp_path_factory.mktemp("redis"), program=program) as server:
-        yield server
 
 
 def url_of_user(server: RedisServer, page: str) -> str:

@@ -167,7 +167,10 @@ async def send_all(client: AnyRedis, commands: Iterable[Sequence[Any]]) -> list[
         pipe.execute_command(*command, **{NEVER_DECODE: True})
     try:
         answers = list(await pipe.execute(raise_on_error=False))
-    except AttributeError as exc:  # redis-py closes the client of a cluster to look up its nodes
+    except AttributeError as exc:
+        if not isinstance(client, RedisCluster):
+            raise
+        # redis-py closes the client of a cluster to look up its nodes.
         raise RedisClusterException("the nodes of the cluster are being looked up") from exc
     if any(map(is_of_replica, answers)) and isinstance(client, Redis):  # a user's own client
         await client.connection_pool.disconnect(inuse_connections=False)

@@ -17,7 +17,7 @@ from sse_middleware.testing import FakeStream
 from tests.support.channel_contract import new_channel
 from tests.support.redis_channels import KEYS, ask, count, fill, has_failed_since
 from tests.support.redis_cluster import RedisCluster, wait_for_replica_of
-from tests.support.redis_server import Proxy, RedisServer, need_old_redis_server
+from tests.support.redis_server import Proxy, RedisServer
 from tests.support.redis_stores import Counting, stores
 from tests.support.waiting import HANG_SECONDS, until, wait_until
 
@@ -29,16 +29,6 @@ Publish = Callable[[str, str, object], Awaitable[bool]]
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module", params=["new", "old"])
-def any_server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RedisServer]:
-    """Run the Redis of the system, and Redis 6.2, whose errors have other texts."""
-    program = need_old_redis_server() if request.param == "old" else ""
-    with RedisServer(tmp_path_factory.mktemp("redis"), program=program) as server:
-        yield server
 
 
 @asynccontextmanager
