@@ -64,7 +64,6 @@ async def react_session(request: ReactRequest) -> EventSourceResponse:
     return EventSourceResponse(
         sse_event_streamer(
             session_id,
-            terminal=(END, "error"),
             ack_timeout=ACK_SECONDS,
             idle_timeout=IDLE_SECONDS,
         )

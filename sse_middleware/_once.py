@@ -77,6 +77,42 @@ class OncePerKey(Generic[Key, Value]):
                 yield key, value
 
 
+class Once(Generic[Value]):
+    """Make one value when it is used first, and keep it, also in processes that are forked."""
+
+    def __init__(self, make: Callable[[], Value]) -> None:
+        self._make = make
+        self._made: dict[None, Value] = {}
+
+    def __call__(self) -> Value:
+        """Return the value, made now or before."""
+        try:
+            return self._made[None]
+        except KeyError:
+            return self._made.setdefault(None, self._make())  # of two threads one is first
+
+    def take(self) -> Value | None:
+        """Return the value, `None` if it was not made, and forget it."""
+        return self._made.pop(None, None)
+
+
+class ValuesOfOwners(Generic[Key, Value]):
+    """Keep a value of each owner, as long as the owner lives."""
+
+    def __init__(self) -> None:
+        self._values: WeakKeyDictionary[Key, Value] = WeakKeyDictionary()
+
+    def set(self, owner: Key, value: Value) -> None:
+        """Set the value of an owner."""
+        self._values[owner] = value
+
+    def values(self) -> list[Value]:
+        """Return the values, in the order in which they were set first."""
+        owners = (reference() for reference in self._values.keyrefs())  # a list, made in one step
+        found = [self._values.get(owner) for owner in owners if owner is not None]
+        return [value for value in found if value is not None]
+
+
 def running_loop() -> asyncio.AbstractEventLoop | None:
     """Return the event loop that runs in this thread, `None` if none does."""
     try:

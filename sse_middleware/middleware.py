@@ -42,6 +42,7 @@ from sse_middleware.protocol.event_ids import new_secret, stream_id
 from sse_middleware.resume.handler import ResumeHandler
 from sse_middleware.resume.named import NamedStreams
 from sse_middleware.stores.base import EventStore
+from sse_middleware.stores.installed import INSTALLED, RedisAddress
 from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.stream.context import Authorize, Context, ExpiresAt
 from sse_middleware.stream.current import CURRENT, IN_SCOPE, CurrentStream
@@ -108,6 +109,7 @@ class SSEMiddleware:
                 store = _create_store(chosen, observers)
         except ConfigurationError as exc:
             self._misconfigured = exc
+        INSTALLED.set(self, RedisAddress(chosen.redis_url, chosen.redis_prefix))
         store = MemoryStore() if store is None else store
         secret = _identity_secret(chosen, is_shared=store.is_shared)
         self._context = Context(

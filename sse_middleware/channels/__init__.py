@@ -7,18 +7,15 @@ A channel is a log with a name, many writers and many readers, and one order for
 the name can read the channel, so use a name that cannot be guessed.
 """
 
-import os
 from collections.abc import AsyncGenerator, Collection
 from functools import partial
-from importlib import import_module
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self, Unpack
+from typing import Any, Final, Literal, Self, Unpack
 
-from prometheus_client import REGISTRY
-
-from sse_middleware._once import OncePerLoop, OncePerProcess
-from sse_middleware.channels.base import BlockingChannels, Channels, Limits
+from sse_middleware._once import Once, OncePerLoop
+from sse_middleware.channels.base import Channels
 from sse_middleware.channels.events import (
+    ANSWER_END,
     COMPLETE,
     ERROR,
     ChannelEvent,
@@ -29,16 +26,16 @@ from sse_middleware.channels.events import (
     finish_event,
     outgoing_event,
 )
-from sse_middleware.channels.memory import (
-    BlockingMemoryChannels,
-    ChannelMemory,
-    MemoryChannels,
+from sse_middleware.channels.settings import (
+    ChannelSettings,
+    channel_settings,
+    open_blocking,
+    open_channels,
 )
 from sse_middleware.channels.subscriber import FROM_BEGINNING, ChannelReader, ReadOptions
 from sse_middleware.config.arguments import OptionArguments
-from sse_middleware.config.options import Options
 from sse_middleware.errors import ConfigurationError
-from sse_middleware.observability.metrics import counting_in
+from sse_middleware.stores.installed import RedisAddress
 
 __all__ = [
     "BlockingPublisher",
@@ -52,15 +49,14 @@ __all__ = [
 
 _FINISHED: Final = {"reason": "finished"}
 _ACK_SECONDS: Final = 10.0
+_IDLE_SECONDS: Final = 300.0
+"""Longer than tools and models are silent. It is also the time after which Kafka takes a silent
+consumer for dead (its `max.poll.interval.ms`)."""
 
-
-class _Settings(NamedTuple):
-    """The settings of channels."""
-
-    url: str
-    prefix: str
-    limits: Limits
-    max_event_bytes: int
+IdleTimeout = float | Literal["auto"] | None
+"""The longest time in seconds without an event; `None` for no limit."""
+Compat = Literal["sse_session"]
+"""Plain messages of Redis that are read too."""
 
 
 class Publisher:
@@ -70,8 +66,8 @@ class Publisher:
     in order. A cancelled call may or may not have published its event.
 
     Args:
-        url: of Redis. The default is `SSE_REDIS_URL`; if that is empty, the memory of this process
-            is used.
+        url: of Redis; `""` for the memory of this process. The default is `SSE_REDIS_URL`, then the
+            Redis of the `SSEMiddleware` of this process, then the memory.
         **options: fields of `Options`; each overrides its `SSE_*` variable.
 
     Raises:
@@ -80,8 +76,8 @@ class Publisher:
     """
 
     def __init__(self, url: str | None = None, **options: Unpack[OptionArguments]) -> None:
-        self._settings = _settings(url, options)
-        self._channels = OncePerLoop(partial(_open, self._settings))
+        self._settings = channel_settings(url, options)
+        self._channels = OncePerLoop(partial(open_channels, self._settings))
 
     async def publish(self, channel: str, event: str, data: Any, *, key: str | None = None) -> bool:
         """Publish an event, and return when the channel contains it.
@@ -145,8 +141,8 @@ class BlockingPublisher:
     children. An exception that a job runner raises in a call affects no other call.
 
     Args:
-        url: of Redis. The default is `SSE_REDIS_URL`; if that is empty, the memory of this process
-            is used.
+        url: of Redis; `""` for the memory of this process. The default is `SSE_REDIS_URL`, then the
+            Redis of the `SSEMiddleware` of this process, then the memory.
         **options: fields of `Options`; each overrides its `SSE_*` variable.
 
     Raises:
@@ -155,30 +151,32 @@ class BlockingPublisher:
     """
 
     def __init__(self, url: str | None = None, **options: Unpack[OptionArguments]) -> None:
-        self._settings = _settings(url, options)
-        self._channels = _open_blocking(self._settings)
+        self._settings = channel_settings(url, options)
+        self._channels = Once(partial(open_blocking, self._settings))
 
     def publish(self, channel: str, event: str, data: Any, *, key: str | None = None) -> bool:
         """Publish an event as `Publisher.publish` does, and return when the channel contains it."""
         outgoing = outgoing_event(channel, event, data, key, self._settings.max_event_bytes)
-        return self._channels.publish(outgoing)
+        return self._channels().publish(outgoing)
 
     def ack(self, channel: str) -> bool:
         """Take the job of a channel; return `False` if another worker has taken it."""
-        return self._channels.publish(ack_event(channel))
+        return self._channels().publish(ack_event(channel))
 
     def finish(self, channel: str, data: Any = _FINISHED) -> bool:
         """Publish `complete`, the last event; return `False` if the channel has ended before."""
-        return self._channels.publish(finish_event(channel, data, self._settings.max_event_bytes))
+        return self._channels().publish(finish_event(channel, data, self._settings.max_event_bytes))
 
     def fail(self, channel: str, code: str, message: str) -> bool:
         """Publish `error`, the last event; return `False` if the channel has ended before."""
         outgoing = fail_event(channel, code, message, self._settings.max_event_bytes)
-        return self._channels.publish(outgoing)
+        return self._channels().publish(outgoing)
 
     def close(self) -> None:
         """Close the connections."""
-        self._channels.close()
+        channels = self._channels.take()
+        if channels is not None:
+            channels.close()
 
     def __enter__(self) -> Self:
         return self
@@ -193,11 +191,12 @@ def subscribe(
     channel: str,
     *,
     ack_timeout: float | None = _ACK_SECONDS,
-    idle_timeout: float | None = None,
+    idle_timeout: IdleTimeout = "auto",
     terminal: Collection[str] = (COMPLETE, ERROR),
     history: str | None = FROM_BEGINNING,
     envelope: bool = False,
     ids: bool = False,
+    compat: Compat | None = None,
     url: str | None = None,
 ) -> AsyncGenerator[ChannelEvent, None]:
     """Read a channel: an async iterator that the responses of all frameworks accept.
@@ -208,9 +207,10 @@ def subscribe(
 
     Args:
         channel: the channel's name. Anyone with the name can read the channel.
-        ack_timeout: the time in seconds within which there must be a `worker_ack` event; `None` for
-            no limit.
+        ack_timeout: the time in seconds within which the channel must have an event, `worker_ack`
+            or any other; `None` for no limit.
         idle_timeout: the longest time in seconds without an event after that; `None` for no limit.
+            `auto` is 300 s, and no limit if `ack_timeout` is `None`: no worker is expected then.
         terminal: the names of the events that end the iterator.
         history: `beginning` for all events that are kept; `now` for later events; the id of an
             event for those after it. `None` is the beginning, so that a missing `Last-Event-ID`
@@ -219,28 +219,35 @@ def subscribe(
         ids: whether each event has an `id:` line. The app then owns its ids: the middleware adds
             none and keeps no events, and passes the `Last-Event-ID` of a client that reconnects to
             the app.
-        url: of Redis. The default is `SSE_REDIS_URL`; if that is empty, the memory of this process
-            is used.
+        compat: `sse_session` to receive also `{"event_type", "payload"}`, as JSON, from a `PUBLISH`
+            to `sse_session:` and the channel's name. Redis does not keep such messages: those that
+            were published before the iterator has subscribed are lost.
+        url: of Redis; `""` for the memory of this process. The default is `SSE_REDIS_URL`, then the
+            Redis of the `SSEMiddleware` of this process, then the memory.
 
     Raises:
         ConfigurationError: an argument or a variable is not allowed.
         EventFormatError: the channel's name is not allowed.
     """
     check_channel(channel)
-    for name, value in (("ack_timeout", ack_timeout), ("idle_timeout", idle_timeout)):
+    idle = _idle_seconds(idle_timeout, ack_timeout)
+    for name, value in (("ack_timeout", ack_timeout), ("idle_timeout", idle)):
         if value is not None and not value > 0:
             raise ConfigurationError(name, value, "seconds above 0, or None")
     if isinstance(terminal, str):
         raise ConfigurationError("terminal", terminal, "a collection of names")
+    settings = channel_settings(url, {})
+    address = settings.address()
+    _check_compat(compat, address)
     options = ReadOptions(
         ack_timeout=ack_timeout,
-        idle_timeout=idle_timeout,
+        idle_timeout=idle,
         terminal=frozenset(terminal),
         history=history or FROM_BEGINNING,
         format=EventFormat(envelope=envelope, ids=ids),
+        with_messages=compat is not None,
     )
-    settings = _settings(url, {})
-    return ChannelReader(partial(_shared_channels, settings), channel, options).events()
+    return ChannelReader(partial(_shared_channels, settings, address), channel, options).events()
 
 
 async def publish_event(
@@ -251,16 +258,46 @@ async def publish_event(
 
 
 def sse_event_streamer(
-    session_id: str, *, terminal: Collection[str] = (COMPLETE, ERROR), **how: Any
+    session_id: str,
+    *,
+    ack_timeout: float | None = _ACK_SECONDS,
+    idle_timeout: IdleTimeout = "auto",
+    terminal: Collection[str] = (ANSWER_END, COMPLETE, ERROR),
+    history: str | None = FROM_BEGINNING,
+    ids: bool = False,
+    compat: Compat | None = None,
+    url: str | None = None,
 ) -> AsyncGenerator[ChannelEvent, None]:
-    """Read the channel of a session; each event has the form `data: {"event_type", "payload"}`.
+    """Read the channel of an agent's session, as `subscribe` does.
+
+    Each event has the form `data: {"event_type", "payload"}`. The iterator ends after
+    `FinalAnswerStreamEnd`, `complete` or `error`.
 
     Args:
-        session_id: the channel.
+        session_id: the channel's name. Anyone with the name can read the channel.
+        ack_timeout: as for `subscribe`, and so are all that follow.
+        idle_timeout: the longest time without an event.
         terminal: the names of the events that end the iterator.
-        **how: the other arguments of `subscribe`.
+        history: the first event.
+        ids: whether each event has an `id:` line.
+        compat: whether plain messages of Redis are received too.
+        url: of Redis.
+
+    Raises:
+        ConfigurationError: an argument or a variable is not allowed.
+        EventFormatError: the channel's name is not allowed.
     """
-    return subscribe(session_id, **{"envelope": True, "terminal": terminal, **how})
+    return subscribe(
+        session_id,
+        ack_timeout=ack_timeout,
+        idle_timeout=idle_timeout,
+        terminal=terminal,
+        history=history,
+        envelope=True,
+        ids=ids,
+        compat=compat,
+        url=url,
+    )
 
 
 async def close_channels() -> None:
@@ -272,57 +309,28 @@ async def close_channels() -> None:
         await channels.close()
 
 
-_memory = OncePerProcess(
-    lambda: ChannelMemory(max_total_bytes=Options.from_environ(os.environ).memory_max_bytes)
-)
 _publisher = OncePerLoop(Publisher)
-_opened = OncePerLoop[dict[tuple[str, str], Channels]](dict)
+_opened = OncePerLoop[dict[RedisAddress, Channels]](dict)
 
 
-def _shared_channels(settings: _Settings) -> Channels:
-    opened, address = _opened(), (settings.url, settings.prefix)
+def _shared_channels(settings: ChannelSettings, address: RedisAddress) -> Channels:
+    opened = _opened()
     if address not in opened:
-        opened[address] = _open(settings)
+        opened[address] = open_channels(settings, address)
     return opened[address]
 
 
-def _settings(url: str | None, options: OptionArguments) -> _Settings:
-    if url is not None:
-        options = {**options, "redis_url": url}
-    chosen = Options.from_environ(os.environ, **options)
-    if chosen.redis_url:
-        _redis_module("redis")  # raises now if the extra is not installed
-    limits = Limits(
-        max_events=chosen.channel_max_events,
-        max_bytes=chosen.channel_max_bytes,
-        ttl=chosen.channel_ttl,
-    )
-    return _Settings(chosen.redis_url, chosen.redis_prefix, limits, chosen.max_event_bytes)
+def _idle_seconds(idle_timeout: IdleTimeout, ack_timeout: float | None) -> float | None:
+    if idle_timeout == "auto":
+        return None if ack_timeout is None else _IDLE_SECONDS
+    if isinstance(idle_timeout, str):
+        raise ConfigurationError("idle_timeout", idle_timeout, "seconds above 0, auto, or None")
+    return idle_timeout
 
 
-def _open(settings: _Settings) -> Channels:
-    url, prefix, limits, _ = settings
-    if not url:
-        return MemoryChannels(_memory(), limits)
-    options = {"prefix": prefix, "limits": limits, "observers": counting_in(REGISTRY)}
-    channels: Channels = _redis_module("redis").RedisChannels(url, **options)
-    return channels
-
-
-def _open_blocking(settings: _Settings) -> BlockingChannels:
-    url, prefix, limits, _ = settings
-    if not url:
-        return BlockingMemoryChannels(_memory, limits)
-    options = {"prefix": prefix, "limits": limits, "observers": counting_in(REGISTRY)}
-    redis = _redis_module("blocking_redis")
-    channels: BlockingChannels = redis.BlockingRedisChannels(url, **options)
-    return channels
-
-
-def _redis_module(name: str) -> Any:
-    """Return a module of this package that needs the extra `redis`."""
-    try:
-        return import_module(f"{__name__}.{name}")
-    except ImportError as exc:
-        allowed = "nothing, or with pip install 'sse-middleware[redis]' what is there"
-        raise ConfigurationError("SSE_REDIS_URL", "a URL", allowed) from exc
+def _check_compat(compat: str | None, address: RedisAddress) -> None:
+    if compat not in (None, "sse_session"):
+        raise ConfigurationError("compat", compat, "sse_session, or None")
+    if compat is not None and not address.url:
+        allowed = "None without Redis; set SSE_REDIS_URL to the Redis of the workers"
+        raise ConfigurationError("compat", compat, allowed)

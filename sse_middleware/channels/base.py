@@ -59,8 +59,14 @@ class Channels(Protocol):
             StoreError: the store is out of reach.
         """
 
-    def follow(self, channel: str) -> AbstractContextManager[Feed]:
-        """Read a channel."""
+    def follow(self, channel: str, *, with_messages: bool = False) -> AbstractContextManager[Feed]:
+        """Read a channel.
+
+        Args:
+            channel: its name.
+            with_messages: whether the plain messages of its session are read too: see
+                `session_messages`.
+        """
 
     async def close(self) -> None:
         """Send all events, and close connections and tasks."""

@@ -17,6 +17,8 @@ ACK: Final = "worker_ack"
 """The event with which a worker takes a job."""
 COMPLETE: Final = "complete"
 ERROR: Final = "error"
+ANSWER_END: Final = "FinalAnswerStreamEnd"
+"""The event with which an agent ends a session."""
 _END: Final = "end"  # the key of each event that ends a channel; users' keys begin with u:
 
 _CHANNEL: Final = re.compile(r"[!-~]{1,200}")
@@ -95,10 +97,23 @@ def outgoing_event(
         EventFormatError: its channel, its name, its data or its key is not allowed.
     """
     check_channel(channel)
-    if not isinstance(event, str) or not _EVENT.fullmatch(event):
-        raise EventFormatError("event", event, "1 to 128 characters, none of them a control")
     if key is not None and (not isinstance(key, str) or not _KEY.fullmatch(key)):
         raise EventFormatError("key", key, "1 to 200 visible ASCII characters, without spaces")
+    event, encoded = encode_event(event, data)
+    if len(encoded) > max_bytes:
+        got = f"{len(encoded)} bytes of JSON"
+        raise EventFormatError("data", got, f"at most {max_bytes}, see SSE_MAX_EVENT_BYTES")
+    return OutgoingEvent(channel, event, encoded, f"u:{key}" if key else "")
+
+
+def encode_event(event: object, data: object) -> tuple[str, bytes]:
+    """Return the name of an event, and its data as JSON in one line.
+
+    Raises:
+        EventFormatError: its name or its data is not allowed.
+    """
+    if not isinstance(event, str) or not _EVENT.fullmatch(event):
+        raise EventFormatError("event", event, "1 to 128 characters, none of them a control")
     try:
         encoded = _compact(data).encode()
         event.encode()
@@ -106,10 +121,7 @@ def outgoing_event(
         # The error must not contain the payload, because errors are logged.
         got = f"a {type(data).__name__}"
         raise EventFormatError("data", got, "what JSON and UTF-8 can encode") from exc
-    if len(encoded) > max_bytes:
-        got = f"{len(encoded)} bytes of JSON"
-        raise EventFormatError("data", got, f"at most {max_bytes}, see SSE_MAX_EVENT_BYTES")
-    return OutgoingEvent(channel, event, encoded, f"u:{key}" if key else "")
+    return event, encoded
 
 
 def check_channel(channel: str) -> None:
@@ -133,7 +145,7 @@ class ChannelEvent(bytes):
         event: its name.
         data: its payload, JSON in one line.
         id: its position in the channel; `subscribe(history=...)` continues after it. `None` for an
-            error that the reader has added itself.
+            error that the reader has added itself, and for a plain message of Redis.
     """
 
     event: str
@@ -181,7 +193,7 @@ class StoredEvent:
     """An event in a channel; all readers share it.
 
     Attributes:
-        position: the position after it.
+        position: the position after it, `EMPTY` for one that no log contains; it has no id.
         number: its number.
         event: its name.
         data: its payload, JSON in one line.
@@ -201,7 +213,8 @@ class StoredEvent:
         """Return the event in a format, written once for all readers."""
         written = self._written.get(event_format)
         if written is None:
-            written = event_format.write(self.event, self.data, str(self.position))
+            position = str(self.position) if self.number else None
+            written = event_format.write(self.event, self.data, position)
             self._written[event_format] = written
         return written
 
@@ -263,15 +276,13 @@ class LastEvent(NamedTuple):
     Attributes:
         position: the position after it, `EMPTY` if there is no such channel.
         event: its name.
-        is_acked: whether a worker has taken the job.
     """
 
     position: Position
     event: str
-    is_acked: bool
 
 
-NO_CHANNEL: Final = LastEvent(EMPTY, "", is_acked=False)
+NO_CHANNEL: Final = LastEvent(EMPTY, "")
 
 
 def read_result(found: Sequence[tuple[str, StoredEvent | None]], after: Position) -> ReadResult:

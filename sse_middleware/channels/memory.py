@@ -16,7 +16,6 @@ from typing import Final
 from sse_middleware._once import call_in
 from sse_middleware.channels.base import Feed, Limits
 from sse_middleware.channels.events import (
-    ACK,
     EMPTY,
     NO_CHANNEL,
     LastEvent,
@@ -25,6 +24,7 @@ from sse_middleware.channels.events import (
     ReadResult,
     StoredEvent,
 )
+from sse_middleware.channels.unread import UnreadWarning
 
 _ENTRY_BYTES: Final = 700
 """The memory of an entry without its texts, with one written block; measured."""
@@ -41,7 +41,6 @@ class _Log:
         self.entries: deque[tuple[StoredEvent, str]] = deque()  # with their keys
         self.last = EMPTY
         self.event = ""
-        self.is_acked = False
         self.keys: set[str] = set()
         self.bytes = 0
         self.expires_at = 0.0
@@ -53,7 +52,6 @@ class _Log:
         self.entries.append((entry, event.key))
         self.last, self.event = entry.position, event.event
         self.bytes += len(event.event) + len(event.data)
-        self.is_acked |= event.event == ACK
         if event.key:
             self.keys.add(event.key)
 
@@ -103,6 +101,8 @@ class ChannelMemory:
         self.total_bytes = 0
         self._born = 0
         self._feeds: dict[str, set[_MemoryFeed]] = {}
+        self._was_read = False
+        self._unread = UnreadWarning(clock)
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -139,16 +139,22 @@ class ChannelMemory:
             feed.on_change()
         return True
 
+    def warn_if_unread(self) -> None:
+        """Warn once if no channel was read so far, and none will be, as far as is known."""
+        if not self._was_read:
+            self._unread.check()
+
     def last_event(self, channel: str) -> LastEvent:
         """Return the last event of a channel."""
         with self._lock:
             log = self._live(channel)
-            return NO_CHANNEL if log is None else LastEvent(log.last, log.event, log.is_acked)
+            return NO_CHANNEL if log is None else LastEvent(log.last, log.event)
 
     @contextmanager
     def follow(self, channel: str) -> Iterator[Feed]:
         """Read a channel."""
         feed = _MemoryFeed(self, channel)
+        self._was_read = True
         with self._lock:
             self._feeds.setdefault(channel, set()).add(feed)
         try:
@@ -214,22 +220,29 @@ class MemoryChannels:
     Args:
         memory: the memory of the process.
         limits: how much of a channel is kept.
+        is_default: whether the memory is used because no Redis is set.
     """
 
-    def __init__(self, memory: ChannelMemory, limits: Limits | None = None) -> None:
+    def __init__(
+        self, memory: ChannelMemory, limits: Limits | None = None, *, is_default: bool = False
+    ) -> None:
         self._memory = memory
         self._limits = limits or Limits()
+        self._is_default = is_default
 
     async def publish(self, event: OutgoingEvent) -> bool:
         """Append an event to its channel; return `False` if the channel has its key already."""
+        if self._is_default:
+            self._memory.warn_if_unread()
         return self._memory.publish(event, self._limits)
 
     async def last_event(self, channel: str) -> LastEvent:
         """Return the last event of a channel."""
         return self._memory.last_event(channel)
 
-    def follow(self, channel: str) -> AbstractContextManager[Feed]:
+    def follow(self, channel: str, *, with_messages: bool = False) -> AbstractContextManager[Feed]:
         """Read a channel."""
+        assert not with_messages, "`subscribe` refuses it"
         return self._memory.follow(channel)
 
     async def close(self) -> None:
@@ -242,15 +255,22 @@ class BlockingMemoryChannels:
     Args:
         memory: returns the memory of the process, which may have been forked.
         limits: how much of a channel is kept.
+        is_default: whether the memory is used because no Redis is set.
     """
 
-    def __init__(self, memory: Callable[[], ChannelMemory], limits: Limits) -> None:
+    def __init__(
+        self, memory: Callable[[], ChannelMemory], limits: Limits, *, is_default: bool = False
+    ) -> None:
         self._memory = memory
         self._limits = limits
+        self._is_default = is_default
 
     def publish(self, event: OutgoingEvent) -> bool:
         """Append an event to its channel; return `False` if the channel has its key already."""
-        return self._memory().publish(event, self._limits)
+        memory = self._memory()
+        if self._is_default:
+            memory.warn_if_unread()
+        return memory.publish(event, self._limits)
 
     def close(self) -> None:
         """Do nothing."""

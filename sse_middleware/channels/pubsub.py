@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from sse_middleware.channels.events import (
     Position,
@@ -36,6 +36,33 @@ _MAX_TOPICS: Final = 500
 """The most topics of one SUBSCRIBE command."""
 _RECENT_ENTRIES: Final = 256
 _RECENT_BYTES: Final = 1 << 16
+
+
+class Subscription(Protocol):
+    """One topic, for all its readers in this event loop.
+
+    Attributes:
+        topic: its name.
+        readers: the number of its readers.
+    """
+
+    topic: bytes
+    readers: int
+
+    def on_subscribed(self) -> None:
+        """Handle that messages from now on will be received."""
+
+    def on_message(self, message: bytes) -> None:
+        """Handle a message."""
+
+    def on_tick(self) -> None:
+        """Handle a second without a failure."""
+
+    def on_lost(self) -> None:
+        """Handle that the connection is lost, and messages may be."""
+
+
+AnySubscription = TypeVar("AnySubscription", bound=Subscription)
 
 
 class ChannelUpdates:
@@ -101,6 +128,28 @@ class ChannelUpdates:
         is_same = not number or position.generation == self.generation
         return bool(recent) and number is not None and is_same and number < recent[-1].number
 
+    def on_subscribed(self) -> None:
+        """Let all readers read the log, which may have grown before."""
+        self.invalidate()
+
+    def on_message(self, message: bytes) -> None:
+        """Add the events in a message."""
+        entries = parse_message(message)
+        if entries is None:
+            self.invalidate()
+        else:
+            self.on_events(entries)
+
+    def on_tick(self) -> None:
+        """Let all readers read the log if there was no message for long."""
+        self.silent_ticks += 1
+        if self.silent_ticks >= _TICKS_PER_CHECK:
+            self.invalidate()
+
+    def on_lost(self) -> None:
+        """Let all readers read the log."""
+        self.invalidate()
+
     def on_events(self, entries: Iterable[StoredEvent]) -> None:
         """Add published events."""
         recent = self._recent
@@ -116,13 +165,13 @@ class ChannelUpdates:
                 self._bytes > _RECENT_BYTES and len(recent) > 1
             ):
                 self._bytes -= len(recent.popleft().data)
-        self._wake()
+        self.wake()
 
     def invalidate(self) -> None:
         """Let all readers read the log."""
         self.invalidations += 1
         self.silent_ticks = 0
-        self._wake()
+        self.wake()
 
     def next_change(self) -> "asyncio.Future[None]":
         """Return a future that is done at the next change."""
@@ -130,7 +179,8 @@ class ChannelUpdates:
         self._waiting.append(waiter)
         return waiter
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let all readers read again."""
         self.changes += 1
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
@@ -156,31 +206,31 @@ class PubSubListener:
         self._connect = connect
         self._failed = failed
         self._connect_timeout = connect_timeout
-        self._updates: dict[bytes, ChannelUpdates] = {}
+        self._subscriptions: dict[bytes, Subscription] = {}
         self._task: asyncio.Task[None] | None = None
         self._connection: RedisConnection | None = None
         self._backoff = Backoff()
         self._replied_at = 0.0
         self._is_closing = False  # redis-py may suppress the cancellation
 
-    def add_reader(self, topic: str) -> ChannelUpdates:
-        """Add a reader of a topic."""
+    def add_reader(self, topic: str, make: Callable[[bytes], AnySubscription]) -> AnySubscription:
+        """Add a reader of a topic; the first one makes the subscription."""
         name = topic.encode()
-        updates = self._updates.get(name)
-        if updates is None:
-            updates = self._updates[name] = ChannelUpdates(name)
+        if name not in self._subscriptions:
+            self._subscriptions[name] = make(name)
             self._send("SUBSCRIBE", name)
-        updates.readers += 1
+        subscription = cast("AnySubscription", self._subscriptions[name])
+        subscription.readers += 1
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
-        return updates
+        return subscription
 
-    def remove_reader(self, updates: ChannelUpdates) -> None:
+    def remove_reader(self, subscription: Subscription) -> None:
         """Remove a reader."""
-        updates.readers -= 1
-        if not updates.readers:
-            del self._updates[updates.topic]
-            self._send("UNSUBSCRIBE", updates.topic)
+        subscription.readers -= 1
+        if not subscription.readers:
+            del self._subscriptions[subscription.topic]
+            self._send("UNSUBSCRIBE", subscription.topic)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -198,7 +248,7 @@ class PubSubListener:
                     await connection.open()
                 self._replied_at = time.monotonic()
                 self._connection = connection
-                for topics in _chunks(list(self._updates)):
+                for topics in _chunks(list(self._subscriptions)):
                     self._send("SUBSCRIBE", *topics)
                 await self._watch(connection)
             except FAILURES as exc:
@@ -208,8 +258,8 @@ class PubSubListener:
             finally:
                 self._connection = None
                 await connection.close()
-            for updates in self._updates.values():
-                updates.invalidate()
+            for subscription in list(self._subscriptions.values()):
+                subscription.on_lost()
             await asyncio.sleep(self._backoff.next())
 
     async def _watch(self, connection: RedisConnection) -> None:
@@ -222,27 +272,21 @@ class PubSubListener:
             if time.monotonic() > self._replied_at + _SILENCE_SECONDS:
                 raise TimeoutError("Redis does not answer PING")
             self._backoff.reset()
-            for updates in list(self._updates.values()):
-                updates.silent_ticks += 1
-                if updates.silent_ticks >= _TICKS_PER_CHECK:
-                    updates.invalidate()
+            for subscription in list(self._subscriptions.values()):
+                subscription.on_tick()
 
     def _on_reply(self, reply: Any) -> None:
         """Handle a reply, and wake the readers in the same iteration of the event loop."""
         self._replied_at = time.monotonic()
         if isinstance(reply, Exception) and self._connection is not None:
             self._connection.abort(reply)  # a new connection may be allowed to subscribe
-        updates = self._updates.get(reply[1]) if isinstance(reply, list) else None
-        if updates is None:  # a PONG, or a channel without readers
+        subscription = self._subscriptions.get(reply[1]) if isinstance(reply, list) else None
+        if subscription is None:  # a PONG, or a topic without readers
             return
         if reply[0] == b"message":
-            entries = parse_message(reply[2])
-            if entries is None:
-                updates.invalidate()
-            else:
-                updates.on_events(entries)
+            subscription.on_message(reply[2])
         elif reply[0] == b"subscribe":
-            updates.invalidate()
+            subscription.on_subscribed()
 
     def _send(self, verb: str, *topics: bytes) -> None:
         """Send a command if there is a connection; a new connection subscribes to all topics."""

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import Redis
@@ -30,6 +31,12 @@ from sse_middleware.channels.events import (
 from sse_middleware.channels.publish_pipeline import PublishPipeline
 from sse_middleware.channels.pubsub import ChannelUpdates, PubSubListener
 from sse_middleware.channels.redis_connection import RedisConnection
+from sse_middleware.channels.session_messages import (
+    TOPIC_PREFIX,
+    FeedWithMessages,
+    MessageQueue,
+    SessionMessages,
+)
 from sse_middleware.observability.observer import Observer
 from sse_middleware.stores.redis.client import client_for, first_node_of, timeouts_for
 from sse_middleware.stores.redis.commands import CommandClient
@@ -67,6 +74,7 @@ class RedisChannels:
         observers: Sequence[Observer] = (),
     ) -> None:
         self._keys = Keys(prefix)
+        self._limits = limits or Limits()
         self._observers = observers
         self._redis = client_for(url)
         cluster = self._redis if isinstance(self._redis, RedisCluster) else None
@@ -84,7 +92,7 @@ class RedisChannels:
         )
         self._listener = PubSubListener(self._new_connection, self._client.failed, timeouts.read)
         self._pipeline = PublishPipeline(
-            self._new_connection, cluster, self._keys, limits or Limits(), self._client
+            self._new_connection, cluster, self._keys, self._limits, self._client
         )
 
     def publish(self, event: OutgoingEvent) -> Awaitable[bool]:
@@ -93,21 +101,39 @@ class RedisChannels:
 
     async def last_event(self, channel: str) -> LastEvent:
         """Return the last event of a channel."""
-        query = ("HMGET", self._keys.channel(channel).about, "i", "n", "g", "e", "a")
-        ((last, number, generation, event, acked),) = await self._client.query("read", query)
+        query = ("HMGET", self._keys.channel(channel).about, "i", "n", "g", "e")
+        ((last, number, generation, event),) = await self._client.query("read", query)
         if last is None or number is None or generation is None:
             return NO_CHANNEL
         position = Position(last.decode(), int(number), generation.decode())
-        return LastEvent(position, (event or b"").decode(), acked is not None)
+        return LastEvent(position, (event or b"").decode())
 
     @contextmanager
-    def follow(self, channel: str) -> Iterator[Feed]:
+    def follow(self, channel: str, *, with_messages: bool = False) -> Iterator[Feed]:
         """Read a channel."""
-        updates = self._listener.add_reader(self._keys.channel(channel).topic)
+        updates = self._listener.add_reader(self._keys.channel(channel).topic, ChannelUpdates)
+        feed = _RedisFeed(self, channel, updates)
         try:
-            yield _RedisFeed(self, channel, updates)
+            if with_messages:
+                with self._messages(channel, updates) as queue:
+                    yield FeedWithMessages(feed, queue)
+            else:
+                yield feed
         finally:
             self._listener.remove_reader(updates)
+
+    @contextmanager
+    def _messages(self, channel: str, updates: ChannelUpdates) -> Iterator[MessageQueue]:
+        """Receive the plain messages of a session."""
+        make = partial(SessionMessages, on_malformed=self._report_malformed)
+        messages = self._listener.add_reader(f"{TOPIC_PREFIX}{channel}", make)
+        queue = MessageQueue(updates.wake, self._limits)
+        messages.queues.add(queue)
+        try:
+            yield queue
+        finally:
+            messages.queues.discard(queue)
+            self._listener.remove_reader(messages)
 
     async def read(self, channel: str, position: Position, updates: ChannelUpdates) -> "_LogPart":
         """Return the events in the log after a position."""
@@ -144,8 +170,11 @@ class RedisChannels:
             text += "Only publishers of this library may write to the keys of channels."
             logger.log(level, text, entry_id)
             updates.last_malformed = entry
-            for observer in self._observers:
-                observer.store_failed("malformed")
+            self._report_malformed()
+
+    def _report_malformed(self) -> None:
+        for observer in self._observers:
+            observer.store_failed("malformed")
 
     def _new_connection(self, on_reply: Callable[[Any], None]) -> RedisConnection:
         assert isinstance(self._any_node, Redis)

@@ -14,7 +14,6 @@ from typing import Final
 
 from sse_middleware.channels.base import Channels, Feed
 from sse_middleware.channels.events import (
-    ACK,
     BEGINNING,
     ERROR,
     ChannelEvent,
@@ -35,7 +34,7 @@ _MAX_OUTAGE_SECONDS: Final = 30.0
 _FIRST_PAUSE_SECONDS: Final = 0.5
 """The first pause of a reader after a failure; there may be very many readers."""
 _MESSAGES: Final = {
-    "worker_timeout": "No worker has taken the job in time.",
+    "worker_timeout": "No worker has published an event in time.",
     "idle_timeout": "The worker has not been heard of for too long.",
     "truncated": "Events that would come next are not kept any more.",
     "gone": "There is no such place in the channel, or not any more.",
@@ -48,12 +47,13 @@ class ReadOptions:
     """How a channel is read.
 
     Attributes:
-        ack_timeout: the time in seconds within which a worker must take the job, `None` for no
+        ack_timeout: the time in seconds within which the channel must have an event, `None` for no
             limit.
         idle_timeout: the longest time in seconds without an event after that, `None` for no limit.
         terminal: the names of the events that end the reader.
         history: `beginning`, `now`, or the id of an event.
         format: how events are written.
+        with_messages: whether the plain messages of its session are read too.
     """
 
     ack_timeout: float | None
@@ -61,6 +61,7 @@ class ReadOptions:
     terminal: frozenset[str]
     history: str
     format: EventFormat
+    with_messages: bool = False
 
     def failure(self, code: str) -> ChannelEvent:
         """Return the event that contains the reason why the reader ends."""
@@ -93,14 +94,14 @@ class ChannelReader:
         self._ack_deadline = math.inf if ack_timeout is None else now + ack_timeout
         event_format, terminal = self._options.format, self._options.terminal
         position: Position | None = None
-        with self._channels.follow(self._channel) as feed:
+        with_messages = self._options.with_messages
+        with self._channels.follow(self._channel, with_messages=with_messages) as feed:
             try:
                 while True:
                     result = await self._next(feed, position)
                     position = result.position
+                    self._ack_deadline = math.inf  # any event shows that a worker is there
                     for entry in result.entries:
-                        if entry.event == ACK:
-                            self._ack_deadline = math.inf
                         yield entry.write(event_format)
                         if entry.event in terminal:
                             return
@@ -117,23 +118,24 @@ class ChannelReader:
         """
         self._read_at = asyncio.get_running_loop().time()  # a slow client is not an idle worker
         while True:
-            deadline, is_waiting = self._deadline(), False
+            is_waiting = False
             try:
                 result = await feed.read(await self._start() if position is None else position)
                 # Without news, a read sends no query. It is a success only after a failed read.
                 if result.entries or (self._outage and not self._outage.was_waiting):
-                    self._outage = None
+                    self._end_outage()
                 if result.entries:
                     return result
                 if not result.is_whole:
                     raise _ReaderEnded("truncated")
                 position = result.position
                 is_waiting = True
+                deadline = self._deadline()
                 if deadline == math.inf:  # the usual case; a timeout would cost time
                     await feed.wait()
                 else:
                     await self._wait_until(deadline, feed)
-                self._outage = None
+                self._end_outage()
             except StoreError as exc:
                 await self._wait_for_store(exc, was_waiting=is_waiting)
 
@@ -167,9 +169,10 @@ class ChannelReader:
         except TimeoutError:
             if self._ack_deadline == math.inf:
                 raise _ReaderEnded("idle_timeout") from None
-            if not (await self._channels.last_event(self._channel)).is_acked:
+            if (await self._channels.last_event(self._channel)).position.number:
+                self._ack_deadline = math.inf  # its event is before this reader's first one
+            elif self._outage is None:
                 raise _ReaderEnded("worker_timeout") from None
-            self._ack_deadline = math.inf  # the worker's event is before this reader's first one
 
     async def _wait_for_store(self, exc: StoreError, *, was_waiting: bool) -> None:
         """Wait until the store may be in reach again, within a limit."""
@@ -181,6 +184,14 @@ class ChannelReader:
         if now > self._outage.began_at + _MAX_OUTAGE_SECONDS:
             raise _ReaderEnded("store_unavailable")
         await asyncio.sleep(self._outage.backoff.next())
+
+    def _end_outage(self) -> None:
+        """Record that the store is in reach; the timeouts do not count the time of an outage."""
+        outage, self._outage = self._outage, None
+        if outage is not None:
+            seconds = asyncio.get_running_loop().time() - outage.began_at
+            self._read_at += seconds
+            self._ack_deadline += seconds
 
 
 class _Outage:

@@ -204,18 +204,22 @@ class ChannelContract:
         assert code(event) == "worker_timeout"
         assert event.id is None
 
-    async def test_other_events_do_not_count_as_an_ack(self, publisher: Publisher) -> None:
-        channel = new_channel()
-        await publisher.publish(channel, "queued", {"place": 7})
-        events = await whole(subscribe(channel, ack_timeout=0.2))
-        assert events[0].event == "queued"
-        assert code(events[1]) == "worker_timeout"
-
-    async def test_an_ack_counts_though_the_reader_has_not_received_it(
+    async def test_a_worker_that_publishes_without_an_ack_counts_as_present(
         self, publisher: Publisher
     ) -> None:
         channel = new_channel()
-        await publisher.ack(channel)
+        reading = asyncio.ensure_future(whole(subscribe(channel, ack_timeout=0.4)))
+        await publisher.publish(channel, "step", 1)
+        await asyncio.sleep(0.6)
+        await publisher.finish(channel)
+        assert [event.event for event in await reading] == ["step", "complete"]
+
+    @pytest.mark.parametrize("first", ["worker_ack", "step"])
+    async def test_a_worker_is_present_though_the_reader_has_not_received_its_event(
+        self, publisher: Publisher, first: str
+    ) -> None:
+        channel = new_channel()
+        await publisher.publish(channel, first, None)
         reading = await reading_from_now(channel, ack_timeout=0.1)
         await asyncio.sleep(0.3)
         await publisher.finish(channel)
@@ -385,6 +389,16 @@ class ChannelContract:
                 'data: {"event_type":"step","payload":{"é":"\u2028\\n"}}\n' + f"id: {plain.id}\n\n"
             ).encode()
         )
+
+    @pytest.mark.parametrize("last", ["FinalAnswerStreamEnd", "complete", "error"])
+    async def test_a_session_ends_with_its_answer(self, publisher: Publisher, last: str) -> None:
+        session = new_channel()
+        for event in ("worker_ack", "FinalAnswerStream", last, "late"):
+            await publisher.publish(session, event, {})
+        events = await whole(sse_event_streamer(session))
+        assert [event.event for event in events] == ["worker_ack", "FinalAnswerStream", last]
+        *_, late = await whole(sse_event_streamer(session, terminal=("late",)))
+        assert late.event == "late"
 
     async def test_the_short_forms_use_sessions(self) -> None:
         session = new_channel()

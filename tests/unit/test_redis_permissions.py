@@ -83,6 +83,9 @@ async def test_channels(any_server: RedisServer) -> None:
         assert await other.finish("channel")
     await reading
     assert len(await whole(subscribe("channel", url=url, history=event.id))) > 0
+    ask(any_server, "ACL", "SETUSER", "app", "&sse_session:*")
+    (event,) = await whole(subscribe("other", url=url, compat="sse_session", ack_timeout=0.5))
+    assert event.event == "error"
     await close_channels()
     assert refused(any_server) == []
 

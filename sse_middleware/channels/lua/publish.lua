@@ -5,10 +5,9 @@
 --       2 the counters of the channel, a hash: g (generation), n (events so far), f (dropped
 --         events), b (bytes kept), i (id of the last event), e (its name), p (its publisher), s (the
 --         sequence number of the last event that p has finished), t (the expiry of both keys, in
---         ms), a (exists if a worker has taken the job), and k:<key> for each key: the event that
---         has it
+--         ms), and k:<key> for each key: the event that has it
 --       3 s of this publisher, if another one has published since
--- ARGV  1 ttl in ms  2 max. events  3 max. bytes  4 topic  5 name and key of the ack event
+-- ARGV  1 ttl in ms  2 max. events  3 max. bytes  4 topic  5 key of the ack event
 --       6 publisher  7 expiry of KEYS[3] in ms; then for each event: sequence number, key or '',
 --         event, data
 --
@@ -98,9 +97,6 @@ for at = 8, #ARGV, 4 do
       taken[key] = token
       set_field('k:' .. key, token)
     end
-    if event == ARGV[5] then
-      set_field('a', 1)
-    end
   end
 end
 
@@ -132,7 +128,6 @@ if id and is_new then
   set_field('g', generation)
   if ack then
     set_field('k:' .. ARGV[5], ack)
-    set_field('a', 1)
   end
 end
 if id then

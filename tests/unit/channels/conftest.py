@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sse_middleware.channels import Publisher, close_channels
+from sse_middleware._once import ValuesOfOwners
+from sse_middleware.channels import Publisher, close_channels, unread
+from sse_middleware.stores import installed as installed_in_stores
+from sse_middleware.stores.installed import RedisAddress
 
 if TYPE_CHECKING:
     from tests.support.redis_server import RedisServer  # needs an extra
@@ -28,3 +31,12 @@ async def closed_channels() -> AsyncGenerator[None]:
     """Close the connections that the readers of a test have shared."""
     yield
     await close_channels()
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> ValuesOfOwners[object, RedisAddress]:
+    """Hide the middleware objects that other tests have left."""
+    values = ValuesOfOwners[object, RedisAddress]()
+    for module in (installed_in_stores, unread):
+        monkeypatch.setattr(module, "INSTALLED", values)
+    return values

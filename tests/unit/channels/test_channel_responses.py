@@ -167,9 +167,9 @@ async def test_a_client_that_leaves_is_followed_no_more() -> None:
         async with asyncio.timeout(5):
             assert exchange.task is not None
             await asyncio.wait((exchange.task,))
-    from sse_middleware.channels import _memory  # noqa: PLC0415
+    from sse_middleware.channels.settings import MEMORY  # noqa: PLC0415
 
-    assert channel not in _memory()._feeds
+    assert channel not in MEMORY()._feeds
 
 
 async def test_a_page_can_parse_an_envelope_itself() -> None:

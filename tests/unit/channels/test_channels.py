@@ -8,11 +8,18 @@ import sys
 import textwrap
 import threading
 import tracemalloc
+from typing import Any
 
 import pytest
 
 from sse_middleware import ConfigurationError, EventFormatError
-from sse_middleware.channels import BlockingPublisher, Publisher, publish_event, subscribe
+from sse_middleware.channels import (
+    BlockingPublisher,
+    Publisher,
+    publish_event,
+    sse_event_streamer,
+    subscribe,
+)
 from sse_middleware.channels.base import Limits
 from sse_middleware.channels.events import (
     BEGINNING,
@@ -70,6 +77,12 @@ def test_arguments_of_readers_are_validated_at_once() -> None:
         for value in (0, -1, float("nan")):
             with pytest.raises(ConfigurationError, match=name):
                 subscribe("channel", **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="idle_timeout is 'long'"):
+        subscribe("channel", idle_timeout="long")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="compat is 'kafka', allowed is sse_session"):
+        subscribe("channel", compat="kafka")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="set SSE_REDIS_URL to the Redis of the workers"):
+        sse_event_streamer("channel", compat="sse_session", url="")
     with pytest.raises(ConfigurationError, match="terminal"):
         subscribe("channel", terminal="done")
 
@@ -89,21 +102,33 @@ def test_an_invalid_variable_raises_an_error(monkeypatch: pytest.MonkeyPatch) ->
         Publisher("")
 
 
-async def test_the_usual_times_are_ten_seconds_for_an_ack_and_any_for_the_rest() -> None:
+async def test_the_usual_times_are_ten_seconds_for_a_worker_and_300_for_its_next_event() -> None:
     channel, loop = new_channel(), asyncio.get_running_loop()
     began = loop.time()
     (event,) = await whole_in_time(channel)
     assert event == "error"
     assert loop.time() == pytest.approx(began + 10, abs=0.1)
     await publish_event(channel, "worker_ack", {})
+    began = loop.time()
     reading = asyncio.ensure_future(whole_in_time(channel))
+    await asyncio.sleep(290)
+    await publish_event(channel, "step", {})
+    assert await reading == ["worker_ack", "step", "error"]
+    assert loop.time() == pytest.approx(began + 590, abs=0.1)
+
+
+async def test_a_reader_that_needs_no_worker_has_no_times() -> None:
+    channel = new_channel()
+    reading = asyncio.ensure_future(whole_in_time(channel, ack_timeout=None))
+    await asyncio.sleep(3000)
+    await publish_event(channel, "step", {})
     await asyncio.sleep(3000)
     await publish_event(channel, "complete", {})
-    assert await reading == ["worker_ack", "complete"]
+    assert await reading == ["step", "complete"]
 
 
-async def whole_in_time(channel: str) -> list[str]:
-    return [event.event async for event in subscribe(channel, url="")]
+async def whole_in_time(channel: str, **options: Any) -> list[str]:
+    return [event.event async for event in subscribe(channel, url="", **options)]
 
 
 def limits(**given: float) -> Limits:
@@ -168,10 +193,11 @@ def test_a_thread_may_publish_while_loops_of_other_threads_read() -> None:
 
 FORKING = """
     import asyncio, os
-    from sse_middleware.channels import BlockingPublisher, _memory, subscribe
+    from sse_middleware.channels import BlockingPublisher, subscribe
+    from sse_middleware.channels.settings import MEMORY
     publisher = BlockingPublisher("")
     publisher.publish("channel", "parent", 1)
-    _memory()._lock.acquire()  # as another thread may hold it in that moment
+    MEMORY()._lock.acquire()  # as another thread may hold it in that moment
     child = os.fork()
     if child:
         raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -10,6 +10,7 @@ import redis
 
 from sse_middleware.channels import ChannelEvent, Publisher, pubsub
 from sse_middleware.channels.events import EventFormat
+from sse_middleware.channels.pubsub import ChannelUpdates
 from sse_middleware.channels.redis import RedisChannels
 from sse_middleware.channels.subscriber import FROM_BEGINNING, ChannelReader, ReadOptions
 from tests.support.channel_contract import code, new_channel, take
@@ -81,8 +82,8 @@ class Waiting:
             self.received.append(event)
 
     def _are_waiting(self, readers: int) -> bool:
-        updates = self._channels._listener._updates.get(self._topic)
-        if updates is None or not updates.invalidations:
+        updates = self._channels._listener._subscriptions.get(self._topic)
+        if not isinstance(updates, ChannelUpdates) or not updates.invalidations:
             return False
         return sum(not waiter.done() for waiter in updates._waiting) >= readers
 

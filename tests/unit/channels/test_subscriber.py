@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import pytest
 
 from sse_middleware.channels.events import (
-    EMPTY,
     ChannelEvent,
     EventFormat,
     LastEvent,
@@ -48,11 +47,11 @@ class FailingChannels:
         self.queries += 1
         if self.fails:
             raise StoreError("out of reach")
-        return LastEvent(EMPTY, "", is_acked=True)
+        return LastEvent(Position("1-0", 1), "queued")
 
     @contextmanager
-    def follow(self, channel: str) -> Iterator["FailingChannels"]:
-        assert channel == "channel"
+    def follow(self, channel: str, *, with_messages: bool = False) -> Iterator["FailingChannels"]:
+        assert (channel, with_messages) == ("channel", False)
         yield self
 
     async def read(self, position: Position) -> ReadResult:
@@ -66,10 +65,12 @@ class FailingChannels:
     async def close(self) -> None: ...
 
 
-async def read(channels: FailingChannels, history: str) -> list[ChannelEvent]:
+async def read(
+    channels: FailingChannels, history: str, idle_timeout: float | None = None
+) -> list[ChannelEvent]:
     options = ReadOptions(
         ack_timeout=1.0,
-        idle_timeout=None,
+        idle_timeout=idle_timeout,
         terminal=frozenset({"step"}),
         history=history,
         format=EventFormat(),
@@ -107,3 +108,14 @@ async def test_an_outage_is_forgotten_when_the_store_answers(
     (event,) = await reading
     assert event.event == "step"
     assert warnings(caplog) == 1
+
+
+@pytest.mark.parametrize("history", ["beginning", "now"])
+async def test_the_time_of_an_outage_is_no_silence_of_the_worker(history: str) -> None:
+    channels, loop = FailingChannels(), asyncio.get_running_loop()
+    reading = asyncio.ensure_future(read(channels, history, idle_timeout=5.0))
+    await asyncio.sleep(20)
+    channels.fails = False
+    (end,) = await reading
+    assert json.loads(end.data)["error"]["code"] == "idle_timeout"
+    assert loop.time() > 24
