@@ -32,7 +32,7 @@ from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind
 from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, parse_event_id, stream_id
 from sse_middleware.protocol.wire import Kind, Splitter, event_id
 from sse_middleware.resume.authorization import CORS, Authorization
-from sse_middleware.stores.base import LogSnapshot, LogState
+from sse_middleware.stores.base import LogSnapshot, LogState, find_patiently
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.follower import Follower
 
@@ -134,7 +134,7 @@ class ResumeHandler:
         name = self._context.key_name(self._context.match_mark(request.scope), request)
         if name is None:
             return run_app
-        found = await self._context.store.find_named(name)
+        found = await self.find_named(name)
         if self._access.is_opened_by(found, request):
             body, run_app = await _read_post_body(request, run_app)
             if await self._access.may_resume(found.info, request, body):
@@ -180,6 +180,11 @@ class ResumeHandler:
             reset=reset or ("truncated" if truncated else ""),
             client_kind=client_kind,
         ).run()
+
+    async def find_named(self, name: str) -> LogSnapshot | None:
+        """Return the latest log of a name, for a client that has a part of it already."""
+        find = self._context.store.find_named
+        return await (find_patiently(find, name) if self._context.store.is_shared else find(name))
 
     async def _find_app_id(self, found: LogSnapshot, held: str) -> int | None:
         """Return the number of the event that has the app's id `held`, `None` if none has."""

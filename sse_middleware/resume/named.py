@@ -81,7 +81,14 @@ class NamedStreams:
                 "SSEMiddleware(identify=...) or SSE_IDENTITY_COOKIES, or have clients send an "
                 "Authorization header. This is logged once."
             )
-        found = await self._context.store.find_named(stream_name(name, identity))
+        # A page that only looks whether a stream is running gets its response at once.
+        knows_of_it = (
+            request.method in _STOPS
+            or _after(request) is not None
+            or request.intent.event_id is not None
+        )
+        find = self._handler.find_named if knows_of_it else self._context.store.find_named
+        found = await find(stream_name(name, identity))
         return found if await self._access.may_read_named(found, request) else None
 
     async def _send(
@@ -92,7 +99,7 @@ class NamedStreams:
         after, has_id = _after(request), event_id is not None and _is_in(found, event_id)
         if event_id is not None and has_id:
             after = event_id.seq
-        if _is_over(found, after, has_id=has_id, replays=replays) or (
+        if _is_over(found, after, kind, has_id=has_id, replays=replays) or (
             # Such a client cannot be notified of events that are missing.
             kind is not ClientKind.EVENTSOURCE and (after or 0) < found.first - 1
         ):
@@ -111,12 +118,15 @@ class NamedStreams:
         )
 
 
-def _is_over(found: LogSnapshot, after: int | None, *, has_id: bool, replays: bool) -> bool:
+def _is_over(
+    found: LogSnapshot, after: int | None, kind: ClientKind, *, has_id: bool, replays: bool
+) -> bool:
     """Return whether a log has nothing more for a client.
 
     Args:
         found: the log.
         after: the number of the last event that the client has, `None` without a position.
+        kind: the kind of the client.
         has_id: whether it has an event id of the stream, so that it knows of no end yet.
         replays: whether a stream that has finished is sent to a client without a position.
     """
@@ -127,8 +137,12 @@ def _is_over(found: LogSnapshot, after: int | None, *, has_id: bool, replays: bo
         return True
     if after is None:
         return not (replays and state is LogState.FINISHED and found.last)
-    has_end = has_id and (found.has_end_frame or state is not LogState.FINISHED)
-    return after > found.last or (after == found.last and not has_end)
+    if after != found.last:
+        return after > found.last
+    if kind is not ClientKind.EVENTSOURCE:
+        # It may have been cut before the end, which shows whether the stream has finished.
+        return state is LogState.CANCELLED
+    return not (has_id and (found.has_end_frame or state is not LogState.FINISHED))
 
 
 def _is_in(found: LogSnapshot, event_id: EventId) -> bool:

@@ -5,13 +5,22 @@ yields the kept events and then new ones, as one sequence without a gap. A reade
 events is notified of it.
 """
 
+import asyncio
 import enum
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from sse_middleware.protocol.stream_terms import StreamTerms
+
+FIND_PAUSES: Final = (0.01, 0.02, 0.04, 0.08, 0.15, 0.2)
+"""The pauses before a missing log of a shared store is looked up again, in seconds.
+
+A client that is disconnected right after its first event may reconnect before the log is stored.
+After a restart of Redis, processes begin to write the logs again within
+`inbox.LONGEST_PAUSE_SECONDS`.
+"""
 
 
 class LogState(enum.StrEnum):
@@ -190,6 +199,19 @@ class EventStore(Protocol):
 
     async def close(self) -> None:
         """Close all connections and timers."""
+
+
+async def find_patiently(
+    find: Callable[[str], Awaitable[LogSnapshot | None]], key: str
+) -> LogSnapshot | None:
+    """Look up a log that another process may store a little later."""
+    found = await find(key)
+    for pause in FIND_PAUSES:
+        if found is not None:
+            break
+        await asyncio.sleep(pause)
+        found = await find(key)
+    return found
 
 
 def split_frames(data: bytes, count: int) -> list[bytes]:

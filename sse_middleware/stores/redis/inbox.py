@@ -36,7 +36,7 @@ LONGEST_PAUSE_SECONDS: Final = 0.25
 """Bounds the pause after a failed read of the inbox.
 
 The next step renews the lease, and the logs are written again if Redis was restarted. `find` waits
-for that, so this pause must be shorter than the sum of `store.FIND_PAUSES`.
+for that, so this pause must be shorter than the sum of `FIND_PAUSES`.
 """
 _GONE_SECONDS: Final = 1.0
 """How long a log that was there must be missing until a reader takes it for gone."""

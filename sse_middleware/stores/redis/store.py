@@ -12,7 +12,15 @@ from typing import Final
 
 from sse_middleware._once import OncePerLoop
 from sse_middleware.observability.observer import Observer
-from sse_middleware.stores.base import Batch, Log, LogInfo, LogListener, LogSnapshot, LogState
+from sse_middleware.stores.base import (
+    Batch,
+    Log,
+    LogInfo,
+    LogListener,
+    LogSnapshot,
+    LogState,
+    find_patiently,
+)
 from sse_middleware.stores.redis.client import AnyRedis, checked, client_for, timeouts_for
 from sse_middleware.stores.redis.commands import CommandClient
 from sse_middleware.stores.redis.entries import Pending
@@ -24,13 +32,6 @@ _POLL_SECONDS: Final = 1.0
 """How long a reader waits for a message before it queries Redis itself."""
 _POLLS_PER_END_CHECK: Final = 4
 """After so many polls without an event, a reader checks whether the log has ended."""
-FIND_PAUSES: Final = (0.01, 0.02, 0.04, 0.08, 0.15, 0.2)
-"""The pauses before a missing log is looked up again.
-
-A client that is disconnected right after its first event may reconnect before Redis has the log.
-After a restart of Redis, processes begin to write the logs again within
-`inbox.LONGEST_PAUSE_SECONDS`.
-"""
 _READ_BYTES: Final = 1 << 16
 """The approximate size of one read."""
 _MIN_ENTRIES: Final = 8
@@ -101,14 +102,7 @@ class RedisStore:
 
     async def find(self, stream_id: str) -> LogSnapshot | None:
         """Return the log of a stream, `None` if there is none, and none is being written."""
-        session = self._session()
-        found = await session.find(stream_id)
-        for pause in FIND_PAUSES:
-            if found is not None:
-                break
-            await asyncio.sleep(pause)
-            found = await session.find(stream_id)
-        return found
+        return await find_patiently(self._session().find, stream_id)
 
     async def find_named(self, name: str) -> LogSnapshot | None:
         """Return the latest log of a name, `None` if there is none."""

@@ -229,7 +229,7 @@ async def test_an_ended_stream_is_replayed_only_if_the_endpoint_says_so() -> Non
         assert (again.status, again.body) == (200 if expected else 204, expected)
         rest = await get(app, ANN, query=b"after=4")
         assert rest.body == b"".join(CHUNKS[4:])
-        assert_nothing(await get(app, ANN, query=b"after=5"))
+        assert_nothing(await get(app, ANN, query=b"after=6"))
     with pytest.raises(ConfigurationError, match="replay"):
         resume_endpoint("x", finished="always")  # type: ignore[arg-type]
 
