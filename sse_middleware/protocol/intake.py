@@ -83,6 +83,7 @@ class Intake:
         "_examines_all",
         "_head",
         "_is_openai",
+        "_lacks_lf",
         "_loose",
         "_loose_bytes",
         "_marker",
@@ -117,6 +118,7 @@ class Intake:
         self._marker = b"event:"
         self._loose = _NOTHING
         self._loose_bytes = 0
+        self._lacks_lf: Part | None = None  # an event for the log that ends in half a CRLF
         self.app_owns_ids = False
         self.has_ids = False
         self.has_own_end = False
@@ -153,15 +155,19 @@ class Intake:
             self._examine_head(chunk)
         if self.is_raw:
             self.record.count_events(1, now)
+        takes_lf = chunk != b"" and self._lacks_lf is not None and self._keep_lacking(chunk[:1])
         parts: list[Part] = []
-        for kind, data in self._splitter.feed(chunk):
+        pieces = self._splitter.feed(chunk)
+        for kind, data in pieces:
             if kind is Kind.BLOCK:
-                parts.append(self._process_block(data, now))
+                parts.append(self._process_block(data, now, is_last=data is pieces[-1][1]))
             elif kind is Kind.PART:
                 parts.append((INSIDE_EVENT, data))
             else:
                 if kind is Kind.LAST_PART:  # too long to be kept, and without an id
                     self._skip(self.record.count_events(1, now))
+                elif takes_lf:  # the first piece
+                    takes_lf = False
                 else:
                     self._keep_loose(data)
                 parts.append((NO_EVENT, data))
@@ -184,6 +190,8 @@ class Intake:
             has_own_end=self.has_own_end,
             first_chunk=self.first_chunk,
         )
+        if self._lacks_lf is not None:
+            self._keep_lacking(b"")
         self.log = None
         if not self._loose:
             return end, end
@@ -215,7 +223,7 @@ class Intake:
             return has_first or chunk.find(openai.DONE) >= 0
         return chunk.find(b"event:") >= 0 and any(chunk.find(name) >= 0 for name in self._end_names)
 
-    def _process_block(self, block: bytes, now: float) -> Part:
+    def _process_block(self, block: bytes, now: float, *, is_last: bool) -> Part:
         if has_id(block):
             self._on_app_id()
         if not has_data(block):
@@ -226,7 +234,11 @@ class Intake:
             block = add_trace_id(block, self.record.trace_id)
         self._examine(block)
         if self.log is not None:
-            self.log.append(number, self._take_loose() + block if self._loose else block)
+            frame = self._take_loose() + block if self._loose else block
+            if is_last and block.endswith(b"\r") and b"\n" in block:
+                self._lacks_lf = number, frame
+            else:
+                self.log.append(number, frame)
         return number, block
 
     def _examine(self, block: bytes) -> None:
@@ -264,6 +276,18 @@ class Intake:
         self._loose_bytes += len(data)
         while self._loose_bytes > _MAX_LOOSE_BYTES:
             self._loose_bytes -= len(self._loose.popleft())
+
+    def _keep_lacking(self, next_byte: bytes) -> bool:
+        """Keep an event that ends in half a CRLF, with the LF if that is the next byte.
+
+        A client that resumes after the event has the LF, so that the next event must not have it.
+        """
+        assert self._lacks_lf is not None
+        (number, frame), self._lacks_lf = self._lacks_lf, None
+        takes_lf = next_byte == b"\n"
+        if self.log is not None:
+            self.log.append(number, frame + next_byte if takes_lf else frame)
+        return takes_lf
 
     def _append_after_loose(self, log: Recording, first: int, chunk: bytes, count: int) -> None:
         """Append usual events, the first of which follows bytes that are no event."""

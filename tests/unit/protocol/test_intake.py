@@ -178,6 +178,44 @@ def test_the_log_has_exactly_the_bytes_of_the_app(
     assert unpack_end(packed, reason).tail == in_log.tail if packed else not in_log.tail
 
 
+CRLF = [
+    *(b"data: a\r\n\r\n", b"event: e\r\ndata: b\r\n\r\n", b": ping\r\n\r\n", b": ping\r\n"),
+    *(
+        b"data: lf\n\n",
+        b"data: mixed\n\r\n",
+        b"retry: 5\r\n\r\n",
+        b"\r\n",
+        b"data: x\r\ndata: y\r\n\r\n",
+    ),
+]
+
+
+@some
+@given(two_chunkings(CRLF), st.sampled_from(list(Reason)))
+@example(([b"data: a\r\n\r", b"", b"\n"], [b"data: a\r\n\r\n"]), Reason.FINISHED)
+def test_an_event_in_the_log_ends_with_its_last_line_end_for_any_chunking(
+    chunkings: tuple[list[bytes], list[bytes]], reason: Reason
+) -> None:
+    """A client that resumes after an event has all of its bytes, which must not come again."""
+    one, other = Live(ClientKind.PLAIN), Live(ClientKind.PLAIN)
+    for live, chunks in zip((one, other), chunkings, strict=True):
+        for chunk in chunks:
+            live.feed(chunk)
+        assume(not live.intake.is_raw)
+    ends = [live.end(reason)[2] for live in (one, other)]
+    assert one.log is not None
+    assert other.log is not None
+    assert one.log.frames == other.log.frames
+    assert ends[0].tail == ends[1].tail
+
+
+def test_an_event_that_ends_in_a_cr_alone_is_kept_at_once() -> None:
+    live = Live(ClientKind.PLAIN)
+    live.feed(b"data: a\r\r")
+    assert live.log is not None
+    assert live.log.frames == {1: b"data: a\r\r"}
+
+
 # A log that is read later
 
 
