@@ -53,7 +53,7 @@ def resume_endpoint(
 
     Args:
         name: the name, with the route's path parameters in braces, or a function of the scope.
-        finished: `"replay"` if a stream that has finished is sent too, as long as it is kept.
+        finished: `"replay"` if a stream that has ended is sent too, as long as it is kept.
 
     Raises:
         ConfigurationError: `finished` is not allowed.

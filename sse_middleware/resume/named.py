@@ -52,7 +52,7 @@ class NamedStreams:
             request: the request.
             receive: the server's `receive`.
             send: the server's `send`.
-            replays: whether a stream that has finished is sent too, as long as it is kept.
+            replays: whether a stream that has ended is sent too, as long as it is kept.
         """
         stops = request.method in _STOPS
         try:
@@ -128,7 +128,7 @@ def _is_over(
         after: the number of the last event that the client has, `None` without a position.
         kind: the kind of the client.
         has_id: whether it has an event id of the stream, so that it knows of no end yet.
-        replays: whether a stream that has finished is sent to a client without a position.
+        replays: whether a stream that has ended is sent to a client without a position.
     """
     state = found.state
     if state is LogState.RUNNING:
@@ -136,7 +136,7 @@ def _is_over(
     if state in (LogState.APP_OWNS_IDS, LogState.GONE):
         return True
     if after is None:
-        return not (replays and state is LogState.FINISHED and found.last)
+        return not (replays and state is not LogState.CANCELLED and found.last)
     if after != found.last:
         return after > found.last
     if kind is not ClientKind.EVENTSOURCE:

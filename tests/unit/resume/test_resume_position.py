@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Literal
 
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,9 +32,11 @@ OPENAI = b'data: {"object":"chat.completion.chunk","id":"c"}\n\n'
 class Chat:
     """An app that sends messages in a stream with a name, and ends as its last one says."""
 
-    def __init__(self, *messages: Message | Exception) -> None:
+    def __init__(
+        self, *messages: Message | Exception, finished: Literal["replay"] | None = None
+    ) -> None:
         self._messages = messages
-        self._live = resume_endpoint("chat")
+        self._live = resume_endpoint("chat", finished=finished)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/live":
@@ -98,6 +101,17 @@ async def test_the_response_ends_uncleanly_if_the_stream_has_not_finished(
                 again = await get(app, query)
                 rest = b"data: 1\n\n" if query == b"after=0" else b""
                 assert (again.status, again.body, again.ended) == (200, rest, False), query
+
+
+@pytest.mark.parametrize("finished", ["replay", None])
+async def test_a_lost_stream_is_replayed_with_its_unclean_end(
+    finished: Literal["replay"] | None,
+) -> None:
+    app = resumable(Chat(body(b"data: 1\n\n"), finished=finished))
+    async with ended(app):
+        again = await get(app, b"")
+        expected = (200, b"data: 1\n\n", False) if finished else (204, b"", True)
+        assert (again.status, again.body, again.ended) == expected
 
 
 async def test_an_sdk_receives_the_error_of_a_stream_that_has_failed() -> None:
