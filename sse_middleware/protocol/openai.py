@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from sse_middleware.protocol.control_events import SERVER_ERROR, SHUTDOWN_ERROR, encode_json
 
@@ -10,19 +10,25 @@ CHUNK_TYPE = b"chat.completion.chunk"
 """The `object` of a chunk (https://platform.openai.com/docs/api-reference/chat-streaming)."""
 DONE = b"[DONE]"
 """The data of a stream's last event."""
+_REPEATED: Final = ("id", "object", "created", "model", "system_fingerprint")
+"""The fields that all chunks of a completion have in common."""
 
 
 def parse_chunk(data: bytes) -> dict[str, Any] | None:
-    """Return the chat completion chunk in the `data` of an event, `None` if there is none."""
+    """Return the chat completion chunk in the `data` of an event, `None` if there is none.
+
+    It has only what the end of the completion repeats.
+    """
     if CHUNK_TYPE not in data:
         return None
     try:
         chunk = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if isinstance(chunk, dict) and chunk.get("object") == CHUNK_TYPE.decode():
-        return chunk
-    return None
+    if not isinstance(chunk, dict) or chunk.get("object") != CHUNK_TYPE.decode():
+        return None
+    indexes = [{"index": index} for index in _indexes(chunk)]
+    return {**_repeated(chunk), "choices": indexes}
 
 
 def error_end(line_end: bytes, *, shutdown: bool = False) -> bytes:
@@ -38,18 +44,26 @@ def length_end(first: Mapping[str, Any], line_end: bytes) -> bytes:
         first: the first chunk of the stream; its `id`, `model` and choices are repeated.
         line_end: the line end of the stream.
     """
-    repeated = ("id", "object", "created", "model", "system_fingerprint")
-    choices = first.get("choices")
-    indexes = [
+    choices = [
+        {"index": index, "delta": {}, "finish_reason": "length"} for index in _indexes(first) or [0]
+    ]
+    return _end({**_repeated(first), "choices": choices}, line_end)
+
+
+def _repeated(chunk: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: chunk[name] for name in _REPEATED if name in chunk}
+    return {name: value for name, value in found.items() if not isinstance(value, dict | list)}
+
+
+def _indexes(chunk: Mapping[str, Any]) -> list[int]:
+    """Return the indexes of the choices of a chunk."""
+    choices = chunk.get("choices")
+    found = [
         choice.get("index", 0)
         for choice in (choices if isinstance(choices, list) else [])
         if isinstance(choice, dict)
     ]
-    chunk: dict[str, Any] = {name: first[name] for name in repeated if name in first}
-    chunk["choices"] = [
-        {"index": index, "delta": {}, "finish_reason": "length"} for index in indexes or [0]
-    ]
-    return _end(chunk, line_end)
+    return [index for index in found if type(index) is int]
 
 
 def _end(payload: Mapping[str, Any], line_end: bytes) -> bytes:

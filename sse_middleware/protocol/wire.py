@@ -298,7 +298,7 @@ def add_trace_id(block: bytes, trace_id: str) -> bytes:
     def add(data: bytes) -> bytes:
         try:
             payload = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return data
         if not isinstance(payload, dict) or "trace_id" in payload:
             return data

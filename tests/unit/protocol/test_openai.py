@@ -7,6 +7,7 @@ import pytest
 
 from sse_middleware import EventParser
 from sse_middleware.protocol import openai
+from sse_middleware.protocol.wire import add_trace_id
 
 CHUNK: dict[str, Any] = {
     "id": "c",
@@ -24,8 +25,12 @@ def end(data: bytes) -> dict[str, Any]:
     return dict(json.loads(event.data))
 
 
-def test_a_chunk_is_parsed() -> None:
-    assert openai.parse_chunk(json.dumps(CHUNK).encode()) == CHUNK
+def test_a_chunk_is_parsed_as_far_as_the_end_repeats_it() -> None:
+    more = {"model": "m", "usage": None, "system_fingerprint": ["no text"]}
+    assert openai.parse_chunk(json.dumps({**CHUNK, **more}).encode()) == {
+        **CHUNK,
+        "choices": [{"index": 0}, {"index": 1}],
+    }
 
 
 @pytest.mark.parametrize(
@@ -45,6 +50,16 @@ def test_other_data_is_no_chunk(data: bytes) -> None:
     assert openai.parse_chunk(data) is None
 
 
+@pytest.mark.parametrize("depth", [500, 1000, 500_000])
+def test_a_value_of_any_depth_does_no_harm(depth: int) -> None:
+    data = b'{"object":"chat.completion.chunk","id":' + b"[" * depth + b"]" * depth + b"}"
+    chunk = openai.parse_chunk(data) or {}
+    assert end(openai.length_end(chunk, b"\n"))["choices"][0]["finish_reason"] == "length"
+    assert "id" not in chunk
+    block = b"data: " + data + b"\n\n"
+    assert add_trace_id(block, "t").replace(b'"trace_id":"t",', b"") == block
+
+
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize(("shutdown", "code"), [(False, "internal_error"), (True, "shutdown")])
 def test_an_error_ends_the_stream(line_end: bytes, *, shutdown: bool, code: str) -> None:
@@ -59,7 +74,7 @@ def test_an_error_ends_the_stream(line_end: bytes, *, shutdown: bool, code: str)
     ("choices", "indexes"),
     [
         ([{"index": 0}, {"index": 1}], [0, 1]),
-        ([{}, "no choice", {"index": 2}], [0, 2]),
+        ([{}, "no choice", {"index": 2}, {"index": [1]}, {"index": True}], [0, 2]),
         ([], [0]),
         ("no list", [0]),
         (None, [0]),
