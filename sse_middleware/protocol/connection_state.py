@@ -95,7 +95,7 @@ def _table() -> dict[tuple[ConnectionPhase, ConnectionInput], ConnectionMove]:
         ),
         on.CAP: ((act.WRITE_END, closing),) * 3 + (ignore[3], ignore[4]),
         on.STREAM_ENDS: ((act.WRITE_END, closing),) * 2 + ignore[2:],
-        on.LOG_ENDS: (None, *((act.WRITE_END, closing),) * 2, ignore[3], ignore[4]),
+        on.LOG_ENDS: ((act.WRITE_END, closing),) * 3 + (ignore[3], ignore[4]),
         on.WRITTEN: (None, None, None, (act.CLOSE, closed), ignore[4]),
         on.CLIENT_LEAVES: abandon,
         on.CLIENT_IS_BLOCKED: (*((act.CUT, closed),) * 4, None),

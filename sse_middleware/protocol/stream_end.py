@@ -5,7 +5,10 @@ The log keeps it as JSON. Each connection writes it in the form of its client ki
 
 import enum
 import json
+import math
 from typing import Any, Final, NamedTuple
+
+from sse_middleware.errors import StoreError
 
 
 class Reason(enum.StrEnum):
@@ -80,13 +83,30 @@ def unpack_end(data: bytes, reason: Reason) -> StreamEnd:
         reason: the reason if the log has no end.
 
     Raises:
-        ValueError: another version has written it.
+        StoreError: another version, or another program, has written it.
     """
     if not data:
         return StreamEnd(reason, has_own_end=reason is Reason.FINISHED)
     try:
         fields = json.loads(data)
         tail = fields.pop("tail").encode("latin-1")
-        return StreamEnd(Reason(fields.pop("reason")), tail=tail, **fields)
-    except (TypeError, KeyError, AttributeError, ValueError) as exc:
-        raise ValueError("the end of a stream was written by another version") from exc
+        end = StreamEnd(Reason(fields.pop("reason")), tail=tail, **fields)
+    except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as exc:
+        raise StoreError("the end of a stream was written by another version") from exc
+    if not _is_allowed(end):
+        raise StoreError("the end of a stream was written by another program")
+    return end
+
+
+def _is_allowed(end: StreamEnd) -> bool:
+    """Return whether the fields of an end have their types, and text that JSON does not escape."""
+    text, chunk = end.trace_id, end.first_chunk
+    return (
+        isinstance(text, str)
+        and json.dumps(text) == f'"{text}"'
+        and type(end.duration) in (int, float)
+        and 0 <= end.duration < math.inf
+        and type(end.chunks) is type(end.tokens) is int
+        and type(end.is_inside_event) is type(end.has_own_end) is bool
+        and (chunk is None or isinstance(chunk, dict))
+    )

@@ -155,6 +155,9 @@ class Connection:
             log: the batches.
             after: the number of the last event that the client has.
             clock: returns the time.
+
+        Raises:
+            StoreError: the log cannot be read.
         """
         async for batch in log:
             if not self.is_open:
@@ -189,11 +192,14 @@ class Connection:
             await self.sender.wait_for_room()
 
     def on_log_end(self, batch: Batch) -> None:
-        """Write the end of a log."""
-        if self._move(ConnectionInput.LOG_ENDS) is _IGNORE:
-            return
+        """Write the end of a log.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
         end = unpack_end(batch.frames, _REASONS.get(batch.state, Reason.GONE))
-        self._write_end(*self.dialect.end(end, random.random()))  # noqa: S311
+        if self._move(ConnectionInput.LOG_ENDS) is not _IGNORE:
+            self._write_end(*self.dialect.end(end, random.random()))  # noqa: S311
 
     def on_store_failure(self) -> None:
         """End the response because the log cannot be read; the client retries."""

@@ -116,12 +116,11 @@ class Follower:
         grace_seconds = GRACE_SECONDS
         try:
             self._set_timer(self._timers.clock())
+            # The stream has a reader from now on, even if its server blocks the response start.
+            self._tasks = [asyncio.ensure_future(self._follow())]
             await self._connection.open(self._start(), self._preamble)
             self._timers.flush_after_tick(self)
-            self._tasks = [
-                asyncio.ensure_future(self._follow()),
-                asyncio.ensure_future(self._wait_for_disconnect()),
-            ]
+            self._tasks.append(asyncio.ensure_future(self._wait_for_disconnect()))
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             self.on_drain_over()

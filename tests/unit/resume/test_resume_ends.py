@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -12,13 +13,25 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from tests.support.asgi import EVENTSOURCE, body, handle, stream_of, stream_start
+from sse_middleware import resume_endpoint, streaming
+from sse_middleware.protocol.stream_end import StreamEnd
+from tests.support.asgi import (
+    EVENTSOURCE,
+    Exchange,
+    body,
+    handle,
+    http_scope,
+    running,
+    stream_of,
+    stream_start,
+)
 from tests.support.middleware import marking
 from tests.support.resuming import (
     REFUSING,
     TTL,
     UNKNOWN,
     Counting,
+    Headers,
     back,
     counted,
     id_of,
@@ -371,6 +384,36 @@ async def test_a_producer_that_is_cancelled_while_its_client_blocks_us_is_lost()
 
 
 # Streams that are not kept
+
+
+@pytest.mark.parametrize("headers", [EVENTSOURCE, [(b"accept", b"*/*")]], ids=["named", "plain"])
+async def test_an_end_that_another_version_has_written_ends_the_response_and_no_more(
+    headers: Headers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection closes slowly: its client blocks, and heartbeats would be due meanwhile."""
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    user = (b"authorization", b"Bearer ann")
+    app = Starlette(
+        routes=[
+            Route("/", Counting(3)),
+            Route("/live", resume_endpoint("live", finished="replay")),
+        ]
+    )
+    marks = {"/": streaming(stream_name="live")}
+    kept = resumable(app, mark=(), marks=marks, heartbeat_interval=0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamEnd, "pack", lambda _: b'{"reason":"of a later version"}')
+        await read(kept, user)
+    again = Exchange(http_scope(path="/live", headers=[*headers, user]))
+    async with running(kept, again):
+        await again.until_count(3, "message")
+        again.block()
+        assert again.task is not None
+        await again.task
+    assert texts(again) == counted(1, 3)
+    assert {"complete", "error"}.isdisjoint(again.names)
+    assert reported == []
 
 
 async def test_nothing_is_resumed_and_ids_stay_if_no_events_are_kept() -> None:

@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware import streaming
-from tests.support.asgi import body, http_scope, running, stream_start
+from tests.support.asgi import Exchange, body, http_scope, running, stream_start
 from tests.support.resuming import (
     LINGER,
     TTL,
@@ -22,6 +22,7 @@ from tests.support.resuming import (
     Counting,
     Deaf,
     Listening,
+    back,
     counted,
     id_of,
     left,
@@ -346,6 +347,35 @@ async def test_a_resume_at_the_moment_of_expiry_gets_the_stream_or_its_end() -> 
         else:
             assert again.names[0] == "reset"
             assert texts(again) == counted(1, 40)
+
+
+async def test_a_client_whose_response_start_is_blocked_has_resumed_in_time() -> None:
+    listening = Listening(40)
+    app = resumable(listening, **UNCAPPED)
+    async with left(app, 2) as first:
+        await asyncio.sleep(LINGER - 1)
+        again = Exchange(http_scope(headers=back(first.last_event_id)))
+        again.block()
+        async with running(app, again):
+            await asyncio.sleep(2)
+            again.unblock()
+            await again.until_end()
+    assert listening.disconnects == []
+    assert again.names[0] == "start"
+    assert texts(again) == counted(3, 40)
+
+
+async def test_a_stream_ends_during_the_blocked_response_start_of_a_reader() -> None:
+    app = resumable(Counting(5))
+    async with left(app, 2) as first:
+        again = Exchange(http_scope(headers=back(first.last_event_id)))
+        again.block()
+        async with running(app, again):
+            await asyncio.sleep(10)
+            again.unblock()
+            await again.until_end()
+    assert texts(again) == counted(3, 5)
+    assert again.names == ["start", "message", "message", "message", "complete"]
 
 
 # Streams that end while they linger
