@@ -36,6 +36,7 @@ class Dialect:
     Attributes:
         client_kind: the kind of the client.
         deadlines: the deadlines of the connection.
+        ends_at: the time of the cap, of the stream or of this connection; infinite for none.
         is_inside_event: whether a part of an event has been sent that is not complete.
         outcome: the reason with which the stream has ended for this client, `None` before.
         reads_control_events: whether the client is an `EventSource`, which receives control events.
@@ -46,7 +47,6 @@ class Dialect:
 
     __slots__ = (
         "_comment",
-        "_ends_at",
         "_epoch",
         "_has_end_id",
         "_id_prefix",
@@ -57,6 +57,7 @@ class Dialect:
         "_wrote_lf",
         "client_kind",
         "deadlines",
+        "ends_at",
         "is_inside_event",
         "outcome",
         "reads_control_events",
@@ -92,7 +93,7 @@ class Dialect:
         self._lacks_lf = False  # the last bytes end in CR: a LF that follows completes it
         self._wrote_lf = False  # ... and has been written in front of an event of ours
         self._longest_drain_ms = int(options.drain_seconds * 1000)
-        self._ends_at = math.inf
+        self.ends_at = math.inf
         self._epoch = 0.0
 
     @property
@@ -274,17 +275,17 @@ class Dialect:
 
     def remaining_seconds(self, now: float) -> float | None:
         """Return the time until the cap, `None` if there is none."""
-        return None if self._ends_at == math.inf else round(max(0.0, self._ends_at - now), 3)
+        return None if self.ends_at == math.inf else round(max(0.0, self.ends_at - now), 3)
 
     def _set_cap(self, now: float, jitter: float, ends_in: float | None) -> None:
         max_seconds, rotates = self.terms.max_seconds, self.terms.rotates
         if max_seconds is not None and rotates:
             # Connections that opened together do not all end together.
-            self.deadlines.cap_at = self._ends_at = now + max_seconds * (1 - jitter / 10)
+            self.deadlines.cap_at = self.ends_at = now + max_seconds * (1 - jitter / 10)
         elif max_seconds is not None:  # the producer ends the stream
-            self._ends_at = self.record.opened_at + max_seconds
-        if ends_in is not None and now + ends_in < self._ends_at:
-            self.deadlines.cap_at = self._ends_at = now + ends_in
+            self.ends_at = self.record.opened_at + max_seconds
+        if ends_in is not None and now + ends_in < self.ends_at:
+            self.deadlines.cap_at = self.ends_at = now + ends_in
 
     def _has_written_first(self) -> bool:
         """Return whether bytes of the middleware precede those of the app."""

@@ -141,7 +141,12 @@ def _table() -> dict[tuple[ProducerPhase, ProducerInput], ProducerMove]:
         ),
         on.CLIENT_IS_BLOCKED: (stop(Reason.GONE), None, None, None, None),
         on.LINGER_IS_OVER: (None, stop(Reason.GONE), None, None, None),
-        on.CAP: (stop(Reason.DURATION_CAP),) * 2 + (None, None, None),
+        on.CAP: (
+            stop(Reason.DURATION_CAP),
+            stop(Reason.DURATION_CAP),
+            ProducerMove(act.STOP, ended),
+            *ignore[3:],
+        ),
         on.DRAIN_IS_OVER: (
             stop(Reason.SHUTDOWN),
             stop(Reason.SHUTDOWN),

@@ -24,12 +24,32 @@ the app has returned before the cancellation is delivered, `aclose` receives and
 """
 
 import asyncio
+import enum
 from collections.abc import Callable
+from typing import Final
 
 GRACE_SECONDS = 1.0
 """The time for an app to return, and for the last write."""
 SHUTDOWN_GRACE_SECONDS = 0.5
 """The same if the server shuts down."""
+
+
+class Disconnect(enum.IntEnum):
+    """How far the disconnect of a client has come."""
+
+    NONE = 0
+    RECEIVED = 1
+    """The server has announced it."""
+    DELIVERED = 2
+    """The app has received it."""
+
+
+NO_DISCONNECT: Final = Disconnect.NONE
+
+
+def grace_seconds(*, is_urgent: bool) -> float:
+    """Return the length of the grace period."""
+    return SHUTDOWN_GRACE_SECONDS if is_urgent else GRACE_SECONDS
 
 
 class AppCancellation:
@@ -40,7 +60,8 @@ class AppCancellation:
         cancel_count: the value of `task.cancelling()` when the response began.
         listeners: the tasks that wait in `receive()`.
         is_app_writing: returns whether a write of the app is in progress.
-        grace_seconds: the length of the grace period.
+        disconnect_delivered: as the attribute.
+        is_urgent: whether the server shuts down, so that the grace period is short.
 
     Attributes:
         disconnect_delivered: whether the app has received `http.disconnect`.
@@ -66,7 +87,8 @@ class AppCancellation:
         cancel_count: int,
         listeners: tuple[asyncio.Task[object], ...],
         is_app_writing: Callable[[], bool],
-        grace_seconds: float,
+        disconnect_delivered: bool,
+        is_urgent: bool,
     ) -> None:
         self._task = task
         self._cancel_count = cancel_count
@@ -74,14 +96,14 @@ class AppCancellation:
         self._cancelled = False
         self._is_grace_over = False
         self._discarded_writes = 0
-        self.disconnect_delivered = False
+        self.disconnect_delivered = disconnect_delivered
         # The current task is about to receive the disconnect.
         current = asyncio.current_task()
         self.interrupted = tuple(task for task in listeners if task is not current)
         for listener in self.interrupted:
             listener.cancel()
         self._grace_timer = asyncio.get_running_loop().call_later(
-            grace_seconds, self._on_grace_over
+            grace_seconds(is_urgent=is_urgent), self._on_grace_over
         )
 
     async def discard_write(self) -> None:

@@ -167,11 +167,7 @@ class Producer:
             await self.log.wait_for_change()
 
     def on_disconnect(self) -> bool:
-        """Close the connection, because its client has left.
-
-        Returns:
-            Whether the app continues and does not receive the disconnect yet.
-        """
+        """Close the connection of a client that has left; return whether its app continues."""
         self.connection.on_disconnect()
         return self.phase in (ProducerPhase.OPEN, ProducerPhase.DETACHED)
 
@@ -245,12 +241,9 @@ class Producer:
 
     def on_app_cancelled(self) -> None:
         """End the stream because the server has cancelled the task of the request."""
-        if self.connection.sender.is_writing:
-            self.move(ProducerInput.APP_IS_LOST)
-        elif self.is_draining:
-            self.move(ProducerInput.APP_STOPS_FOR_DRAIN)
-        else:
-            self.move(ProducerInput.APP_IS_CANCELLED)
+        is_read, on = not self.connection.sender.is_writing, ProducerInput
+        given = on.APP_STOPS_FOR_DRAIN if self.is_draining else on.APP_IS_CANCELLED
+        self.move(given if is_read else on.APP_IS_LOST)
 
     def move(self, given: ProducerInput) -> ProducerAction:
         """Perform the action of `PRODUCER_TABLE` for an input, and return it."""
@@ -264,6 +257,7 @@ class Producer:
             self._stop_lingering()
             self._set_timer(self._clock())
         elif move.action is ProducerAction.STOP:
+            self._cap_at = math.inf
             self.callbacks.on_end()
         return move.action
 
@@ -276,10 +270,11 @@ class Producer:
         self.writer.leave_fast_path()
         if self._linger.is_active:
             self._stop_lingering()
-        self._cap_at = math.inf
         if self.connection.dialect.reads_control_events and reason is Reason.SHUTDOWN:
             self.connection.dialect.prepare_to_drain()
-        self.writer.process_queue()
+        self.writer.process_queue()  # may set a cap
+        has_cap = move.phase is ProducerPhase.LEFT and not self._intake.is_raw
+        self._cap_at = min(self._cap_at, self.connection.dialect.ends_at) if has_cap else math.inf
         end, in_log = self._intake.end(reason, self._record.age(self._clock()))
         self.log.end(
             in_log,
@@ -318,8 +313,7 @@ class Producer:
             if now >= self.report.progress_at:
                 self.report.progress(now)
             if now >= self._cap_at:
-                self.callbacks.warn("cap")
-                self.move(ProducerInput.CAP)
+                self._on_cap()
             elif now >= self._linger.deadline:
                 self.move(ProducerInput.LINGER_IS_OVER)
             else:
@@ -332,13 +326,22 @@ class Producer:
         finally:
             self._set_timer(now)
 
+    def _on_cap(self) -> None:
+        """End the stream, or stop an app that has not noticed that its client has left."""
+        self._cap_at = math.inf
+        if self._reason is None:
+            self.callbacks.warn("cap")
+        self.move(ProducerInput.CAP)
+
     def _on_connection_cap(self, now: float) -> None:
         """End a connection whose time is over, and the stream if it cannot be resumed."""
         self.callbacks.warn("cap")
-        may_resume = self.may_return()
+        may_resume = self._terms.rotates and self.may_return()
         if self._terms.rotates:
             self.rotate(now)
-        if not (self._terms.rotates and may_resume) and self._reason is None:
+        elif self._reason is not None:  # the connection still reads the log
+            self.connection.cut(now)
+        if not may_resume:
             self.move(ProducerInput.CAP)
 
     def rotate(self, now: float) -> None:
@@ -353,14 +356,12 @@ class Producer:
         self.writer.busy_deadline = min(self._cap_at, busy_deadline)
         if self.phase is ProducerPhase.DETACHED or self.log.has_readers:
             deadline = min(deadline, self.report.progress_at)
-        self._timer.set(math.inf if self.report.is_ended else deadline)
+        self._timer.set(deadline)
 
     async def aclose(self, grace_seconds: float) -> None:
         """Write the rest, report the outcome and release all references.
 
-        Args:
-            grace_seconds: how long to wait for the last bytes of a stream that has not finished; a
-                finished one waits as long as its client may block a write.
+        An app that has not finished has `grace_seconds` for its last bytes.
         """
         draining, on = self.is_draining, ProducerInput  # the drain may be why the app returns
         self.move(on.APP_STOPS_FOR_DRAIN if draining else on.APP_RETURNS)

@@ -30,7 +30,7 @@ class Report:
         clock: returns the time.
 
     Attributes:
-        progress_at: the time of the next report.
+        progress_at: the time of the next report, infinite for never.
         slot: released at the end, `None` if the number of streams is not limited.
     """
 
@@ -60,15 +60,15 @@ class Report:
         """Report that the counters may have grown, if it is time."""
         if now >= self.progress_at:
             self.progress_at = now + _PROGRESS_INTERVAL_SECONDS
-            if not self.is_ended:
-                for observer in self._observers:
-                    observer.progressed(self._record)
+            for observer in self._observers:
+                observer.progressed(self._record)
 
     def end(self, outcome: str) -> None:
         """Report how the stream has ended, once, and release its slot."""
         record = self._record
         if record.outcome is None:
             record.outcome = outcome
+            self.progress_at = math.inf
             record.duration_seconds = record.age(self._clock())
             if self.slot is not None:
                 self.slot.release()

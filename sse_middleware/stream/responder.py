@@ -26,7 +26,6 @@ the app, which may call `receive()` in several tasks or never.
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -35,9 +34,10 @@ from sse_middleware.http.response_head import is_not_event_stream
 from sse_middleware.http.routes import Mark, route_name
 from sse_middleware.protocol.client_kinds import ALL_PERCENT, ClientKind
 from sse_middleware.stream.cancellation import (
-    GRACE_SECONDS,
-    SHUTDOWN_GRACE_SECONDS,
+    NO_DISCONNECT,
     AppCancellation,
+    Disconnect,
+    grace_seconds,
 )
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
@@ -52,11 +52,9 @@ from sse_middleware.stream.opener import (
     with_headers,
 )
 from sse_middleware.stream.producer import Producer
+from sse_middleware.stream.unmarked import UnmarkedStream
 
-if TYPE_CHECKING:
-    from sse_middleware.stream.unmarked import UnmarkedStream
-
-    Stream = Producer | UnmarkedStream | DiscardedResponse
+Stream = Producer | UnmarkedStream | DiscardedResponse
 
 logger = logging.getLogger("sse_middleware")
 
@@ -87,8 +85,8 @@ class Responder:
         "_cancellation",
         "_context",
         "_decided",
+        "_disconnect",
         "_is_aborted",
-        "_is_disconnected",
         "_listeners",
         "_path",
         "_prefetch",
@@ -128,7 +126,7 @@ class Responder:
         self._prefetch: asyncio.Future[Message] | None = None
         self._prefetched: Message | None = None
         self._is_aborted = False
-        self._is_disconnected = False
+        self._disconnect = NO_DISCONNECT
         self.producer: Stream | None = None
         self.unmarked: UnmarkedStream | None = None
         self._listeners: tuple[asyncio.Task[object], ...] = ()
@@ -164,18 +162,17 @@ class Responder:
             if self.producer is not None:
                 await self._close_stream(self.producer)
 
-    async def _close_stream(self, producer: "Stream") -> None:
+    async def _close_stream(self, producer: Stream) -> None:
         is_urgent = self._is_aborted or producer.is_draining
-        grace_seconds = SHUTDOWN_GRACE_SECONDS if is_urgent else GRACE_SECONDS
         try:
             if self._cancellation is not None:
                 await self._cancellation.aclose()
         finally:
             self.current.close()
             self.unmarked = None
-            self._is_disconnected = True  # for tasks that receive later
+            self._disconnect = Disconnect.RECEIVED  # for tasks that receive later
             try:
-                await producer.aclose(grace_seconds)
+                await producer.aclose(grace_seconds(is_urgent=is_urgent))
             finally:
                 if self._prefetch is not None:
                     self._prefetch.cancel()
@@ -256,8 +253,7 @@ class Responder:
             self._listeners += (task,)
             try:
                 message = None
-                # A disconnect is stored: some servers send it only once.
-                is_gone = self._is_disconnected and isinstance(self.producer, Producer)
+                is_gone = self._disconnect and isinstance(self.producer, Producer)
                 if self._prefetch or self._prefetched or is_gone:
                     message = await self._get_prefetched()
                 if message is None:
@@ -283,11 +279,12 @@ class Responder:
         if message["type"] == "http.request":
             self._hash_body(message)
         elif message["type"] == "http.disconnect":
-            self._is_disconnected = True
+            self._disconnect = self._disconnect or Disconnect.RECEIVED
             if self.held is not None:
                 self.held.on_disconnect()
             if self.producer is not None and self.producer.on_disconnect():
                 await self.producer.wait_until_ended()
+            self._disconnect = Disconnect.DELIVERED
 
     async def _get_prefetched(self) -> Message | None:
         """Return the prefetched message, `None` if there is none."""
@@ -297,7 +294,7 @@ class Responder:
         if self._prefetched is not None:
             message, self._prefetched = self._prefetched, None
             return message
-        return {"type": "http.disconnect"} if self._is_disconnected else None
+        return {"type": "http.disconnect"} if self._disconnect else None
 
     def _remove_listener(self, task: asyncio.Task[object]) -> None:
         # A task waits in one `receive()` at a time, so at most one entry is removed.
@@ -308,7 +305,7 @@ class Responder:
 
     def watch_for_disconnect(self) -> None:
         """Receive the client's disconnect if the app does not receive."""
-        if not (self._listeners or self._prefetch or self._prefetched or self._is_disconnected):
+        if not (self._listeners or self._prefetch or self._prefetched or self._disconnect):
             self._start_prefetch()
 
     def _start_prefetch(self) -> None:
@@ -319,12 +316,12 @@ class Responder:
         if prefetch is not self._prefetch:
             return  # handled already
         self._prefetch = None
-        if prefetch.cancelled() or prefetch.exception() is not None or self._is_disconnected:
+        if prefetch.cancelled() or prefetch.exception() is not None or self._disconnect:
             return
         assert self.producer is not None
         message = prefetch.result()
         if message["type"] == "http.disconnect":
-            self._is_disconnected = True
+            self._disconnect = Disconnect.RECEIVED
             self.producer.on_disconnect()
             return
         # For the app. After the last part of a body only a disconnect can follow.
@@ -390,10 +387,13 @@ class Responder:
             cancel_count=self._cancel_count,
             listeners=self._listeners,
             is_app_writing=self.producer.is_app_writing,
-            grace_seconds=SHUTDOWN_GRACE_SECONDS if self.producer.is_draining else GRACE_SECONDS,
+            disconnect_delivered=self._disconnect is Disconnect.DELIVERED,
+            is_urgent=self.producer.is_draining,
         )
 
     async def on_write_after_end(self) -> None:
         """Discard a message that the app writes after the end."""
         if self._cancellation is not None:
             await self._cancellation.discard_write()
+        else:
+            await asyncio.sleep(0)  # the app may never wait for anything else

@@ -393,6 +393,33 @@ async def test_a_plain_stream_ends_with_its_credentials_too() -> None:
 
 
 @pytest.mark.usefixtures("_wall")
+async def test_a_slow_client_whose_credentials_expire_reads_no_more_of_an_ended_stream() -> None:
+    ticks = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(stream_start())
+        for number in range(1, 100):
+            await send(body(b"data: %d\ndata: %b\n\n" % (number, b"x" * 5000)))
+            await asyncio.sleep(0.01)
+        await send(body(b"", more=False))
+
+    kept = resumable(app, expires_at=token)
+    async with opened(kept, expires_in(5)) as first:
+        await first.until_count(2, "message")
+        async with returning(kept, first.last_event_id, expires_in(100)) as reader:
+            first.block()
+            await reader.until_end()
+        while ticks < 20:
+            await asyncio.sleep(0.5)  # the clock stands still if a timer fires again and again
+            ticks += 1
+        first.unblock()
+        await first.until_end()
+    assert texts(reader)[-1].startswith("99")
+    assert len(texts(first)) < 99
+    assert first.names[-1] == "complete"
+
+
+@pytest.mark.usefixtures("_wall")
 async def test_credentials_that_last_end_nothing() -> None:
     app = resumable(Counting(3), expires_at=token)
     async with opened(app, expires_in(1000)) as first:

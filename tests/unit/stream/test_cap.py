@@ -234,6 +234,25 @@ async def test_a_set_cap_ends_a_plain_stream_uncleanly() -> None:
     assert not exchange.ended
 
 
+async def test_the_last_bytes_of_a_failed_stream_set_no_cap() -> None:
+    """They show its dialect, which has a cap, while the stream ends."""
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(stream_start())
+        await asyncio.sleep(59.5)
+        await send(body(b": hello\n\n"))
+        exchange.block()
+        await send(body(b'data: {"object":"chat.completion.chunk"}\n\n'))
+        raise ValueError
+
+    exchange = Exchange(http_scope())
+    with pytest.raises(ValueError):
+        await marking(app)(exchange.scope, exchange.receive, exchange.send)
+    assert reported == []
+
+
 async def test_the_first_cap_on_each_route_is_a_warning_that_names_the_variable(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -224,8 +224,13 @@ class Driver:
         self.producer.control.expire()
 
     async def cap(self) -> None:
-        self.producer.check_deadlines(self.record.opened_at + 60)
-        assert self.callbacks.caps == 1
+        producer = self.producer
+        if producer.phase in (COMPLETE, ENDED):  # set by the last bytes of a plain client
+            producer.on_openai()
+        is_over = producer.is_ended or producer.phase is LEFT
+        producer.check_deadlines(self.record.opened_at + 60)
+        assert self.callbacks.caps == (not is_over)
+        assert producer.remaining_seconds() is None
 
     async def drain_is_over(self) -> None:
         self.producer.control.on_drain_over()
