@@ -65,7 +65,16 @@ class Connection:
         sender: as the argument.
     """
 
-    __slots__ = ("_close_at", "_owner", "_send_timeout", "closed_by", "dialect", "phase", "sender")
+    __slots__ = (
+        "_close_at",
+        "_has_ended",
+        "_owner",
+        "_send_timeout",
+        "closed_by",
+        "dialect",
+        "phase",
+        "sender",
+    )
 
     def __init__(
         self,
@@ -80,6 +89,7 @@ class Connection:
         self.phase = ConnectionPhase.OPENING
         self.closed_by: ConnectionInput | None = None
         self._owner = owner
+        self._has_ended = False  # the stream, which may be while the connection is behind
         self._close_at = math.inf
         self._send_timeout = math.inf if send_timeout is None else send_timeout
         sender.owner = self
@@ -142,6 +152,7 @@ class Connection:
             end: the end of the stream.
             app_flushes: whether the app's call, in which the stream ends, flushes the sender.
         """
+        self._has_ended = True
         if self._move(ConnectionInput.STREAM_ENDS) is not _IGNORE:
             data, clean = self.dialect.end(end, random.random())  # noqa: S311
             self._write_end(data, clean, soon=not app_flushes)
@@ -150,6 +161,8 @@ class Connection:
         self, log: AsyncGenerator[Batch, None], after: int, clock: Callable[[], float]
     ) -> None:
         """Write a log until its end, or until the connection is closed or no longer behind.
+
+        A connection that is behind when its stream ends reads the end from the log.
 
         Args:
             log: the batches.
@@ -177,7 +190,8 @@ class Connection:
             self.dialect.record.chunks = max(self.dialect.record.chunks, after)
             self.sender.queued_to = self.sender.taken_to = after
             await self.until_written()
-            if self.phase is ConnectionPhase.BEHIND and after >= self.dialect.record.chunks:
+            is_behind = self.phase is ConnectionPhase.BEHIND and not self._has_ended
+            if is_behind and after >= self.dialect.record.chunks:
                 self._move(ConnectionInput.CAUGHT_UP)
                 return
 

@@ -257,7 +257,6 @@ class Producer:
             self._stop_lingering()
             self._set_timer(self._clock())
         elif move.action is ProducerAction.STOP:
-            self._cap_at = math.inf
             self.callbacks.on_end()
         return move.action
 
@@ -335,7 +334,8 @@ class Producer:
 
     def _on_connection_cap(self, now: float) -> None:
         """End a connection whose time is over, and the stream if it cannot be resumed."""
-        self.callbacks.warn("cap")
+        if self._reason is None:
+            self.callbacks.warn("cap")
         may_resume = self._terms.rotates and self.may_return()
         if self._terms.rotates:
             self.rotate(now)

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 ENDLESS: Final = 10**6
 """A number of events that no app reaches."""
+_CHECK_SECONDS: Final = 0.5
+"""A limit is checked in less time."""
 CLOSING_SECONDS: Final = 30.0
 """The time at which all clients leave."""
 
@@ -178,8 +180,10 @@ def is_fair(plan: Plan) -> bool:
 
     Without the middleware, an endless app and a write that is stuck never end. With it, they do if
     there is a cap, or a limit to the duration of a write; the rejections that limits cause have no
-    such limit. An app that cancels a half-transmitted write and continues breaks its own stream.
+    such limit. An app that cancels a half-transmitted write and continues breaks its own stream. A
+    client that leaves while the limits are checked has no stream, so that its app has no cap.
     """
+    is_limited = bool(plan.max_streams or plan.max_per_client)
     for stream in plan.streams:
         viewers = stream.viewers
         is_direct = not all(viewer.eventsource for viewer in viewers)
@@ -187,10 +191,12 @@ def is_fair(plan: Plan) -> bool:
         if stream.app.writer == "two" and is_direct and is_partial:
             return False
         if stream.app.events >= ENDLESS and (
-            plan.cap is None or not all(viewer.eventsource for viewer in viewers)
+            plan.cap is None
+            or not all(viewer.eventsource for viewer in viewers)
+            or (is_limited and any(min(v.leaves, default=1) < _CHECK_SECONDS for v in viewers))
         ):
             return False
-        is_unlimited = plan.send_timeout is None or plan.max_streams or plan.max_per_client
+        is_unlimited = plan.send_timeout is None or is_limited
         if is_unlimited and any(viewer.server.sends == "stuck" for viewer in viewers):
             return False
     return True

@@ -44,6 +44,7 @@ class Connection:
         failures: the exceptions of `send`, except those for a client that has gone.
         refusals: the exceptions of `send` for a client that has gone.
         overlaps: how many writes have begun during another write.
+        longest_block: the longest time for which a write has blocked, in seconds.
         has_cancelled: whether the server has cancelled the request.
         raised: the exception of the app, as the server receives it.
         cancelling: `cancelling()` of the request's task after the app.
@@ -70,6 +71,7 @@ class Connection:
         self.failures: list[Exception] = []
         self.refusals: list[Exception] = []
         self.overlaps = 0
+        self.longest_block = 0.0
         self.has_cancelled = False
         self.raised: BaseException | None = None
         self.cancelling = 0
@@ -234,11 +236,13 @@ class Connection:
     async def _block(self, seconds: float | None) -> None:
         loop = asyncio.get_running_loop()
         self._blocked = blocked = loop.create_future()
+        began = loop.time()
         timer = None if seconds is None else loop.call_later(seconds, _release, blocked)
         try:
             await blocked
         finally:
             self._blocked = None
+            self.longest_block = max(self.longest_block, loop.time() - began)
             if timer is not None:
                 timer.cancel()
 

@@ -49,6 +49,8 @@ BROWSER: Final = [*EVENTSOURCE, (b"user-agent", b"Mozilla/5.0 (X11; Linux x86_64
 TTL_SECONDS: Final = 1000.0
 _ENDING_SECONDS: Final = 60.0
 """The time within which all apps end after the last client has left."""
+_CLOSE_SECONDS: Final = 1.0
+"""The time for the last write of a connection that the middleware ends."""
 _MOST_CONNECTIONS: Final = 6
 _MOST_TURNS: Final = 200_000
 """Calls of the clock in a run; more show a loop in which no time passes."""
@@ -247,10 +249,12 @@ class World:
         return max(0.0, self._started_at + CLOSING_SECONDS - self.loop.time())
 
     def has_rotated(self, connection: Connection) -> bool:
-        """Return whether the cap has ended a connection, and not its stream."""
+        """Return whether the cap has ended a connection in time, and not its stream."""
         is_capped = self.plan.rotates and connection.seconds >= (self.plan.cap or CLOSING_SECONDS)
         names = {event.event for event in connection.events}
-        return is_capped and connection.is_complete and not names & {"complete", "error"}
+        has_ended = connection.is_complete and not names & {"complete", "error"}
+        # A client that blocks the last write for a second has left; it may read it later.
+        return is_capped and has_ended and connection.longest_block < _CLOSE_SECONDS
 
     def connect(
         self, server: ServerPlan, scope: Scope, label: str, *, other: bool = False

@@ -224,6 +224,57 @@ async def test_an_app_that_writes_by_a_task_of_its_own_is_not_blocked_by_its_cli
     assert not cancelled
 
 
+# A client that reads the log, because it is slower than others
+
+
+async def large(scope: Scope, receive: Receive, send: Send) -> None:
+    """Write so much that a blocked connection reads it from the log."""
+    await send(stream_start())
+    for number in range(1, 101):
+        await send(body(b"data: %d\ndata: %b\n\n" % (number, b"x" * 5000)))
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(2)
+    await send(body(b"data: 101\ndata: x\n\n"))
+    await asyncio.sleep(2)
+    await send(body(b"", more=False))
+
+
+@pytest.mark.parametrize("seconds", [1.5, 2.5, 3.5, 4.5, 30])
+@pytest.mark.parametrize("heartbeat_interval", [None, 5.0])
+async def test_a_slow_client_gets_the_end_if_its_stream_ends_before_or_after_it_has_caught_up(
+    heartbeat_interval: float | None, seconds: float
+) -> None:
+    kept = resumable(large, heartbeat_interval=heartbeat_interval, send_timeout=None, **UNCAPPED)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        async with returning(kept, id_of(first, 2)) as reader:
+            first.block()
+            await asyncio.sleep(seconds)
+            first.unblock()
+            await reader.until_end()
+        await first.until_end()
+        assert first.task is not None
+        await first.task
+    assert [text.partition("\n")[0] for text in texts(first)] == counted(1, 101)
+    assert first.names[-1] == "complete"
+    assert first.overlaps == 0
+
+
+async def test_a_slow_client_of_an_ended_stream_rotates_without_a_warning_of_a_cap(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rotate: dict[str, Any] = {"stream_max_seconds": 10, "cap_action": "rotate"}
+    kept = resumable(large, send_timeout=None, **rotate)
+    async with opened(kept) as first:
+        await first.until_count(2, "message")
+        async with returning(kept, id_of(first, 2)) as reader:
+            first.block()
+            await reader.until_end()
+        assert first.task is not None
+        await first.task
+    assert "has reached its cap" not in caplog.text
+
+
 # SSE_SEND_TIMEOUT
 
 
