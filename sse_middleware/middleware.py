@@ -47,6 +47,7 @@ from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.stream.context import Authorize, Context, ExpiresAt
 from sse_middleware.stream.current import CURRENT, IN_SCOPE, CurrentStream
 from sse_middleware.stream.linger import LingerQueue
+from sse_middleware.stream.readers import ReaderPool, reader_limit
 from sse_middleware.stream.responder import Responder
 from sse_middleware.stream.shutdown import SHUTDOWN
 
@@ -118,6 +119,9 @@ class SSEMiddleware:
             options_for=OncePerKey(lambda mark: chosen.with_overrides(mark.overrides)),
             store=store,
             linger_queue=LingerQueue(chosen.max_lingering, observers),
+            readers=ReaderPool(
+                chosen.max_readers, reader_limit(chosen.max_streams, chosen.max_readers)
+            ),
             proxies=TrustedProxies(chosen.trusted_proxies),
             path_marks=(*compiled_marks, *bare_marks(chosen.mark)),
             observers=observers,
@@ -126,7 +130,11 @@ class SSEMiddleware:
             expires_at=expires_at,
         )
         self._admission = self._create_admission()
-        self._resume = ResumeHandler(self._context, one_process=own_store and not chosen.redis_url)
+        self._resume = ResumeHandler(
+            self._context,
+            one_process=own_store and not chosen.redis_url,
+            limit=self._admission if store.is_shared else None,
+        )
         self._follow_named = NamedStreams(self._context, self._resume).respond
         self._path_filter = PathFilter(chosen.include, chosen.exclude)
         self._pages = _OwnPages(chosen, registry)

@@ -37,6 +37,7 @@ class OptionArguments(EndpointArguments, total=False):
     """All options."""
 
     max_lingering: int
+    max_readers: int
     replay_max_events: int
     replay_max_bytes: int
     replay_ttl: float

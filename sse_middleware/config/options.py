@@ -123,6 +123,14 @@ class Options:
         highest=1_000_000,
         unit="streams",
     )
+    max_readers: int = fields.integer(
+        "SSE_MAX_READERS",
+        100,
+        "Maximum number of connections per process that follow one stream.",
+        lowest=1,
+        highest=1_000_000,
+        unit="connections",
+    )
     keep: bool = fields.boolean(
         "SSE_KEEP",
         "Whether streams are kept and can be resumed: by an `EventSource`, or by name.",
@@ -209,8 +217,9 @@ class Options:
     max_streams: int | None = fields.integer(
         "SSE_MAX_STREAMS",
         None,
-        "Maximum number of open streams per process; `off`: no limit. Connections that resume a "
-        "stream and streams that linger do not count.",
+        "Maximum number of open streams per process; `off`: no limit. Streams that linger do not "
+        "count. Of the connections that follow streams, there may be as many, or "
+        "`SSE_MAX_READERS` if that is more.",
         lowest=1,
         highest=1_000_000,
         unit="streams",
@@ -343,17 +352,6 @@ class Options:
         """Return these options with the `overrides` of a mark, which are validated already."""
         explicit = self.explicit | overrides.keys()
         return _with_silence(dataclasses.replace(self, **overrides, explicit=explicit))
-
-    def evicts(self, *, eventsource: bool) -> bool:
-        """Return whether a stream over a limit ends an older one."""
-        if "limit_action" in self.explicit:
-            return self.limit_action == "evict_oldest"
-        return eventsource
-
-    @property
-    def has_limits(self) -> bool:
-        """Whether any limit is set."""
-        return bool(self.max_streams or self.max_streams_per_client or self.open_rate)
 
 
 SETTINGS: Mapping[str, fields.Setting] = {

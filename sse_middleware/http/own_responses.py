@@ -26,8 +26,13 @@ logger = logging.getLogger("sse_middleware")
 PROCESS: Final = "process"
 CLIENT: Final = "client"
 RATE: Final = "rate"
+READERS: Final = "readers"
 SHUTDOWN: Final = "shutdown"
-"""Reasons for a rejection: no slot in the process or for the client, the rate, or a drain."""
+"""Reasons for a rejection: no slot in the process or for the client, the rate, the readers of a
+stream, or a drain."""
+
+RETRY_SECONDS: Final = 5
+"""The announced wait if there is no slot; it is not known when there will be one."""
 
 _REJECTIONS: Final = {
     PROCESS: (
@@ -54,6 +59,14 @@ _REJECTIONS: Final = {
             "message": "Streams are opened too often; wait a while.",
         },
     ),
+    READERS: (
+        HTTPStatus.TOO_MANY_REQUESTS,
+        {
+            "type": "rate_limit_error",
+            "code": "too_many_readers",
+            "message": "Too many clients read this stream.",
+        },
+    ),
     SHUTDOWN: (
         HTTPStatus.SERVICE_UNAVAILABLE,
         {"type": "server_error", "code": "shutdown", "message": "The server is shutting down."},
@@ -72,7 +85,7 @@ async def send_rejection(send: Send, request: SSERequest, reason: str, retry_aft
     Args:
         send: the server's.
         request: the request.
-        reason: one of the four reasons.
+        reason: one of the five reasons.
         retry_after: the seconds after which the client may try again.
     """
     status, error = _REJECTIONS[reason]

@@ -42,6 +42,7 @@ _HEADERS: Final = frozenset(
         b"user-agent",
         b"x-forwarded-for",
         b"x-request-id",
+        b"x-stream-id",
         b"x-trace-id",
     )
 )

@@ -78,6 +78,17 @@ class Admission:
         slots.trim(client)
         return slot
 
+    async def seconds_until_lookup(self, request: SSERequest) -> int:
+        """Return the seconds until an id of a client is looked up again, 0 for now."""
+        if self.rate is None or (client := self.client_of(request)) is None:
+            return 0
+        return await self.rate.seconds_until_lookup(client)
+
+    async def count_miss(self, request: SSERequest) -> None:
+        """Count an id of a client that no stream has."""
+        if self.rate is not None and (client := self.client_of(request)) is not None:
+            await self.rate.count_miss(client)
+
     async def take(self, client: str | None, *, reads_end: bool, evicts: bool) -> Slot | str:
         """Take a slot for a stream, or return the reason why there is none.
 
@@ -227,7 +238,9 @@ def admission_for(context: Context) -> Admission | None:
     Raises:
         ConfigurationError: an extra is missing.
     """
-    return Admission(context) if context.options.has_limits else None
+    options = context.options
+    has_limits = options.max_streams or options.max_streams_per_client or options.open_rate
+    return Admission(context) if has_limits else None
 
 
 def _open_rate(context: Context) -> "OpenRate | None":

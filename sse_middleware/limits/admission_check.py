@@ -10,9 +10,11 @@ from typing import Final
 
 from starlette.types import Send
 
+from sse_middleware.config.options import Options
 from sse_middleware.http.own_responses import (
     PROCESS,
     RATE,
+    RETRY_SECONDS,
     SHUTDOWN,
     send_rejection,
     send_retry_later,
@@ -24,8 +26,6 @@ from sse_middleware.limits.slots import Evictable, Slot
 from sse_middleware.protocol.client_kinds import ClientKind, detect_client_kind
 from sse_middleware.stream.context import Context
 
-RETRY_SECONDS: Final = 5
-"""The announced wait if there is no slot; it is not known when there will be one."""
 _DRAIN_RETRY_SECONDS: Final = 1
 
 
@@ -134,7 +134,8 @@ class AdmissionCheck:
             self._client = self._admission.client_of(self._request)
 
     def _evicts(self) -> bool:
-        return self._context.options.evicts(eventsource=self._kind is ClientKind.EVENTSOURCE)
+        is_eventsource = self._kind is ClientKind.EVENTSOURCE
+        return evicts(self._context.options, eventsource=is_eventsource)
 
     async def _take(self) -> None:
         got = await self._admission.take(
@@ -155,6 +156,13 @@ class AdmissionCheck:
         if self.rejection:
             for observer in self._context.observers:
                 observer.rejected(route, self.rejection)
+
+
+def evicts(options: Options, *, eventsource: bool) -> bool:
+    """Return whether a stream over a limit ends an older one."""
+    if "limit_action" in options.explicit:
+        return options.limit_action == "evict_oldest"
+    return eventsource
 
 
 async def reject_if_draining(context: Context, request: SSERequest, send: Send) -> bool:

@@ -19,6 +19,8 @@ from sse_middleware.stores.base import seal_identity
 from sse_middleware.stores.circuit_breaker import CircuitBreaker
 
 _OLDEST_REDIS: Final = (5, 2)
+_MISSED: Final = "missed:"
+"""Prefix of the keys that count the unknown ids of clients."""
 
 
 class Shared(NamedTuple):
@@ -93,15 +95,30 @@ class OpenRate:
         """Count an opening and return 0, or return the seconds until one is allowed."""
         return await self._call(lambda limiter, key: limiter.hit(self._item, key), client)
 
+    async def seconds_until_lookup(self, client: str) -> int:
+        """Return the seconds until an id of a client may be looked up, 0 for now.
+
+        The ids that no stream has are counted in this process alone.
+        """
+        key = _MISSED + client
+        if await self._local.test(self._item, key):
+            return 0
+        return await self._seconds_left(self._local, key)
+
+    async def count_miss(self, client: str) -> None:
+        """Count an id that no stream has."""
+        await self._local.hit(self._item, _MISSED + client)
+
+    async def _seconds_left(self, limiter: SlidingWindowCounterRateLimiter, key: str) -> int:
+        stats = await limiter.get_window_stats(self._item, key)
+        remaining = math.ceil(stats.reset_time - time.time())
+        return min(max(1, remaining), self._item.get_expiry())
+
     async def _call(
         self, is_allowed: Callable[[SlidingWindowCounterRateLimiter, str], Any], client: str
     ) -> int:
         async def seconds(limiter: SlidingWindowCounterRateLimiter, key: str) -> int:
-            if await is_allowed(limiter, key):
-                return 0
-            stats = await limiter.get_window_stats(self._item, key)
-            remaining = math.ceil(stats.reset_time - time.time())
-            return min(max(1, remaining), self._item.get_expiry())
+            return 0 if await is_allowed(limiter, key) else await self._seconds_left(limiter, key)
 
         if self._shared is not None and self._breaker is not None:
             shared = self._shared()

@@ -41,7 +41,8 @@ class Observer(Protocol):
 
         Args:
             route: the bounded name of its route.
-            reason: the limit that is reached (`process`, `client` or `rate`), or `shutdown`.
+            reason: the limit that is reached (`process`, `client`, `rate` or `readers`), or
+                `shutdown`.
         """
 
     def store_failed(self, operation: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 _SECRET_BYTES = 16  # 128 bits, as a UUID or an RFC 6750 token would at least carry
 _MAX_LENGTH = 64
+_STREAM_ID = re.compile(r"[0-9a-f]{32}")
 _EVENT_ID = re.compile(r"([A-Za-z0-9_-]{22})-(0|[1-9][0-9]{0,14})(?:\.(end|cut))?")
 
 
@@ -24,6 +25,11 @@ def new_secret() -> str:
 def stream_id(secret: str) -> str:
     """Return the public id of the stream with this `secret`: 32 hexadecimal digits."""
     return hashlib.blake2b(secret.encode(), digest_size=16).hexdigest()
+
+
+def is_stream_id(text: str) -> bool:
+    """Return whether an untrusted text can be a public stream id."""
+    return _STREAM_ID.fullmatch(text) is not None
 
 
 class Ending(enum.StrEnum):

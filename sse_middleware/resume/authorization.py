@@ -6,16 +6,17 @@ For a client without the permission, the response is the same as if the stream d
 import hmac
 import inspect
 import logging
+from dataclasses import replace
 from typing import TypeGuard
 
 from sse_middleware.http.request import BodyDigest, SSERequest
-from sse_middleware.http.response_head import RawHeaders, parse_headers
+from sse_middleware.http.response_head import RawHeaders, parse_headers, serialize_headers
 from sse_middleware.stores.base import LogInfo, LogSnapshot, seal_identity
 from sse_middleware.stream.context import Context
 
 logger = logging.getLogger("sse_middleware")
 
-CORS = b"access-control-"
+_CORS = b"access-control-"
 
 
 class Authorization:
@@ -72,6 +73,23 @@ class Authorization:
         return _is_of(identity, found) and await self.may_resume(found.info, request)
 
 
+def cors_headers(info: LogInfo, request: SSERequest) -> RawHeaders:
+    """Return the recorded CORS headers of a stream, if they are for the origin of a request."""
+    headers = parse_headers(info.headers)
+    if request.origin != info.origin and _is_for_one_origin(headers):
+        return []
+    return [pair for pair in headers if pair[0].lower().startswith(_CORS)]
+
+
+def without_cors(info: LogInfo, request: SSERequest) -> LogInfo:
+    """Return the description of a log without CORS headers that are for another origin."""
+    headers = parse_headers(info.headers)
+    if request.origin == info.origin or not _is_for_one_origin(headers):
+        return info
+    kept = [pair for pair in headers if not pair[0].lower().startswith(_CORS)]
+    return replace(info, headers=serialize_headers(kept))
+
+
 def _is_of(identity: str, found: LogSnapshot) -> bool:
     """Return whether an identity has opened a log."""
     sealed = seal_identity(identity, found.identity_key)
@@ -80,5 +98,5 @@ def _is_of(identity: str, found: LogSnapshot) -> bool:
 
 def _is_for_one_origin(headers: RawHeaders) -> bool:
     """Return whether CORS headers let pages of one origin only read a response."""
-    allowed = [value for name, value in headers if name.lower() == CORS + b"allow-origin"]
+    allowed = [value for name, value in headers if name.lower() == _CORS + b"allow-origin"]
     return bool(allowed) and allowed != [b"*"]

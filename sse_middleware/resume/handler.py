@@ -17,6 +17,7 @@ from sse_middleware.http.own_responses import (
     ReplacedResponse,
     ended_stream,
     send_empty,
+    send_rejection,
     send_retry_later,
 )
 from sse_middleware.http.request import (
@@ -26,13 +27,14 @@ from sse_middleware.http.request import (
     ResumeIntent,
     SSERequest,
 )
-from sse_middleware.http.response_head import parse_headers
-from sse_middleware.http.routes import UNMATCHED
+from sse_middleware.http.routes import UNMATCHED, route_ahead
 from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind
 from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, parse_event_id, stream_id
 from sse_middleware.protocol.wire import Kind, Splitter, event_id
-from sse_middleware.resume.authorization import CORS, Authorization
-from sse_middleware.stores.base import LogSnapshot, LogState, find_patiently
+from sse_middleware.resume.authorization import Authorization, cors_headers
+from sse_middleware.resume.endpoint import ResumeEndpoint
+from sse_middleware.resume.lookup import LimitReachedError, Lookup, MissLimit
+from sse_middleware.stores.base import LogSnapshot, LogState
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.follower import Follower
 
@@ -57,10 +59,17 @@ class ResumeHandler:
     Args:
         context: the objects that all requests share.
         one_process: whether streams are kept in this process alone.
+        limit: limits the unknown ids that a client may send, `None` for no limit.
+
+    Attributes:
+        lookup: finds the streams.
     """
 
-    def __init__(self, context: Context, *, one_process: bool) -> None:
+    def __init__(
+        self, context: Context, *, one_process: bool, limit: MissLimit | None = None
+    ) -> None:
         self._context = context
+        self.lookup = Lookup(context, limit)
         self._access = Authorization(context)
         self._warns = one_process
 
@@ -79,6 +88,11 @@ class ResumeHandler:
             if event_id is None:
                 return await self._resume_by_app_id(held, request, run_app)
             return await self._resume(event_id, request, run_app)
+        except LimitReachedError as exc:
+            reads = EVENT_STREAM in request.accepted_types and not request.is_stop
+            kind = ClientKind.EVENTSOURCE if reads else ClientKind.PLAIN
+            await self.reject(exc, request, send, client_kind=kind)
+            return None
         except StoreError as exc:
             warn_unavailable(exc)
             if request.is_stop:  # the `fetch` of a page, which can handle an error status
@@ -94,15 +108,18 @@ class ResumeHandler:
         if event_id.ending is Ending.FINAL:
             await self._send_end(request, run_app.send, UNMATCHED)
             return None
+        if isinstance(route_ahead(dict(request.scope), self._context.app)[0], ResumeEndpoint):
+            return run_app  # which has its own rules, and looks the stream up
         found = None
         if event_id.ending is None:
-            found = await self._context.store.find(stream_id(event_id.secret))
+            self.lookup.check_room()
+            found = await self.lookup.find(stream_id(event_id.secret), request)
         if self._access.is_opened_by(found, request):
             body, run_app = await _read_post_body(request, run_app)
             if await self._access.may_resume(found.info, request, body):
                 return await self._continue(found, event_id, request, run_app)
         elif found is not None:
-            await self._find_nothing()
+            await self.lookup.find_nothing(request)
         elif event_id.ending is None:
             self._warn_of_processes()
         return self._run_with_reset(request, run_app)
@@ -134,7 +151,8 @@ class ResumeHandler:
         name = self._context.key_name(self._context.match_mark(request.scope), request)
         if name is None:
             return run_app
-        found = await self.find_named(name)
+        self.lookup.check_room()
+        found = await self.lookup.find_named(name, request)
         if self._access.is_opened_by(found, request):
             body, run_app = await _read_post_body(request, run_app)
             if await self._access.may_resume(found.info, request, body):
@@ -159,32 +177,61 @@ class ResumeHandler:
         event_id: str | None = None,
         reset: str = "",
         client_kind: ClientKind = ClientKind.EVENTSOURCE,
+        is_head: bool = False,
     ) -> None:
-        """Send the rest of a log, from its oldest event if the missed ones are no longer kept."""
+        """Send the rest of a log, from its oldest event if the missed ones are no longer kept.
+
+        Raises:
+            LimitReachedError: the stream, or the process, has too many readers.
+        """
+        info, readers = found.info, self._context.readers
+        reached = (readers.limit_for if is_head else readers.take)(info.stream_id)
+        if reached:
+            raise LimitReachedError(reached, route=info.route)
         truncated = after < found.first - 1
         after = max(after, found.first - 1)
         if secret and event_id is None:
             event_id = str(EventId(secret, after))
-        for observer in self._context.observers:
-            result = "truncated" if truncated else "resumed"
-            observer.resumed(found.info.route, result, max(0, found.last - after))
-        await Follower(
-            self._context,
-            request,
-            run_app.receive,
-            run_app.send,
-            info=found.info,
-            after=after,
-            event_id=event_id,
-            secret=secret,
-            reset=reset or ("truncated" if truncated else ""),
-            client_kind=client_kind,
-        ).run()
+        try:
+            follower = Follower(
+                self._context,
+                request,
+                run_app.receive,
+                run_app.send,
+                info=info,
+                after=after,
+                event_id=event_id,
+                secret=secret,
+                reset=reset or ("truncated" if truncated else ""),
+                client_kind=client_kind,
+            )
+            if is_head:
+                await follower.send_head()
+                return
+            for observer in self._context.observers:
+                result = "truncated" if truncated else "resumed"
+                observer.resumed(info.route, result, max(0, found.last - after))
+            await follower.run()
+        finally:
+            if not is_head:
+                readers.release(info.stream_id)
 
-    async def find_named(self, name: str) -> LogSnapshot | None:
-        """Return the latest log of a name, for a client that has a part of it already."""
-        find = self._context.store.find_named
-        return await (find_patiently(find, name) if self._context.store.is_shared else find(name))
+    async def reject(
+        self,
+        limit: LimitReachedError,
+        request: SSERequest,
+        send: Send,
+        *,
+        client_kind: ClientKind,
+    ) -> None:
+        """Reject a reader. An `EventSource` is put off: any status but 200 would stop it."""
+        for observer in self._context.observers:
+            observer.rejected(limit.route, limit.reason)
+        if client_kind is ClientKind.EVENTSOURCE:
+            held, options = request.last_event_id or "", self._context.options
+            await send_retry_later(send, request, options, held, 2 * limit.retry_after)
+        else:
+            await send_rejection(send, request, limit.reason, limit.retry_after)
 
     async def _find_app_id(self, found: LogSnapshot, held: str) -> int | None:
         """Return the number of the event that has the app's id `held`, `None` if none has."""
@@ -216,23 +263,18 @@ class ResumeHandler:
             target = parse_event_id(await _read_short_body(receive))
         found = None
         if target is not None:
-            found = await self._context.store.find(stream_id(target.secret))
+            found = await self.lookup.find(stream_id(target.secret), request)
         if self._access.is_opened_by(found, request) and await self._access.may_resume(
             found.info, request
         ):
             await self._context.store.cancel(found.info.stream_id)
             self._report(found.info.route, "cancelled")
-            headers = parse_headers(found.info.headers)
-            cors = [pair for pair in headers if pair[0].lower().startswith(CORS)]
+            cors = cors_headers(found.info, request)
         elif found is not None:
-            await self._find_nothing()
+            await self.lookup.find_nothing(request)
         else:
             self._warn_of_processes()
         await send_empty(send, request, HTTPStatus.NO_CONTENT, cors)
-
-    async def _find_nothing(self) -> None:
-        """Take as long as for a stream that does not exist, which may be longer."""
-        await self._context.store.find(stream_id(new_secret()))
 
     def _run_with_reset(self, request: SSERequest, run_app: RunApp) -> RunApp:
         """Let the app respond, and announce a new stream to a client that has part of the old."""

@@ -1,8 +1,7 @@
-"""Streams by name: the response of a `resume_endpoint`, for any kind of client.
+"""Streams by name or public id: the response of a `resume_endpoint`, for any kind of client.
 
-A name belongs to an identity, so that a request finds only the streams of its own identity. Each
-client gets the stream in the form of its kind: an `EventSource` with ids and control events, any
-other client exactly the bytes of the app.
+A request finds only the streams of its own identity. Each client gets the stream in the form of its
+kind: an `EventSource` with ids and control events, any other client exactly the bytes of the app.
 """
 
 import logging
@@ -13,11 +12,12 @@ from starlette.types import Receive, Send
 
 from sse_middleware.errors import StoreError
 from sse_middleware.http.own_responses import send_empty
-from sse_middleware.http.request import SSERequest, stream_name
+from sse_middleware.http.request import ResumeIntent, SSERequest, stream_name
 from sse_middleware.protocol.client_kinds import ClientKind
-from sse_middleware.protocol.event_ids import EventId, stream_id
-from sse_middleware.resume.authorization import Authorization
+from sse_middleware.protocol.event_ids import EventId, is_stream_id, stream_id
+from sse_middleware.resume.authorization import Authorization, cors_headers, without_cors
 from sse_middleware.resume.handler import ResumeHandler, RunApp, warn_unavailable
+from sse_middleware.resume.lookup import LimitReachedError
 from sse_middleware.stores.base import LogSnapshot, LogState
 from sse_middleware.stream.context import Context
 
@@ -45,25 +45,34 @@ class NamedStreams:
     async def respond(
         self, name: str, request: SSERequest, receive: Receive, send: Send, *, replays: bool
     ) -> None:
-        """Send the stream with a name, or 204 if there is none for the client; or stop it.
+        """Send the stream of a request, or 204 if there is none for the client; or stop it.
 
         Args:
-            name: the name.
+            name: the name, `""` for none. An `X-Stream-ID` has precedence.
             request: the request.
             receive: the server's `receive`.
             send: the server's `send`.
             replays: whether a stream that has ended is sent too, as long as it is kept.
         """
-        stops = request.method in _STOPS
+        stops, is_head = request.method in _STOPS, request.method == "HEAD"
+        if is_head:
+            request = _as_get(request)
         try:
+            if not stops:
+                self._handler.lookup.check_room()
             found = await self._find(name, request)
             if found is None or (stops and _is_cross_site(request, found)):
                 await send_empty(send, request, HTTPStatus.NO_CONTENT)
             elif stops:
                 await self._context.store.cancel(found.info.stream_id)
-                await send_empty(send, request, HTTPStatus.NO_CONTENT)
+                await self._send_nothing(found, request, send)
             else:
-                await self._send(found, request, RunApp(receive, send), replays=replays)
+                found = found._replace(info=without_cors(found.info, request))
+                run_app = RunApp(receive, send)
+                await self._send(found, request, run_app, replays=replays, is_head=is_head)
+        except LimitReachedError as exc:
+            kind = ClientKind.PLAIN if stops else request.client_kind
+            await self._handler.reject(exc, request, send, client_kind=kind)
         except StoreError as exc:
             warn_unavailable(exc)
             if stops or request.client_kind is not ClientKind.EVENTSOURCE:
@@ -72,7 +81,7 @@ class NamedStreams:
                 await self._handler.send_retry_later(request.last_event_id, request, send)
 
     async def _find(self, name: str, request: SSERequest) -> LogSnapshot | None:
-        """Return the log of a name that the request may read."""
+        """Return the log that a request selects, if it may read it."""
         identity = self._context.identities.of(request) or ""
         if not identity and not self._has_warned:
             self._has_warned = True
@@ -81,18 +90,44 @@ class NamedStreams:
                 "SSEMiddleware(identify=...) or SSE_IDENTITY_COOKIES, or have clients send an "
                 "Authorization header. This is logged once."
             )
+        public_id = request.headers.get(b"x-stream-id")
+        if public_id is not None:
+            return await self._find_by_id(public_id.decode("latin-1"), identity, request)
+        if not (name and identity):
+            return None
         # A page that only looks whether a stream is running gets its response at once.
         knows_of_it = (
             request.method in _STOPS
             or _after(request) is not None
             or request.intent.event_id is not None
         )
-        find = self._handler.find_named if knows_of_it else self._context.store.find_named
-        found = await find(stream_name(name, identity))
+        key = stream_name(name, identity)
+        if knows_of_it:
+            found = await self._handler.lookup.find_named(key, request)
+        else:
+            found = await self._context.store.find_named(key)
         return found if await self._access.may_read_named(found, request) else None
 
+    async def _find_by_id(
+        self, public_id: str, identity: str, request: SSERequest
+    ) -> LogSnapshot | None:
+        """Return the log of a public id, which is no secret: the identity gives access."""
+        if not (identity and is_stream_id(public_id)):
+            return None
+        found = await self._handler.lookup.find(public_id, request)
+        if found is None or await self._access.may_read_named(found, request):
+            return found
+        await self._handler.lookup.find_nothing(request)
+        return None
+
     async def _send(
-        self, found: LogSnapshot, request: SSERequest, run_app: RunApp, *, replays: bool
+        self,
+        found: LogSnapshot,
+        request: SSERequest,
+        run_app: RunApp,
+        *,
+        replays: bool,
+        is_head: bool,
     ) -> None:
         """Send a log from its first event, or from the position of the client."""
         kind, event_id = request.client_kind, request.intent.event_id
@@ -103,7 +138,7 @@ class NamedStreams:
             # Such a client cannot be notified of events that are missing.
             kind is not ClientKind.EVENTSOURCE and (after or 0) < found.first - 1
         ):
-            await send_empty(run_app.send, request, HTTPStatus.NO_CONTENT)
+            await self._send_nothing(found, request, run_app.send)
             return
         had_another = after is None and event_id is not None and event_id.ending is None
         reset = "gone" if had_another and event_id is not None and event_id.seq else ""
@@ -115,7 +150,19 @@ class NamedStreams:
             secret=found.info.secret,
             reset=reset,
             client_kind=kind,
+            is_head=is_head,
         )
+
+    async def _send_nothing(self, found: LogSnapshot, request: SSERequest, send: Send) -> None:
+        headers = cors_headers(found.info, request)
+        await send_empty(send, request, HTTPStatus.NO_CONTENT, headers)
+
+
+def _as_get(request: SSERequest) -> SSERequest:
+    """Return a HEAD as the GET whose status and headers it gets."""
+    other = request.with_scope({**request.scope, "method": "GET"})
+    other.intent = ResumeIntent(other.event_id)
+    return other
 
 
 def _is_over(

@@ -202,15 +202,24 @@ class EventStore(Protocol):
 
 
 async def find_patiently(
-    find: Callable[[str], Awaitable[LogSnapshot | None]], key: str
+    find: Callable[[str], Awaitable[LogSnapshot | None]],
+    key: str,
+    exists: Callable[[str], Awaitable[bool]] | None = None,
 ) -> LogSnapshot | None:
-    """Look up a log that another process may store a little later."""
+    """Look up a log that another process may store a little later.
+
+    Args:
+        find: returns the log.
+        key: its id or name.
+        exists: returns whether there is a log, if that costs less.
+    """
     found = await find(key)
     for pause in FIND_PAUSES:
         if found is not None:
             break
         await asyncio.sleep(pause)
-        found = await find(key)
+        if exists is None or await exists(key):
+            found = await find(key)
     return found
 
 

@@ -22,6 +22,7 @@ from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import EventStore, LogInfo
 from sse_middleware.stream.linger import LingerQueue
 from sse_middleware.stream.linger_index import request_key
+from sse_middleware.stream.readers import ReaderPool
 
 logger = logging.getLogger("sse_middleware")
 
@@ -44,6 +45,7 @@ class Context:
         terms_for: returns the terms of the streams of a mark that `terms` has computed.
         store: keeps the events.
         linger_queue: the streams that wait for a reader.
+        readers: counts the connections that follow streams.
         proxies: the proxies that are trusted to name the addresses of clients.
         identities: determines the identities that requests belong to.
         path_marks: marks for paths; the first that matches applies.
@@ -61,6 +63,7 @@ class Context:
     )
     store: EventStore
     linger_queue: LingerQueue
+    readers: ReaderPool
     proxies: TrustedProxies
     identities: Identities
     path_marks: PathMarks = ()

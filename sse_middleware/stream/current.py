@@ -193,7 +193,7 @@ class CurrentStream:
         A POST and a DELETE stop the stream.
 
         Args:
-            name: the name of the stream.
+            name: the name of the stream, `""` for none.
             scope: the scope of the endpoint, which may be a copy of the request's.
             receive: the endpoint's `receive`.
             send: the endpoint's `send`.

@@ -14,7 +14,12 @@ from starlette.types import Message, Receive, Send
 
 from sse_middleware.errors import StoreError
 from sse_middleware.http.request import SSERequest
-from sse_middleware.http.response_head import OWN_HEADERS, parse_headers, stream_headers
+from sse_middleware.http.response_head import (
+    OWN_HEADERS,
+    body_message,
+    parse_headers,
+    stream_headers,
+)
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm, comment_form
 from sse_middleware.protocol.connection_state import (
@@ -68,6 +73,7 @@ class Follower:
         self._context = context
         self._request = request
         self._receive = receive
+        self._send = send
         self._after = after
         self._tasks: list[asyncio.Task[None]] = []
         self._timers = current_timers()
@@ -108,6 +114,11 @@ class Follower:
         sender = Sender(send, self._timers, self._record, context.observers)
         timeout = context.options.send_timeout
         self._connection = Connection(self._dialect, sender, self, send_timeout=timeout)
+
+    async def send_head(self) -> None:
+        """Send the response start alone, for a HEAD; the client is no reader."""
+        await self._send(self._start())
+        await self._send(body_message(b"", more_body=False))
 
     async def run(self) -> None:
         """Send events until the stream ends, the cap is reached or the client disconnects."""

@@ -221,9 +221,9 @@ def create_stream(  # noqa: PLR0917 - one call
         create_log = partial(
             _create_log, producer, context, request, mark, record, terms, secret, start, body
         )
-        if reads_control_events:
+        if reads_control_events or "keep" in options.explicit:
             create_log()
-        else:  # no client can resume it without a name
+        else:  # most clients cannot resume it without a name
             producer.log.begin_if_named(create_log)
     sender = Sender(send, timers, record, context.observers)
     producer.attach(Connection(dialect, sender, producer, send_timeout=options.send_timeout))

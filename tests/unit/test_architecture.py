@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "stores": {"errors", "_once", "observability.observer", "protocol.stream_terms"},
     "stream": {"errors", "_once", "config", "protocol", "http", "stores.base", "observability"},
     "resume": {"errors", "protocol", "http", "stream", "stores.base"},
-    "limits": {"errors", "_once", "protocol", "http", "stream", "stores"},
+    "limits": {"errors", "_once", "config", "protocol", "http", "stream", "stores"},
     "channels": {"errors", "_once", "config", "protocol", "observability", "stores"},
     "client": {"http"},
 }

@@ -114,6 +114,10 @@ class RedisSession:
             decoded = None if stream_id is None else stream_id.decode("ascii")
         return None if decoded is None else await self.find(decoded, sealed)
 
+    async def exists(self, stream_id: str) -> bool:
+        """Return whether there is a log; it takes one query, and `find` takes three."""
+        return await self.producer_process(stream_id) is not None
+
     async def producer_process(self, stream_id: str) -> str | None:
         """Return the process that writes a log, `None` if there is no such log."""
         log = self._logs.get(stream_id)

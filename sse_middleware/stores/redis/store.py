@@ -102,7 +102,8 @@ class RedisStore:
 
     async def find(self, stream_id: str) -> LogSnapshot | None:
         """Return the log of a stream, `None` if there is none, and none is being written."""
-        return await find_patiently(self._session().find, stream_id)
+        session = self._session()
+        return await find_patiently(session.find, stream_id, session.exists)
 
     async def find_named(self, name: str) -> LogSnapshot | None:
         """Return the latest log of a name, `None` if there is none."""

@@ -9,6 +9,7 @@ import pytest
 from sse_middleware.config.arguments import EndpointArguments, OptionArguments, Strings
 from sse_middleware.config.options import SETTINGS, Options, validate
 from sse_middleware.errors import ConfigurationError, SSEError
+from sse_middleware.limits.admission_check import evicts
 
 SECONDS = {
     "stream_max_seconds": ("SSE_STREAM_MAX_SECONDS", "STREAM_MAX_SECONDS"),
@@ -526,10 +527,10 @@ def test_a_limit_is_off_or_a_number_from_one_on(name: str) -> None:
 
 def test_the_default_action_over_a_limit_depends_on_the_client() -> None:
     unset = Options.from_environ({})
-    assert (unset.evicts(eventsource=True), unset.evicts(eventsource=False)) == (True, False)
-    for text, evicts in (("evict_oldest", True), ("reject", False)):
+    assert (evicts(unset, eventsource=True), evicts(unset, eventsource=False)) == (True, False)
+    for text, expected in (("evict_oldest", True), ("reject", False)):
         options = Options.from_environ({"SSE_LIMIT_ACTION": text})
-        assert {options.evicts(eventsource=one) for one in (True, False)} == {evicts}
+        assert {evicts(options, eventsource=one) for one in (True, False)} == {expected}
     with pytest.raises(ConfigurationError, match="allowed is evict_oldest or reject"):
         Options.from_environ({"SSE_LIMIT_ACTION": "evict"})
 

@@ -351,9 +351,10 @@ async def test_a_resume_endpoint_needs_the_middleware() -> None:
 
 async def test_a_resume_endpoint_accepts_a_get_and_the_methods_of_a_stop() -> None:
     app = resumable(resume_endpoint("x"), identify=user)
-    for method in ("PUT", "HEAD"):
+    for method, status in (("PUT", 405), ("TRACE", 405), ("OPTIONS", 204)):
         exchange = await handle(app, method=method, headers=EVENTSOURCE)
-        assert (exchange.status, exchange.headers[b"allow"]) == (405, b"GET, POST, DELETE")
+        assert (exchange.status, exchange.body) == (status, b"")
+        assert exchange.headers[b"allow"] == b"GET, HEAD, POST, DELETE, OPTIONS"
     with pytest.raises(RuntimeError, match="websocket"):
         await resume_endpoint("x")({"type": "websocket"}, exchange.receive, exchange.send)
 
