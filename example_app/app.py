@@ -2,7 +2,8 @@
 
 Two event streams by two libraries, to show that the middleware works with any of them: `GET
 /stream/search` by FastAPI, for a page's `EventSource`, and `POST /search` by sse-starlette, for
-clients that use `fetch` or run on a server. Neither implements heartbeats, ids, resuming, limits or
+clients that use `fetch` or run on a server. The latter receive no bytes but those of the app, which
+therefore numbers its events itself. Neither endpoint implements heartbeats, resuming, limits or
 trace ids: the line `app.add_middleware(SSEMiddleware)` adds them. Its `client_path` serves the
 client that the page uses. A third stream, `POST /v1/react/sessions`, is produced by a worker in
 another process.
@@ -13,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import secrets
 from collections.abc import AsyncIterator  # noqa: TC003  # FastAPI reads it at run time
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -26,6 +29,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, StringConstraints
 from sse_starlette import EventSourceResponse as SseStarletteResponse
+from starlette.datastructures import Headers
 
 from example_app.cut import Cutter
 from example_app.react_agent import react_session
@@ -35,7 +39,7 @@ from sse_middleware import SSEMiddleware, streaming
 from sse_middleware.channels import Publisher, close_channels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, MutableMapping
 
 # About 40 words a second: the pace of a fast model, and slow enough to see a stream at work.
 TOKEN_DELAY_SECONDS: Final = 0.025
@@ -44,6 +48,7 @@ MAX_QUERY_CHARACTERS: Final = 1000
 
 CLIENT_PATH: Final = "/sse-client.js"
 
+_EVENT_ID: Final = re.compile("([0-9a-f]{32})-[0-9]{1,9}")
 _STATIC: Final = Path(__file__).parent / "static"
 # With explicit types, because the system's table may map a script to text/plain.
 _PAGE_FILES: Final = {
@@ -114,8 +119,10 @@ def create_app(*, token_delay_seconds: float = TOKEN_DELAY_SECONDS) -> FastAPI:
     """
     app = FastAPI(title="Ask the Python documentation", lifespan=_lifespan)
     app.state.token_delay_seconds = token_delay_seconds
-    # The answers of this path are streams or JSON; the other two endpoints carry their marks.
-    app.add_middleware(SSEMiddleware, mark="/search", client_path=CLIENT_PATH)
+    # The answers of this path are streams or JSON, so a glob marks it, which is no promise of a
+    # stream; the other two endpoints carry their marks.
+    marks = {"/search*": streaming(ids="app", stream_key=session_of)}
+    app.add_middleware(SSEMiddleware, marks=marks, client_path=CLIENT_PATH)
     app.add_middleware(Cutter)  # outermost, so that it sees the stream ids
     app.get("/stream/search", response_class=EventSourceResponse)(stream_search)
     app.post("/search", response_model=None)(search)
@@ -171,6 +178,16 @@ async def stream_search(
     )
 
 
+def session_of(scope: MutableMapping[str, Any]) -> str:
+    """Return the session of a search: a new one, or that in the event id of a client that resumes.
+
+    An event id is the session, which cannot be guessed, and the number of the event.
+    """
+    found = _EVENT_ID.fullmatch(Headers(scope=scope).get("last-event-id", ""))
+    session = found[1] if found else secrets.token_hex(16)
+    return str(scope.setdefault("example_app.session", session))
+
+
 async def search(
     request: Request,
     body: SearchRequest,
@@ -180,7 +197,8 @@ async def search(
     answer = await searcher.answer(body.query)
     accepted = ",".join(request.headers.getlist("accept")).lower()
     if "text/event-stream" in accepted:
-        return SseStarletteResponse(_answer_events(answer, searcher))
+        events = _answer_events(answer, searcher)
+        return SseStarletteResponse(_numbered(events, session_of(request.scope)))
     return {
         "answer": answer.text,
         "citations": [asdict(citation) for citation in answer.citations],
@@ -196,6 +214,16 @@ async def _answer_events(answer: Answer, searcher: Searcher) -> AsyncIterator[di
     for citation in answer.citations:
         yield _event("citation", asdict(citation))
     yield _event("done", {"confidence_score": answer.confidence_score})
+
+
+async def _numbered(
+    events: AsyncIterator[dict[str, str]], session: str
+) -> AsyncIterator[dict[str, str]]:
+    """Give each event an id, from 1."""
+    number = 0
+    async for event in events:
+        number += 1
+        yield {**event, "id": f"{session}-{number}"}
 
 
 def _event(name: str, data: dict[str, Any]) -> dict[str, str]:

@@ -6,7 +6,6 @@ client that may not read a stream, the response is the same as if the stream did
 """
 
 import logging
-from contextlib import aclosing
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
@@ -30,7 +29,7 @@ from sse_middleware.http.request import (
 from sse_middleware.http.routes import UNMATCHED, route_ahead
 from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind
 from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, parse_event_id, stream_id
-from sse_middleware.protocol.wire import Kind, Splitter, event_id
+from sse_middleware.resume.app_ids import AppIds
 from sse_middleware.resume.authorization import Authorization, cors_headers
 from sse_middleware.resume.endpoint import ResumeEndpoint
 from sse_middleware.resume.lookup import LimitReachedError, Lookup, MissLimit
@@ -71,6 +70,7 @@ class ResumeHandler:
         self._context = context
         self.lookup = Lookup(context, limit)
         self._access = Authorization(context)
+        self._app_ids = AppIds(context, self.lookup, self._access)
         self._warns = one_process
 
     async def handle(self, request: SSERequest, receive: Receive, send: Send) -> RunApp | None:
@@ -95,7 +95,8 @@ class ResumeHandler:
             return None
         except StoreError as exc:
             warn_unavailable(exc)
-            if request.is_stop:  # the `fetch` of a page, which can handle an error status
+            if request.is_stop or (event_id is None and not self._reads_control_events(request)):
+                # The `fetch` of a page, which can handle an error status.
                 self._report(UNMATCHED, "unavailable")
                 await send_empty(send, request, HTTPStatus.SERVICE_UNAVAILABLE)
             else:
@@ -148,23 +149,43 @@ class ResumeHandler:
         self, held: str, request: SSERequest, run_app: RunApp
     ) -> RunApp | None:
         """Resume a stream if its app numbers its events but does not keep them."""
-        name = self._context.key_name(self._context.match_mark(request.scope), request)
-        if name is None:
+        mark = self._context.match_mark(request.scope)
+        name = self._context.key_name(mark, request)
+        kind = self._context.client_kind(request, mark)
+        if name is None or kind is ClientKind.OFF:
             return run_app
-        self.lookup.check_room()
-        found = await self.lookup.find_named(name, request)
-        if self._access.is_opened_by(found, request):
-            body, run_app = await _read_post_body(request, run_app)
-            if await self._access.may_resume(found.info, request, body):
-                after = await self._find_app_id(found, held)
-                if after is not None:
-                    secret = found.info.secret  # for the id of the end
-                    await self.read(
-                        found, request, run_app, after=after, secret=secret, event_id=held
-                    )
-                    return None
-        request.intent = ResumeIntent(EventId("", 0), reset="gone")
+        body, run_app = await _read_post_body(request, run_app)
+        found, after = await self._app_ids.find(name, held, request, body)
+        if found is not None:
+            await self._continue_by_app_id(found, after, held, kind, request, run_app)
+            return None
+        if kind is ClientKind.EVENTSOURCE:
+            request.intent = ResumeIntent(EventId("", 0), reset="gone")
         return run_app
+
+    async def _continue_by_app_id(  # noqa: PLR0917 - one call
+        self,
+        found: LogSnapshot,
+        after: int,
+        held: str,
+        kind: ClientKind,
+        request: SSERequest,
+        run_app: RunApp,
+    ) -> None:
+        """Send the rest of a log after the event with the app's id `held`."""
+        is_over = found.state is not LogState.RUNNING and after >= found.last
+        if is_over and kind is not ClientKind.EVENTSOURCE:  # which alone receives an end of ours
+            await self._send_end(request, run_app.send, found.info.route)
+            return
+        await self.read(
+            found,
+            request,
+            run_app,
+            after=after,
+            secret=found.info.secret,  # for the id of the end
+            event_id=held,
+            client_kind=kind,
+        )
 
     async def read(
         self,
@@ -233,26 +254,6 @@ class ResumeHandler:
         else:
             await send_rejection(send, request, limit.reason, limit.retry_after)
 
-    async def _find_app_id(self, found: LogSnapshot, held: str) -> int | None:
-        """Return the number of the event that has the app's id `held`, `None` if none has."""
-        wanted, found_at = held.encode(), None
-        number = found.first - 1
-        if found.last <= number:
-            return None  # the log is empty
-        async with aclosing(self._context.store.follow(found.info.stream_id, number)) as log:
-            async for batch in log:
-                if batch.state is not LogState.RUNNING:
-                    return found_at
-                splitter = Splitter(len(batch.frames) + 1)
-                for kind, block in splitter.feed(batch.frames):
-                    number += kind is Kind.BLOCK
-                    if kind is Kind.BLOCK and event_id(block) == wanted:
-                        found_at = number
-                if batch.last >= found.last:
-                    return found_at
-                number = batch.last
-        return found_at
-
     async def _stop(self, request: SSERequest, receive: Receive, send: Send) -> None:
         """End a stream if the client may read it; the response does not show whether there is one.
 
@@ -313,6 +314,10 @@ class ResumeHandler:
         """
         self._report(route, "ended")
         await send_empty(send, request, HTTPStatus.NO_CONTENT)
+
+    def _reads_control_events(self, request: SSERequest) -> bool:
+        mark = self._context.match_mark(request.scope)
+        return self._context.client_kind(request, mark) is ClientKind.EVENTSOURCE
 
     def _report(self, route: str, result: str) -> None:
         for observer in self._context.observers:

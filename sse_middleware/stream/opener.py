@@ -221,7 +221,7 @@ def create_stream(  # noqa: PLR0917 - one call
         create_log = partial(
             _create_log, producer, context, request, mark, record, terms, secret, start, body
         )
-        if reads_control_events or "keep" in options.explicit:
+        if reads_control_events or has_app_ids or "keep" in options.explicit:
             create_log()
         else:  # most clients cannot resume it without a name
             producer.log.begin_if_named(create_log)
@@ -301,8 +301,8 @@ def _create_log(  # noqa: PLR0917 - one call
     has_app_ids = _has_app_ids(mark)
     identity = context.identities.of(request)
     name = context.key_name(mark, request) if has_app_ids else ""
-    has_reader = bool(identity) or record.family is ClientKind.EVENTSOURCE  # a name needs it
-    if identity is None or name is None or not has_reader:
+    has_ids = has_app_ids or record.family is ClientKind.EVENTSOURCE
+    if identity is None or name is None or not (identity or has_ids):  # a name needs an identity
         return
     info = LogInfo(
         stream_id=record.stream_id,

@@ -14,6 +14,7 @@ from asgi_lifespan import LifespanManager
 import example_app
 from example_app.app import MAX_DELAY_MS, MAX_QUERY_CHARACTERS, create_app
 from example_app.search import NOTHING_FOUND
+from sse_middleware import EventParser
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -96,6 +97,29 @@ async def test_sse_citation_events_contain_metadata(client: httpx.AsyncClient) -
         assert citation["document_name"].startswith("Python ")
         assert citation["excerpt"]
         assert citation["url"].startswith("https://docs.python.org/3/")
+
+
+async def test_sse_reconnection_resumes_from_last_event(client: httpx.AsyncClient) -> None:
+    whole = EventParser().feed((await post(client, QUESTION, "text/event-stream")).content)
+    for at in (1, len(whole) // 2, len(whole) - 1):
+        response = await client.post(
+            "/search",
+            json={"query": QUESTION},
+            headers={"Accept": "text/event-stream", "Last-Event-ID": whole[at - 1].id or ""},
+        )
+        assert response.status_code == 200
+        assert EventParser().feed(response.content) == whole[at:]
+    last = {"Accept": "text/event-stream", "Last-Event-ID": whole[-1].id or ""}
+    response = await client.post("/search", json={"query": QUESTION}, headers=last)
+    assert response.status_code == 204
+
+
+async def test_sse_reconnection_without_the_stream_starts_over(client: httpx.AsyncClient) -> None:
+    whole = events_of(await post(client, QUESTION, "text/event-stream"))
+    for held in ("0" * 32 + "-5", "5", "x", "\xff"):
+        headers = [(b"Accept", b"text/event-stream"), (b"Last-Event-ID", held.encode("latin-1"))]
+        response = await client.post("/search", json={"query": QUESTION}, headers=headers)
+        assert events_of(response) == whole
 
 
 async def test_sse_done_event_carries_the_confidence(client: httpx.AsyncClient) -> None:

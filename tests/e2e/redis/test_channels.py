@@ -134,6 +134,27 @@ def whole_session(question: str, answer: str) -> list[Any]:
     ]
 
 
+async def test_a_search_is_resumed_by_another_web_process(
+    site: Site, client: httpx.AsyncClient
+) -> None:
+    body, events, parser = {"query": QUESTION}, list[Event](), EventParser()
+    headers = {"accept": "text/event-stream"}
+    first, second = (f"{web}/search?delay_ms=5" for web in site.webs)
+    async with client.stream("POST", first, headers=headers, json=body) as response:
+        async for data in response.aiter_bytes():
+            events += parser.feed(data)
+            if len(events) > 5:
+                break
+    headers["last-event-id"] = events[4].id or ""
+    response = await client.post(second, headers=headers, json=body)
+    rest = EventParser().feed(response.content)
+    assert rest[0] == events[5]
+    ids = [event.id or "" for event in (*events[:5], *rest)]
+    assert [found.rpartition("-")[2] for found in ids] == [f"{n + 1}" for n in range(len(ids))]
+    assert len({found.rpartition("-")[0] for found in ids}) == 1
+    assert rest[-1].event == "done"
+
+
 async def test_a_missing_worker_is_reported(site: Site, client: httpx.AsyncClient) -> None:
     site.workers(0)
     ((name, payload),) = await ask(client, site.impatient)

@@ -11,7 +11,19 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from sse_middleware import current_stream, streaming
-from tests.support.asgi import EVENTSOURCE, body, handle, http_scope, stream_of, stream_start
+from sse_middleware.errors import StoreError
+from sse_middleware.stores.base import LogSnapshot
+from sse_middleware.stores.memory import MemoryStore
+from tests.support.asgi import (
+    EVENTSOURCE,
+    Exchange,
+    body,
+    handle,
+    http_scope,
+    running,
+    stream_of,
+    stream_start,
+)
 from tests.support.resuming import (
     TTL,
     UNKNOWN,
@@ -336,3 +348,70 @@ async def test_the_key_of_a_route_and_the_name_of_a_stream_do_not_collide() -> N
     kept = resumable(app, marks={"/": mark})
     await read(kept, path="/named")
     assert (await resume(kept, "1", path="/")).names[0] == "reset"
+
+
+# Clients that are no EventSource
+
+FETCH = [(b"accept", b"text/event-stream"), (b"content-type", b"application/json")]
+
+
+async def fetch(app: Any, held: str = "", body: bytes = b"{}") -> Exchange:
+    """Return the response to the POST of a `fetch` loop, which has no identity."""
+    headers = [*FETCH, (b"last-event-id", held.encode())] if held else FETCH
+    return await handle(app, method="POST", body=body, headers=headers)
+
+
+async def test_any_client_resumes_by_the_ids_of_the_app_and_receives_its_bytes() -> None:
+    numbering = Numbering(6)
+    app = resumable(numbering, **keyed())
+    whole = await fetch(app)
+    blocks = whole.body.split(b"\n\n")[:-1]
+    assert blocks == [b"id: %d\ndata: %d" % (number, number) for number in range(1, 7)]
+    for at in range(1, 6):
+        again = await fetch(app, f"{at}")
+        assert again.status == 200
+        assert again.body == b"".join(block + b"\n\n" for block in blocks[at:])
+    assert (await fetch(app, "6")).status == 204
+    assert numbering.handed == [None]
+
+
+async def test_any_client_follows_a_stream_that_is_running() -> None:
+    numbering = Numbering(6)
+    app = resumable(numbering, **keyed())
+    first = Exchange(http_scope(method="POST", headers=FETCH), body=b"{}")
+    async with running(app, first):
+        await first.until_count(2)
+        first.disconnect()
+        again = await fetch(app, "2")
+    assert [event.data for event in again.events] == ["3", "4", "5", "6"]
+    assert numbering.handed == [None]
+    assert numbering.ends == ["finished"]
+
+
+@pytest.mark.parametrize(("held", "body"), [("77", b"{}"), ("2", b"[]")])
+async def test_any_client_without_a_stream_runs_the_app(held: str, body: bytes) -> None:
+    numbering = Numbering(3)
+    app = resumable(numbering, **keyed())
+    await fetch(app)
+    again = await fetch(app, held, body)
+    assert again.status == 200
+    assert b"event:" not in again.body  # no reset: it would not be known to such a client
+    assert numbering.handed == [None, held]
+
+
+async def test_any_client_receives_an_error_status_while_the_store_is_out_of_reach() -> None:
+    class Failing(MemoryStore):
+        async def find_named(self, name: str) -> LogSnapshot | None:
+            raise StoreError(f"out of reach: {name}")
+
+    app = resumable(Numbering(3), store=Failing(), **keyed())
+    assert (await fetch(app, "2")).status == 503
+    assert (await resume(app, "2")).status == 200
+
+
+async def test_a_client_outside_the_rollout_resumes_by_the_app() -> None:
+    numbering = Numbering(3)
+    app = resumable(numbering, rollout_percent=0, **keyed())
+    await fetch(app)
+    await fetch(app, "2")
+    assert numbering.handed == [None, "2"]
