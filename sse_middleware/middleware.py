@@ -39,6 +39,7 @@ from sse_middleware.observability.logs import StreamLog
 from sse_middleware.observability.metrics import counting_in, exposition
 from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.event_ids import new_secret, stream_id
+from sse_middleware.resume.attach import AttachedRequests
 from sse_middleware.resume.handler import ResumeHandler
 from sse_middleware.resume.named import NamedStreams
 from sse_middleware.stores.base import EventStore
@@ -136,6 +137,8 @@ class SSEMiddleware:
             limit=self._admission if store.is_shared else None,
         )
         self._follow_named = NamedStreams(self._context, self._resume).respond
+        self._attached = AttachedRequests(self._context, self._resume)
+        self._attaching = self._context.attaching
         self._path_filter = PathFilter(chosen.include, chosen.exclude)
         self._pages = _OwnPages(chosen, registry)
         # The ends of the paths of requests that `_intercept` handles: those of our pages, or all.
@@ -144,7 +147,7 @@ class SSEMiddleware:
         self._lingering_paths = self._context.linger_queue.paths
         self._warned_of_loop = False
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: C901 - few calls
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: C901, PLR0912 - few calls
         """Handle one connection as ASGI 3 specifies."""
         # This runs for every request of the app: as few calls and objects as possible.
         if (
@@ -166,6 +169,7 @@ class SSEMiddleware:
             self._admission is None
             and not may_have_event_id(scope)
             and not (self._lingering_paths and request_path(scope) in self._lingering_paths)
+            and self._attaching.is_needed is False
         ):
             current = CurrentStream(scope.get("headers") or (), self._follow_named)
             responder = Responder(self._context, current, scope, receive, send, task)
@@ -189,6 +193,8 @@ class SSEMiddleware:
                     CURRENT.set(None)
                 scope.pop(IN_SCOPE, None)
                 current.request = None
+                if current.claimed:
+                    self._context.store.release(current.claimed, current.stream_id)
                 if responder.admission is not None:
                     responder.admission.release()
 
@@ -196,21 +202,32 @@ class SSEMiddleware:
         self, scope: Scope, receive: Receive, send: Send, task: "asyncio.Task[Any]"
     ) -> Responder | None:
         """Resume a stream, check the limits or handle a reload; return `None` after a response."""
-        request, check = SSERequest(scope), None
+        request = SSERequest(scope)
         if may_have_event_id(scope):
             run_app = await self._resume.handle(request, receive, send)
             if run_app is None:
                 return None
             receive, send = run_app
-        if self._admission is not None:
-            check = AdmissionCheck(self._admission, self._context, request)
-            await check.check_before_app()
-            if check.rejection:
-                await check.send_rejection(send)
+        current = CurrentStream(request.headers.items(), self._follow_named, request)
+        if self._attaching.is_needed is not False and self._context.attaches():
+            run_app = await self._attached.handle(request, current, receive, send)
+            if run_app is None:
                 return None
+            receive, send = run_app
+        is_admitted, check = False, None
+        try:
+            if self._admission is not None:
+                check = AdmissionCheck(self._admission, self._context, request)
+                await check.check_before_app()
+                if check.rejection:
+                    await check.send_rejection(send)
+                    return None
+            is_admitted = True
+        finally:
+            if current.claimed and not is_admitted:
+                self._context.store.release(current.claimed, current.stream_id)
         if self._lingering_paths:
             self._context.end_repeated(request)
-        current = CurrentStream(request.headers.items(), self._follow_named, request)
         return Responder(self._context, current, scope, receive, send, task, check)
 
     async def _intercept(self, scope: Scope, receive: Receive, send: Send) -> Send | None:

@@ -27,9 +27,10 @@ PROCESS: Final = "process"
 CLIENT: Final = "client"
 RATE: Final = "rate"
 READERS: Final = "readers"
+CONFLICT: Final = "conflict"
 SHUTDOWN: Final = "shutdown"
 """Reasons for a rejection: no slot in the process or for the client, the rate, the readers of a
-stream, or a drain."""
+stream, an `Idempotency-Key` that the client has used for another request, or a drain."""
 
 RETRY_SECONDS: Final = 5
 """The announced wait if there is no slot; it is not known when there will be one."""
@@ -67,6 +68,14 @@ _REJECTIONS: Final = {
             "message": "Too many clients read this stream.",
         },
     ),
+    CONFLICT: (
+        HTTPStatus.CONFLICT,
+        {
+            "type": "invalid_request_error",
+            "code": "idempotency_key_reused",
+            "message": "This Idempotency-Key was sent with another body; use a new key.",
+        },
+    ),
     SHUTDOWN: (
         HTTPStatus.SERVICE_UNAVAILABLE,
         {"type": "server_error", "code": "shutdown", "message": "The server is shutting down."},
@@ -79,22 +88,26 @@ _FORBIDS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _EXPOSITION_HEADERS: Final = (b"accept", b"accept-encoding")
 
 
-async def send_rejection(send: Send, request: SSERequest, reason: str, retry_after: int) -> None:
-    """Send a 503 or 429 with the reason as JSON.
+async def send_rejection(
+    send: Send, request: SSERequest, reason: str, retry_after: int | None
+) -> None:
+    """Send a 503, 429 or 409 with the reason as JSON.
 
     Args:
         send: the server's.
         request: the request.
         reason: one of the five reasons.
-        retry_after: the seconds after which the client may try again.
+        retry_after: the seconds after which the client may try again, `None` for never.
     """
     status, error = _REJECTIONS[reason]
     response = Response(
         json.dumps({"error": error, "trace_id": request.trace_id}),
         status.value,
-        {"retry-after": str(retry_after), "x-trace-id": request.trace_id},
+        {"x-trace-id": request.trace_id},
         media_type="application/json",
     )
+    if retry_after is not None:
+        response.headers["retry-after"] = str(retry_after)
     response.raw_headers += OWN_HEADERS
     await response(request.scope, _receive_nothing, send)
 

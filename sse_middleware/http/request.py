@@ -9,7 +9,7 @@ import random
 import re
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import parse_qsl
 
 from starlette.types import Scope
@@ -32,6 +32,7 @@ _HEADERS: Final = frozenset(
         b"cache-control",
         b"cookie",
         b"forwarded",
+        b"idempotency-key",
         b"if-none-match",
         b"last-event-id",
         b"origin",
@@ -58,16 +59,13 @@ _TRACE_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _FIELDS_LIMIT: Final = 100
 _STORED_CHARACTERS: Final = 1000
 """The length of a path or an origin that is stored as it is; a character in JSON takes 6 bytes."""
-_BODY_BYTES: Final = 1 << 20
-"""The longest body with which a POST can resume; chats with a few images fit.
-
-To compare the bodies, the middleware reads that of the second request before the app does.
-"""
 _PARAMETER: Final = re.compile(
     rb"(?:^|&)(?:(?:%b)=|%b(?:[=&]|$))"
     % ("|".join(EVENT_ID_PARAMETERS).encode(), CANCEL_PARAMETER.encode())
 )
 _CANCEL: Final = re.compile(rb"(?:^|&)%b(?:[=&]|$)" % CANCEL_PARAMETER.encode())
+LONGEST_NAME: Final = 200
+"""The most characters in the name of a stream."""
 ANY_STREAM: Final = frozenset((EVENT_STREAM, b"text/*", b"*/*"))
 """The media types and ranges that an event stream has."""
 NEVER_STREAM: Final = ("HEAD", "OPTIONS")
@@ -157,6 +155,15 @@ class SSERequest:
     def request_path(self) -> str:
         """The path as it was on the wire, without the query."""
         return request_path(self.scope)
+
+    @property
+    def idempotency_key(self) -> str:
+        """The `Idempotency-Key`, `""` without one; a digest replaces a long one.
+
+        Its draft: https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
+        """
+        key = self.headers.get(b"idempotency-key", b"").strip().decode("latin-1")
+        return key if len(key) <= LONGEST_NAME else _digest(key)
 
     @property
     def query(self) -> list[tuple[str, str]]:
@@ -298,49 +305,13 @@ def stream_key_name(key: str, path: str) -> str:
     return f"key:{path}:{key}"
 
 
-class BodyDigest:
-    """The digest of the body of a request, computed part by part; no part is kept.
-
-    Args:
-        limit: the bytes of the longest body that has a digest; with 0, nothing is hashed.
-
-    Attributes:
-        is_complete: whether the whole body has been hashed.
-    """
-
-    __slots__ = ("_hash", "_remaining", "is_complete")
-
-    def __init__(self, limit: int = _BODY_BYTES) -> None:
-        self._hash = hashlib.blake2b(digest_size=16) if limit else None
-        self._remaining = limit
-        self.is_complete = False
-
-    @property
-    def is_too_long(self) -> bool:
-        """Whether the body is longer than the limit."""
-        return self._hash is None
-
-    def add(self, message: Mapping[str, Any]) -> None:
-        """Add the part in an ASGI message."""
-        if self._hash is None:
-            return
-        part: bytes = message.get("body", b"")
-        self._remaining -= len(part)
-        if self._remaining < 0:
-            self._hash = None
-        else:
-            self._hash.update(part)
-            self.is_complete = not message.get("more_body", False)
-
-    def hexdigest(self) -> str | None:
-        """Return the digest of the whole body, `None` if it is incomplete or too long."""
-        return self._hash.hexdigest() if self._hash is not None and self.is_complete else None
-
-
 def _shortened(text: str) -> str:
     """Return a text of bounded length that is equal only for the same text."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-    return f"{text[:_STORED_CHARACTERS]}...{digest}"
+    return f"{text[:_STORED_CHARACTERS]}...{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _picked_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -10,9 +10,9 @@ import copy
 import fnmatch
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import FunctionType
-from typing import Any, Literal, TypeVar, Unpack, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import FunctionType, MappingProxyType
+from typing import Any, Literal, NamedTuple, TypeVar, Unpack, get_args, overload
 
 from starlette.routing import Match
 
@@ -32,7 +32,13 @@ StreamName = str | Callable[[Any], str]
 """The name of a stream, with path parameters in braces, or a function of the scope."""
 
 _ATTRIBUTE = "__sse_streaming__"
+_LONGEST_CACHE = 30 * 24 * 3600
+"""Thirty days, in seconds."""
 _WILDCARDS = re.compile(r"[*?[]")
+Attach = Literal["never", "running", "kept"]
+"""The streams of its name that a request follows instead of running the app."""
+Rerun = Literal["always", "never"]
+"""Whether the app runs for a client whose stream cannot be resumed."""
 _CLIENT_KINDS = (ClientKind.EVENTSOURCE, ClientKind.PLAIN, ClientKind.OPENAI)
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
@@ -48,16 +54,22 @@ class Mark:
         stream_name: the name of its streams, `None` if the handler sets it.
         stream_key: the function that returns the key of a requested stream if the app numbers its
             events but does not keep them, else `None`.
+        attach: the streams that a request with the same name follows.
+        cache_ttl: how long a finished stream is kept, `None` for `replay_ttl`.
+        rerun: whether the app runs for a client whose stream cannot be resumed.
         is_certain: whether all responses are streams; not so if a path glob matches more paths, or
             if only the settings mark the path.
     """
 
     __slots__ = (
         "__weakref__",
+        "attach",
+        "cache_ttl",
         "family",
         "is_certain",
         "name",
         "overrides",
+        "rerun",
         "stream_key",
         "stream_name",
     )
@@ -70,7 +82,18 @@ class Mark:
         overrides: Mapping[str, object],
         stream_name: StreamName | None = None,
         stream_key: StreamKey | None = None,
+        attach: Attach = "never",
+        cache_ttl: float | None = None,
+        rerun: Rerun = "always",
     ) -> None:
+        if attach not in get_args(Attach):
+            raise ConfigurationError("attach", attach, " or ".join(get_args(Attach)))
+        if rerun not in get_args(Rerun):
+            raise ConfigurationError("rerun", rerun, " or ".join(get_args(Rerun)))
+        if cache_ttl is not None and not 0 < cache_ttl <= _LONGEST_CACHE:
+            raise ConfigurationError("cache_ttl", cache_ttl, f"above 0 to {_LONGEST_CACHE} seconds")
+        if cache_ttl is not None and attach != "kept":
+            raise TypeError('cache_ttl needs attach="kept"')
         if family is not None and family not in _CLIENT_KINDS:
             raise ConfigurationError("family", family, " or ".join(_CLIENT_KINDS))
         self.name = name
@@ -78,6 +101,9 @@ class Mark:
         self.overrides = validate(overrides, per_endpoint=True)
         self.stream_name = stream_name
         self.stream_key = stream_key
+        self.attach = attach
+        self.cache_ttl = cache_ttl
+        self.rerun = rerun
         self.is_certain = True
 
     def for_glob(self, glob: str) -> "Mark":
@@ -104,6 +130,9 @@ def streaming(
     stream_name: StreamName | None = None,
     ids: Literal["app"] | None = None,
     stream_key: StreamKey | None = None,
+    attach: Attach = "never",
+    cache_ttl: float | None = None,
+    rerun: Rerun = "always",
     **overrides: Unpack[EndpointArguments],
 ) -> Mark: ...
 def streaming(
@@ -115,6 +144,9 @@ def streaming(
     stream_name: StreamName | None = None,
     ids: str | None = None,
     stream_key: StreamKey | None = None,
+    attach: Attach = "never",
+    cache_ttl: float | None = None,
+    rerun: Rerun = "always",
     **overrides: Any,
 ) -> Any:
     """Mark an endpoint as one that streams, with its own options.
@@ -136,6 +168,15 @@ def streaming(
         ids: `"app"` if the app gives its events its own ids, but does not keep them: the middleware
             keeps them, and streams are resumed by those ids.
         stream_key: with `ids`, a function that returns the key of the stream that a scope requests.
+        attach: the streams that a request of the same identity follows from their first event,
+            instead of running the app. `"running"`: a stream that is open, or about to open;
+            `"kept"`: also one that has finished. Streams that were cut, capped or ended by an
+            error are not followed. Requests belong together by their `Idempotency-Key`, else by
+            `stream_name`, else by their method, path, query, `Accept` and body.
+        cache_ttl: with `attach="kept"`, how long a finished stream is kept, in seconds, in place of
+            `SSE_REPLAY_TTL`.
+        rerun: `"never"` if the app does not run for a client whose stream cannot be resumed: it
+            gets `reset` and the end.
         **overrides: fields of `Options`; `enabled=False` leaves the endpoint alone.
 
     Raises:
@@ -152,6 +193,9 @@ def streaming(
         overrides=overrides,
         stream_name=stream_name,
         stream_key=stream_key,
+        attach=attach,
+        cache_ttl=cache_ttl,
+        rerun=rerun,
     )
     return mark if endpoint is None else mark(endpoint)
 
@@ -201,11 +245,24 @@ def _route_to(endpoint: object, routes: Iterable[Any]) -> object:
     return None
 
 
-def route_ahead(scope: dict[str, Any], app: object) -> tuple[object, str]:
-    """Return the endpoint that Starlette's routes match, and its template, before the app runs.
+class RouteAhead(NamedTuple):
+    """What Starlette's routes match before the app runs.
 
-    They are `None` and `""` if no route matches. Only few requests are matched here, since a second
-    routing has a cost.
+    Attributes:
+        endpoint: the endpoint, `None` if no route matches.
+        template: the template of its path.
+        path_params: the parameters in the path.
+    """
+
+    endpoint: object = None
+    template: str = ""
+    path_params: Mapping[str, Any] = MappingProxyType({})
+
+
+def route_ahead(scope: dict[str, Any], app: object) -> RouteAhead:
+    """Return the endpoint that Starlette's routes match, before the app runs.
+
+    Only few requests are matched here, since a second routing has a cost.
     """
     app = scope.get("app", app)
     while app is not None and not hasattr(app, "routes"):
@@ -214,21 +271,49 @@ def route_ahead(scope: dict[str, Any], app: object) -> tuple[object, str]:
         return _matched(getattr(app, "routes", ()), scope)
     except Exception:
         logger.debug("the routes cannot be matched before the app runs", exc_info=True)
-        return None, ""
+        return RouteAhead()
 
 
-def _matched(routes: Iterable[Any], scope: dict[str, Any]) -> tuple[object, str]:
+def _matched(routes: Iterable[Any], scope: dict[str, Any]) -> RouteAhead:
     for route in routes:
         match, child = route.matches({**scope})
         if match is Match.FULL:
-            inner = getattr(route, "routes", None)
-            if not inner and hasattr(route, "effective_candidates"):
-                inner = route.effective_candidates()  # a router that FastAPI has included
+            inner = _inner_routes(route)
             if inner:
                 return _matched(inner, {**scope, **child})
             named = getattr(route, "original_route", route)
-            return child.get("endpoint"), str(getattr(named, "path", ""))
-    return None, ""
+            template = str(getattr(named, "path", ""))
+            return RouteAhead(child.get("endpoint"), template, child.get("path_params") or {})
+    return RouteAhead()
+
+
+def attaches_requests(app: object) -> bool:
+    """Return whether a mark on any endpoint of Starlette's routes attaches requests."""
+    try:
+        while app is not None and not hasattr(app, "routes"):
+            app = getattr(app, "app", None)
+        return any(mark.attach != "never" for mark in _marks(getattr(app, "routes", ())))
+    except Exception:
+        logger.debug("the routes cannot be searched for marks", exc_info=True)
+        return True  # the mark of each request is looked up
+
+
+def _marks(routes: Iterable[Any]) -> Iterator[Mark]:
+    for route in routes:
+        inner = _inner_routes(route)
+        if inner:
+            yield from _marks(inner)
+        for method in ("GET", "POST"):
+            mark = get_mark(getattr(route, "endpoint", None), method)
+            if mark is not None:
+                yield mark
+
+
+def _inner_routes(route: Any) -> Any:
+    inner = getattr(route, "routes", None)
+    if not inner and hasattr(route, "effective_candidates"):
+        return route.effective_candidates()  # a router that FastAPI has included
+    return inner
 
 
 PathMarks = Sequence[tuple[re.Pattern[str], Mark]]

@@ -146,7 +146,7 @@ class Metrics:
         )
         self._resumes = Counter(
             "sse_resumes",
-            "Requests with an event id of ours, by result.",
+            "Requests with an event id of ours, or equal to others, by result.",
             ("route", "result"),
             registry=registry,
         )

@@ -29,7 +29,8 @@ class Observer(Protocol):
 
         Args:
             route: the bounded name of the stream's route.
-            result: `resumed`, `truncated`, `gone`, `ended`, `cancelled` or `unavailable`.
+            result: `resumed`, `truncated`, `gone`, `ended`, `cancelled` or `unavailable`; or, for a
+                request that is attached to the stream of another one, `coalesced` or `hit`.
             replayed: the number of missed events that the client is sent.
         """
 

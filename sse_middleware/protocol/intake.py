@@ -25,7 +25,8 @@ from sse_middleware.protocol.wire import (
     has_id,
 )
 
-ENDS_OF_APPS: Final = (b"complete", b"error")
+_ERROR: Final = b"error"
+ENDS_OF_APPS: Final = (b"complete", _ERROR)
 """The names of events with which an app itself ends its stream."""
 _FIELDS: Final = (b"data", b"event", b"id", b"retry")
 _FIELD_LINE: Final = re.compile(rb"(?:\A|[\r\n])(?:(?:data|event|id|retry)[:\r\n]|:)")
@@ -72,6 +73,7 @@ class Intake:
         first_chunk: the first chat completion chunk, `None` if the dialect is not OpenAI's.
         has_ids: whether the app has sent an id.
         has_own_end: whether the app has sent the last event itself.
+        has_own_error: whether that is an error.
         is_raw: whether the bytes are no event stream, so that they are passed on at once.
         log: keeps the events; `None` if they are not kept.
         record: as the argument.
@@ -93,6 +95,7 @@ class Intake:
         "first_chunk",
         "has_ids",
         "has_own_end",
+        "has_own_error",
         "is_raw",
         "log",
         "record",
@@ -122,6 +125,7 @@ class Intake:
         self.app_owns_ids = False
         self.has_ids = False
         self.has_own_end = False
+        self.has_own_error = False
         self.is_raw = False
         self._head: bytes | None = b""  # the first bytes; `None` if they are an event stream
         self.first_chunk: dict[str, Any] | None = None
@@ -255,8 +259,9 @@ class Intake:
         if self._is_openai:
             if block.find(openai.DONE) >= 0 and event_data(block) == openai.DONE:
                 self.has_own_end = True
-        elif block.find(b"event") >= 0 and event_name(block) in self._end_names:
+        elif block.find(b"event") >= 0 and (name := event_name(block)) in self._end_names:
             self.has_own_end = True
+            self.has_own_error = name.endswith(_ERROR)
 
     def _on_app_id(self) -> None:
         self.has_ids = True

@@ -4,7 +4,8 @@ import asyncio
 from contextlib import aclosing
 from typing import Final
 
-from sse_middleware.http.request import BodyDigest, SSERequest
+from sse_middleware.http.body_digest import BodyDigest
+from sse_middleware.http.request import SSERequest
 from sse_middleware.protocol.wire import Kind, Splitter, event_id
 from sse_middleware.resume.authorization import Authorization
 from sse_middleware.resume.lookup import Lookup

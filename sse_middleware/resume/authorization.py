@@ -9,7 +9,8 @@ import logging
 from dataclasses import replace
 from typing import TypeGuard
 
-from sse_middleware.http.request import BodyDigest, SSERequest
+from sse_middleware.http.body_digest import BodyDigest
+from sse_middleware.http.request import SSERequest
 from sse_middleware.http.response_head import RawHeaders, parse_headers, serialize_headers
 from sse_middleware.stores.base import LogInfo, LogSnapshot, seal_identity
 from sse_middleware.stream.context import Context

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from starlette.types import ASGIApp, Message, Receive, Send
 
 from sse_middleware.errors import StoreError
+from sse_middleware.http.body_digest import BodyDigest
 from sse_middleware.http.own_responses import (
     ReplacedResponse,
     ended_stream,
@@ -19,13 +20,7 @@ from sse_middleware.http.own_responses import (
     send_rejection,
     send_retry_later,
 )
-from sse_middleware.http.request import (
-    NO_INTENT,
-    RESUMABLE_METHODS,
-    BodyDigest,
-    ResumeIntent,
-    SSERequest,
-)
+from sse_middleware.http.request import NO_INTENT, RESUMABLE_METHODS, ResumeIntent, SSERequest
 from sse_middleware.http.routes import UNMATCHED, route_ahead
 from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind
 from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, parse_event_id, stream_id
@@ -109,21 +104,21 @@ class ResumeHandler:
         if event_id.ending is Ending.FINAL:
             await self._send_end(request, run_app.send, UNMATCHED)
             return None
-        if isinstance(route_ahead(dict(request.scope), self._context.app)[0], ResumeEndpoint):
+        if isinstance(route_ahead(dict(request.scope), self._context.app).endpoint, ResumeEndpoint):
             return run_app  # which has its own rules, and looks the stream up
         found = None
         if event_id.ending is None:
             self.lookup.check_room()
             found = await self.lookup.find(stream_id(event_id.secret), request)
         if self._access.is_opened_by(found, request):
-            body, run_app = await _read_post_body(request, run_app)
+            body, run_app = await read_post_body(request, run_app)
             if await self._access.may_resume(found.info, request, body):
                 return await self._continue(found, event_id, request, run_app)
         elif found is not None:
             await self.lookup.find_nothing(request)
         elif event_id.ending is None:
             self._warn_of_processes()
-        return self._run_with_reset(request, run_app)
+        return await self._run_with_reset(request, run_app)
 
     async def _continue(
         self, found: LogSnapshot, event_id: EventId, request: SSERequest, run_app: RunApp
@@ -134,9 +129,9 @@ class ResumeHandler:
             request.intent = NO_INTENT
             return run_app
         if ended and event_id.seq > found.last:
-            return self._run_with_reset(request, run_app)
+            return await self._run_with_reset(request, run_app)
         if (
-            found.state is LogState.FINISHED
+            found.state in (LogState.FINISHED, LogState.FAILED)
             and event_id.seq == found.last
             and not found.has_end_frame
         ):
@@ -154,10 +149,13 @@ class ResumeHandler:
         kind = self._context.client_kind(request, mark)
         if name is None or kind is ClientKind.OFF:
             return run_app
-        body, run_app = await _read_post_body(request, run_app)
+        body, run_app = await read_post_body(request, run_app)
         found, after = await self._app_ids.find(name, held, request, body)
         if found is not None:
             await self._continue_by_app_id(found, after, held, kind, request, run_app)
+            return None
+        if mark is not None and mark.rerun == "never":
+            await self._send_gone(request, run_app)
             return None
         if kind is ClientKind.EVENTSOURCE:
             request.intent = ResumeIntent(EventId("", 0), reset="gone")
@@ -199,6 +197,7 @@ class ResumeHandler:
         reset: str = "",
         client_kind: ClientKind = ClientKind.EVENTSOURCE,
         is_head: bool = False,
+        cache: str = "",
     ) -> None:
         """Send the rest of a log, from its oldest event if the missed ones are no longer kept.
 
@@ -225,12 +224,13 @@ class ResumeHandler:
                 secret=secret,
                 reset=reset or ("truncated" if truncated else ""),
                 client_kind=client_kind,
+                cache=cache,
             )
             if is_head:
                 await follower.send_head()
                 return
             for observer in self._context.observers:
-                result = "truncated" if truncated else "resumed"
+                result = "truncated" if truncated else cache or "resumed"
                 observer.resumed(info.route, result, max(0, found.last - after))
             await follower.run()
         finally:
@@ -277,8 +277,23 @@ class ResumeHandler:
             self._warn_of_processes()
         await send_empty(send, request, HTTPStatus.NO_CONTENT, cors)
 
-    def _run_with_reset(self, request: SSERequest, run_app: RunApp) -> RunApp:
+    def _never_reruns(self, request: SSERequest) -> bool:
+        mark = self._context.match_mark(request.scope)
+        return mark is not None and mark.rerun == "never"
+
+    async def _send_gone(self, request: SSERequest, run_app: RunApp) -> None:
+        """Send a client `reset` and the end if its stream is gone and must not start again."""
+        if EVENT_STREAM in request.accepted_types:
+            await self._gone(request)(request.scope, run_app.receive, run_app.send)
+        else:
+            self._report(UNMATCHED, "gone")
+            await send_empty(run_app.send, request, HTTPStatus.NO_CONTENT)
+
+    async def _run_with_reset(self, request: SSERequest, run_app: RunApp) -> RunApp | None:
         """Let the app respond, and announce a new stream to a client that has part of the old."""
+        if self._never_reruns(request):
+            await self._send_gone(request, run_app)
+            return None
         event_id = request.intent.event_id
         has_nothing = event_id is not None and not event_id.seq and event_id.ending is None
         request.intent = ResumeIntent(event_id, reset="" if has_nothing else "gone")
@@ -348,7 +363,7 @@ async def _read_short_body(receive: Receive) -> str:
     return body.decode("latin-1") if len(body) <= _EVENT_ID_BYTES else ""
 
 
-async def _read_post_body(request: SSERequest, run_app: RunApp) -> tuple[BodyDigest | None, RunApp]:
+async def read_post_body(request: SSERequest, run_app: RunApp) -> tuple[BodyDigest | None, RunApp]:
     """Read the body of a POST, which the app then receives all the same."""
     if request.method != "POST":
         return None, run_app

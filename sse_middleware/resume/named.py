@@ -26,6 +26,7 @@ logger = logging.getLogger("sse_middleware")
 _STOPS: Final = ("POST", "DELETE")
 _AFTER: Final = ("after", "starting_after")
 _MAX_DIGITS: Final = 15
+_BY_APP: Final = (LogState.FINISHED, LogState.FAILED)
 
 
 class NamedStreams:
@@ -189,7 +190,7 @@ def _is_over(
     if kind is not ClientKind.EVENTSOURCE:
         # It may have been cut before the end, which shows whether the stream has finished.
         return state is LogState.CANCELLED
-    return not (has_id and (found.has_end_frame or state is not LogState.FINISHED))
+    return not (has_id and (found.has_end_frame or state not in _BY_APP))
 
 
 def _is_in(found: LogSnapshot, event_id: EventId) -> bool:

@@ -29,7 +29,9 @@ class LogState(enum.StrEnum):
     RUNNING = "running"
     """The producer is running; a batch has events."""
     FINISHED = "finished"
-    """The producer has ended the stream; the last frame contains the reason."""
+    """The app has finished its response; the last frame contains the end."""
+    FAILED = "failed"
+    """The stream has ended before its app had finished, or the app has sent an error."""
     CANCELLED = "cancelled"
     """A reader has ended the stream."""
     LOST = "lost"
@@ -59,6 +61,8 @@ class LogInfo:
         opened_on: the time at which the response started, in seconds since the epoch.
         terms: the parameters of the stream that are announced to clients.
         secret: the secret of its event ids, `""` if they are the app's.
+        asks_for_stream: whether `Accept` names event streams, and no range that includes them.
+        keep_seconds: how long its log is kept after its end, `None` for the time of the store.
     """
 
     stream_id: str
@@ -73,6 +77,8 @@ class LogInfo:
     opened_on: float
     terms: StreamTerms
     secret: str = field(default="", repr=False)
+    asks_for_stream: bool = False
+    keep_seconds: float | None = None
 
 
 class LogSnapshot(NamedTuple):
@@ -154,7 +160,7 @@ class Log(Protocol):
         """End the log, once; later calls are ignored.
 
         Args:
-            state: `FINISHED`, `CANCELLED` or `LOST` to keep the log for a while; `GONE` to drop it.
+            state: `GONE` to drop the log; any other end keeps it for a while.
             frame: the frame that contains the end, if there is one.
         """
 
@@ -162,7 +168,10 @@ class Log(Protocol):
         """Drop the events and end the log, because the app sets event ids itself."""
 
     def set_name(self, name: str) -> None:
-        """Let `find_named` find this log; the latest log of a name counts."""
+        """Let `find_named` find this log by a further name; the latest log of a name counts.
+
+        This ends a claim to the name.
+        """
 
     async def flush(self) -> None:
         """Wait until the whole log is stored, without a timeout."""
@@ -196,6 +205,22 @@ class EventStore(Protocol):
 
     async def cancel(self, stream_id: str) -> bool:
         """Ask the producer of a stream to end it; return `False` if there is no such log."""
+
+    async def claim(self, name: str, stream_id: str) -> str:
+        """Claim a name for a stream that may open, and return the stream that has the claim.
+
+        The first one has it until a log gets the name, until `release`, or until some seconds after
+        its process has died.
+        """
+
+    async def claimant(self, name: str) -> str | None:
+        """Return the stream that has the claim to a name, `None` if none has.
+
+        If a log has got the name before this returns `None`, `find_named` finds it after that.
+        """
+
+    def release(self, name: str, stream_id: str) -> None:
+        """Give up the claim of a stream to a name soon, if it has it."""
 
     async def close(self) -> None:
         """Close all connections and timers."""

@@ -29,9 +29,11 @@ from collections.abc import Callable
 from typing import Final
 
 GRACE_SECONDS = 1.0
-"""The time for an app to return, and for the last write."""
+"""The time for an app to return."""
+LAST_WRITE_SECONDS = 5.0
+"""The time for the last bytes of a stream that did not finish, for a client that reads slowly."""
 SHUTDOWN_GRACE_SECONDS = 0.5
-"""The same if the server shuts down."""
+"""The same, for both, if the server shuts down."""
 
 
 class Disconnect(enum.IntEnum):
@@ -48,8 +50,13 @@ NO_DISCONNECT: Final = Disconnect.NONE
 
 
 def grace_seconds(*, is_urgent: bool) -> float:
-    """Return the length of the grace period."""
+    """Return the time for an app to return."""
     return SHUTDOWN_GRACE_SECONDS if is_urgent else GRACE_SECONDS
+
+
+def last_write_seconds(*, is_urgent: bool) -> float:
+    """Return the time for the last bytes of a stream that did not finish."""
+    return SHUTDOWN_GRACE_SECONDS if is_urgent else LAST_WRITE_SECONDS
 
 
 class AppCancellation:

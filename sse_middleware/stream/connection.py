@@ -348,5 +348,6 @@ _OPEN: Final = (ConnectionPhase.OPENING, ConnectionPhase.LIVE, ConnectionPhase.B
 _REASONS: Final = {
     LogState.CANCELLED: Reason.CANCELLED,
     LogState.FINISHED: Reason.FINISHED,
+    LogState.FAILED: Reason.FINISHED,  # without the data of its end, the app itself has ended it
     LogState.LOST: Reason.LOST,
 }

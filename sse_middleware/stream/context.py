@@ -9,9 +9,17 @@ from starlette.types import ASGIApp, Scope
 
 from sse_middleware._once import OncePerKey
 from sse_middleware.config.options import Options
+from sse_middleware.http.body_digest import BodyDigest
 from sse_middleware.http.identity import Identities, TrustedProxies
-from sse_middleware.http.request import BodyDigest, SSERequest, app_path, stream_key_name
-from sse_middleware.http.routes import UNMATCHED, Mark, PathMarks, get_mark, route_ahead
+from sse_middleware.http.request import SSERequest, app_path, stream_key_name
+from sse_middleware.http.routes import (
+    UNMATCHED,
+    Mark,
+    PathMarks,
+    attaches_requests,
+    get_mark,
+    route_ahead,
+)
 from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.client_kinds import (
     ALL_PERCENT,
@@ -34,6 +42,17 @@ ExpiresAt = Callable[[Scope], float | None]
 """Returns when the credentials of a request expire, in seconds since 1970, `None` for never."""
 
 
+@dataclass
+class Attaching:
+    """Whether marks are looked up before the app runs, because some attach requests to streams.
+
+    Attributes:
+        is_needed: as above, `None` before the first request.
+    """
+
+    is_needed: bool | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """The objects that all requests of one middleware share.
@@ -52,6 +71,7 @@ class Context:
         observers: are notified of streams.
         authorize_resume: permits or denies a resume after all other checks.
         expires_at: returns the time at which the credentials of a request expire.
+        attaching: whether some marks attach requests.
         warned: the warnings that have been logged, each with its route; its size is bounded.
     """
 
@@ -70,6 +90,7 @@ class Context:
     observers: Sequence[Observer] = ()
     authorize_resume: Authorize | None = None
     expires_at: ExpiresAt | None = None
+    attaching: Attaching = field(default_factory=Attaching)
     warned: set[tuple[str, str]] = field(default_factory=set)
 
     def terms(self, mark: Mark, client_kind: ClientKind) -> StreamTerms:
@@ -78,6 +99,13 @@ class Context:
         if client_kind not in known:
             known[client_kind] = StreamTerms.from_options(self.options_for(mark), client_kind)
         return known[client_kind]
+
+    def attaches(self) -> bool:
+        """Return whether a request may be attached to a stream."""
+        if self.attaching.is_needed is None:
+            on_paths = any(mark.attach != "never" for _, mark in self.path_marks)
+            self.attaching.is_needed = on_paths or attaches_requests(self.app)
+        return self.attaching.is_needed
 
     def get_mark(self, scope: Scope, path: str) -> Mark | None:
         """Return the mark of the endpoint that the app has matched, else the mark of its path.
@@ -94,7 +122,7 @@ class Context:
 
     def match_route(self, scope: Scope) -> tuple[Mark | None, str]:
         """Return that mark and the name of the route, before the app has found the endpoint."""
-        endpoint, template = route_ahead(dict(scope), self.app)
+        endpoint, template, _ = route_ahead(dict(scope), self.app)
         path = app_path(scope) if self.path_marks else ""
         mark = self._mark(endpoint, scope.get("method", ""), path)
         return mark, template or (mark.name if mark else None) or UNMATCHED

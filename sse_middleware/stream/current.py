@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 
-from sse_middleware.http.request import SSERequest, trace_id_of
+from sse_middleware.http.request import LONGEST_NAME, SSERequest, trace_id_of
 from sse_middleware.http.routes import UNMATCHED
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.event_ids import new_secret, stream_id
@@ -16,8 +16,6 @@ logger = logging.getLogger("sse_middleware")
 
 IN_SCOPE = "sse_middleware"
 """The key of the current stream in the scope; a nested middleware that finds it does nothing."""
-
-_LONGEST_NAME = 200
 
 
 class Follow(Protocol):
@@ -39,8 +37,8 @@ class OpenStream(Protocol):
     def remaining_seconds(self) -> float | None:
         """Return the time until the cap ends the stream, `None` if it has none."""
 
-    def set_name(self, name: str) -> None:
-        """Make the stream available under a name."""
+    def set_name(self, name: str, *, is_claimed: bool = False) -> bool:
+        """Make the stream available under a name, or a claimed one; return whether it is kept."""
 
 
 class CurrentStream:
@@ -59,7 +57,9 @@ class CurrentStream:
         "_secret",
         "_stream",
         "_trace_id",
+        "claimed",
         "is_answered",
+        "is_matched",
         "request",
     )
 
@@ -74,6 +74,8 @@ class CurrentStream:
         self._follow = follow
         self.request = request
         self.is_answered = False
+        self.claimed = ""  # the store's name that the stream is to have
+        self.is_matched = False  # whether other requests can be attached to the stream
         self._trace_id: str | None = None
         self._secret: str | None = None
         self._record: StreamRecord | None = None
@@ -125,7 +127,8 @@ class CurrentStream:
     def name(self, name: str) -> None:
         """Make the stream available under `name`, through a `resume_endpoint`.
 
-        The latest stream of a name is used, so that a name can be the id of a chat. A name belongs
+        The latest stream of a name is used, so that a name can be the id of a chat; a stream may
+        have several names. A name belongs
         to the identity of the request (see `identify`): the same name of another identity is
         another stream. Without an identity there is no name. The stream of a client that is no
         `EventSource` is kept only if it has a name before its first event.
@@ -136,8 +139,8 @@ class CurrentStream:
         Raises:
             ValueError: `name` is empty or too long.
         """
-        if not 0 < len(name) <= _LONGEST_NAME:
-            raise ValueError(f"name has {len(name)} characters, allowed is 1 to {_LONGEST_NAME}")
+        if not 0 < len(name) <= LONGEST_NAME:
+            raise ValueError(f"name has {len(name)} characters, allowed is 1 to {LONGEST_NAME}")
         self._name = name
         if self._stream is not None:
             self._stream.set_name(name)
@@ -168,6 +171,10 @@ class CurrentStream:
             self._record = StreamRecord(stream_id(self.secret), self.trace_id, UNMATCHED, "")
         return self._record
 
+    def claim(self, key: str, secret: str) -> None:
+        """Have the stream get a name that is claimed for the stream with this secret."""
+        self.claimed, self._secret = key, secret
+
     def take_secret(self) -> str:
         """Return the secret, and delete it here."""
         secret, self._secret = self.secret, None
@@ -184,6 +191,8 @@ class CurrentStream:
                 self.name(default_name())
             except Exception:
                 logger.exception("stream_name has failed; the stream has no name")
+        if self.claimed and stream.set_name(self.claimed, is_claimed=True):
+            self.claimed = ""
 
     async def follow(
         self, name: str, scope: Any, receive: Any, send: Any, *, replays: bool = False

@@ -29,7 +29,7 @@ from sse_middleware.protocol.connection_state import (
 from sse_middleware.protocol.dialect import Dialect
 from sse_middleware.protocol.stream_end import Reason
 from sse_middleware.stores.base import LogInfo
-from sse_middleware.stream.cancellation import GRACE_SECONDS, SHUTDOWN_GRACE_SECONDS
+from sse_middleware.stream.cancellation import LAST_WRITE_SECONDS, SHUTDOWN_GRACE_SECONDS
 from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.report import Report
@@ -54,6 +54,7 @@ class Follower:
         secret: the secret of the stream, `""` if the ids are not ours or it is not known here.
         reset: why the client cannot resume there, `""` if it can.
         client_kind: the kind of the client.
+        cache: the value of `X-Stream-Cache`, `""` if the client has asked for this stream.
     """
 
     def __init__(
@@ -69,8 +70,10 @@ class Follower:
         secret: str = "",
         reset: str = "",
         client_kind: ClientKind = ClientKind.EVENTSOURCE,
+        cache: str = "",
     ) -> None:
         self._context = context
+        self._cache = cache
         self._request = request
         self._receive = receive
         self._send = send
@@ -124,7 +127,7 @@ class Follower:
         """Send events until the stream ends, the cap is reached or the client disconnects."""
         self._report.open(self._timers.clock())
         self._timers.drain.add(self)
-        grace_seconds = GRACE_SECONDS
+        grace_seconds = LAST_WRITE_SECONDS
         try:
             self._set_timer(self._timers.clock())
             # The stream has a reader from now on, even if its server blocks the response start.
@@ -183,6 +186,8 @@ class Follower:
             trace_id=self._record.trace_id,
             stream_id=info.stream_id,
         )
+        if self._cache:
+            headers.append((b"x-stream-cache", self._cache.encode()))
         return {"type": "http.response.start", "status": 200, "headers": headers}
 
     async def _follow(self) -> None:

@@ -3,14 +3,15 @@
 import logging
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, Protocol
 
 from starlette.types import Message, Scope, Send
 
 from sse_middleware.config.options import Options
-from sse_middleware.http.request import BodyDigest, SSERequest
+from sse_middleware.http.body_digest import BodyDigest
+from sse_middleware.http.request import SSERequest
 from sse_middleware.http.response_head import (
     ENCODED,
     has_content_length,
@@ -21,7 +22,12 @@ from sse_middleware.http.response_head import (
 )
 from sse_middleware.http.routes import Mark, name_in, route_name
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.client_kinds import ClientKind, CommentForm, comment_form
+from sse_middleware.protocol.client_kinds import (
+    EVENT_STREAM,
+    ClientKind,
+    CommentForm,
+    comment_form,
+)
 from sse_middleware.protocol.dialect import Dialect
 from sse_middleware.protocol.intake import ENDS_OF_APPS, Intake
 from sse_middleware.protocol.stream_terms import StreamTerms
@@ -41,6 +47,12 @@ from sse_middleware.stream.unmarked import UnmarkedStream, log_hint_once
 logger = logging.getLogger("sse_middleware")
 
 WARNINGS: Final = {
+    "attach": (
+        "a stream of route %s attaches no request, trace id %s: its client has no identity, or the "
+        "mark is not known before the app runs. Set SSEMiddleware(identify=...) or "
+        "SSE_IDENTITY_COOKIES, or have clients send an Authorization header; outside Starlette and "
+        "FastAPI, set the mark by SSEMiddleware(marks=...). This is logged once per route"
+    ),
     "cap": (
         "a stream of route %s has reached its cap, trace id %s; this is logged once per route; "
         "SSE_STREAM_MAX_SECONDS sets the cap"
@@ -227,8 +239,10 @@ def create_stream(  # noqa: PLR0917 - one call
             producer.log.begin_if_named(create_log)
     sender = Sender(send, timers, record, context.observers)
     producer.attach(Connection(dialect, sender, producer, send_timeout=options.send_timeout))
-    name = mark.stream_name
-    current.open(producer, None if name is None else partial(name_in, name, request.scope))
+    current.open(producer, _default_name(mark, request))
+    if mark.attach != "never" and not current.is_matched:
+        context.attaching.is_needed = True  # the route may be newer than the first request
+        callbacks.warn("attach")
     reset = request.intent.reset if reads_control_events else ""
     now = record.opened_at = timers.clock()
     preamble = dialect.open(
@@ -250,6 +264,15 @@ def create_stream(  # noqa: PLR0917 - one call
         has_ids=reads_control_events,
     )
     return producer, producer.open({**start, "headers": headers}, preamble)
+
+
+def _default_name(mark: Mark, request: SSERequest) -> Callable[[], str] | None:
+    """Return a function that returns the name of a stream unless its handler sets one."""
+    if mark.stream_name is not None:
+        return partial(name_in, mark.stream_name, request.scope)
+    if b"idempotency-key" in request.headers and request.idempotency_key:
+        return partial(getattr, request, "idempotency_key")
+    return None
 
 
 def _has_app_ids(mark: Mark) -> bool:
@@ -317,6 +340,8 @@ def _create_log(  # noqa: PLR0917 - one call
         opened_on=time.time(),
         terms=terms,
         secret=secret,
+        asks_for_stream=mark.attach != "never" and EVENT_STREAM in request.accepted_types,
+        keep_seconds=mark.cache_ttl,
     )
     producer.log.create(context.store, info)
     _make_recognizable(producer.control, context, request, info)

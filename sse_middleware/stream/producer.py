@@ -156,10 +156,11 @@ class Producer:
         at = self._cap_at
         return round(max(0.0, at - self._clock()), 3) if at < math.inf else None
 
-    def set_name(self, name: str) -> None:
+    def set_name(self, name: str, *, is_claimed: bool = False) -> bool:
         """Make the stream available under a name, if its client has an identity."""
-        self.log.set_name(name)
+        self.log.set_name(name, is_claimed=is_claimed)
         self.connection.sender.app_may_cancel = not self.log.is_kept
+        return self.log.is_recording
 
     async def wait_until_ended(self) -> None:
         """Wait until the stream has ended, or cannot be resumed any more."""
@@ -218,8 +219,7 @@ class Producer:
 
     def may_return(self) -> bool:
         """Return whether a client follows the log, or can resume the stream later."""
-        log = self.log
-        return log.is_recording and bool(self._options.linger_seconds or log.has_readers)
+        return self.log.is_recording and bool(self._options.linger_seconds or self.log.has_readers)
 
     def fall_behind(self) -> bool:
         """Have the connection read the log, because its client is slower than others."""

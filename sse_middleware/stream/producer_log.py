@@ -84,16 +84,20 @@ class ProducerLog:
         """Whether clients can resume the stream on another worker."""
         return self.is_recording and self._store is not None and self._store.is_shared
 
-    def set_name(self, name: str) -> None:
+    def set_name(self, name: str, *, is_claimed: bool) -> None:
         """Make the stream available under a name of its client's identity, if it has one.
 
         A log has all bytes of the app, so that it does not begin after the first ones.
+
+        Args:
+            name: the name, or a name of the store that is claimed.
+            is_claimed: whether it is that of the store.
         """
         begin, self._begin = self._begin, None
         if begin is not None and not self._intake.has_begun:
             begin()
         if self._identity:
-            self.set_key(stream_name(name, self._identity))
+            self.set_key(name if is_claimed else stream_name(name, self._identity))
 
     def set_key(self, key: str) -> None:
         """Make the stream available under a name of the store, if it is kept."""
@@ -108,10 +112,12 @@ class ProducerLog:
             is_lost: whether clients that return learn that the producer is lost.
             can_resume: whether clients can return at all.
         """
-        state = LogState.LOST if is_lost else _STATES.get(end.reason, LogState.FINISHED)
+        state = LogState.LOST if is_lost else _STATES[end.reason]
         if not can_resume:
             state = LogState.GONE
-        is_whole = state in (LogState.FINISHED, LogState.CANCELLED)
+        elif state is LogState.FINISHED and self._intake.has_own_error:
+            state = LogState.FAILED
+        is_whole = state in (LogState.FINISHED, LogState.FAILED, LogState.CANCELLED)
         if self._log is not None and not self._intake.app_owns_ids:
             self._log.end(state, end.pack() if is_whole else b"")
         self.notify_change()
@@ -170,6 +176,11 @@ class ProducerLog:
 
 
 _STATES: Final = {
+    Reason.FINISHED: LogState.FINISHED,
+    Reason.ERROR: LogState.FAILED,
+    Reason.DURATION_CAP: LogState.FAILED,
+    Reason.SHUTDOWN: LogState.FAILED,
+    Reason.EVICTED: LogState.FAILED,
     Reason.CANCELLED: LogState.CANCELLED,
     Reason.INCOMPLETE: LogState.LOST,
     Reason.LOST: LogState.LOST,

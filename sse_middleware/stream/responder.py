@@ -26,10 +26,11 @@ the app, which may call `receive()` in several tasks or never.
 
 import asyncio
 import logging
+from typing import TYPE_CHECKING
 
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware.http.request import BodyDigest, app_path
+from sse_middleware.http.request import app_path
 from sse_middleware.http.response_head import is_not_event_stream
 from sse_middleware.http.routes import Mark, route_name
 from sse_middleware.protocol.client_kinds import ALL_PERCENT, ClientKind
@@ -37,7 +38,7 @@ from sse_middleware.stream.cancellation import (
     NO_DISCONNECT,
     AppCancellation,
     Disconnect,
-    grace_seconds,
+    last_write_seconds,
 )
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
@@ -54,6 +55,9 @@ from sse_middleware.stream.opener import (
 from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.unmarked import UnmarkedStream
 
+if TYPE_CHECKING:
+    from sse_middleware.http.body_digest import BodyDigest
+
 Stream = Producer | UnmarkedStream | DiscardedResponse
 
 logger = logging.getLogger("sse_middleware")
@@ -66,8 +70,7 @@ class Responder:
         context: the objects that all requests of one middleware share.
         current: as its attribute.
         scope: the scope of the request, as the server has passed it.
-        receive: the server's `receive`.
-        send: the server's `send`.
+        receive, send: those of the server.
         task: the task of the request, in which the app runs.
         admission: as its attribute, `None` without limits.
 
@@ -172,7 +175,7 @@ class Responder:
             self.unmarked = None
             self._disconnect = Disconnect.RECEIVED  # for tasks that receive later
             try:
-                await producer.aclose(grace_seconds(is_urgent=is_urgent))
+                await producer.aclose(last_write_seconds(is_urgent=is_urgent))
             finally:
                 if self._prefetch is not None:
                     self._prefetch.cancel()
@@ -228,7 +231,6 @@ class Responder:
         if not is_stream:
             if self.admission is not None:
                 self.admission.release()
-            self._body = None
             await self._send(start)
         elif self.admission is None or self.admission.is_admitted_at_once(mark):
             await self._open(start, mark)
@@ -298,10 +300,8 @@ class Responder:
 
     def _remove_listener(self, task: asyncio.Task[object]) -> None:
         # A task waits in one `receive()` at a time, so at most one entry is removed.
-        if len(self._listeners) == 1:
-            self._listeners = ()
-        else:
-            self._listeners = tuple(other for other in self._listeners if other is not task)
+        others = () if len(self._listeners) == 1 else self._listeners
+        self._listeners = tuple([other for other in others if other is not task])
 
     def watch_for_disconnect(self) -> None:
         """Receive the client's disconnect if the app does not receive."""
@@ -332,6 +332,7 @@ class Responder:
     async def _open(self, start: Message, mark: Mark | None) -> None:
         """Turn the response into a stream, and send its start at once."""
         context, current = self._context, self.current
+        body, self._body = self._body, None
         kind = ClientKind.UNMARKED
         if mark is not None or context.options.rollout_percent < ALL_PERCENT:
             request = current.request_in(self._scope)
@@ -339,7 +340,6 @@ class Responder:
         if mark is None or kind is ClientKind.OFF:
             opened = open_unmarked(context, current, self._scope, self._send, mark, kind, self)
             self.producer = opened
-            self._body = None
             if self.admission is not None:
                 opened.report.slot = self.admission.attach(opened)
             if not opened.can_be_ended:
@@ -347,9 +347,8 @@ class Responder:
             await opened.open(with_headers(context, opened.record, start))
             return
         self.producer, opening = create_stream(
-            context, current, request, mark, kind, self._body, self._send, start, self
+            context, current, request, mark, kind, body, self._send, start, self
         )
-        self._body = None
         if self.admission is not None:
             self.producer.report.slot = self.admission.attach(self.producer.control)
         await opening

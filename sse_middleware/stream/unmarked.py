@@ -176,8 +176,9 @@ class UnmarkedStream:
     def remaining_seconds(self) -> float | None:
         """Return that there is no cap."""
 
-    def set_name(self, name: str) -> None:
-        """Do nothing: the stream is not kept."""
+    def set_name(self, name: str, *, is_claimed: bool = False) -> bool:  # noqa: ARG002
+        """Return that the stream is not kept."""
+        return False
 
     def on_app_raised(self) -> bool:
         """End the stream because the app has raised an exception; leave the log to others."""

@@ -1,12 +1,13 @@
 """The contract of an event store, as a suite of tests that any store has to pass."""
 
 from sse_middleware.testing.contract_bounds import BoundsTrials
+from sse_middleware.testing.contract_claims import ClaimTrials
 from sse_middleware.testing.contract_ends import EndTrials
 from sse_middleware.testing.contract_producers import ProducerTrials
 from sse_middleware.testing.contract_reading import ReadingTrials
 
 
-class StoreContract(ReadingTrials, EndTrials, BoundsTrials, ProducerTrials):
+class StoreContract(ReadingTrials, EndTrials, BoundsTrials, ProducerTrials, ClaimTrials):
     """Test an event store: inherit from this class, and define how to make a store.
 
     Each test runs in its own event loop, with a new store, and closes it. Give your class a name

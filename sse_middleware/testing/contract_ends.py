@@ -6,7 +6,7 @@ from sse_middleware.stores.base import Batch, EventStore, LogState
 from sse_middleware.testing.streams import FakeStream, Reader, eventually, log_info
 from sse_middleware.testing.trials import StoreTrials, trial
 
-_KEPT = (LogState.FINISHED, LogState.CANCELLED, LogState.LOST)
+_KEPT = (LogState.FINISHED, LogState.FAILED, LogState.CANCELLED, LogState.LOST)
 _END = b"event: complete\ndata: {}\n\n"
 
 

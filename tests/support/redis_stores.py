@@ -9,7 +9,7 @@ from typing import Any
 from sse_middleware.errors import StoreError
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.stores.redis import RedisStore
-from sse_middleware.stores.redis.log_writer import RedisLog
+from sse_middleware.stores.redis.log import RedisLog
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
 from tests.support.redis_server import Proxy, RedisServer

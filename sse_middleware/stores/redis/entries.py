@@ -22,7 +22,7 @@ _MIN_ENTRIES: Final = 8
 """The limits of a log are divided into so many entries, because Redis trims whole entries."""
 _MAX_IN_FLIGHT: Final = 8
 """The most entries of one log that are being written at the same time."""
-_ENDS: Final = (LogState.FINISHED, LogState.CANCELLED, LogState.LOST, LogState.APP_OWNS_IDS)
+_ENDS: Final = frozenset(LogState) - {LogState.RUNNING, LogState.GONE, LogState.TRUNCATED}
 _BATCH_BYTES: Final = 1 << 16
 """The approximate size of a batch that a reader gets."""
 

@@ -16,6 +16,7 @@ from typing import Final
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.base import Batch, LogSnapshot, LogState
 from sse_middleware.stores.circuit_breaker import Backoff
+from sse_middleware.stores.redis.claims import Claims
 from sse_middleware.stores.redis.client import FAILURES, is_cancelled
 from sse_middleware.stores.redis.commands import CommandClient
 from sse_middleware.stores.redis.entries import (
@@ -25,7 +26,8 @@ from sse_middleware.stores.redis.entries import (
     last_number,
     state_of,
 )
-from sse_middleware.stores.redis.log_writer import PRESENCE_SECONDS, LogWriter, RedisLog
+from sse_middleware.stores.redis.log import PRESENCE_SECONDS, RedisLog
+from sse_middleware.stores.redis.log_writer import LogWriter
 from sse_middleware.stores.redis.metadata import LogMetadata, unpack_metadata
 
 logger = logging.getLogger("sse_middleware")
@@ -51,12 +53,14 @@ class RedisSession:
 
     Attributes:
         client: as given.
+        claims: the claims of its streams to names.
         writer: writes the logs.
     """
 
     def __init__(self, client: CommandClient, ttl: float) -> None:
         self.client = client
-        self.writer = LogWriter(client, ttl, self._on_written)
+        self.claims = Claims(client)
+        self.writer = LogWriter(client, self.claims, ttl, self._on_written)
         self._ttl = ttl
         self._logs: dict[str, RedisLog] = {}  # those that this process writes
         self._readers: dict[str, set[asyncio.Event]] = {}  # of any log, by its stream
@@ -81,7 +85,8 @@ class RedisSession:
         """Return a log, `None` if there is none, or none with this name, which is sealed."""
         log = self._logs.get(stream_id)
         if log is not None:
-            return log.snapshot() if name in ("", self.client.seal(log.name)) else None
+            sealed = ["", *map(self.client.seal, log.names)]
+            return log.snapshot() if name in sealed else None
         keys = self.client.keys
         data, oldest, newest = await self.client.query(
             "find",
@@ -90,7 +95,7 @@ class RedisSession:
             ("XREVRANGE", keys.log(stream_id), "+", "-", "COUNT", "1"),
         )
         metadata = self._parse_metadata(data)
-        if metadata is None or name not in ("", metadata.name):
+        if metadata is None or name not in ("", *metadata.names):
             return None
         last, first, state, frame = 0, 1, LogState.RUNNING, b""
         with _own_format_only():
@@ -212,6 +217,7 @@ class RedisSession:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.writer.close(_LAST_WRITE_SECONDS)
+        await self.claims.close()
         if self._send_task is not None:
             await self._send_task
         await self.client.close()

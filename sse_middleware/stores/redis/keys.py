@@ -48,7 +48,11 @@ class Keys:
 
     def name(self, name_digest: str) -> str:
         """Return the key of the latest stream of a name."""
-        return f"{self._prefix}name:{name_digest}"
+        return f"{self._prefix}{{{name_digest}}}:name"
+
+    def claim(self, name_digest: str) -> str:
+        """Return the key of the stream that has the claim to a name."""
+        return f"{self._prefix}{{{name_digest}}}:claim"
 
     def lease(self, process: str) -> str:
         """Return the key that exists while a process lives."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final, NamedTuple, get_type_hints
 
@@ -31,20 +32,20 @@ class LogMetadata(NamedTuple):
     Attributes:
         info: the metadata of the stream.
         process: the process that writes the log.
-        name: the digest of its name, `""` if it has none.
+        names: the digests of its names.
     """
 
     info: LogInfo
     process: str
-    name: str
+    names: tuple[str, ...]
 
 
-def pack_metadata(info: LogInfo, process: str, name: str, identity_key: bytes) -> bytes:
+def pack_metadata(info: LogInfo, process: str, names: Sequence[str], identity_key: bytes) -> bytes:
     """Serialize the metadata of a log, as in `LogMetadata`, with its identity sealed by a key."""
     packed = {**asdict(info), "headers": info.headers.decode("latin-1")}
     packed["identity"] = seal_identity(info.identity, identity_key)
     packed |= packed.pop("terms")  # the terms are stored as fields of their own
-    return json.dumps([packed, process, name]).encode()
+    return json.dumps([packed, process, *names]).encode()
 
 
 def unpack_metadata(data: bytes) -> LogMetadata:
@@ -54,18 +55,18 @@ def unpack_metadata(data: bytes) -> LogMetadata:
         ValueError: another version, or another program, has written it.
     """
     try:
-        packed, process, name = json.loads(data)
+        packed, process, *names = json.loads(data)
         terms = StreamTerms(**{name: packed.pop(name) for name in StreamTerms.__slots__})
         headers = packed.pop("headers").encode("latin-1")
         info = LogInfo(**packed, headers=headers, terms=terms)
         _check_types(terms)
         _check_types(info)
-        is_known = isinstance(process, str) and isinstance(name, str) and _are_headers(headers)
+        is_known = all(isinstance(one, str) for one in (process, *names)) and _are_headers(headers)
     except (TypeError, KeyError, AttributeError, ValueError, RecursionError) as exc:
         raise ValueError("the metadata of a stream was written by another version") from exc
     if not is_known:
         raise ValueError("the metadata of a stream was written by another program")
-    return LogMetadata(info, process, name)
+    return LogMetadata(info, process, tuple(names))
 
 
 def _check_types(value: LogInfo | StreamTerms) -> None:

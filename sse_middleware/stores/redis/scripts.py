@@ -46,8 +46,20 @@ def milliseconds(seconds: float) -> str:
 
 # XADD creates a key that never expires, and Redis has no command that also sets its expiry.
 _APPEND: Final = load_script("sse_middleware.stores.redis", "append")
+_CLAIM: Final = load_script("sse_middleware.stores.redis", "claim")
+_RELEASE: Final = load_script("sse_middleware.stores.redis", "release")
 
 
 def append(key: str, expiry: str, *arguments: Argument) -> Command:
     """Return the XADD command to a stream that may be new; a new stream has this expiry."""
     return _APPEND.call_with_text((key,), expiry, *arguments)
+
+
+def claim(key: str, expiry: str, stream_id: str) -> Command:
+    """Return the command that takes or renews a claim, and answers the stream that has it."""
+    return _CLAIM.call_with_text((key,), expiry, stream_id)
+
+
+def release(key: str, stream_id: str) -> Command:
+    """Return the command that gives up the claim of a stream."""
+    return _RELEASE.call_with_text((key,), stream_id)

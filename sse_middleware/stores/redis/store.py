@@ -26,7 +26,7 @@ from sse_middleware.stores.redis.commands import CommandClient
 from sse_middleware.stores.redis.entries import Pending
 from sse_middleware.stores.redis.inbox import RedisSession
 from sse_middleware.stores.redis.keys import Keys, digest
-from sse_middleware.stores.redis.log_writer import RedisLog
+from sse_middleware.stores.redis.log import RedisLog
 
 _POLL_SECONDS: Final = 1.0
 """How long a reader waits for a message before it queries Redis itself."""
@@ -131,6 +131,18 @@ class RedisStore:
     async def cancel(self, stream_id: str) -> bool:
         """Ask the producer of a stream to end it; return `False` if there is no such log."""
         return await self._session().cancel(stream_id)
+
+    async def claim(self, name: str, stream_id: str) -> str:
+        """Claim a name for a stream that may open, and return the stream that has the claim."""
+        return await self._session().claims.take(digest(name), stream_id)
+
+    async def claimant(self, name: str) -> str | None:
+        """Return the stream that has the claim to a name, `None` if none has."""
+        return await self._session().claims.holder(digest(name))
+
+    def release(self, name: str, stream_id: str) -> None:
+        """Give up the claim of a stream to a name soon, if it has it."""
+        self._session().claims.release(digest(name), stream_id)
 
     async def close(self) -> None:
         """Write all remaining events, and close connections, tasks and the lease."""

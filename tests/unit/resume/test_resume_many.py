@@ -10,7 +10,8 @@ from starlette.types import Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware, current_stream
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.stores.memory import MemoryStore, _MemoryLog
+from sse_middleware.stores.memory import MemoryStore
+from sse_middleware.stores.memory_log import MemoryLog
 from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.follower import Follower
 from sse_middleware.stream.producer import Producer
@@ -30,7 +31,7 @@ from tests.support.resuming import back, living, texts, value
 
 pytestmark = pytest.mark.anyio
 
-OURS = (Producer, Follower, Connection, Responder, StreamRecord, _MemoryLog)
+OURS = (Producer, Follower, Connection, Responder, StreamRecord, MemoryLog)
 EVENTS = 6
 TTL = 2.0
 WAYS = ["reads", "leaves", "refuses", "returns", "vanishes", "cancelled", "ends", "numbers"]
@@ -111,7 +112,7 @@ async def leave_nothing(count: int, **options: Any) -> None:
     assert len(store) > 0
     await asyncio.sleep(max(TTL, options["linger_seconds"]) + 1.5)
     assert asyncio.all_tasks() == before
-    assert (len(store), store.total_bytes, store._names, store._ended) == (0, 0, {}, {})
+    assert (len(store), store.total_bytes, store._names, store._claims) == (0, 0, {}, {})
     assert len(kept._context.linger_queue) == 0
     assert value(registry, "sse_lingering_streams") == 0
     assert value(registry, "sse_streams_active") == 0

@@ -6,7 +6,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
-from sse_middleware.http.request import BodyDigest
+from sse_middleware.http.body_digest import BodyDigest
 from tests.support.asgi import Exchange, body, handle, http_scope, running, stream_start
 from tests.support.resuming import (
     UNKNOWN,

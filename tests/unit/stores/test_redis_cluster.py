@@ -95,7 +95,7 @@ async def test_streams_of_all_nodes_are_followed_and_cancelled_from_another_proc
 async def test_a_flush_is_one_round_trip_to_each_node(
     cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_middleware.stores.redis.log_writer._FLUSH_SECONDS", 0.3)
+    monkeypatch.setattr("sse_middleware.stores.redis.log_writer.FLUSH_SECONDS", 0.3)
     adding = ("EVAL", "XADD")
     trips: list[tuple[object, list[Any]]] = []
     execute = ClusterNode.execute_pipeline

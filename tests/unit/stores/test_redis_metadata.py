@@ -30,7 +30,7 @@ STRANGE: list[Any] = [
     *(None, True, False, 0, -1, 5.5, 10**13, 10**400, -math.inf, math.nan, "", "x", "x\r\ny: z"),
     *("x\n\ndata: y", "\0", "\ud800", "x" * 100, [], [1], {}, {"a": 1}, [[]]),
 ]
-VALID = json.loads(pack_metadata(log_info(), "process", "name", b""))
+VALID = json.loads(pack_metadata(log_info(), "process", ["name"], b""))
 DATA = [
     *(b"", b"\xff\xfe", b"null", b"1", b'"text"', b"{}", b"[]", b"[1,2,3]", b"[null,null,null]"),
     *(
@@ -86,24 +86,25 @@ header_names = st.from_regex(rb"[a-zA-Z0-9!#$%&'*+.^_`|~-]+", fullmatch=True)
     headers=st.lists(st.tuples(header_names, st.binary().filter(lambda value: b"\0" not in value))),
     path=st.text(),
     route=st.text(),
-    name=st.text(),
+    names=st.lists(st.text()),
 )
 def test_metadata_survives_a_round_trip(
-    headers: list[tuple[bytes, bytes]], path: str, route: str, name: str
+    headers: list[tuple[bytes, bytes]], path: str, route: str, names: list[str]
 ) -> None:
     info = log_info(headers=serialize_headers(headers), path=path, route=route)
-    packed = pack_metadata(info, "process", name, b"")
-    assert unpack_metadata(packed) == LogMetadata(info, "process", name)
+    packed = pack_metadata(info, "process", names, b"")
+    assert unpack_metadata(packed) == LogMetadata(info, "process", tuple(names))
 
 
 def test_the_terms_of_a_stream_are_stored_as_fields_of_the_log() -> None:
     info = log_info(
         stream_id="s", identity="i", body_digest=None, path="/", route="/", headers=b"a:\xe9\r\n"
     )
-    assert pack_metadata(info, "process", "name", b"") == (
+    assert pack_metadata(info, "process", ["name"], b"") == (
         b'[{"stream_id": "s", "path": "/", "identity": "i", "method": "POST", "body_digest": null, '
         b'"origin": "https://example.org", "headers": "a:\\u00e9\\r\\n", "route": "/", '
         b'"app_ids": false, "opened_on": 1800000000.125, "secret": "", '
+        b'"asks_for_stream": false, "keep_seconds": null, '
         b'"max_seconds": 60.0, "rotates": false, "heartbeat_interval": 5.0, '
         b'"silence_threshold": null, '
         b'"event_prefix": "", "retry_ms": 2000}, "process", "name"]'
@@ -118,7 +119,7 @@ async def test_the_stored_metadata_is_small_whatever_a_client_sends(text: str) -
     raw_path = text.encode("latin-1")
     await handle(app, headers=[*EVENTSOURCE, origin], path=text, raw_path=raw_path)
     (info,) = store.infos
-    assert len(pack_metadata(info, "process", "name", b"")) < 15_000
+    assert len(pack_metadata(info, "process", ["name"], b"")) < 15_000
 
 
 class Recording(MemoryStore):

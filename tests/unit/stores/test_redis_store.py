@@ -16,7 +16,8 @@ from sse_middleware.stores.base import FIND_PAUSES, Batch, LogState, seal_identi
 from sse_middleware.stores.circuit_breaker import Backoff
 from sse_middleware.stores.redis import RedisStore, inbox
 from sse_middleware.stores.redis.commands import CommandClient
-from sse_middleware.stores.redis.log_writer import LogWriter, RedisLog
+from sse_middleware.stores.redis.log import RedisLog
+from sse_middleware.stores.redis.log_writer import LogWriter
 from sse_middleware.testing import FakeStream, Reader, StoreContract
 from sse_middleware.testing.streams import eventually
 from tests.support.redis_server import Proxy, RedisServer

@@ -8,7 +8,7 @@ import pytest
 from sse_middleware.stores.base import LogState
 from sse_middleware.stores.redis import client as redis_client
 from sse_middleware.stores.redis import keys as redis_keys
-from sse_middleware.stores.redis.log_writer import RedisLog
+from sse_middleware.stores.redis.log import RedisLog
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
 from tests.support.redis_server import Proxy, RedisServer

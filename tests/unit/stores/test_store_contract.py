@@ -113,7 +113,7 @@ class KeepsHalf(MemoryStore):
 class ForgetsRunningLogs(MemoryStore):
     def create(self, info: LogInfo, producer: LogListener) -> Log:
         log = super().create(info, producer)
-        self._ended[info.stream_id] = self._clock() + self._ttl
+        self.keep_ended(log)  # type: ignore[arg-type]
         return log
 
 
@@ -152,13 +152,39 @@ class NeverLosesAReader(MemoryStore):
 
 class LetsTheFirstOfANameCount(MemoryStore):
     async def find_named(self, name: str) -> LogSnapshot | None:
-        return next((log.snapshot() for log in self._logs.values() if log.name == name), None)
+        return next((log.snapshot() for log in self._logs.values() if name in log.names), None)
 
 
 class KnowsLittleOfAStream(MemoryStore):
     async def find(self, stream_id: str) -> LogSnapshot | None:
         found = await super().find(stream_id)
         return found and found._replace(first=1, has_end_frame=False)
+
+
+class KnowsTheLastNameOnly(MemoryStore):
+    async def find_named(self, name: str) -> LogSnapshot | None:
+        found = await super().find_named(name)
+        log = None if found is None else self._logs[found.info.stream_id]
+        return found if log is not None and log.names[-1] == name else None
+
+
+class GivesAClaimToAll(MemoryStore):
+    async def claim(self, name: str, stream_id: str) -> str:
+        self._claims[name] = stream_id
+        return stream_id
+
+
+class LetsOthersRelease(MemoryStore):
+    def release(self, name: str, stream_id: str) -> None:
+        super().release(name, self._claims.get(name, stream_id))
+
+
+class KeepsClaims(MemoryStore):
+    def set_name(self, log: Any, name: str) -> None:
+        claimed = self._claims.get(name)
+        super().set_name(log, name)
+        if claimed:
+            self._claims[name] = claimed
 
 
 class LeavesATask(MemoryStore):
@@ -218,6 +244,10 @@ FAULTS: dict[type[MemoryStore], str] = {
     TellsOfEachReader: "the_first_reader_and_the_end_of_the_last_are_notified",
     NeverLosesAReader: "every_way_to_stop_reading_counts",
     LetsTheFirstOfANameCount: "the_latest_log_of_a_name_counts",
+    KnowsTheLastNameOnly: "a_log_may_have_several_names",
+    GivesAClaimToAll: "the_first_claim_to_a_name_counts",
+    LetsOthersRelease: "only_the_holder_gives_a_claim_up",
+    KeepsClaims: "a_log_with_the_name_ends_a_claim",
     KnowsLittleOfAStream: "a_log_is_found_as_it_is",
     LeavesATask: "a_log_without_events_has_an_end_as_well",
     EndsAgain: "a_log_ends_once",

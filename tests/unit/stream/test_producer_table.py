@@ -36,6 +36,7 @@ CELLS = sorted(PRODUCER_TABLE, key=lambda cell: (cell[0].value, cell[1].value))
 NOT_KEPT = [(OPEN, on.CLIENT_HAS_LEFT), (OPEN, on.CLIENT_IS_BLOCKED)]
 SETTINGS: dict[str, Any] = {"stream_max_seconds": 60, "cap_action": "complete"}
 STATES = {
+    Reason.FINISHED: LogState.FINISHED,
     Reason.CANCELLED: LogState.CANCELLED,
     Reason.INCOMPLETE: LogState.LOST,
     Reason.LOST: LogState.LOST,
@@ -261,8 +262,8 @@ def check_end(driver: Driver, action: ProducerAction, reason: Reason, *, is_kept
     if is_kept and not driver.log.has_app_ids:
         ((state, frame),) = driver.log.ends
         is_lost = action is act.LOSE
-        assert state is (LogState.LOST if is_lost else STATES.get(reason, LogState.FINISHED))
-        if state in (LogState.FINISHED, LogState.CANCELLED):
+        assert state is (LogState.LOST if is_lost else STATES.get(reason, LogState.FAILED))
+        if state in (LogState.FINISHED, LogState.FAILED, LogState.CANCELLED):
             assert unpack_end(frame, Reason.GONE).reason is reason
         else:
             assert frame == b""

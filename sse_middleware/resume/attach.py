@@ -1,0 +1,247 @@
+"""Attach: a request follows the stream of an equal one, instead of running the app.
+
+The first request of a name claims it, and runs the app. Others wait until its stream opens, and
+then follow it from the first event; if its response is no stream, their apps run too. A failed
+store never prevents the app from running.
+"""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from starlette.types import Receive, Send
+
+from sse_middleware.errors import StoreError
+from sse_middleware.http.body_digest import BodyDigest
+from sse_middleware.http.own_responses import CONFLICT, send_rejection
+from sse_middleware.http.request import (
+    ANY_STREAM,
+    LONGEST_NAME,
+    RESUMABLE_METHODS,
+    SSERequest,
+    stream_name,
+)
+from sse_middleware.http.routes import Mark, name_in, route_ahead
+from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind
+from sse_middleware.protocol.event_ids import new_secret, stream_id
+from sse_middleware.resume.authorization import Authorization
+from sse_middleware.resume.handler import ResumeHandler, RunApp, read_post_body
+from sse_middleware.resume.lookup import LimitReachedError
+from sse_middleware.stores.base import LogSnapshot, LogState
+from sse_middleware.stream.context import Context
+from sse_middleware.stream.current import CurrentStream
+
+logger = logging.getLogger("sse_middleware")
+
+_HIT: Final = "hit"
+_COALESCED: Final = "coalesced"
+"""The values of `X-Stream-Cache`: the stream has finished, or it is still open."""
+_FIRST_PAUSE: Final = 0.005
+_LONGEST_PAUSE: Final = 0.25
+"""The pauses of a request that waits for the stream of another one to open, in seconds."""
+
+
+class _Wanted(NamedTuple):
+    """The streams that a request may follow.
+
+    Attributes:
+        name: their name in the store.
+        mark: the mark of the endpoint.
+        client_kind: the kind of the client.
+        body_digest: the digest of the request's body if all requests of the name must have the
+            same, else `None`.
+    """
+
+    name: str
+    mark: Mark
+    client_kind: ClientKind
+    body_digest: str | None
+
+
+class AttachedRequests:
+    """Attach requests to streams.
+
+    Args:
+        context: the objects that all requests share.
+        handler: sends the events of a log.
+    """
+
+    def __init__(self, context: Context, handler: ResumeHandler) -> None:
+        self._context = context
+        self._handler = handler
+        self._access = Authorization(context)
+
+    async def handle(
+        self, request: SSERequest, current: CurrentStream, receive: Receive, send: Send
+    ) -> RunApp | None:
+        """Send the stream of an equal request, or return how the app sends its own.
+
+        Args:
+            request: the request.
+            current: receives the claim of the request to its name.
+            receive: the server's `receive`.
+            send: the server's `send`.
+        """
+        run_app = RunApp(receive, send)
+        mark = self._context.match_mark(request.scope)
+        may_attach = mark is not None and self._may_attach(mark, request)
+        identity = self._context.identities.of(request) if may_attach else None
+        current.is_matched = mark is not None and (not may_attach or bool(identity))
+        if mark is None or not identity:
+            return run_app
+        is_by_name = mark.stream_name is not None and not request.idempotency_key
+        body: BodyDigest | None = None
+        if not is_by_name:
+            body, run_app = await read_post_body(request, run_app)
+        digest = None if body is None else body.hexdigest()
+        name = self._name(mark, request, body, digest)
+        if name is None:
+            return run_app
+        wanted = _Wanted(
+            stream_name(name, identity),
+            mark,
+            self._context.client_kind(request, mark),
+            digest if request.idempotency_key else None,
+        )
+        try:
+            return await self._attach(wanted, request, current, run_app)
+        except LimitReachedError as exc:
+            await self._handler.reject(exc, request, send, client_kind=wanted.client_kind)
+            return None
+        except StoreError as exc:
+            logger.warning(
+                "A request cannot be attached to the stream of another one, so its app runs: the "
+                "store is unavailable (%s)",
+                exc,
+            )
+            return run_app
+
+    def _may_attach(self, mark: Mark, request: SSERequest) -> bool:
+        """Return whether a request may follow the stream of another one."""
+        options = self._context.options_for(mark)
+        return (
+            mark.attach != "never"
+            and mark.overrides.get("enabled") is not False
+            and options.keep
+            and options.replay_max_events > 0
+            and request.method in RESUMABLE_METHODS
+            and request.last_event_id is None
+            and not ANY_STREAM.isdisjoint(request.accepted_types)
+            and self._context.client_kind(request, mark) is not ClientKind.OFF
+        )
+
+    def _name(
+        self, mark: Mark, request: SSERequest, body: BodyDigest | None, digest: str | None
+    ) -> str | None:
+        """Return the name of the stream that a request opens, `None` if it is not known."""
+        if request.idempotency_key:
+            return request.idempotency_key
+        if mark.stream_name is not None:
+            scope = dict(request.scope)
+            path_params = route_ahead(scope, self._context.app).path_params
+            try:
+                name = name_in(mark.stream_name, {**scope, "path_params": path_params})
+            except Exception:
+                logger.exception("stream_name has failed; the request is not attached to a stream")
+                return None
+            return name if 0 < len(name) <= LONGEST_NAME else None
+        if body is not None and digest is None:  # too long, or the client has left
+            return None
+        return f"request:{_request_digest(request, digest)}"
+
+    async def _attach(
+        self, wanted: _Wanted, request: SSERequest, current: CurrentStream, run_app: RunApp
+    ) -> RunApp | None:
+        store, secret = self._context.store, new_secret()
+        found = await store.find_named(wanted.name)
+        if await self._follow(wanted, found, request, run_app):
+            return None
+        try:
+            holder = await store.claim(wanted.name, stream_id(secret))
+        except asyncio.CancelledError:
+            store.release(wanted.name, stream_id(secret))
+            raise
+        if holder == stream_id(secret):
+            current.claim(wanted.name, secret)
+            return run_app
+        found = await self._wait_for(holder, wanted.name)
+        return None if await self._follow(wanted, found, request, run_app, holder) else run_app
+
+    async def _wait_for(self, holder: str, name: str) -> LogSnapshot | None:
+        """Wait until a stream opens, and return its log; return `None` if it does not."""
+        store = self._context.store
+        for pause in _pauses():
+            claimant = await store.claimant(name)
+            found = await store.find_named(name)
+            if found is not None and found.info.stream_id == holder:
+                return found
+            if claimant != holder:
+                break
+            await asyncio.sleep(pause)
+        return None
+
+    async def _follow(
+        self,
+        wanted: _Wanted,
+        found: LogSnapshot | None,
+        request: SSERequest,
+        run_app: RunApp,
+        holder: str = "",
+    ) -> bool:
+        """Send a stream if the request may follow it; return whether there is a response.
+
+        Args:
+            wanted: the streams that the request may follow.
+            found: the log of a stream.
+            request: the request.
+            run_app: has the server's `send`.
+            holder: the stream for which the request has waited, so that it may have finished.
+        """
+        if found is None or not await self._access.may_read_named(found, request):
+            return False
+        info = found.info
+        if wanted.body_digest is not None and info.body_digest not in (None, wanted.body_digest):
+            await send_rejection(run_app.send, request, CONFLICT, None)
+            return True
+        is_finished = found.state is LogState.FINISHED
+        may_be_finished = wanted.mark.attach == "kept" or info.stream_id == holder
+        if (
+            not (found.state is LogState.RUNNING or (is_finished and may_be_finished))
+            or found.first > 1
+            or (info.asks_for_stream and EVENT_STREAM not in request.accepted_types)
+        ):
+            return False
+        await self._handler.read(
+            found,
+            request,
+            run_app,
+            after=0,
+            secret=info.secret,
+            client_kind=wanted.client_kind,
+            cache=_HIT if is_finished else _COALESCED,
+        )
+        return True
+
+
+def _pauses() -> Iterator[float]:
+    pause = _FIRST_PAUSE
+    while True:
+        yield pause
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _request_digest(request: SSERequest, body_digest: str | None) -> str:
+    """Return a digest of all by which an equal request is recognized."""
+    parts = (
+        request.method.encode(),
+        request.request_path.encode("utf-8", "surrogatepass"),
+        request.scope.get("query_string") or b"",
+        request.headers.get(b"accept", b""),
+        (body_digest or "").encode(),
+    )
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(b"%d:%b" % (len(part), part))
+    return digest.hexdigest()

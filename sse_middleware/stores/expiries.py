@@ -1,0 +1,37 @@
+"""The times at which ended logs expire, in constant time for each time for which they are kept."""
+
+import math
+from collections import OrderedDict
+
+
+class Expiries:
+    """The keys of ended logs, each with the time of its expiry.
+
+    The times for which logs are kept are few: one for each mark that sets one, and the usual one.
+    """
+
+    __slots__ = ("_by_seconds",)
+
+    def __init__(self) -> None:
+        self._by_seconds: dict[float, OrderedDict[str, float]] = {}
+
+    def __bool__(self) -> bool:
+        """Return whether there are any."""
+        return bool(self._by_seconds)
+
+    def add(self, key: str, seconds: float, now: float) -> None:
+        """Add a key that expires in `seconds`; for equal ones, the time never runs backwards."""
+        self._by_seconds.setdefault(seconds, OrderedDict())[key] = now + seconds
+
+    def discard(self, key: str, seconds: float) -> None:
+        """Remove a key that was added with `seconds`, if it is there."""
+        expiries = self._by_seconds.get(seconds)
+        if expiries is not None:
+            expiries.pop(key, None)
+            if not expiries:
+                del self._by_seconds[seconds]
+
+    def next(self) -> tuple[str, float]:
+        """Return the key that expires next and its time, which is infinite if there is none."""
+        first = [next(iter(expiries.items())) for expiries in self._by_seconds.values()]
+        return min(first, key=lambda item: item[1], default=("", math.inf))
