@@ -30,12 +30,12 @@ Run = Callable[[str, Sequence[str]], Outcomes]
 Dispatch = Callable[[Any], None]
 
 
-def by_node(script: str, accept: str = "") -> Run:
-    """Return the run of a client for node."""
+def by_node(script: str, accept: str = "", **variables: str) -> Run:
+    """Return the run of a client for node, with variables in its environment."""
 
     def run(base: str, scenarios: Sequence[str]) -> Outcomes:
         command = [needs.node(), str(needs.NODE_CLIENTS / script), base, *scenarios]
-        environ = {**os.environ, "ACCEPT": accept}
+        environ = {**os.environ, "ACCEPT": accept, **variables}
         done = subprocess.run(
             command, capture_output=True, timeout=HANG_SECONDS, env=environ, check=False
         )

@@ -1,16 +1,18 @@
-// A `fetch` loop that continues an answer by its name until it has ended.
+// A `fetch` loop that continues an answer until it has ended: by the name of the answer, or, if that
+// begins with `id`, by the id of its stream.
 
 import { createHash } from "node:crypto";
 import { base, report } from "./common.mjs";
 
 const QUERY = process.env.QUERY ?? "";
-const headers = { authorization: "Bearer ann" };
 
 await report(async (name, dispatch) => {
   const url = `${base}/answers/${name}`;
   const hash = createHash("sha256");
+  const headers = { authorization: "Bearer ann" };
   let events = 0;
   let response = await fetch(`${url}?${QUERY}`, { method: "POST", headers });
+  if (name.startsWith("id")) headers["x-stream-id"] = response.headers.get("x-stream-id");
   while (response.status === 200) {
     let rest = Buffer.alloc(0);
     try {

@@ -1,8 +1,8 @@
 """Answers of products in streams with names, each with the endpoint by which clients continue.
 
-The query of a request sets the pace of its answer: `pause` seconds after each chunk, and `hold`,
-the number of chunks after which it waits for a `POST /release/{name}`. `/record/{name}` returns the
-runs of this worker.
+The query of a request sets the pace of its answer: `pause` seconds after each chunk, `hold`, the
+number of chunks after which it waits for a `POST /release/{name}`, and `fails`, after which it
+fails. `/record/{name}` returns the runs of this worker.
 
 `LEASE_SECONDS`, if it is set, is the time after which the streams of a dead worker are lost.
 """
@@ -43,12 +43,15 @@ def named(request: Request, name: str, chunks: Iterable[bytes]) -> Response:
 
 async def _paced(request: Request, name: str, chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
     query, run = request.query_params, len(runs[name])
-    pause, hold = float(query.get("pause", "0.01")), int(query.get("hold", "-1"))
+    pause = float(query.get("pause", "0.01"))
+    hold, fails = (int(query.get(name, "-1")) for name in ("hold", "fails"))
     runs[name].append("running")
     try:
         for number, chunk in enumerate(chunks):
             if number == hold:
                 await released[name].wait()
+            if number == fails:
+                raise ValueError("swordfish")
             yield chunk
             await asyncio.sleep(pause)
     except BaseException:

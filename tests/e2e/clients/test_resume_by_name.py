@@ -12,7 +12,7 @@ from tests.support import needs
 from tests.support.answers import numbers
 from tests.support.cut_proxy import Cut, CuttingProxy, How
 from tests.support.named_runs import ANN, NamedRuns
-from tests.support.waiting import HANG_SECONDS
+from tests.support.waiting import HANG_SECONDS, until
 
 pytestmark = pytest.mark.anyio
 
@@ -28,9 +28,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-async def fetched(proxy: CuttingProxy, name: str) -> Outcome:
+async def fetched(proxy: CuttingProxy, name: str, query: str = "") -> Outcome:
     """Return the events that a `fetch` loop receives."""
-    run = by_node("resume-fetch.mjs")
+    run = by_node("resume-fetch.mjs", QUERY=query)
     outcomes = await asyncio.to_thread(run, f"http://127.0.0.1:{proxy.port}", [name])
     return outcomes[name]
 
@@ -58,6 +58,21 @@ async def test_a_phone_that_is_cut_at_each_event_of_an_answer_has_each_event_onc
     assert end.split()[1] == hashlib.sha256(WHOLE).hexdigest()
     assert len(proxy.made) == len(EVENTS)
     runs.wait_for(f"answer:{name}", ["finished"], [])
+
+
+async def test_a_phone_continues_its_answer_by_id_after_a_later_one_has_its_name(
+    runs: NamedRuns,
+) -> None:
+    name = f"id-{secrets.token_hex(4)}"
+    async with CuttingProxy(runs.ports, len(EVENTS) * [Cut(AFTER_AN_EVENT)]) as proxy:
+        phone = asyncio.ensure_future(fetched(proxy, name, "hold=3"))
+        await until(lambda: len(proxy.made) == 3, lambda: f"{proxy.made}")
+        later = await curl("-X", "POST", f"{runs.workers[1].server.url}/answers/{name}?n=5")
+        assert later.stdout == b"".join(EVENTS[:5])
+        runs.release(f"answer:{name}")
+        events, _ = await phone
+    assert [event.encode() for event in events] == EVENTS
+    runs.wait_for(f"answer:{name}", ["finished"], ["finished"])
 
 
 async def test_a_fetch_loop_continues_after_a_cut_within_an_event(runs: NamedRuns) -> None:

@@ -64,7 +64,7 @@ class Proxied(NamedTuple):
 
 
 @contextmanager
-def proxied(proxy: str, directory: Path, **environ: str) -> Iterator[Proxied]:
+def proxied(proxy: str, directory: Path, *, app: str = APP, **environ: str) -> Iterator[Proxied]:
     """Run two workers and a proxy."""
     port = free_port()
     with ExitStack() as stack:
@@ -72,7 +72,7 @@ def proxied(proxy: str, directory: Path, **environ: str) -> Iterator[Proxied]:
         for number in ("one", "two"):
             place = directory / number
             place.mkdir()
-            serving_one = serving("uvicorn-httptools", APP, place, environ)
+            serving_one = serving("uvicorn-httptools", app, place, environ)
             workers.append(stack.enter_context(serving_one))
         ports = {"8080": port, "8001": workers[0].port, "8002": workers[1].port}
         command = PROXIES[proxy](directory, configured(proxy, ports))
