@@ -1,5 +1,6 @@
 """Pages of one chat, which reach either of two workers, and what they show."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tests.e2e.browser.thread_proxy import ThreadProxy, running_proxy
 from tests.support import needs
 from tests.support.named_runs import NamedRuns, named_runs
+from tests.support.waiting import HANG_SECONDS
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
@@ -45,16 +47,32 @@ def balanced(directory: Path) -> Iterator[Balanced]:
         yield Balanced(proxy, runs)
 
 
-def bundle(script: str) -> str:
-    """Return a script for node as one that a page can load, with its packages."""
+def bundle(script: str, directory: Path, **modules: str) -> str:
+    """Return a script as one that a page can load, with its packages.
+
+    Args:
+        script: the name of its file, which is beside those for node.
+        directory: an empty one.
+        **modules: the sources of modules that it imports by these names.
+    """
     needs.node()
-    program = needs.NODE_CLIENTS / "node_modules" / ".bin" / "esbuild"
+    packages = needs.NODE_CLIENTS / "node_modules"
+    program = packages / ".bin" / "esbuild"
     if not program.exists():
         needs.missing("esbuild is not installed: npm install --prefix tests/e2e/clients")
-    mode = '--define:process.env.NODE_ENV="development"'
-    command = [str(program), script, "--bundle", "--format=esm", "--log-level=warning", mode]
+    command = [str(program), script, "--bundle", "--format=esm", "--log-level=warning"]
+    command.append('--define:process.env.NODE_ENV="development"')
+    for name, source in modules.items():
+        path = directory / f"{name}.mjs"
+        path.write_text(source)
+        command.append(f"--alias:{name}={path}")
     done = subprocess.run(
-        command, cwd=needs.NODE_CLIENTS, capture_output=True, check=False, timeout=60
+        command,
+        cwd=needs.NODE_CLIENTS,
+        env={**os.environ, "NODE_PATH": str(packages)},
+        capture_output=True,
+        check=False,
+        timeout=HANG_SECONDS,
     )
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode()

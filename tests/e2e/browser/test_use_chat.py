@@ -1,4 +1,4 @@
-"""`useChat({ resume: true })` of the AI SDK, in React in a real browser, and two workers."""
+"""`useChat({ resume: true })` of the AI SDK, with the transport of the docs, and two workers."""
 
 import secrets
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from tests.e2e.browser.chats import Balanced, Chat, balanced, bundle, log_in
+from tests.e2e.browser.docs_app import snippets
 from tests.e2e.clients.resume_app import TEXT, WORDS
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balanced]:
 
 
 @pytest.fixture(scope="module")
-def script() -> str:
-    return bundle("use-chat.mjs")
+def script(tmp_path_factory: pytest.TempPathFactory) -> str:
+    _, transport = snippets("js")
+    return bundle("use-chat.mjs", tmp_path_factory.mktemp("script"), transport=transport)
 
 
 @pytest.fixture
