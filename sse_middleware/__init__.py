@@ -7,6 +7,7 @@ from sse_middleware.config.options import Options
 from sse_middleware.errors import ConfigurationError, EventFormatError, SSEError, StoreError
 from sse_middleware.http.routes import Mark, streaming
 from sse_middleware.middleware import SSEMiddleware
+from sse_middleware.protocol.end_info import EndInfo, OnEnd
 from sse_middleware.protocol.parser import Event, EventParser
 from sse_middleware.protocol.wire import format_sse_event
 from sse_middleware.resume.endpoint import resume_endpoint
@@ -22,6 +23,7 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "ConfigurationError",
     "CurrentStream",
+    "EndInfo",
     "Event",
     "EventFormatError",
     "EventParser",
@@ -29,6 +31,7 @@ __all__ = [
     "LogInfo",
     "Mark",
     "MemoryStore",
+    "OnEnd",
     "Options",
     "SSEError",
     "SSEMiddleware",

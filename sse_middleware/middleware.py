@@ -269,19 +269,19 @@ class SSEMiddleware:
             return
         is_set = bool(options.ready_path) or "drain_seconds" in options.explicit
         with SHUTDOWN.serving(can_end_streams=is_set or bool(context.path_marks)):
-            await self.app(scope, receive, self._closing_store(send))
+            await self.app(scope, receive, self._closing(send))
 
-    def _closing_store(self, send: Send) -> Send:
-        """Return a `send` that closes the store at the shutdown."""
-        store = self._context.store
-        if not store.is_shared:
-            return send
+    def _closing(self, send: Send) -> Send:
+        """Return a `send` that waits for `on_end` and closes the store at the shutdown."""
+        context = self._context
 
         async def close_and_send(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown."):
-                if self._admission is not None:
-                    await self._admission.close()
-                await store.close()
+                await context.end_calls.wait(context.options.drain_seconds)
+                if context.store.is_shared:
+                    if self._admission is not None:
+                        await self._admission.close()
+                    await context.store.close()
             await send(message)
 
         return close_and_send

@@ -21,6 +21,7 @@ from sse_middleware.config.fields import GLOBS_ALLOWED, is_glob
 from sse_middleware.config.options import validate
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.protocol.client_kinds import ClientKind
+from sse_middleware.protocol.end_info import OnEnd
 
 logger = logging.getLogger("sse_middleware")
 
@@ -57,6 +58,7 @@ class Mark:
         attach: the streams that a request with the same name follows.
         cache_ttl: how long a finished stream is kept, `None` for `replay_ttl`.
         rerun: whether the app runs for a client whose stream cannot be resumed.
+        on_end: is called with the events of each stream that has ended, `None` for nothing.
         is_certain: whether all responses are streams; not so if a path glob matches more paths, or
             if only the settings mark the path.
     """
@@ -68,6 +70,7 @@ class Mark:
         "family",
         "is_certain",
         "name",
+        "on_end",
         "overrides",
         "rerun",
         "stream_key",
@@ -85,6 +88,7 @@ class Mark:
         attach: Attach = "never",
         cache_ttl: float | None = None,
         rerun: Rerun = "always",
+        on_end: OnEnd | None = None,
     ) -> None:
         if attach not in get_args(Attach):
             raise ConfigurationError("attach", attach, " or ".join(get_args(Attach)))
@@ -94,6 +98,8 @@ class Mark:
             raise ConfigurationError("cache_ttl", cache_ttl, f"above 0 to {_LONGEST_CACHE} seconds")
         if cache_ttl is not None and attach != "kept":
             raise TypeError('cache_ttl needs attach="kept"')
+        if on_end is not None and not callable(on_end):
+            raise ConfigurationError("on_end", on_end, "a function of an EndInfo and the events")
         if family is not None and family not in _CLIENT_KINDS:
             raise ConfigurationError("family", family, " or ".join(_CLIENT_KINDS))
         self.name = name
@@ -104,6 +110,7 @@ class Mark:
         self.attach = attach
         self.cache_ttl = cache_ttl
         self.rerun = rerun
+        self.on_end = on_end
         self.is_certain = True
 
     def for_glob(self, glob: str) -> "Mark":
@@ -133,6 +140,7 @@ def streaming(
     attach: Attach = "never",
     cache_ttl: float | None = None,
     rerun: Rerun = "always",
+    on_end: OnEnd | None = None,
     **overrides: Unpack[EndpointArguments],
 ) -> Mark: ...
 def streaming(
@@ -147,6 +155,7 @@ def streaming(
     attach: Attach = "never",
     cache_ttl: float | None = None,
     rerun: Rerun = "always",
+    on_end: OnEnd | None = None,
     **overrides: Any,
 ) -> Any:
     """Mark an endpoint as one that streams, with its own options.
@@ -177,6 +186,9 @@ def streaming(
             `SSE_REPLAY_TTL`.
         rerun: `"never"` if the app does not run for a client whose stream cannot be resumed: it
             gets `reset` and the end.
+        on_end: a function, async or not, that is called once with an `EndInfo` and the list of
+            events when a stream has ended, regardless of how, also after its client has left. It
+            delays no client. One that is not async runs in a thread.
         **overrides: fields of `Options`; `enabled=False` leaves the endpoint alone.
 
     Raises:
@@ -196,6 +208,7 @@ def streaming(
         attach=attach,
         cache_ttl=cache_ttl,
         rerun=rerun,
+        on_end=on_end,
     )
     return mark if endpoint is None else mark(endpoint)
 

@@ -69,6 +69,9 @@ class StreamLog:
             extra={"route": route, "reason": reason},
         )
 
+    def on_end_failed(self, route: str) -> None:
+        """Log nothing: the failure has been logged with its cause."""
+
     def store_failed(self, operation: str) -> None:
         """Log a failure of the store, at DEBUG."""
         logger.debug("the store has failed: %s", operation)

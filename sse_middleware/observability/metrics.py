@@ -162,6 +162,12 @@ class Metrics:
         self._rejected = Counter(
             "sse_rejected", "Rejected streams, by reason.", ("route", "reason"), registry=registry
         )
+        self._on_end_errors = Counter(
+            "sse_on_end_errors",
+            "Calls of `on_end` that have failed.",
+            ("route",),
+            registry=registry,
+        )
         self._store_errors = Counter(
             "sse_store_errors", "Failures of the store.", ("operation",), registry=registry
         )
@@ -229,6 +235,10 @@ class Metrics:
     def rejected(self, route: str, reason: str) -> None:
         """Count a rejection."""
         self._rejected.labels(_encodable(route), reason).inc()
+
+    def on_end_failed(self, route: str) -> None:
+        """Count a failure of `on_end`."""
+        self._on_end_errors.labels(_encodable(route)).inc()
 
     def store_failed(self, operation: str) -> None:
         """Count a failure of the store."""

@@ -46,6 +46,9 @@ class Observer(Protocol):
                 `shutdown`.
         """
 
+    def on_end_failed(self, route: str) -> None:
+        """The function `on_end` of a mark has failed; `route` is the bounded name of its route."""
+
     def store_failed(self, operation: str) -> None:
         """The store is unavailable; `operation` is one of a few words."""
 

@@ -54,8 +54,8 @@ class Recording(Protocol):
     def skip(self, seq: int) -> None:
         """Record that the event `seq` is not kept."""
 
-    def use_app_ids(self) -> None:
-        """Keep nothing: the app sets its own ids."""
+    def use_app_ids(self) -> "Recording | None":
+        """Keep nothing: the app sets its own ids. Return where the events are collected still."""
 
 
 class Intake:
@@ -268,8 +268,7 @@ class Intake:
         if not (self._app_ids or self.app_owns_ids):
             self.app_owns_ids = True
             if self.log is not None:
-                self.log.use_app_ids()
-                self.log = None
+                self.log = self.log.use_app_ids()
 
     def _keep_loose(self, data: bytes) -> None:
         """Keep bytes that are no event, for the log: they precede the next event there."""

@@ -31,6 +31,7 @@ class Reason(enum.StrEnum):
     """The store cannot be reached."""
 
 
+_OUTCOMES: Final = {Reason.GONE: "disconnected", Reason.LOST: "aborted"}
 _BOOLEANS: Final = ("false", "true")
 
 
@@ -73,6 +74,16 @@ class StreamEnd(NamedTuple):
             f'"tail":{tail},"is_inside_event":{_BOOLEANS[self.is_inside_event]},'
             f'"has_own_end":{_BOOLEANS[self.has_own_end]},"first_chunk":{chunk}}}'
         ).encode()
+
+
+def outcome_of(reason: Reason, *, is_lost: bool) -> str:
+    """Return how a stream has ended, in the word of metrics and logs.
+
+    Args:
+        reason: the reason.
+        is_lost: whether clients learn that the producer is lost.
+    """
+    return "aborted" if is_lost else _OUTCOMES.get(reason, reason.value)
 
 
 def unpack_end(data: bytes, reason: Reason) -> StreamEnd:

@@ -28,6 +28,7 @@ from sse_middleware.protocol.client_kinds import (
 )
 from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import EventStore, LogInfo
+from sse_middleware.stream.end_callback import EndCalls
 from sse_middleware.stream.linger import LingerQueue
 from sse_middleware.stream.linger_index import request_key
 from sse_middleware.stream.readers import ReaderPool
@@ -65,6 +66,7 @@ class Context:
         store: keeps the events.
         linger_queue: the streams that wait for a reader.
         readers: counts the connections that follow streams.
+        end_calls: the calls of `on_end` that have not returned.
         proxies: the proxies that are trusted to name the addresses of clients.
         identities: determines the identities that requests belong to.
         path_marks: marks for paths; the first that matches applies.
@@ -84,6 +86,7 @@ class Context:
     store: EventStore
     linger_queue: LingerQueue
     readers: ReaderPool
+    end_calls: EndCalls = field(default_factory=EndCalls)
     proxies: TrustedProxies
     identities: Identities
     path_marks: PathMarks = ()

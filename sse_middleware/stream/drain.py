@@ -39,11 +39,20 @@ class Drain:
         servers: the number of servers that run in the loop, as far as they have a lifespan.
     """
 
-    __slots__ = ("__weakref__", "_streams", "_watch", "_watch_at", "is_draining", "servers")
+    __slots__ = (
+        "__weakref__",
+        "_began_at",
+        "_streams",
+        "_watch",
+        "_watch_at",
+        "is_draining",
+        "servers",
+    )
 
     def __init__(self, watch: Callable[[], None]) -> None:
         self._watch = watch
         self._watch_at = -math.inf
+        self._began_at = math.inf
         self.is_draining = False
         self.servers = 0
         self._streams: dict[Drainable, None] = {}  # smaller than a set
@@ -69,6 +78,7 @@ class Drain:
         """Notify all streams that the server shuts down; once."""
         if not self.is_draining:
             self.is_draining = True
+            self._began_at = asyncio.get_running_loop().time()
             for stream in tuple(self._streams):
                 self._notify(stream)
 
@@ -77,6 +87,12 @@ class Drain:
         self.begin()
         for stream in tuple(self._streams):
             stream.on_drain_over()
+
+    def seconds_left(self, seconds: float) -> float:
+        """Return how many of the `seconds` of a stream are left, all of them before the drain."""
+        if not self.is_draining:
+            return seconds
+        return max(0.0, self._began_at + seconds - asyncio.get_running_loop().time())
 
     def _notify(self, stream: Drainable) -> None:
         if stream in self._streams:

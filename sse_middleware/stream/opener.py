@@ -36,6 +36,7 @@ from sse_middleware.stream.callbacks import StreamCallbacks
 from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
+from sse_middleware.stream.end_callback import EndCallback
 from sse_middleware.stream.linger_index import request_key
 from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.producer_control import ProducerControl
@@ -229,6 +230,17 @@ def create_stream(  # noqa: PLR0917 - one call
         callbacks=callbacks,
         linger_queue=context.linger_queue,
     )
+    if mark.on_end is not None:
+        producer.log.call_at_end(
+            EndCallback(
+                mark.on_end,
+                options,
+                record,
+                observers=context.observers,
+                calls=context.end_calls,
+                drain=timers.drain,
+            )
+        )
     if options.keep and options.replay_max_events:
         create_log = partial(
             _create_log, producer, context, request, mark, record, terms, secret, start, body

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Final
 
 from starlette.types import Message, Send
@@ -25,7 +24,7 @@ from sse_middleware.protocol.producer_state import (
     ProducerMove,
     ProducerPhase,
 )
-from sse_middleware.protocol.stream_end import Reason
+from sse_middleware.protocol.stream_end import Reason, outcome_of
 from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stream.app_writer import AppWriter
 from sse_middleware.stream.callbacks import NO_CALLBACKS, StreamCallbacks, discard
@@ -265,7 +264,7 @@ class Producer:
         assert move.reason is not None
         self._reason = reason = move.reason
         is_lost = move.action is ProducerAction.LOSE
-        self._outcome = "aborted" if is_lost else _OUTCOMES.get(reason, reason)
+        self._outcome = outcome_of(reason, is_lost=is_lost)
         self.writer.leave_fast_path()
         if self._linger.is_active:
             self._stop_lingering()
@@ -378,9 +377,7 @@ class Producer:
             self._release()
             await log.stop_reader()
         if draining:  # the server may exit after this request
-            with suppress(TimeoutError):
-                async with asyncio.timeout(SHUTDOWN_GRACE_SECONDS):
-                    await log.flush()
+            await log.finish(SHUTDOWN_GRACE_SECONDS)
 
     def _release(self) -> None:
         """Break the reference cycles: the objects are freed without the garbage collector."""
@@ -396,4 +393,3 @@ class Producer:
 _ENDED: Final = (ProducerPhase.COMPLETE, ProducerPhase.ENDED)
 _LEFT: Final = (ConnectionInput.CLIENT_LEAVES, ConnectionInput.WRITE_FAILS)
 _BY_CLIENT: Final = (*_LEFT, ConnectionInput.CLIENT_IS_BLOCKED)
-_OUTCOMES: Final = {Reason.GONE: "disconnected", Reason.LOST: "aborted"}

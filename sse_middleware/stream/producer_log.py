@@ -5,14 +5,16 @@ A stream that is not kept has no log; all methods can be called all the same.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Protocol
 
 from sse_middleware.http.request import stream_name
 from sse_middleware.protocol.intake import Intake
 from sse_middleware.protocol.producer_state import ProducerInput
-from sse_middleware.protocol.stream_end import Reason, StreamEnd
+from sse_middleware.protocol.stream_end import Reason, StreamEnd, outcome_of
 from sse_middleware.stores.base import EventStore, Log, LogInfo, LogState
 from sse_middleware.stream.connection import Connection
+from sse_middleware.stream.end_callback import EndCallback
 from sse_middleware.stream.log_reader import LogReader
 
 
@@ -43,6 +45,7 @@ class ProducerLog:
         "_identity",
         "_intake",
         "_log",
+        "_on_end",
         "_owner",
         "_reader",
         "_store",
@@ -56,6 +59,7 @@ class ProducerLog:
         self._begin: Callable[[], None] | None = None  # creates the log of a stream with a name
         self._identity = ""
         self._log: Log | None = None
+        self._on_end: EndCallback | None = None
         self._reader: LogReader | None = None
         self._changed: asyncio.Event | None = None  # set when readers change or the stream ends
         self.has_readers = False
@@ -68,6 +72,12 @@ class ProducerLog:
         """Begin the log."""
         self._store, self._identity = store, info.identity
         self._log = self._intake.log = store.create(info, self)
+        if self._on_end is not None:
+            self._on_end.log, self._intake.log = self._log, self._on_end
+
+    def call_at_end(self, callback: EndCallback) -> None:
+        """Collect the events, and call a function with them when the stream has ended."""
+        self._on_end = self._intake.log = callback
 
     @property
     def is_kept(self) -> bool:
@@ -77,7 +87,8 @@ class ProducerLog:
     @property
     def is_recording(self) -> bool:
         """Whether events are recorded, so that clients can resume the stream."""
-        return self._intake.log is not None
+        intake = self._intake
+        return self._log is not None and intake.log is not None and not intake.app_owns_ids
 
     @property
     def is_shared(self) -> bool:
@@ -93,6 +104,8 @@ class ProducerLog:
             name: the name, or a name of the store that is claimed.
             is_claimed: whether it is that of the store.
         """
+        if self._on_end is not None:
+            self._on_end.name = name
         begin, self._begin = self._begin, None
         if begin is not None and not self._intake.has_begun:
             begin()
@@ -120,13 +133,15 @@ class ProducerLog:
         is_whole = state in (LogState.FINISHED, LogState.FAILED, LogState.CANCELLED)
         if self._log is not None and not self._intake.app_owns_ids:
             self._log.end(state, end.pack() if is_whole else b"")
+        if self._on_end is not None:
+            self._on_end.start(end, outcome_of(end.reason, is_lost=is_lost))
         self.notify_change()
 
     def discard(self) -> None:
         """Drop the log: the stream is no longer kept."""
         if self._log is not None:
             self._log.end(LogState.GONE)
-        self._intake.log = None
+        self._intake.log = self._on_end = None
         self.notify_change()
 
     def on_cancel(self) -> None:
@@ -169,10 +184,14 @@ class ProducerLog:
         if self._reader is not None:
             await self._reader.aclose()
 
-    async def flush(self) -> None:
-        """Wait until the whole log is stored."""
+    async def finish(self, seconds: float) -> None:
+        """Wait at most `seconds` until the whole log is stored, and until `on_end` has returned."""
         if self._log is not None:
-            await self._log.flush()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._log.flush()
+        if self._on_end is not None:
+            await self._on_end.wait()
 
 
 _STATES: Final = {

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from sse_middleware import SSEMiddleware, resume_endpoint
+from sse_middleware import EndInfo, Event, SSEMiddleware, resume_endpoint, streaming
 from sse_middleware.limits.open_rate import supports_installed_redis
 from sse_middleware.stores.redis import RedisStore
 from tests.support.asgi import EVENTSOURCE, Exchange, handle, http_scope, running
@@ -143,6 +143,29 @@ async def test_a_stream_is_stopped_on_another_worker(
         stopped = await handle(there, headers=[ANN, selected], path=LIVE, method=method)
         assert (stopped.status, stopped.body) == (204, b"")
         await until(lambda: answers.ends == ["cancelled"], "the app was to stop")
+
+
+async def test_a_stop_on_another_worker_passes_the_events_to_on_end_once(
+    running_server: RedisServer,
+) -> None:
+    calls: list[tuple[str, list[str]]] = []
+
+    async def save(info: EndInfo, events: list[Event]) -> None:
+        calls.append((info.reason, [event.data for event in events]))
+
+    answers, marks = Answers(), {"*": streaming(on_end=save, keep=True)}
+    async with (
+        workers(running_server, answers, marks=marks) as (here, there),
+        requested(here, ANN, method="POST", path="/answer") as first,
+    ):
+        selected = await started(first)
+        async with requested(there, ANN, selected) as reader:
+            answers.allow(2)
+            await reader._until(lambda: reader.body.count(b"\n\n") == 2, "two events")
+            await handle(there, headers=[ANN, selected], path=LIVE, method="DELETE")
+            await until(lambda: bool(calls), "on_end was to be called")
+        await until(lambda: answers.ends == ["cancelled"], "the app was to stop")
+    assert calls == [("cancelled", ["1", "2"])]
 
 
 async def test_another_identity_costs_as_many_commands_as_an_unknown_id(
