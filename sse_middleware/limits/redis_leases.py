@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import NoScriptError
@@ -76,9 +76,9 @@ class Leases:
             lambda _: None,  # the breaker reports it for each caller
             breaker,
         )
-        self._held: dict[str, dict[Slot, str]] = {}
-        self._dropped: dict[str, list[str]] = {}
-        self._members: dict[Slot, str] = {}
+        self._held: dict[str, dict[Slot, _Member]] = {}
+        self._dropped: dict[str, list[_Member]] = {}
+        self._members: dict[Slot, _Member] = {}
         self._has_dropped = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -96,8 +96,8 @@ class Leases:
         Raises:
             StoreError: Redis is out of reach; it is not known whether there is a lease.
         """
-        arguments = (self._milliseconds, str(self._max_per_client), evict, self._member(slot))
-        client = str(slot.client)
+        client, member = str(slot.client), self._member(slot)
+        arguments = (self._milliseconds, str(self._max_per_client), evict, *member.words())
 
         async def take() -> Any:
             await self._secret.load()
@@ -193,8 +193,7 @@ class Leases:
                     self._keys_of(client),
                     self._milliseconds,
                     str(len(held)),
-                    *held,
-                    *dropped,
+                    *(word for member in (*held, *dropped) for word in member.words()),
                 )
                 for client, (held, dropped) in members.items()
             ]
@@ -211,10 +210,10 @@ class Leases:
                 self._evict(lost)
                 self._slots.trim(client, count - len(self._held.get(client, ())))
 
-    def _keys_of(self, client: str) -> tuple[str, str]:
+    def _keys_of(self, client: str) -> tuple[str, str, str]:
         return self._keys.client_leases(seal_identity(client, self._secret.value))
 
-    def _members_of(self, client: str) -> tuple[list[str], list[str]]:
+    def _members_of(self, client: str) -> "tuple[list[_Member], list[_Member]]":
         return list(self._held.get(client, {}).values()), list(self._dropped.get(client, ()))
 
     async def _run_all(self, script: Script, commands: Sequence[Command]) -> list[Any]:
@@ -233,16 +232,32 @@ class Leases:
         except NoScriptError:
             return await self._client.execute_command(*script.with_text(command))
 
-    def _member(self, slot: Slot) -> str:
-        """Return the name of a slot in Redis: its kind, and then text that sorts by age."""
+    def _member(self, slot: Slot) -> "_Member":
+        """Return the name of a slot in Redis, which begins with its kind."""
         if slot not in self._members:
             kind = "e" if slot.reads_end else "p"
-            age = f"{time.time_ns() // 1_000_000:015d}"
-            self._members[slot] = f"{kind}{age}:{self._process}:{slot.number}"
+            name = f"{kind}:{self._process}:{slot.number}"
+            self._members[slot] = _Member(name, time.monotonic())
         return self._members[slot]
 
     def _evict(self, lost: Iterable[bytes]) -> None:
         names = {name.decode() for name in lost}
         if names:
-            for slot in [slot for slot, name in self._members.items() if name in names]:
+            for slot in [slot for slot, one in self._members.items() if one.name in names]:
                 slot.evict()
+
+
+class _Member(NamedTuple):
+    """A slot, as Redis has it.
+
+    Attributes:
+        name: its name.
+        taken_at: the time at which it was taken, by the clock of this process.
+    """
+
+    name: str
+    taken_at: float
+
+    def words(self) -> tuple[str, str]:
+        """Return its name, and its age in milliseconds, which is the same by each clock."""
+        return self.name, str(int((time.monotonic() - self.taken_at) * 1000))

@@ -67,10 +67,10 @@ class Keys:
         tag = f"{self._prefix}{{{digest(channel)}}}:"
         return ChannelKeys(f"{tag}channel", f"{tag}about", f"{tag}topic", f"{tag}seen:")
 
-    def client_leases(self, client: str) -> tuple[str, str]:
-        """Return the keys of a client's leases, and of those that were taken from their owners."""
+    def client_leases(self, client: str) -> tuple[str, str, str]:
+        """Return the keys of a client's leases, of those taken from their owners, and of ages."""
         tag = f"{self._prefix}{{limit:{client}}}"
-        return f"{tag}:leases", f"{tag}:lost"
+        return f"{tag}:leases", f"{tag}:lost", f"{tag}:ages"
 
     def secret(self) -> str:
         """Return the key of the secret that all processes share."""

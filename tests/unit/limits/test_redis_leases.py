@@ -183,6 +183,47 @@ async def test_the_oldest_stream_of_all_processes_that_can_get_an_event_is_evict
                 assert not (plain.ended or newer.ended or newest.ended)
 
 
+@contextmanager
+def clock_ahead(seconds: float) -> Iterator[None]:
+    """Set the clock of this process forward."""
+    with pytest.MonkeyPatch.context() as patched:
+        now, now_ns = time.time, time.time_ns
+        patched.setattr(time, "time", lambda: now() + seconds)
+        patched.setattr(time, "time_ns", lambda: now_ns() + int(seconds * 1e9))
+        yield
+
+
+@pytest.mark.parametrize("is_emptied", [False, True])
+async def test_the_oldest_stream_is_evicted_though_the_clocks_of_the_processes_differ(
+    server: RedisServer, *, is_emptied: bool
+) -> None:
+    async with processes(server, max_streams_per_client=2) as (here, there):
+        with clock_ahead(3600):
+            oldest = tab(here)
+            first = await oldest.__aenter__()
+            await first.until("message")
+        async with AsyncExitStack() as stack:
+            stack.push_async_exit(oldest)
+            second = await stack.enter_async_context(tab(there))
+            await second.until("message")
+            if is_emptied:
+                server.client.flushall()
+                await until(lambda: leases_in(server) == 2, "the leases are not restored")
+            third = await stack.enter_async_context(tab(there))
+            await third.until("message")
+            await first.until_end()
+            assert reasons(first) == ["evicted"]
+            assert not (second.ended or third.ended)
+
+
+def leases_in(server: RedisServer) -> int:
+    """Return the number of leases that both keys of a client have."""
+    counts: list[Any] = [
+        server.client.zcard(key) for key in server.all_keys() if key.endswith((":leases", ":ages"))
+    ]
+    return min(counts) if len(counts) == 2 else 0
+
+
 async def test_a_stream_that_waits_elsewhere_goes_when_its_client_opens_another(
     server: RedisServer,
 ) -> None:
@@ -277,7 +318,7 @@ async def test_keys_name_no_client_and_run_out(server: RedisServer) -> None:
     ):
         await answer(one)
         keys = server.all_keys()
-        assert len(keys) == 2
+        assert len(keys) == 3
         assert all(key.startswith("mine:1:") for key in keys)
         assert all(0 < server.client.pttl(key) <= 120_000 for key in keys)
         text = " ".join(keys)
