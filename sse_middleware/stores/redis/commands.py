@@ -49,6 +49,11 @@ _RESTORE_SECONDS: Final = 2.0
 _MAX_BATCH: Final = 64
 """The most queries in one pipeline."""
 _INBOX_LENGTH: Final = "10000"
+_CLOCK_MILLISECONDS: Final = 60_000
+"""Bounds the difference between the clocks of two servers, the second of which replaces the first.
+
+It also bounds the time for which a message that was read is in flight.
+"""
 
 
 class QueryCoalescer:
@@ -189,6 +194,8 @@ class CommandClient:
         self._is_ours = client is None
         self._block = min(_BLOCK_SECONDS, socket_timeout_of(self._client) / 2)
         self._inbox = keys.inbox(self.process)
+        self._last_message = 0  # the milliseconds in the id of the last message
+        self._after = b"0-0"  # the id after which messages are read
         self._url = url
         self._observers = observers
         describe = partial(describe_failure, address_of(self._client))
@@ -250,12 +257,16 @@ class CommandClient:
         """Whether Redis may have been emptied a moment ago; a missing key then proves nothing."""
         return time.monotonic() < self._failed_at + _RESTORE_SECONDS
 
-    async def read_inbox(self, after: bytes) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        """Return the messages after the id `after`; wait for one for a while.
+    async def read_inbox(self) -> list[dict[bytes, bytes]]:
+        """Return the next messages; wait for one for a while.
+
+        After a failure, the last messages are returned again. Another server may have replaced the
+        one that failed, and give smaller ids to new messages, since its clock is behind.
 
         Raises:
             Exception: one of `FAILURES`.
         """
+        after, self._after = self._after, b"%d-0" % max(0, self._last_message - _CLOCK_MILLISECONDS)
         command: Command = (
             "XREAD",
             "BLOCK",
@@ -265,7 +276,20 @@ class CommandClient:
             after,
         )
         async with asyncio.timeout(self._block + self.timeouts.read):
-            return _messages(await self._client.execute_command(*command, **{NEVER_DECODE: True}))
+            answer = await self._client.execute_command(*command, **{NEVER_DECODE: True})
+        self._after, messages = after, _messages(answer)
+        if messages:
+            self._after = messages[-1][0]
+            self._last_message = int(self._after.partition(b"-")[0])
+        return [fields for _, fields in messages]
+
+    def first_message_id(self) -> bytes:
+        """Return an id for the first message of a new inbox, from any thread.
+
+        The next ids are greater, even if the clock of Redis has been set back, and this process
+        reads them.
+        """
+        return b"%d-0" % (self._last_message + _CLOCK_MILLISECONDS)
 
     def message_command(self, process: str, words: str) -> Command:
         """Return the command that adds a message to the inbox of a process, if it has one."""
@@ -305,8 +329,9 @@ class CommandClient:
                 partial(blocking_client, self._url, self._client),
                 self.keys.lease(self.process),
                 self._inbox,
-                self.lease_seconds,
-                self.timeouts.write,
+                self.first_message_id,
+                seconds=self.lease_seconds,
+                stop_timeout=self.timeouts.write,
             )
 
     def renew_lease(self) -> None:

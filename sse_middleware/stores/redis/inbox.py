@@ -67,7 +67,6 @@ class RedisSession:
         self._producers: dict[str, str] = {}  # the processes that write the logs read here
         self._messages: dict[str, list[str]] = {}  # to be sent, by process
         self._send_task: asyncio.Task[None] | None = None
-        self._last_message = b"0-0"
         self._backoff = Backoff(longest=LONGEST_PAUSE_SECONDS)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -242,15 +241,14 @@ class RedisSession:
 
     async def _read_inbox(self) -> None:
         try:
-            messages = await self.client.read_inbox(self._last_message)
+            messages = await self.client.read_inbox()
         except FAILURES as exc:
             self.client.failed("inbox", exc)
             await asyncio.sleep(self._backoff.next())
             self.client.renew_lease()
             return
         self._backoff.reset()
-        for message_id, fields in messages:
-            self._last_message = message_id
+        for fields in messages:
             process = fields.get(b"p", b"").decode()
             words = fields[b"w"].decode().split()
             if words == ["hello"]:

@@ -23,6 +23,7 @@ class ProcessLease:
         connect: returns a client for a thread; that of a cluster blocks until it has connected.
         lease: the key of the lease.
         inbox: the key of the inbox.
+        first_id: returns the id of the first message of a new inbox.
         seconds: within this time other processes notice that this one has died.
         stop_timeout: how long `stop` waits for the thread, in seconds.
     """
@@ -32,6 +33,8 @@ class ProcessLease:
         connect: Callable[[], Any],
         lease: str,
         inbox: str,
+        first_id: Callable[[], bytes],
+        *,
         seconds: float,
         stop_timeout: float,
     ) -> None:
@@ -39,6 +42,7 @@ class ProcessLease:
         self._client: Any = None
         self._lease = lease
         self._inbox = inbox
+        self._first_id = first_id
         self._milliseconds = lease_milliseconds(seconds)
         self._renewal_seconds = seconds / 8
         self._stop_timeout = stop_timeout
@@ -95,7 +99,7 @@ class ProcessLease:
         with self._client.pipeline(transaction=False) as pipe:
             pipe.set(self._lease, 1, px=self._milliseconds)
             pipe.execute_command(
-                *append(self._inbox, str(4 * self._milliseconds), "*", "w", "hello")
+                *append(self._inbox, str(4 * self._milliseconds), self._first_id(), "w", "hello")
             )
             pipe.execute()
 

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -183,6 +183,59 @@ async def test_redis_restarted_empty(server: RedisServer) -> None:
         assert late.last == stream.last
         assert (await Reader(there, ended.id, 3).read_all()).end is not None
         await check_that_all_works(here, there)
+
+
+FUTURE = 9_999_999_999_999
+
+
+def empty(server: RedisServer, inbox: str) -> None:
+    server.client.flushall()
+
+
+def restart(server: RedisServer, inbox: str) -> None:
+    server.restart()
+
+
+def fail_over(server: RedisServer, inbox: str) -> None:
+    """Lose the last messages and all connections, as in the failover to a replica that lags."""
+    with server.client.pipeline() as pipe:
+        pipe.delete(inbox)
+        pipe.xadd(inbox, {"w": "news x"}, id=f"{FUTURE - 5000}-0")
+        pipe.client_kill_filter(_type="normal", skipme=True)
+        pipe.execute()
+
+
+@pytest.mark.parametrize("fault", [empty, restart, fail_over])
+async def test_messages_arrive_though_the_clock_of_redis_was_set_back(
+    server: RedisServer, fault: Callable[[RedisServer, str], None]
+) -> None:
+    async with store_at(server) as here, store_at(server) as there:
+        stream = FakeStream(here)
+        stream.write(3)
+        await visible(there, stream.id, 3)
+        client = here._session().client
+        inbox = client.keys.inbox(client.process)
+        # As if the clock had been ahead until now.
+        await eventually(exists(server, inbox), lambda found: found, "there is no inbox")
+        server.client.xadd(inbox, {"w": "news x"}, id=f"{FUTURE}-0")
+
+        async def last_message() -> int:
+            return client._last_message
+
+        await eventually(last_message, lambda got: got == FUTURE, "the message was not read")
+        fault(server, inbox)
+        await visible(there, stream.id)
+        await eventually(exists(server, inbox), lambda found: found, "there is no inbox")
+        assert await there.cancel(stream.id)
+        await stream.producer.until_cancelled()
+        await check_that_all_works(here, there)
+
+
+def exists(server: RedisServer, key: str) -> Callable[[], Awaitable[bool]]:
+    async def ask() -> bool:
+        return bool(server.client.exists(key))
+
+    return ask
 
 
 @pytest.mark.slow
