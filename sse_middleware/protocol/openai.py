@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sse_middleware.protocol.control_events import SERVER_ERROR, SHUTDOWN_ERROR, encode_json
+from sse_middleware.protocol.wire import Kind, Splitter, event_data
 
 CHUNK_TYPE = b"chat.completion.chunk"
 """The `object` of a chunk (https://platform.openai.com/docs/api-reference/chat-streaming)."""
@@ -29,6 +30,15 @@ def parse_chunk(data: bytes) -> dict[str, Any] | None:
         return None
     indexes = [{"index": index} for index in _indexes(chunk)]
     return {**_repeated(chunk), "choices": indexes}
+
+
+def find_chunk(frames: bytes) -> dict[str, Any] | None:
+    """Return the first chat completion chunk in events, the last of which may be incomplete."""
+    if CHUNK_TYPE not in frames:
+        return None
+    blocks = (block for kind, block in Splitter(len(frames)).feed(frames) if kind is Kind.BLOCK)
+    chunks = (parse_chunk(event_data(block)) for block in blocks)
+    return next((chunk for chunk in chunks if chunk is not None), None)
 
 
 def error_end(line_end: bytes, *, shutdown: bool = False) -> bytes:

@@ -21,6 +21,7 @@ from sse_middleware.protocol.connection_state import (
 from sse_middleware.protocol.deadlines import Due
 from sse_middleware.protocol.dialect import Dialect
 from sse_middleware.protocol.intake import Part
+from sse_middleware.protocol.openai import find_chunk
 from sse_middleware.protocol.stream_end import Reason, StreamEnd, unpack_end
 from sse_middleware.stores.base import Batch, LogState
 from sse_middleware.stream.sender import Sender
@@ -28,6 +29,8 @@ from sse_middleware.stream.sender import Sender
 logger = logging.getLogger("sse_middleware.stream")
 
 _LIVE: Final = ConnectionPhase.LIVE
+_HEAD_BYTES: Final = 2048
+"""The most bytes of a followed log in which the first chunk of a chat completion is expected."""
 _CLOSE_SECONDS: Final = 1.0
 """The time for the last bytes of a connection whose client resumes the stream."""
 
@@ -172,10 +175,12 @@ class Connection:
         Raises:
             StoreError: the log cannot be read.
         """
+        head = b""
         async for batch in log:
             if not self.is_open:
                 return
             if batch.state is LogState.RUNNING:
+                head = head or batch.frames[:_HEAD_BYTES]
                 frames = self.dialect.frames(batch.frames, after + 1, batch.last, clock())
                 await self._write(frames)
             elif batch.state is LogState.TRUNCATED:
@@ -184,7 +189,7 @@ class Connection:
                     return
                 await self._write(self.dialect.reset_truncated(batch.last))
             else:
-                self.on_log_end(batch)
+                self.on_log_end(batch, head)
                 return
             after = batch.last
             self.dialect.record.chunks = max(self.dialect.record.chunks, after)
@@ -205,13 +210,20 @@ class Connection:
         while self.phase is not ConnectionPhase.CLOSED:
             await self.sender.wait_for_room()
 
-    def on_log_end(self, batch: Batch) -> None:
+    def on_log_end(self, batch: Batch, head: bytes = b"") -> None:
         """Write the end of a log.
+
+        Args:
+            batch: the last one.
+            head: first bytes of those that the client has received, by which the dialect is known
+                if the producer has left no end.
 
         Raises:
             StoreError: it cannot be read.
         """
         end = unpack_end(batch.frames, _REASONS.get(batch.state, Reason.GONE))
+        if end.reason is Reason.LOST and not batch.frames:
+            end = end._replace(first_chunk=find_chunk(head))
         if self._move(ConnectionInput.LOG_ENDS) is not _IGNORE:
             self._write_end(*self.dialect.end(end, random.random()))  # noqa: S311
 

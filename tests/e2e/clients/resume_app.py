@@ -142,6 +142,21 @@ async def create_response(request: Request) -> Response:
     return named(request, f"response:{response}", response_events(response))
 
 
+def completion_chunks() -> Iterator[bytes]:
+    """Yield a chat completion (https://platform.openai.com/docs/api-reference/chat-streaming)."""
+    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt"}
+    for word in WORDS:
+        yield json_event({**head, "choices": [{"index": 0, "delta": {"content": word}}]})
+    yield b"data: [DONE]\n\n"
+
+
+@streaming
+async def completion(request: Request) -> Response:
+    """Complete a chat; the stream has the name of the model."""
+    body = await request.json()
+    return named(request, f"completion:{body['model']}", completion_chunks())
+
+
 # AG-UI
 
 
@@ -207,6 +222,8 @@ app = Starlette(
         Route("/api/chat/{chat}/stream", resume_endpoint("chat:{chat}"), methods=_ANY),
         Route("/v1/responses", create_response, methods=["POST"]),
         Route("/v1/responses/{id}", resume_endpoint("response:{id}", finished="replay")),
+        Route("/v1/chat/completions", completion, methods=["POST"]),
+        Route("/v1/chat/completions/{id}", resume_endpoint("completion:{id}")),
         Route("/agents", agent, methods=["POST"]),
         Route("/agents/{thread}/live", resume_endpoint("agent:{thread}"), methods=_ANY),
     ]

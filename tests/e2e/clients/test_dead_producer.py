@@ -47,6 +47,7 @@ Answer = tuple[str, dict[str, Any]]
 """The path of a request, and its body."""
 
 PLAIN: Answer = "/answers/lost", {}
+COMPLETION: Answer = "/v1/chat/completions", {"model": "lost"}
 RESPONSE: Answer = "/v1/responses", {"input": "lost", "background": True, "stream": True}
 
 
@@ -146,22 +147,44 @@ async def test_an_eventsource_gets_the_error_producer_lost(runs: NamedRuns, firs
     assert json.loads(data)["error"]["code"] == "producer_lost"
 
 
-async def by_openai(url: str) -> str:
-    def follow() -> str:
+def by_openai(read: Callable[[Any], Any]) -> Callable[[str], Awaitable[str]]:
+    """Return what follows a stream by OpenAI's SDK, and returns the error that it raises."""
+
+    def run(url: str) -> str:
         package = needs.module("openai")
         with package.OpenAI(api_key="ann", base_url=f"{url}/v1", max_retries=0) as client:
-            stream = client.responses.retrieve("resp_lost", stream=True)
-            types: list[str] = []
+            count = 0
             try:
-                types.extend(event.type for event in stream)
+                for _ in read(client):
+                    count += 1
             except package.APIError as exc:
-                assert len(types) == HELD_AFTER
+                assert count == HELD_AFTER
                 return type(exc).__name__
-            return "clean"
+        return "clean"
 
-    return await asyncio.to_thread(follow)
+    async def follow(url: str) -> str:
+        return await asyncio.to_thread(run, url)
+
+    return follow
 
 
-async def test_an_sdk_of_openai_raises_its_error(runs: NamedRuns, first: str) -> None:
-    (end,) = await seen(runs, RESPONSE, by_openai)
-    assert end in {"APIError", "APIConnectionError"}
+def response(client: Any) -> Any:
+    return client.responses.retrieve("resp_lost", stream=True)
+
+
+def completion(client: Any) -> Any:
+    package = needs.module("openai")
+    chunk = package.types.chat.ChatCompletionChunk
+    path, stream = "/chat/completions/lost", package.Stream[chunk]
+    return client.get(path, cast_to=chunk, stream=True, stream_cls=stream)
+
+
+async def test_a_response_of_openai_fails_as_a_connection(runs: NamedRuns, first: str) -> None:
+    """The SDK raises an error; nothing in its stream can say that it will never continue."""
+    (end,) = await seen(runs, RESPONSE, by_openai(response))
+    assert end == "APIConnectionError"
+
+
+async def test_a_chat_completion_ends_with_an_error_of_the_api(runs: NamedRuns, first: str) -> None:
+    (end,) = await seen(runs, COMPLETION, by_openai(completion))
+    assert end == "APIError"

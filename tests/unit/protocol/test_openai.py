@@ -91,3 +91,15 @@ def test_a_completion_that_is_cut_short_ends_each_of_its_choices(
 
 def test_a_completion_without_a_first_chunk_ends_too() -> None:
     assert end(openai.length_end({}, b"\n"))["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_the_first_chunk_is_found_in_the_events_of_a_log(line_end: bytes) -> None:
+    data = b"data: " + json.dumps(CHUNK).encode()
+    other = json.dumps({**CHUNK, "id": "other"}).encode()
+    lines = (b": ping", b"", b"data: {}", b"", data, b"", b"data: " + other, b"", data[:30])
+    found = openai.find_chunk(line_end.join(lines))
+    assert found is not None
+    assert found["id"] == "c"
+    assert openai.find_chunk(line_end.join((b": ping", b"", data))) is None, "it is not complete"
+    assert openai.find_chunk(b"") is None

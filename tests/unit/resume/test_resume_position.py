@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Literal
@@ -123,6 +124,17 @@ async def test_an_sdk_receives_the_error_of_a_stream_that_has_failed() -> None:
             error, done = again.body.removesuffix(b"\n\n").split(b"\n\n")
             assert b'"error"' in error
             assert done == b"data: [DONE]"
+
+
+@pytest.mark.parametrize("first", [OPENAI, b": hello\n\n" + OPENAI.replace(b"\n", b"\r\n")])
+async def test_an_sdk_receives_an_error_if_the_producer_of_its_stream_is_lost(first: bytes) -> None:
+    app = resumable(Chat(body(first), body(b"data: {}\n\n")))
+    async with ended(app):
+        again = await get(app, b"after=0")
+        assert again.ended
+        *_, error, done = again.body.removesuffix(b"\n\n").replace(b"\r", b"").split(b"\n\n")
+        assert json.loads(error.removeprefix(b"data: "))["error"]["type"] == "server_error"
+        assert done.strip() == b"data: [DONE]"
 
 
 async def test_a_client_that_asks_again_after_a_stop_gets_204() -> None:
