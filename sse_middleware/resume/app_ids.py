@@ -6,8 +6,9 @@ from typing import Final
 
 from sse_middleware.http.body_digest import BodyDigest
 from sse_middleware.http.request import SSERequest
-from sse_middleware.protocol.wire import Kind, Splitter, event_id
+from sse_middleware.protocol.wire import event_id
 from sse_middleware.resume.authorization import Authorization
+from sse_middleware.resume.log_events import blocks_after
 from sse_middleware.resume.lookup import Lookup
 from sse_middleware.stores.base import LogSnapshot, LogState
 from sse_middleware.stream.context import Context
@@ -61,16 +62,8 @@ class AppIds:
         number = found.first - 1
         if found.last <= number:
             return None  # the log is empty
-        async with aclosing(self._context.store.follow(found.info.stream_id, number)) as log:
-            async for batch in log:
-                if batch.state is not LogState.RUNNING:
-                    return found_at
-                splitter = Splitter(len(batch.frames) + 1)
-                for kind, block in splitter.feed(batch.frames):
-                    number += kind is Kind.BLOCK
-                    if kind is Kind.BLOCK and event_id(block) == wanted:
-                        found_at = number
-                if batch.last >= found.last:
-                    return found_at
-                number = batch.last
+        async with aclosing(blocks_after(self._context.store, found, number)) as blocks:
+            async for at, block in blocks:
+                if event_id(block) == wanted:
+                    found_at = at
         return found_at

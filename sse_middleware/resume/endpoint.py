@@ -44,10 +44,11 @@ def resume_endpoint(
         app.add_route("/chats/{chat}/live", resume_endpoint("chat:{chat}"))
 
     A GET with the identity that has opened the stream gets all events that are kept and then the
-    new ones, or those after the event `?after=N` (or `?starting_after=N`, or `Last-Event-ID`). It
-    gets 204 if no stream is running. A POST or DELETE stops the stream, and always gets 204. With
-    another identity, there is no stream. A HEAD gets the status and the headers of a GET, and
-    an OPTIONS the allowed methods.
+    new ones, or those after the event `?after=N`, counted from 1 (or `?starting_after=N`, the
+    `sequence_number` in the JSON of the events if they have one, or `Last-Event-ID`). It gets 204
+    if no stream is running. A POST or DELETE stops the stream, and always gets 204. With another
+    identity, there is no stream. A HEAD gets the status and the headers of a GET, and an OPTIONS
+    the allowed methods.
 
     A request with the header `X-Stream-ID` gets the stream that had this header in its response,
     whatever its name. The id is no secret: the identity gives access.

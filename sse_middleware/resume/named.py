@@ -6,7 +6,7 @@ kind: an `EventSource` with ids and control events, any other client exactly the
 
 import logging
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple
 
 from starlette.types import Receive, Send
 
@@ -17,6 +17,7 @@ from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.event_ids import EventId, is_stream_id, stream_id
 from sse_middleware.resume.authorization import Authorization, cors_headers, without_cors
 from sse_middleware.resume.handler import ResumeHandler, RunApp, warn_unavailable
+from sse_middleware.resume.log_events import number_of
 from sse_middleware.resume.lookup import LimitReachedError
 from sse_middleware.stores.base import LogSnapshot, LogState
 from sse_middleware.stream.context import Context
@@ -24,9 +25,17 @@ from sse_middleware.stream.context import Context
 logger = logging.getLogger("sse_middleware")
 
 _STOPS: Final = ("POST", "DELETE")
-_AFTER: Final = ("after", "starting_after")
+_SEQUENCE: Final = "starting_after"
+_AFTER: Final = ("after", _SEQUENCE)
 _MAX_DIGITS: Final = 15
 _BY_APP: Final = (LogState.FINISHED, LogState.FAILED)
+
+
+class _Position(NamedTuple):
+    """A position in a query: the parameter, and its value."""
+
+    parameter: str
+    value: int
 
 
 class NamedStreams:
@@ -99,7 +108,7 @@ class NamedStreams:
         # A page that only looks whether a stream is running gets its response at once.
         knows_of_it = (
             request.method in _STOPS
-            or _after(request) is not None
+            or _position_in(request) is not None
             or request.intent.event_id is not None
         )
         key = stream_name(name, identity)
@@ -132,9 +141,11 @@ class NamedStreams:
     ) -> None:
         """Send a log from its first event, or from the position of the client."""
         kind, event_id = request.client_kind, request.intent.event_id
-        after, has_id = _after(request), event_id is not None and _is_in(found, event_id)
+        has_id = event_id is not None and _is_in(found, event_id)
         if event_id is not None and has_id:
-            after = event_id.seq
+            after: int | None = event_id.seq
+        else:
+            after = await self._position(found, request, is_head=is_head)
         if _is_over(found, after, kind, has_id=has_id, replays=replays) or (
             # Such a client cannot be notified of events that are missing.
             kind is not ClientKind.EVENTSOURCE and (after or 0) < found.first - 1
@@ -153,6 +164,18 @@ class NamedStreams:
             client_kind=kind,
             is_head=is_head,
         )
+
+    async def _position(
+        self, found: LogSnapshot, request: SSERequest, *, is_head: bool
+    ) -> int | None:
+        """Return the number of the event after which the query resumes, `None` if it has none."""
+        position = _position_in(request)
+        if position is None or position.parameter != _SEQUENCE:
+            return None if position is None else position.value
+        if is_head and found.state is LogState.RUNNING and found.first == 1:
+            return position.value  # the response is the same, and a HEAD does not read the log
+        number = await number_of(self._context.store, found, position.value)
+        return position.value if number is None else number
 
     async def _send_nothing(self, found: LogSnapshot, request: SSERequest, send: Send) -> None:
         headers = cors_headers(found.info, request)
@@ -197,11 +220,11 @@ def _is_in(found: LogSnapshot, event_id: EventId) -> bool:
     return event_id.ending is None and stream_id(event_id.secret) == found.info.stream_id
 
 
-def _after(request: SSERequest) -> int | None:
-    """Return the number of the event after which the query resumes, `None` if it has none."""
+def _position_in(request: SSERequest) -> _Position | None:
+    """Return the position in the query, `None` if it has none."""
     for name, value in request.query:
         if name in _AFTER and value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS:
-            return int(value)
+            return _Position(name, int(value))
     return None
 
 

@@ -129,7 +129,7 @@ def response_events(response: str) -> Iterator[bytes]:
         yield json_event({**event, "sequence_number": number}, event["type"])
 
 
-FIRST_SEQUENCE_NUMBER = 1
+FIRST_SEQUENCE_NUMBER = 0
 
 
 @streaming

@@ -415,3 +415,11 @@ async def test_a_client_outside_the_rollout_resumes_by_the_app() -> None:
     await fetch(app)
     await fetch(app, "2")
     assert numbering.handed == [None, "2"]
+
+
+async def test_blocks_without_data_are_no_events_before_an_id_of_the_app() -> None:
+    blocks = [b"retry: 9\n\nid: %d\ndata: %d\n\n" % (number, number) for number in range(1, 6)]
+    app = resumable(stream_of(*blocks, pause=1), **keyed())
+    async with opened(app) as first:
+        await first.until_count(4, "message")
+        assert texts(await resume(app, "2")) == ["3", "4", "5"]
