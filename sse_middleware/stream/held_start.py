@@ -16,12 +16,15 @@ messages as without the middleware. If the app was cancelled, nothing is passed 
 """
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any
 
 from starlette.types import Message, Send
 
 from sse_middleware.stream.client_gone import is_client_gone
+
+logger = logging.getLogger("sse_middleware")
 
 
 class HeldStart:
@@ -82,7 +85,8 @@ class HeldStart:
                 and the start is not passed on.
 
         Raises:
-            Exception: as `wait`, unless it reports that the client is gone.
+            Exception: as `wait`, unless it reports that the client is gone, or the app has raised
+                an exception of its own.
         """
         try:
             if is_aborted or not isinstance(self.app_exception, Exception | None):
@@ -93,8 +97,12 @@ class HeldStart:
             await self._discard()
             raise
         except Exception as exc:
-            if not is_client_gone(exc):
+            if is_client_gone(exc):
+                return
+            if self.app_exception is None:
                 raise
+            text = "The response start of an app that has raised %s has failed: %s."
+            logger.warning(text, type(self.app_exception).__name__, type(exc).__name__)
 
     async def _discard(self) -> None:
         self._task.cancel()

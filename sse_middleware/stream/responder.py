@@ -137,9 +137,9 @@ class Responder:
 
     def suppresses(self, exc: BaseException) -> bool:
         """Handle the exception that the app has raised; return whether we have caused it."""
+        if self.held is not None and (self.producer is None or isinstance(exc, Exception)):
+            self.held.app_exception = exc
         if self.producer is None:
-            if self.held is not None:
-                self.held.app_exception = exc
             return False
         if isinstance(exc, asyncio.CancelledError):
             if self._cancellation is not None and self._cancellation.uncancel():

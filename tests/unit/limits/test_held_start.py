@@ -336,6 +336,56 @@ async def test_an_exception_of_the_server_in_a_held_start_is_raised_once(
     assert raised is (exc if isinstance(exc, RuntimeError) and not is_sent else None)
 
 
+@both
+@pytest.mark.parametrize("disconnects", [True, False])
+@pytest.mark.parametrize("exc", [OSError("gone"), RuntimeError("swordfish")], ids=repr)
+async def test_an_exception_of_the_server_does_not_replace_that_of_the_app(
+    exc: Exception, mark: Any, caplog: pytest.LogCaptureFixture, *, disconnects: bool
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        listening = asyncio.ensure_future(receive())
+        await send(stream_start())
+        await asyncio.sleep(0.05)
+        listening.cancel()
+        raise ValueError("its own")
+
+    wrapped, leases = slow(app, mark=mark)
+    exchange = exchange_with(ANY)
+    exchange.refusal = exc
+    async with left_clean(wrapped, leases), running(wrapped, exchange):
+        if disconnects:
+            exchange.disconnect()
+        assert exchange.task is not None
+        with pytest.raises(ValueError, match="its own") as raised:
+            await exchange.task
+    assert raised.value.__context__ is None
+    assert ("RuntimeError" in caplog.text) is isinstance(exc, RuntimeError)
+
+
+@both
+async def test_an_exception_of_a_blocked_start_does_not_replace_that_of_the_app(mark: Any) -> None:
+    class Failing(Exchange):
+        async def send(self, message: Message) -> None:
+            await super().send(message)
+            raise RuntimeError("swordfish")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(stream_start())
+        await asyncio.sleep(CHECK_SECONDS + 0.05)
+        raise ValueError("its own")
+
+    wrapped, leases = slow(app, mark=mark)
+    exchange = Failing(http_scope(headers=ANY, client=("192.0.2.1", 50000)))
+    exchange.block()
+    async with left_clean(wrapped, leases), running(wrapped, exchange):
+        await asyncio.sleep(CHECK_SECONDS + 0.1)
+        exchange.unblock()
+        assert exchange.task is not None
+        with pytest.raises(ValueError, match="its own"):
+            await exchange.task
+
+
 async def test_a_check_that_fails_unexpectedly_is_raised_and_the_app_can_respond() -> None:
     class Failing(SlowLeases):
         async def take(self, *_: object) -> int | None:
