@@ -125,6 +125,7 @@ class ProducerLog:
             is_lost: whether clients that return learn that the producer is lost.
             can_resume: whether clients can return at all.
         """
+        self._begin = None  # a name that comes later finds nothing
         state = LogState.LOST if is_lost else _STATES[end.reason]
         if not can_resume:
             state = LogState.GONE
@@ -139,6 +140,7 @@ class ProducerLog:
 
     def discard(self) -> None:
         """Drop the log: the stream is no longer kept."""
+        self._begin = None
         if self._log is not None:
             self._log.end(LogState.GONE)
         self._intake.log = self._on_end = None

@@ -23,7 +23,16 @@ from sse_middleware.protocol.parser import EventParser
 from sse_middleware.stores.base import LogSnapshot
 from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.stream.producer import Producer
-from tests.support.asgi import EVENTSOURCE, Exchange, handle, http_scope, running, stream_of
+from tests.support.asgi import (
+    EVENTSOURCE,
+    Exchange,
+    body,
+    handle,
+    http_scope,
+    running,
+    stream_of,
+    stream_start,
+)
 from tests.support.resuming import living, memory, resumable, texts
 
 pytestmark = pytest.mark.anyio
@@ -242,6 +251,41 @@ async def test_a_client_that_would_miss_events_gets_none() -> None:
         assert_nothing(await get(app, ANN))
         late = await get(app, ANN, query=b"after=12")
         assert late.body == b"".join(chats.chunks[12:])
+
+
+@pytest.mark.parametrize("seconds", [0.5, 20])
+async def test_a_name_that_comes_after_the_end_keeps_nothing(seconds: float) -> None:
+    """Its client has left, or has blocked a write for too long, before the first event."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/live":
+            await live(scope, receive, send)
+            return
+        await receive()
+        listening = asyncio.ensure_future(receive())
+        await send(stream_start())
+        if seconds > 1:
+            await send(body(b": ping\n\n"))
+        await listening
+        current_stream().name("late")
+        await send(body(b"data: 1\n\n"))
+        await send(body(b"", more=False))
+
+    live = resume_endpoint("late", finished="replay")
+    store = memory()
+    kept = resumable(app, store=store, send_timeout=5)
+    exchange = Exchange(http_scope(method="POST", headers=[ANN]))
+    async with running(kept, exchange):
+        await asyncio.sleep(0.1)
+        if seconds > 1:
+            exchange.block()
+        await asyncio.sleep(seconds)
+        exchange.disconnect()
+        assert exchange.task is not None
+        await asyncio.wait([exchange.task], timeout=30)
+        assert exchange.task.done()
+    assert len(store) == 0
+    assert (await handle(kept, path="/live", headers=[ANN])).status == 204
 
 
 async def test_a_name_that_comes_too_late_keeps_nothing() -> None:
