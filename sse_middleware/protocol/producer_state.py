@@ -47,8 +47,8 @@ class ProducerInput(enum.IntEnum):
     """A connection has closed, and a client can resume the stream."""
     CLIENT_HAS_LEFT = enum.auto()
     """The last connection has closed, and no client can resume the stream."""
-    CLIENT_IS_BLOCKED = enum.auto()
-    """As before, because the client did not read."""
+    CLIENT_IS_CUT = enum.auto()
+    """As before, and the response has ended: the client did not read, or was to reconnect."""
     LINGER_IS_OVER = enum.auto()
     CAP = enum.auto()
     DRAIN_IS_OVER = enum.auto()
@@ -139,7 +139,7 @@ def _table() -> dict[tuple[ProducerPhase, ProducerInput], ProducerMove]:
             None,
             None,
         ),
-        on.CLIENT_IS_BLOCKED: (stop(Reason.GONE), None, None, None, None),
+        on.CLIENT_IS_CUT: (stop(Reason.GONE), None, None, None, None),
         on.LINGER_IS_OVER: (None, stop(Reason.GONE), None, None, None),
         on.CAP: (
             stop(Reason.DURATION_CAP),

@@ -182,8 +182,8 @@ class Producer:
             self.report.end(self._outcome)
         elif self.may_return():
             self.move(ProducerInput.CLIENT_MAY_RETURN)
-        elif closed_by is ConnectionInput.CLIENT_IS_BLOCKED:
-            self.move(ProducerInput.CLIENT_IS_BLOCKED)
+        elif closed_by not in _LEFT:
+            self.move(ProducerInput.CLIENT_IS_CUT)
         else:
             self.move(ProducerInput.CLIENT_HAS_LEFT)
 

@@ -33,7 +33,7 @@ on, act = ProducerInput, ProducerAction
 OPEN, DETACHED, LEFT, COMPLETE, ENDED = tuple(ProducerPhase)
 START = {"type": "http.response.start", "status": 200, "headers": []}
 CELLS = sorted(PRODUCER_TABLE, key=lambda cell: (cell[0].value, cell[1].value))
-NOT_KEPT = [(OPEN, on.CLIENT_HAS_LEFT), (OPEN, on.CLIENT_IS_BLOCKED)]
+NOT_KEPT = [(OPEN, on.CLIENT_HAS_LEFT), (OPEN, on.CLIENT_IS_CUT)]
 SETTINGS: dict[str, Any] = {"stream_max_seconds": 60, "cap_action": "complete"}
 STATES = {
     Reason.FINISHED: LogState.FINISHED,
@@ -217,7 +217,7 @@ class Driver:
         else:
             await self.write(b"id: own\ndata: x\n\n")
 
-    async def client_is_blocked(self) -> None:
+    async def client_is_cut(self) -> None:
         self.block()
         self.connection.on_deadline(self.timers.clock() + 100)
 

@@ -25,6 +25,7 @@ from tests.support.resuming import (
     LINGER,
     UNKNOWN,
     Counting,
+    Listening,
     counted,
     id_of,
     left,
@@ -405,6 +406,28 @@ async def test_without_a_linger_the_cap_disconnects_the_app_and_the_client_start
     assert counting.ends == ["cancelled"]
     assert len(store) == 0
     assert (await resume(app, first.last_event_id)).names[0] == "reset"
+
+
+@pytest.mark.parametrize("kind", [StrictExchange, QuietExchange])
+async def test_an_app_writes_nothing_after_the_end_of_its_response_if_the_last_reader_leaves(
+    kind: type[StrictExchange],
+) -> None:
+    listening = Listening(leaves=False)
+    app = resumable(listening, linger_seconds=0, **ROTATE)
+    async with strictly(app, kind=kind) as first:
+        await first.until_count(2, "message")
+        async with returning(app, first.last_event_id) as reader:
+            await asyncio.sleep(2.9)
+            first.block()
+            await asyncio.sleep(0.9)  # the connection rotates, and its last write is blocked
+            reader.disconnect()
+            await asyncio.sleep(0.1)
+            first.unblock()
+            await first.until_end()
+        assert first.task is not None
+        await first.task
+    assert first.names[-1] == "heartbeat"
+    assert [how for _, how in listening.ends] == ["cancelled"]
 
 
 # Streams that rotate
