@@ -12,10 +12,11 @@ from typing import Any, Final
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from sse_middleware import current_stream
 from tests.support.asgi import body, stream_start
 from tests.support.lifecycle_plans import AppPlan
 
-_NUMBER: Final = re.compile(rb"data: (?:\{\"app\":\")?\d+\.(\d+)")
+_NUMBER: Final = re.compile(rb"(?:data:|word) (?:\{\"app\":\")?\d+\.(\d+)")
 _CLEANUP_SECONDS: Final = 0.3
 
 
@@ -31,8 +32,11 @@ class AppRun:
         index: the number of the run, which its events have.
         origin: the connection that has started it.
         trace: is called with the steps of the run.
+        name: the name that it can give to its stream.
 
     Attributes:
+        plan: the plan of the app.
+        opened_at: when its response start has been sent, `None` if it has not.
         calls: `called`, `returned`, `raised` or `cancelled` for the `send` of each event.
         started_at: when it has sent a response start, or has tried to; `None` for never.
         late: the numbers of the events that it has sent after its last message.
@@ -46,8 +50,10 @@ class AppRun:
     """
 
     def __init__(
-        self, plan: AppPlan, index: int, origin: Any, trace: Callable[[str], None]
+        self, plan: AppPlan, index: int, origin: Any, trace: Callable[[str], None], name: str
     ) -> None:
+        self.plan = plan
+        self.opened_at: float | None = None
         self.index = index
         self.origin = origin
         self.calls: dict[int, str] = {}
@@ -60,7 +66,7 @@ class AppRun:
         self.cancelling = 0
         self.was_cancelled = False
         self.ended = False
-        self._plan = plan
+        self._name = name
         self._trace = trace
         self._last = 0
         self._raises_own_cancel = False
@@ -71,10 +77,12 @@ class AppRun:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the app."""
         self._send, self._receive = send, receive
+        if self.plan.names == "early":
+            current_stream().name(self._name)
         task = asyncio.current_task()
         assert task is not None
         try:
-            if self._plan.writer == "starlette":
+            if self.plan.writer == "starlette":
                 await self._starlette(scope)
             else:
                 await self._run()
@@ -84,6 +92,11 @@ class AppRun:
         finally:
             self.ended = True
             self._trace(f"app {self.index} ends: {self.raised!r}")
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether it waits for the disconnect of its client."""
+        return self._listener is not None and not self._listener.done()
 
     @property
     def mandatory(self) -> set[int]:
@@ -114,6 +127,8 @@ class AppRun:
             self._trace(f"app {self.index}: send{numbers} raises {exc!r}")
             raise
         self._record(numbers, "returned")
+        if not is_body:
+            self.opened_at = asyncio.get_running_loop().time()
 
     def _record(self, numbers: list[int], state: str) -> None:
         for number in numbers:
@@ -129,18 +144,22 @@ class AppRun:
     def _event(self, name: str = "") -> bytes:
         self._last += 1
         label = f"{self.index}.{self._last}"
+        if self._last == 2 and self.plan.names == "late":
+            current_stream().name(self._name)
+        if self.plan.is_raw:
+            return f"word {label} ".encode().ljust(self.plan.size, b"x") + b"\n\n"
         if name:
             return f'event: {name}\ndata: {{"app":"{label}"}}\n\n'.encode()
-        return f"data: {label} ".encode().ljust(self._plan.size, b"x") + b"\n\n"
+        return f"data: {label} ".encode().ljust(self.plan.size, b"x") + b"\n\n"
 
     async def _run(self) -> None:
         try:
-            if self._plan.ending == "raises_start":
+            if self.plan.ending == "raises_start":
                 raise AppError("before the start")
-            if self._plan.listens != "never":
+            if self.plan.listens != "never":
                 self._listener = asyncio.ensure_future(self._listen())
             await self.send(stream_start())
-            if self._plan.ending == "raises_first":
+            if self.plan.ending == "raises_first":
                 raise AppError("before the first event")
             await self._write()
         except asyncio.CancelledError:
@@ -165,7 +184,7 @@ class AppRun:
 
     async def _clean_up(self) -> bool:
         """Clean up after a cancellation, and return whether it is raised again."""
-        cleanup = self._plan.cleanup
+        cleanup = self.plan.cleanup
         if cleanup == "awaits":
             try:
                 await asyncio.sleep(_CLEANUP_SECONDS)
@@ -179,9 +198,9 @@ class AppRun:
         return cleanup != "swallows"
 
     async def _write(self) -> None:
-        if self._plan.writer == "child":
+        if self.plan.writer == "child":
             await self._write_in_child()
-        elif self._plan.writer == "two":
+        elif self.plan.writer == "two":
             await self._write_in_two_tasks()
         else:
             await self._write_all()
@@ -205,22 +224,22 @@ class AppRun:
 
     async def _write_events(self) -> bool:
         """Write the events, and return whether the app has returned early."""
-        for _ in range(self._plan.events):
+        for _ in range(self.plan.events):
             await self.send(body(self._event()))
             if await self._pause():
                 return True
         return False
 
     async def _pause(self) -> bool:
-        listener, seconds = self._listener, self._plan.pause
+        listener, seconds = self._listener, self.plan.pause
         if listener is None:
-            if self._plan.writer != "flood":
+            if self.plan.writer != "flood":
                 await asyncio.sleep(seconds)
             return False
-        returns = self._plan.listens == "returns"
-        if returns and self._plan.writer != "flood":
+        returns = self.plan.listens == "returns"
+        if returns and self.plan.writer != "flood":
             await asyncio.wait([listener], timeout=seconds)
-        elif self._plan.writer != "flood":
+        elif self.plan.writer != "flood":
             await asyncio.sleep(seconds)
         return returns and listener.done()
 
@@ -244,11 +263,11 @@ class AppRun:
     async def _write_and_be_cancelled(self) -> bool:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        for number in range(1, self._plan.events + 1):
+        for number in range(1, self.plan.events + 1):
             timer: asyncio.Handle | None = None
-            if number == self._plan.cancel_at and self._plan.cancel_delay:
-                timer = loop.call_later(self._plan.cancel_delay, task.cancel)
-            elif number == self._plan.cancel_at:
+            if number == self.plan.cancel_at and self.plan.cancel_delay:
+                timer = loop.call_later(self.plan.cancel_delay, task.cancel)
+            elif number == self.plan.cancel_at:
                 timer = loop.call_soon(task.cancel)
             try:
                 await self.send(body(self._event()))
@@ -260,7 +279,7 @@ class AppRun:
         return False
 
     async def _end(self) -> None:
-        ending = self._plan.ending
+        ending = self.plan.ending
         if ending == "none":
             return
         if ending == "cancels":
@@ -281,8 +300,8 @@ class AppRun:
         await response(scope, self._receive, self.send)
 
     async def _generate(self) -> AsyncIterator[bytes]:
-        for _ in range(self._plan.events):
+        for _ in range(self.plan.events):
             yield self._event()
-            await asyncio.sleep(self._plan.pause)
-        if self._plan.ending.startswith("raises"):
+            await asyncio.sleep(self.plan.pause)
+        if self.plan.ending.startswith("raises"):
             raise AppError("in the generator")

@@ -6,6 +6,7 @@ records of the apps and servers, the metrics, and the logs that the store finds.
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
@@ -16,7 +17,8 @@ from sse_middleware.stores.base import LogState
 from tests.support.lifecycle_apps import AppRun
 from tests.support.lifecycle_plans import Plan
 from tests.support.lifecycle_server import Connection
-from tests.support.lifecycles import PROBE, Viewer, World
+from tests.support.lifecycle_viewers import LIVE, Viewer
+from tests.support.lifecycles import PROBE, World
 
 Failure = tuple[str, str]
 CONTROLS = ("start", "heartbeat", "complete", "error", "reset")
@@ -29,6 +31,7 @@ async def check(world: World) -> list[Failure]:
         failures += _check_server(world, connection)
         failures += _check_bytes(world, connection)
         failures += _check_ends(world, connection.label, connection.events)
+        failures += _check_access(world, connection)
     for run in world.runs:
         failures += _check_app(run)
     for viewer in world.viewers:
@@ -152,23 +155,80 @@ def _check_app(run: AppRun) -> Iterator[Failure]:
 
 def _check_viewer(world: World, viewer: Viewer) -> Iterator[Failure]:
     """Check the events of a client over all its connections, for each stream that it has read."""
-    seen: dict[str, list[Event]] = {}
+    seen: dict[tuple[int, str], list[Event]] = {}
+    inside: dict[tuple[int, str], bool] = {}
     for index, connection in enumerate(viewer.connections):
-        events = seen.setdefault(connection.stream_id, [])
+        key = viewer.sessions[index], connection.stream_id
+        inside.setdefault(key, connection.after > 0)
+        events = seen.setdefault(key, [])
         events += [event for event in connection.events if _number(event) is not None]
         run = _run_with_id(world, connection.stream_id)
         label = f"{connection.label}, stream of the app {run.index if run else None}"
-        if run is not None:
-            yield from _check_order(world.plan, viewer, label, events, run)
+        if run is not None and run.plan.is_raw:
+            yield from _check_raw(connection, run)
+        elif run is not None:
+            is_inside = inside[key] or (not key[0] and _joined_inside(viewer, events))
+            yield from _check_order(viewer, label, events, run, is_inside=is_inside)
             if _is_finished(viewer, connection):
-                yield from _check_whole(viewer, connection, label, events, run)
+                yield from _check_whole(viewer, connection, label, events, run, is_inside=is_inside)
+        is_wrong = _resets_are_wrong(world) and not viewer.plan.by_name
         names = [event.event for event in connection.events]
-        if index in viewer.after_rotation and "reset" in names and _resets_are_wrong(world):
+        if index in viewer.after_rotation and "reset" in names and is_wrong:
             yield "reset", f"{label} resets a client that the middleware has disconnected"
 
 
+def _check_access(world: World, connection: Connection) -> Iterator[Failure]:
+    """Check that a client receives streams of its own user only, and by name the latest one."""
+    for event in connection.events:
+        number = _number(event)
+        owner = "" if number is None else world.runs[number[0]].origin.user
+        if owner not in ("", connection.user):
+            yield "access", f"{connection.label} of {connection.user!r} receives {event.data[:20]}"
+    run = _run_with_id(world, connection.stream_id)
+    if run is None or not connection.scope["path"].startswith(LIVE):
+        return
+    path = connection.scope["path"].removeprefix(LIVE)
+    others = [
+        other
+        for other in world.runs
+        if other.origin.scope["path"] == path and other.origin.user == connection.user != ""
+    ]
+    if run not in others or not run.plan.names:
+        yield "access", f"{connection.label} receives the stream of the app {run.index} by name"
+    newer = [
+        other.index
+        for other in others[others.index(run) + 1 :]
+        if other.opened_at is not None and other.opened_at < connection.opened_at
+    ]
+    # Without limits, a stream with a mark has its name before its start has been sent.
+    has_limits = world.plan.max_streams or world.plan.max_per_client
+    if newer and run.plan.names == "mark" and not has_limits and not connection.last_event_id:
+        yield "latest", f"{connection.label} receives the app {run.index}, and not {newer}"
+
+
+_WORDS = re.compile(rb"(?:word \d+\.\d+ x*\n\n)*")
+
+
+def _check_raw(connection: Connection, run: AppRun) -> Iterator[Failure]:
+    """Check that nothing is added to a body that is no event stream, once it has begun."""
+    begin = connection.body.find(b"word ")
+    tail = connection.body[begin:] if begin >= 0 else b""
+    whole = _WORDS.match(tail)
+    rest = tail[whole.end() if whole else 0 :]
+    if rest and not b"word ".startswith(rest) and not rest.startswith(b"word "):
+        yield "raw", f"{connection.label} receives {rest[:40]!r}"
+    own = [int(number) for number in re.findall(rb"word \d+\.(\d+) x*\n\n", tail)]
+    if own != sorted(set(own)):
+        yield "order", f"{connection.label} receives the words {own}"
+    expected = run.mandatory - run.late
+    last = max(expected if connection.is_complete else own, default=0)
+    missing = {number for number in expected if number <= last} - set(own)
+    if missing:
+        yield "loss", f"{connection.label} receives the words {own} without {sorted(missing)}"
+
+
 def _check_order(
-    plan: Plan, viewer: Viewer, label: str, events: list[Event], run: AppRun
+    viewer: Viewer, label: str, events: list[Event], run: AppRun, *, is_inside: bool
 ) -> Iterator[Failure]:
     numbers = [_number(event) for event in events]
     own = [number for index, number in filter(None, numbers) if index == run.index]
@@ -176,14 +236,14 @@ def _check_order(
         yield "bytes", f"{label} has events of another run: {numbers}"
     if own != sorted(set(own)):
         yield "order", f"{label} receives the events {own}"
-    first = 1 if not _joined_inside(viewer, events) else min(own, default=1)
+    first = min(own, default=1) if is_inside else 1
     missing = set(range(first, max(own, default=0))) & run.mandatory - set(own)
     if missing:
         yield "loss", f"{label} receives {own} without {sorted(missing)}"
     if not viewer.plan.eventsource:
         return
     positions = [int((event.id or "-0").rpartition("-")[2].partition(".")[0]) for event in events]
-    start = positions[0] if positions and _joined_inside(viewer, events) else 1
+    start = positions[0] if positions and is_inside else 1
     if positions != list(range(start, start + len(positions))):
         yield "ids", f"{label} receives the ids {positions}"
 
@@ -208,17 +268,23 @@ def _is_finished(viewer: Viewer, connection: Connection) -> bool:
 
 
 def _check_whole(
-    viewer: Viewer, connection: Connection, label: str, events: list[Event], run: AppRun
+    viewer: Viewer,
+    connection: Connection,
+    label: str,
+    events: list[Event],
+    run: AppRun,
+    *,
+    is_inside: bool,
 ) -> Iterator[Failure]:
     own = {number for _, number in filter(None, map(_number, events))}
     # The app's own `complete` is in the log, also if its server has rejected the write.
     is_own_end = viewer.plan.eventsource and _number(connection.events[-1]) is not None
     if not run.finals and not is_own_end:
         yield "false finish", f"{label} ends, and the app has not"
-    first = min(own, default=1) if _joined_inside(viewer, events) else 1
+    first = min(own, default=1) if is_inside else 1
     beyond = run.late
     missing = {number for number in run.mandatory if number >= first} - own - beyond
-    if missing and not (viewer.base and not own):
+    if missing and not ((viewer.base or is_inside) and not own):
         yield "loss", f"{label} ends without {sorted(missing)}"
 
 
@@ -281,7 +347,11 @@ def _started(world: World) -> tuple[Counter[str], Counter[str]]:
         for run in world.runs
         if run.started_at is not None and run.origin.status in (0, 200)
     )
-    plain = {viewer.path[1:] for viewer in world.viewers if not viewer.plan.eventsource}
+    plain = {
+        viewer.path[1:]
+        for viewer in world.viewers
+        if not (viewer.plan.eventsource or viewer.plan.by_name)
+    }
     left = Counter(
         run.origin.scope["path"][1:]
         for run in world.runs
@@ -296,8 +366,20 @@ def _started(world: World) -> tuple[Counter[str], Counter[str]]:
 def _check_outcome(world: World, route: str, outcome: str, **_: str) -> Iterator[Failure]:
     if outcome == "shutdown" and world.plan.drain_at is None:
         yield "false shutdown", f"a stream of {route} is counted so without a drain"
+    if outcome == "cancelled" and not _is_stopped(world, route):
+        yield "access", f"a stream of {route} is stopped, and nobody may do that"
     if outcome == "duration_cap" and route in _finished_in_time(world):
         yield "false cap", f"a stream of {route} is counted so, and all have ended before it"
+
+
+def _is_stopped(world: World, route: str) -> bool:
+    """Return whether a client that may stop a stream of a route has requested it."""
+    owners = {run.origin.user for run in world.runs if run.origin.scope["path"][1:] == route}
+    return any(
+        "" in owners or connection.user in owners
+        for connection in world.connections
+        if connection.scope["method"] == "DELETE" and connection.scope["path"].endswith(route)
+    )
 
 
 def _check_cap(world: World) -> Iterator[Failure]:

@@ -37,6 +37,8 @@ ENDINGS: Final = (
 )
 CLEANUPS: Final = ("none", "awaits", "swallows", "raises", "sends")
 """What the app does when it is cancelled."""
+NAMINGS: Final = ("", "mark", "mark", "early", "late")
+"""Who names the stream: nobody, its mark, or the app before its start or its second event."""
 SENDS: Final = ("instant", "suspends", "laggy", "slow", "forever", "stuck")
 """A `send` of the server: in a `laggy` one each write takes a while; `slow` blocks once, `forever`
 until the client has disconnected, `stuck` until it is cancelled."""
@@ -63,6 +65,8 @@ class AppPlan:
         cleanup: one of `CLEANUPS`.
         cancel_at: the event of the second task in whose write it is cancelled, 0 for none.
         cancel_delay: the seconds from the begin of that write to the cancellation.
+        is_raw: whether its bytes are no event stream.
+        names: one of `NAMINGS`.
     """
 
     writer: str = "paced"
@@ -74,6 +78,8 @@ class AppPlan:
     cleanup: str = "none"
     cancel_at: int = 0
     cancel_delay: float = 0.0
+    is_raw: bool = False
+    names: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +110,8 @@ class ViewerPlan:
     """One client of a stream, over all its connections.
 
     Attributes:
-        eventsource: whether it is an `EventSource`; otherwise a plain client, which never returns.
+        eventsource: whether it is an `EventSource`; otherwise a plain client, which never returns
+            unless it reads by name.
         starts_at: the time of its first request.
         leaves: the seconds after which it leaves each of its first connections.
         returns: whether it reconnects after the last of them.
@@ -112,6 +119,10 @@ class ViewerPlan:
         other: whether it reconnects to the other middleware object.
         joins: whether it begins with the event id that the first client of the stream has.
         stops_at: the time at which it requests the end of the stream, `None` for never.
+        user: whose credentials its requests have, `""` for none.
+        by_name: whether it reads, and stops, the stream by its name.
+        after: the number of the event after which it begins by name, 0 for all events.
+        forgets: whether it makes the same request again, without its event id.
         server: its server.
     """
 
@@ -123,14 +134,25 @@ class ViewerPlan:
     other: bool = False
     joins: bool = False
     stops_at: float | None = None
+    user: str = ""
+    by_name: bool = False
+    after: int = 0
+    forgets: bool = False
     server: ServerPlan = field(default_factory=ServerPlan)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamPlan:
-    """One path, with its app and its clients."""
+    """One path, with its app and its clients.
+
+    Attributes:
+        app: its app.
+        replays: whether a stream that has finished is found by its name.
+        viewers: its clients; the first one does not read by name.
+    """
 
     app: AppPlan = field(default_factory=AppPlan)
+    replays: bool = False
     viewers: tuple[ViewerPlan, ...] = (ViewerPlan(),)
 
 
@@ -186,13 +208,14 @@ def is_fair(plan: Plan) -> bool:
     is_limited = bool(plan.max_streams or plan.max_per_client)
     for stream in plan.streams:
         viewers = stream.viewers
-        is_direct = not all(viewer.eventsource for viewer in viewers)
+        is_direct = not all(viewer.eventsource or viewer.by_name for viewer in viewers)
         is_partial = any(viewer.server.order == "part" for viewer in viewers)
         if stream.app.writer == "two" and is_direct and is_partial:
             return False
         if stream.app.events >= ENDLESS and (
             plan.cap is None
-            or not all(viewer.eventsource for viewer in viewers)
+            or is_direct
+            or stream.app.is_raw
             or (is_limited and any(min(v.leaves, default=1) < _CHECK_SECONDS for v in viewers))
         ):
             return False
@@ -223,7 +246,8 @@ def draw(seed: int) -> Plan:
         shared=dice.random() < 0.4,
         streams=streams,
     )
-    return _fair(plan)
+    # Drawn last, by dice of its own, so that the rest of a seed does not depend on it.
+    return _fair(_with_names(random.Random(-1 - seed), _fair(plan)))
 
 
 def _fair(plan: Plan) -> Plan:
@@ -313,6 +337,42 @@ def _server(dice: random.Random) -> ServerPlan:
         closed=dice.choice(CLOSED),
         fails_at=dice.choice((0, 1, 2, 4)) if dice.random() < 0.08 else None,
         cancels=dice.choice((0.0, 3.0)) if dice.random() < 0.12 else None,
+    )
+
+
+def _with_names(dice: random.Random, plan: Plan) -> Plan:
+    """Return a plan with users, names of streams, raw bodies and repeated requests, or without."""
+    if dice.random() < 0.3:
+        return plan
+    streams = tuple(_with_names_of(dice, stream) for stream in plan.streams)
+    return dataclasses.replace(plan, streams=streams)
+
+
+def _with_names_of(dice: random.Random, stream: StreamPlan) -> StreamPlan:
+    users = dice.choice((("",), ("ann",), ("ann",), ("ann", "bob")))
+    names = dice.choice(NAMINGS)
+    app = dataclasses.replace(stream.app, is_raw=dice.random() < 0.12, names=names)
+    viewers = list(stream.viewers)
+    while names and len(viewers) < 4 and dice.random() < 0.5:
+        reader = _viewer(dice, eventsource=dice.random() < 0.5)
+        starts_at, returns = _time(dice, 5.0), dice.random() < 0.5
+        viewers.append(
+            dataclasses.replace(reader, by_name=True, starts_at=starts_at, returns=returns)
+        )
+    return StreamPlan(
+        app=app,
+        replays=dice.random() < 0.5,
+        viewers=tuple(_with_user(dice, viewer, users) for viewer in viewers),
+    )
+
+
+def _with_user(dice: random.Random, viewer: ViewerPlan, users: tuple[str, ...]) -> ViewerPlan:
+    return dataclasses.replace(
+        viewer,
+        user=dice.choice(users),
+        after=dice.choice((0, 0, 1, 3)) if viewer.by_name else 0,
+        forgets=dice.random() < 0.4,
+        stops_at=_time(dice, 5.0) if viewer.by_name and dice.random() < 0.1 else viewer.stops_at,
     )
 
 

@@ -30,8 +30,12 @@ class Connection:
         scope: the scope of the request.
         label: its name in the trace.
         trace: is called with the steps of the run.
+        user: as the attribute.
 
     Attributes:
+        user: whose credentials the request has, `""` for none.
+        opened_at: the time of the request.
+        after: the number of the event after which it continues by name, 0 for all events.
         start: the response start that the client has received.
         body: the bytes that the client has received.
         events: the events that it has dispatched.
@@ -54,8 +58,17 @@ class Connection:
     """
 
     def __init__(
-        self, plan: ServerPlan, scope: Scope, label: str, trace: Callable[[str], None]
+        self,
+        plan: ServerPlan,
+        scope: Scope,
+        label: str,
+        trace: Callable[[str], None],
+        *,
+        user: str = "",
     ) -> None:
+        self.user = user
+        self.opened_at = asyncio.get_running_loop().time()
+        self.after = 0
         self.scope = scope
         self.label = label
         self.start: Message | None = None
@@ -64,7 +77,6 @@ class Connection:
         self.last_event_id = ""
         self.retry = 3.0
         self.seconds = 0.0
-        self._opened_at = asyncio.get_running_loop().time()
         self.is_complete = False
         self.has_left = False
         self.closed = asyncio.Event()
@@ -163,7 +175,7 @@ class Connection:
 
     def _close(self) -> None:
         if not self.closed.is_set():
-            self.seconds = asyncio.get_running_loop().time() - self._opened_at
+            self.seconds = asyncio.get_running_loop().time() - self.opened_at
             self.closed.set()
 
     def _cancel(self) -> None:

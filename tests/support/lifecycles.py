@@ -28,9 +28,16 @@ from unittest import mock
 from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
-from sse_middleware import LogInfo, MemoryStore, SSEMiddleware, drain, streaming
+from sse_middleware import (
+    LogInfo,
+    MemoryStore,
+    SSEMiddleware,
+    drain,
+    resume_endpoint,
+    streaming,
+)
 from sse_middleware.stores.base import Log, LogListener
-from tests.support.asgi import EVENTSOURCE, body, http_scope, stream_start
+from tests.support.asgi import body, http_scope, stream_start
 from tests.support.clock import VirtualClockLoop
 from tests.support.lifecycle_apps import AppRun
 from tests.support.lifecycle_plans import (
@@ -38,20 +45,18 @@ from tests.support.lifecycle_plans import (
     Plan,
     ServerPlan,
     StreamPlan,
-    ViewerPlan,
     draw,
     is_fair,
     simpler,
 )
 from tests.support.lifecycle_server import Connection
+from tests.support.lifecycle_viewers import LIVE, Viewer
 
-BROWSER: Final = [*EVENTSOURCE, (b"user-agent", b"Mozilla/5.0 (X11; Linux x86_64)")]
 TTL_SECONDS: Final = 1000.0
 _ENDING_SECONDS: Final = 60.0
 """The time within which all apps end after the last client has left."""
 _CLOSE_SECONDS: Final = 1.0
 """The time for the last write of a connection that the middleware ends."""
-_MOST_CONNECTIONS: Final = 6
 _MOST_TURNS: Final = 200_000
 """Calls of the clock in a run; more show a loop in which no time passes."""
 PROBE: Final = "/probe"
@@ -101,107 +106,6 @@ class _Logs(logging.Handler):
         self.lines.append(self._formatter.format(record))
 
 
-class Viewer:
-    """One client of a stream.
-
-    Attributes:
-        plan: its plan.
-        path: the path of the stream.
-        connections: its connections, the first one first.
-        after_rotation: the indexes of the connections that follow a rotation.
-        base: the event id with which it began.
-        is_over: whether it makes no more requests.
-    """
-
-    def __init__(self, world: "World", plan: ViewerPlan, path: str, label: str) -> None:
-        self.plan = plan
-        self.path = path
-        self.connections: list[Connection] = []
-        self.after_rotation: set[int] = set()
-        self.base = ""
-        self.is_over = False
-        self._held = ""
-        self._label = label
-        self._world = world
-
-    async def run(self, first: "Viewer | None") -> None:
-        """Make all its requests."""
-        stopper = None
-        await asyncio.sleep(self.plan.starts_at)
-        if self.plan.joins and first is not None:
-            self.base = self._held = first.held
-        if self.plan.stops_at is not None:
-            stopper = asyncio.ensure_future(self._stop(self.plan.stops_at))
-        try:
-            await self._connect_until_over()
-        finally:
-            self.is_over = True
-            if stopper is not None:
-                await stopper
-
-    @property
-    def held(self) -> str:
-        """The event id that it has."""
-        return (self.connections[-1].last_event_id if self.connections else "") or self._held
-
-    async def _connect_until_over(self) -> None:
-        leaves = self.plan.leaves
-        for index in range(_MOST_CONNECTIONS):
-            connection = self._open(index)
-            leaves_at = leaves[index] if index < len(leaves) else CLOSING_SECONDS
-            has_ended = await self._wait(connection, leaves_at)
-            connection.disconnect()
-            self._held = connection.last_event_id or self._held
-            is_last = index + 1 >= len(leaves) and not self.plan.returns
-            if self._world.is_closing or (not has_ended and is_last) or self._is_done(connection):
-                return
-            if has_ended and self._world.has_rotated(connection):
-                self.after_rotation.add(index + 1)
-            await asyncio.sleep(connection.retry if has_ended else self.plan.gap)
-            if self._world.is_closing:
-                return
-
-    def _open(self, index: int) -> Connection:
-        headers = BROWSER if self.plan.eventsource else [(b"accept", b"*/*")]
-        if self._held:
-            headers = [*headers, (b"last-event-id", self._held.encode())]
-        server = self.plan.server
-        if self._world.connected_at_drain is not None:
-            server = ServerPlan()  # rejected: the responses are none of a stream
-        connection = self._world.connect(
-            server,
-            http_scope(path=self.path, headers=headers),
-            f"{self._label}.{index + 1}",
-            other=self.plan.other and index > 0,
-        )
-        self.connections.append(connection)
-        return connection
-
-    async def _wait(self, connection: Connection, seconds: float) -> bool:
-        """Wait for the end of a connection, and return whether it has come in time."""
-        closing = asyncio.ensure_future(connection.closed.wait())
-        seconds = min(seconds, self._world.seconds_until_closing())
-        done, _ = await asyncio.wait([closing], timeout=seconds)
-        closing.cancel()
-        return bool(done)
-
-    def _is_done(self, connection: Connection) -> bool:
-        """Return whether the page closes its `EventSource`, or the browser does."""
-        if not self.plan.eventsource or (connection.start is not None and connection.status != 200):
-            return True
-        last = connection.events[-1] if connection.events else None
-        if last is None or last.event not in ("complete", "error"):
-            return False
-        return last.event == "error" or '"reason":"finished"' in last.data or '"app"' in last.data
-
-    async def _stop(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        if self.held:
-            headers = [*BROWSER, (b"last-event-id", self.held.encode())]
-            scope = http_scope(method="DELETE", path=self.path, headers=headers)
-            self._world.connect(ServerPlan(), scope, f"{self._label} stop")
-
-
 class World:
     """All that one run has.
 
@@ -237,6 +141,12 @@ class World:
         self.connected_at_drain: list[Connection] | None = None
         self.is_closing = False
         self._started_at = loop.time()
+        self._endpoints = {
+            f"{LIVE}/s{number}": resume_endpoint(
+                f"s{number}", finished="replay" if stream.replays else None
+            )
+            for number, stream in enumerate(plan.streams)
+        }
         self._middlewares = [self._middleware() for _ in range(2)]
         self._probing = asyncio.Event()
 
@@ -256,11 +166,23 @@ class World:
         # A client that blocks the last write for a second has left; it may read it later.
         return is_capped and has_ended and connection.longest_block < _CLOSE_SECONDS
 
+    def is_listening(self, connection: Connection) -> bool:
+        """Return whether the app of a connection receives its disconnect at once."""
+        runs = [run for run in self.runs if run.origin is connection]
+        return bool(runs) and runs[0].is_listening
+
     def connect(
-        self, server: ServerPlan, scope: Scope, label: str, *, other: bool = False
+        self,
+        server: ServerPlan,
+        scope: Scope,
+        label: str,
+        *,
+        user: str = "",
+        other: bool = False,
     ) -> Connection:
         """Open a connection."""
-        scope["lifecycle"] = connection = Connection(server, scope, label, self.note)
+        connection = Connection(server, scope, label, self.note, user=user)
+        scope["lifecycle"] = connection
         self.connections.append(connection)
         connection.open(self._middlewares[other])
         return connection
@@ -341,18 +263,27 @@ class World:
             await self._probing.wait()
             await send(body(b"data: probe\n\n", more=False))
             return
+        if scope["path"].startswith(LIVE):
+            await self._endpoints[scope["path"]](scope, receive, send)
+            return
         if scope["method"] == "DELETE":  # a stop of a stream that there is not
             await send({"type": "http.response.start", "status": 404, "headers": []})
             await send(body(b"", more=False))
             return
         stream = self.plan.streams[int(scope["path"][2:])]
-        run = AppRun(stream.app, len(self.runs), scope["lifecycle"], self.note)
+        name = scope["path"][1:]
+        run = AppRun(stream.app, len(self.runs), scope["lifecycle"], self.note, name)
         self.runs.append(run)
         await run(scope, receive, send)
 
     def _middleware(self) -> SSEMiddleware:
         plan = self.plan
-        marks = {f"/s{n}": streaming(name=f"s{n}") for n in range(len(plan.streams))}
+        marks = {
+            f"/s{n}": streaming(
+                name=f"s{n}", stream_name=f"s{n}" if stream.app.names == "mark" else None
+            )
+            for n, stream in enumerate(plan.streams)
+        }
         options: dict[str, Any] = {"limit_action": "evict_oldest"} if plan.evicts else {}
         return SSEMiddleware(
             self._app,
