@@ -14,7 +14,7 @@ from sse_middleware.errors import StoreError
 from sse_middleware.http.own_responses import send_empty
 from sse_middleware.http.request import ResumeIntent, SSERequest, stream_name
 from sse_middleware.protocol.client_kinds import ClientKind
-from sse_middleware.protocol.event_ids import EventId, is_stream_id, stream_id
+from sse_middleware.protocol.event_ids import Ending, EventId, is_stream_id, stream_id
 from sse_middleware.resume.authorization import Authorization, cors_headers, without_cors
 from sse_middleware.resume.handler import ResumeHandler, RunApp, warn_unavailable
 from sse_middleware.resume.log_events import number_of
@@ -141,19 +141,19 @@ class NamedStreams:
     ) -> None:
         """Send a log from its first event, or from the position of the client."""
         kind, event_id = request.client_kind, request.intent.event_id
-        has_id = event_id is not None and _is_in(found, event_id)
-        if event_id is not None and has_id:
-            after: int | None = event_id.seq
+        after: int | None
+        has_id, reset = False, ""
+        if event_id is not None and stream_id(event_id.secret) == found.info.stream_id:
+            after, has_id = event_id.seq, event_id.ending is None
         else:
             after = await self._position(found, request, is_head=is_head)
+            reset = "gone" if after is None and _has_part(event_id) else ""
         if _is_over(found, after, kind, has_id=has_id, replays=replays) or (
             # Such a client cannot be notified of events that are missing.
             kind is not ClientKind.EVENTSOURCE and (after or 0) < found.first - 1
         ):
             await self._send_nothing(found, request, run_app.send)
             return
-        had_another = after is None and event_id is not None and event_id.ending is None
-        reset = "gone" if had_another and event_id is not None and event_id.seq else ""
         await self._handler.read(
             found,
             request,
@@ -216,8 +216,11 @@ def _is_over(
     return not (has_id and (found.has_end_frame or state not in _BY_APP))
 
 
-def _is_in(found: LogSnapshot, event_id: EventId) -> bool:
-    return event_id.ending is None and stream_id(event_id.secret) == found.info.stream_id
+def _has_part(event_id: EventId | None) -> bool:
+    """Return whether a client has a part of another stream."""
+    if event_id is None or not event_id.seq:
+        return False
+    return event_id.ending in (None, Ending.CUT)
 
 
 def _position_in(request: SSERequest) -> _Position | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,13 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware, StoreError, current_stream, resume_endpoint
+from sse_middleware import (
+    SSEMiddleware,
+    StoreError,
+    current_stream,
+    resume_endpoint,
+    streaming,
+)
 from sse_middleware.stores.base import LogSnapshot
 from sse_middleware.stores.memory import MemoryStore
 from tests.support.asgi import EVENTSOURCE, Exchange, body, handle, stream_start
@@ -19,6 +26,7 @@ from tests.support.middleware import marking
 from tests.support.resuming import (
     TTL,
     Counting,
+    back,
     counted,
     id_of,
     left,
@@ -238,6 +246,49 @@ async def test_a_client_within_an_earlier_stream_of_the_name_gets_a_reset_and_th
     assert again.names[0] == "reset"
     assert texts(again) == counted(1, 5)
     assert again.headers[b"x-stream-id"] == other.headers[b"x-stream-id"]
+
+
+@pytest.mark.parametrize("query", [b"", b"after=1"])
+@pytest.mark.parametrize("finished", ["replay", None])
+async def test_a_client_that_has_the_end_of_a_stream_does_not_get_it_again_by_name(
+    finished: Any, query: bytes
+) -> None:
+    """An `EventSource` that is not closed reconnects after each end."""
+    routes = [
+        Route("/answer", _Endpoint(Counting(9))),
+        Route("/live", resume_endpoint("x", finished=finished)),
+    ]
+    marks = {"/answer": streaming(stream_name="x")}
+    app = resumable(Starlette(routes=routes), identify=user, marks=marks, stream_max_seconds=4.5)
+    async with opened(app, ANN, path="/answer") as first:
+        await first.until("message")
+        reader = await read(app, ANN, path="/live", query_string=query)
+        await first.until_end()
+    assert reader.last_event_id == f"{id_of(first, 5)}.cut"
+    headers = back(reader.last_event_id, ANN)
+    again = await handle(app, headers=headers, path="/live", query_string=query)
+    assert_no_content(again)
+    async with opened(app, ANN, path="/answer") as second:  # a new stream of the name
+        await second.until("message")
+        again = await handle(app, headers=headers, path="/live")
+        assert again.names[0] == "reset"
+        assert texts(again) == counted(1, 5)
+
+
+async def test_a_client_whose_credentials_have_expired_continues_with_new_ones() -> None:
+    app = named(Counting(9), expires_at=_expiry)
+    async with opened(app, ANN, path=ANSWER) as first:
+        await first.until("message")
+        short = await read(app, ANN, (b"x-seconds", b"3.5"), path=LIVE)
+        assert short.last_event_id.endswith(".cut")
+        again = await resume(app, short.last_event_id, ANN, path=LIVE)
+        assert again.names[0] == "start"
+        assert texts(short) + texts(again) == counted(1, 9)
+
+
+def _expiry(scope: Scope) -> float | None:
+    seconds = dict(scope["headers"]).get(b"x-seconds")
+    return None if seconds is None else time.time() + float(seconds)
 
 
 async def test_a_named_stream_without_its_first_events_begins_with_a_reset() -> None:
