@@ -242,12 +242,13 @@ class Connection:
         return True
 
     def pass_on(self, *, has_sent: bool) -> None:
-        """Add nothing to the bytes of the app from now on.
+        """Add nothing to the bytes of the app from now on, and wait for its client for any time.
 
         Args:
             has_sent: whether the app has sent bytes before. If not, what is pending is ours.
         """
         self.dialect.deadlines.stop()
+        self._send_timeout = math.inf
         if not (has_sent or self.sender.message_count):
             self.sender.drop_pending()
 

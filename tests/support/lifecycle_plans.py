@@ -219,7 +219,7 @@ def is_fair(plan: Plan) -> bool:
             or (is_limited and any(min(v.leaves, default=1) < _CHECK_SECONDS for v in viewers))
         ):
             return False
-        is_unlimited = plan.send_timeout is None or is_limited
+        is_unlimited = plan.send_timeout is None or is_limited or stream.app.is_raw
         if is_unlimited and any(viewer.server.sends == "stuck" for viewer in viewers):
             return False
     return True
@@ -260,18 +260,24 @@ def _fair(plan: Plan) -> Plan:
     plan = dataclasses.replace(plan, max_streams=None, max_per_client=None)
     if is_fair(plan):
         return plan
-    streams = tuple(
-        dataclasses.replace(
-            stream,
-            app=dataclasses.replace(stream.app, events=min(stream.app.events, 20)),
-            viewers=tuple(
-                dataclasses.replace(v, server=dataclasses.replace(v.server, order="after"))
-                for v in stream.viewers
-            ),
-        )
-        for stream in plan.streams
-    )
+    streams = tuple(_fair_stream(stream) for stream in plan.streams)
     return dataclasses.replace(plan, streams=streams)
+
+
+def _fair_stream(stream: StreamPlan) -> StreamPlan:
+    app = dataclasses.replace(stream.app, events=min(stream.app.events, 20))
+    viewers = [
+        dataclasses.replace(viewer, server=dataclasses.replace(viewer.server, order="after"))
+        for viewer in stream.viewers
+    ]
+    if app.is_raw:
+        viewers = [
+            dataclasses.replace(viewer, server=dataclasses.replace(viewer.server, sends="slow"))
+            if viewer.server.sends == "stuck"
+            else viewer
+            for viewer in viewers
+        ]
+    return dataclasses.replace(stream, app=app, viewers=tuple(viewers))
 
 
 def _time(dice: random.Random, longest: float) -> float:

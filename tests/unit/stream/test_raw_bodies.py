@@ -87,6 +87,19 @@ async def test_a_raw_body_has_no_cap_and_no_heartbeat(headers: Any) -> None:
 
 
 @KINDS
+async def test_a_client_may_block_a_raw_body_for_any_time(headers: Any) -> None:
+    exchange = Exchange(http_scope(headers=headers))
+    app = marked(stream_of(*[b"word"] * 10, pause=1), send_timeout=5)
+    async with running(app, exchange):
+        await asyncio.sleep(3.5)
+        exchange.block()
+        await asyncio.sleep(60)
+        exchange.unblock()
+        await exchange.until_end()
+    assert exchange.body.endswith(b"word" * 10)
+
+
+@KINDS
 async def test_the_app_receives_the_disconnect_of_a_raw_body_at_once(headers: Any) -> None:
     received: list[str] = []
 
