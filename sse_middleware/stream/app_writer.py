@@ -200,7 +200,8 @@ class AppWriter:
             await producer.callbacks.on_write_after_end()
         elif action is ProducerAction.PASS_ON:
             self._raise_failure()
-            await self._wait_until_written()
+            await self.connection.until_closed()
+            self._raise_failure()
             producer.move(given)
             if self.connection.sender.is_writing:  # it blocks, and the connection has been closed
                 await producer.callbacks.on_write_after_end()

@@ -291,6 +291,7 @@ class World:
             marks=marks,
             store=self.store,
             registry=self.registry,
+            secret="of both middleware objects, as of the workers of an app",
             stream_max_seconds=plan.cap,
             cap_action="rotate" if plan.rotates else "complete",
             heartbeat_interval=plan.heartbeat,

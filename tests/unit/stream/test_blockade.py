@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sse_middleware import current_stream, resume_endpoint
 from tests.support.asgi import EVENTSOURCE, Exchange, body, http_scope, running, stream_start
 from tests.support.resuming import (
     Counting,
@@ -257,6 +258,37 @@ async def test_a_slow_client_gets_the_end_if_its_stream_ends_before_or_after_it_
         await first.task
     assert [text.partition("\n")[0] for text in texts(first)] == counted(1, 101)
     assert first.names[-1] == "complete"
+    assert first.overlaps == 0
+
+
+@pytest.mark.parametrize("headers", [EVENTSOURCE, []], ids=["eventsource", "plain"])
+async def test_a_message_after_the_last_one_waits_for_a_slow_client(headers: Any) -> None:
+    late = body(b"data: late\n\n")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        current_stream().name("x")
+        if scope["path"] == "/live":
+            await live(scope, receive, send)
+        else:
+            await large(scope, receive, send)
+            await send(late)
+
+    live = resume_endpoint("x")
+    user = (b"authorization", b"Bearer ann")
+    kept = resumable(app, heartbeat_interval=None, send_timeout=None, **UNCAPPED)
+    first = Exchange(http_scope(headers=[*headers, user]))
+    async with running(kept, first):
+        await first.until_count(2, "message")
+        async with opened(kept, user, path="/live") as reader:
+            first.block()
+            await reader.until_end()
+        await asyncio.sleep(1)
+        first.unblock()
+        assert first.task is not None
+        await first.task
+    assert [text.partition("\n")[0] for text in texts(first)][:-1] == counted(1, 101)
+    assert first.messages[-1][1] is late
+    assert first.messages[-2][1]["more_body"] is False
     assert first.overlaps == 0
 
 
