@@ -51,6 +51,8 @@ def is_not_event_stream(message: Message) -> bool:
     return False
 
 
+_WITHOUT_CONTENT = (HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT)
+"""Statuses whose responses have no body (RFC 9110 15.3.5 and 15.3.6)."""
 ENCODED = "it has a content-encoding"
 """The reason why an event stream is left alone that cannot be passed on event by event."""
 
@@ -69,6 +71,8 @@ def passthrough_reason(
         return "it is no event stream"
     if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return "its status is not 2xx"
+    if status in _WITHOUT_CONTENT:
+        return "its status has no content"
     if method == "HEAD":
         return "the method is HEAD"
     if encoding not in (b"", b"identity"):

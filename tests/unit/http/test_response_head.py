@@ -38,6 +38,10 @@ def test_an_event_stream_is_handled(method: str, headers: RawHeaders) -> None:
     ("method", "status", "headers", "reason"),
     [
         pytest.param("GET", 200, [], "it is no event stream", id="no headers"),
+        *(
+            pytest.param("GET", status, [EVENT_STREAM], "its status has no content", id=str(status))
+            for status in (204, 205)
+        ),
         pytest.param(
             "GET", 200, [(b"content-type", b"")], "it is no event stream", id="an empty type"
         ),
