@@ -10,7 +10,7 @@ from tests.support.clock import VirtualClockLoop
 from tests.support.imports import missing_packages, packages_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.support.redis_server import RedisServer
 
@@ -69,16 +69,22 @@ def running_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[RedisS
         yield server
 
 
-@pytest.fixture(scope="module", params=["new", "old"])
+@pytest.fixture(scope="module", params=["new", "old", "valkey"])
 def any_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> "Iterator[RedisServer]":
-    """Run the Redis of the system, and Redis 6.2, whose errors have other texts."""
+    """Run the Redis of the system, Redis 6.2, whose errors have other texts, and Valkey."""
     from tests.support.redis_server import (  # noqa: PLC0415 - needs an extra
         RedisServer,
         need_old_redis_server,
+        need_valkey_server,
     )
 
-    program = need_old_redis_server() if request.param == "old" else ""
+    programs: dict[str, Callable[[], str]] = {
+        "new": str,
+        "old": need_old_redis_server,
+        "valkey": need_valkey_server,
+    }
+    program = programs[request.param]()
     with RedisServer(tmp_path_factory.mktemp("redis"), program=program) as server:
         yield server

