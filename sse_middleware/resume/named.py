@@ -8,11 +8,12 @@ import logging
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
-from starlette.types import Receive, Send
+from starlette.types import Message, Receive, Send
 
 from sse_middleware.errors import StoreError
 from sse_middleware.http.own_responses import send_empty
 from sse_middleware.http.request import ResumeIntent, SSERequest, stream_name
+from sse_middleware.http.response_head import BODY
 from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.event_ids import Ending, EventId, is_stream_id, stream_id
 from sse_middleware.resume.authorization import Authorization, cors_headers, without_cors
@@ -66,7 +67,7 @@ class NamedStreams:
         """
         stops, is_head = request.method in _STOPS, request.method == "HEAD"
         if is_head:
-            request = _as_get(request)
+            request, send = _as_get(request), _without_body(send)
         try:
             if not stops:
                 self._handler.lookup.check_room()
@@ -187,6 +188,15 @@ def _as_get(request: SSERequest) -> SSERequest:
     other = request.with_scope({**request.scope, "method": "GET"})
     other.intent = ResumeIntent(other.event_id)
     return other
+
+
+def _without_body(send: Send) -> Send:
+    """Return a `send` for the response to a HEAD: of a rejection, it sends the headers alone."""
+
+    async def send_empty_parts(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == BODY else message)
+
+    return send_empty_parts
 
 
 def _is_over(

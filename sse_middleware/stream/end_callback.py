@@ -23,7 +23,7 @@ from sse_middleware.protocol.end_info import EndInfo, OnEnd
 from sse_middleware.protocol.parser import Event, EventParser
 from sse_middleware.protocol.stream_end import StreamEnd
 from sse_middleware.stores.base import Log, split_frames
-from sse_middleware.stream.cancellation import SHUTDOWN_GRACE_SECONDS
+from sse_middleware.stream.cancellation import GRACE_SECONDS
 from sse_middleware.stream.drain import Drain
 
 logger = logging.getLogger("sse_middleware")
@@ -199,10 +199,10 @@ class EndCallback:
             truncated=self._events.is_truncated,
             annotations=dict(record.annotations or {}),
         )
+        self._drain.add(self)  # before the task, which may be eager
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._run(info), context=self._context)
         self._calls.add(self._task)
-        self._drain.add(self)
 
     async def wait(self) -> None:
         """Wait until the function has returned; the drain bounds the time."""
@@ -212,7 +212,7 @@ class EndCallback:
     @property
     def drain_seconds(self) -> float:
         """The time that is left when the server shuts down."""
-        return max(SHUTDOWN_GRACE_SECONDS, self._drain.seconds_left(self._drain_seconds))
+        return max(GRACE_SECONDS, self._drain.seconds_left(self._drain_seconds))
 
     def on_drain(self) -> None:
         """Continue until the deadline."""
@@ -224,6 +224,7 @@ class EndCallback:
 
     async def _run(self, info: EndInfo) -> None:
         try:
+            await asyncio.sleep(0)  # the client gets its last bytes first
             events = await self._events.parse()
             if _is_async(self._function):
                 result = self._function(info, events)

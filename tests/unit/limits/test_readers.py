@@ -86,7 +86,10 @@ async def test_a_plain_reader_over_the_limit_gets_429_until_another_leaves() -> 
                 assert await answer(rejected) == (429, "too_many_readers")
                 assert rejected.headers[b"retry-after"] == b"5"
         head = await handle(app, headers=[ANN, selected], path=LIVE, method="HEAD")
-        assert head.status == 429
+        assert (head.status, head.body) == (429, b"")
+        assert int(head.headers[b"content-length"]) > 0
+        eager = await handle(app, headers=[ANN, *EVENTSOURCE, selected], path=LIVE, method="HEAD")
+        assert (eager.status, eager.body) == (200, b"")
         readers[0].disconnect()
         await asyncio.sleep(0.01)
         async with asked(app, ANY, ANN, selected, path=LIVE) as admitted:
@@ -96,7 +99,7 @@ async def test_a_plain_reader_over_the_limit_gets_429_until_another_leaves() -> 
         assert admitted.body == first.body
     assert len(app._context.readers) == 0
     labels = {"route": "/", "reason": "readers"}
-    assert value(registry, "sse_rejected_total", **labels) == 4
+    assert value(registry, "sse_rejected_total", **labels) == 5
 
 
 @pytest.mark.parametrize("by", ["event id", "public id"])
