@@ -104,7 +104,7 @@ class ProducerLog:
             name: the name, or a name of the store that is claimed.
             is_claimed: whether it is that of the store.
         """
-        if self._on_end is not None:
+        if self._on_end is not None and not is_claimed:
             self._on_end.name = name
         begin, self._begin = self._begin, None
         if begin is not None and not self._intake.has_begun:

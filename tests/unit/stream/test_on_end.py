@@ -182,6 +182,37 @@ async def test_a_stop_is_a_reason() -> None:
     assert (save.reasons, save.data) == (["cancelled"], numbers(2))
 
 
+@pytest.mark.parametrize(
+    ("mark", "key", "name"),
+    [({}, [], ""), ({}, [(b"idempotency-key", b"k")], "k"), ({"stream_name": "x"}, [], "x")],
+)
+async def test_an_attached_request_causes_no_second_call_and_the_name_is_that_of_the_app(
+    mark: dict[str, Any], key: Any, name: str
+) -> None:
+    save = Saving()
+
+    @streaming(on_end=save, attach="running", **mark)
+    async def answer(request: Request) -> Response:
+        chunks = (b"data: 1\n\n", b"data: 2\n\n")
+
+        async def events() -> AsyncIterator[bytes]:
+            for chunk in chunks:
+                yield chunk
+                await asyncio.sleep(1)
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    app = resumable(Starlette(routes=[Route("/answer", answer)]))
+    async with asked(app, [*key], ANN, path="/answer") as first:
+        await asyncio.sleep(0.5)
+        second = await handle(app, headers=[ANN, *key], path="/answer")
+        await first.until_end()
+    await asyncio.sleep(0.1)
+    assert second.body == first.body
+    assert second.headers[b"x-stream-cache"] == b"coalesced"
+    assert [(info.name, len(events)) for info, events in save.calls] == [(name, 2)]
+
+
 async def test_an_eviction_is_a_reason() -> None:
     save = Saving()
     app = saving(Counting(3), save, max_streams_per_client=1)
