@@ -6,11 +6,12 @@ import { base, report } from "./common.mjs";
 // If a response is cut, the package also rejects a promise of its own that nobody awaits.
 process.on("unhandledRejection", () => {});
 
+const QUERY = process.env.QUERY ?? "";
 const headers = { authorization: "Bearer ann" };
 
 class ResumableAgent extends HttpAgent {
   connect(input) {
-    const live = `${this.url}/${input.threadId}/live`;
+    const live = `${base}/agents/${input.threadId}/live`;
     return transformHttpEventStream(runHttpRequest(() => fetch(live, { headers: this.headers })));
   }
 }
@@ -20,7 +21,7 @@ await report(async (threadId, dispatch) => {
     onEvent: ({ event }) => dispatch(event),
     onRunFailed: ({ error }) => dispatch({ failed: error.message }),
   };
-  const options = { url: `${base}/agents`, threadId, headers };
+  const options = { url: `${base}/agents?${QUERY}`, threadId, headers };
   try {
     await new ResumableAgent(options).runAgent({ runId: "r1" }, subscriber);
     return "not cut";

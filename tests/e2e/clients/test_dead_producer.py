@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2 as httpx
 import pytest
@@ -32,7 +32,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NamedRuns]:
     """Run two workers; the first one is killed and started again."""
-    with named_runs(tmp_path_factory.mktemp("dying"), LEASE_SECONDS="1") as running:
+    with named_runs(tmp_path_factory.mktemp("dying"), LEASE_SECONDS="3") as running:
         yield running
 
 
@@ -43,20 +43,31 @@ def first(runs: NamedRuns) -> Iterator[str]:
     runs.workers[0].start()
 
 
-Answer = tuple[str, dict[str, Any]]
-"""The path of a request, and its body."""
+class Answer(NamedTuple):
+    """The request for an answer, and the path at which clients follow it."""
 
-PLAIN: Answer = "/answers/lost", {}
-COMPLETION: Answer = "/v1/chat/completions", {"model": "lost"}
-RESPONSE: Answer = "/v1/responses", {"input": "lost", "background": True, "stream": True}
+    path: str
+    live: str
+    body: dict[str, Any]
+
+
+PLAIN = Answer("/answers/plain", "/answers/plain/live", {})
+EVENTSOURCE = Answer("/answers/page", "/answers/page/live", {})
+COMPLETION = Answer("/v1/chat/completions", "/v1/chat/completions/lost", {"model": "lost"})
+RESPONSE = Answer(
+    "/v1/responses",
+    "/v1/responses/resp_lost",
+    {"input": "lost", "background": True, "stream": True},
+)
 
 
 async def until_held(url: str, answer: Answer) -> None:
     """Open an answer, and read the events that precede the kill."""
-    path, body = answer
     async with (
         httpx.AsyncClient(headers=ANN, timeout=HANG_SECONDS) as client,
-        client.stream("POST", f"{url}{path}?hold={HELD_AFTER}", json=body) as response,
+        client.stream(
+            "POST", f"{url}{answer.path}?hold={HELD_AFTER}", json=answer.body
+        ) as response,
     ):
         received = b""
         async for chunk in response.aiter_raw():
@@ -70,6 +81,7 @@ async def seen(
 ) -> list[str]:
     """Kill the worker of an answer that others follow at the other worker; return what they see."""
     await until_held(runs.workers[0].server.url, answer)
+    await asyncio.to_thread(runs.wait_until_known, answer.live, ANN)
     other = runs.workers[1].server.url
     wanted = runs.resumes() + len(follow)
     followers = [asyncio.ensure_future(one(other)) for one in follow]
@@ -86,7 +98,7 @@ def by_httpx(after: int) -> Callable[[str], Awaitable[str]]:
         received = b""
         async with httpx.AsyncClient(headers=ANN, timeout=HANG_SECONDS) as client:
             try:
-                live = f"{url}/answers/lost/live?after={after}"
+                live = f"{url}{PLAIN.live}?after={after}"
                 async with client.stream("GET", live) as response:
                     async for chunk in response.aiter_raw():
                         received += chunk
@@ -102,7 +114,7 @@ async def by_curl(url: str) -> str:
     command = [needs.program("curl"), "-sN", "-H", "authorization: Bearer ann"]
     done = await asyncio.to_thread(
         subprocess.run,
-        [*command, f"{url}/answers/lost/live"],
+        [*command, f"{url}{PLAIN.live}"],
         capture_output=True,
         timeout=HANG_SECONDS,
         check=False,
@@ -112,9 +124,9 @@ async def by_curl(url: str) -> str:
 
 
 async def by_fetch(url: str) -> str:
-    outcomes = await asyncio.to_thread(by_node("follow-fetch.mjs"), url, ["lost"])
-    assert "".join(outcomes["lost"].events).encode() == b"".join(EVENTS)
-    return outcomes["lost"].end
+    outcomes = await asyncio.to_thread(by_node("follow-fetch.mjs"), url, ["plain"])
+    assert "".join(outcomes["plain"].events).encode() == b"".join(EVENTS)
+    return outcomes["plain"].end
 
 
 async def test_a_plain_client_gets_an_unclean_end(runs: NamedRuns, first: str) -> None:
@@ -134,14 +146,14 @@ async def test_a_plain_client_gets_an_unclean_end(runs: NamedRuns, first: str) -
 
 
 async def by_eventsource(url: str) -> str:
-    outcomes = await asyncio.to_thread(by_node("follow-eventsource.mjs"), url, ["lost"])
-    events, end = outcomes["lost"]
+    outcomes = await asyncio.to_thread(by_node("follow-eventsource.mjs"), url, ["page"])
+    events, end = outcomes["page"]
     assert events == [str(number) for number in range(1, HELD_AFTER + 1)]
     return end
 
 
 async def test_an_eventsource_gets_the_error_producer_lost(runs: NamedRuns, first: str) -> None:
-    (end,) = await seen(runs, PLAIN, by_eventsource)
+    (end,) = await seen(runs, EVENTSOURCE, by_eventsource)
     name, data = end.split(" ", 1)
     assert name == "error"
     assert json.loads(data)["error"]["code"] == "producer_lost"
@@ -175,7 +187,7 @@ def response(client: Any) -> Any:
 def completion(client: Any) -> Any:
     package = needs.module("openai")
     chunk = package.types.chat.ChatCompletionChunk
-    path, stream = "/chat/completions/lost", package.Stream[chunk]
+    path, stream = COMPLETION.live.removeprefix("/v1"), package.Stream[chunk]
     return client.get(path, cast_to=chunk, stream=True, stream_cls=stream)
 
 

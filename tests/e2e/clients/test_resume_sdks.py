@@ -87,8 +87,12 @@ def texts(events: list[dict[str, Any]]) -> str:
 
 
 async def test_an_agent_of_ag_ui_is_connected_to_again_after_a_cut(runs: NamedRuns) -> None:
+    resumes, run = runs.resumes(), by_node("resume-ag-ui.mjs", QUERY="hold=15")
     async with CuttingProxy(runs.ports, [Cut(rb"word9 .*\n\n")]) as proxy:
-        events, end = await run_through(proxy, by_node("resume-ag-ui.mjs"), "t1")
+        running = asyncio.ensure_future(run_through(proxy, run, "t1"))
+        await asyncio.to_thread(runs.wait_for_resumes, resumes + 1)
+        runs.release("agent:t1")
+        events, end = await running
     assert end == "ended", end
     cut = events.index({"connects": True})
     *before, failure = events[:cut]
