@@ -133,7 +133,8 @@ class Options:
     )
     keep: bool = fields.boolean(
         "SSE_KEEP",
-        "Whether streams are kept and can be resumed: by an `EventSource`, or by name.",
+        "Whether streams are kept and can be resumed: by an `EventSource`, or by name; if it is "
+        "set, also by the public id of any stream whose client has an identity.",
         default=True,
         per_endpoint=True,
     )

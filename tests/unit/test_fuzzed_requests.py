@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.types import Receive, Scope, Send
 
-from sse_middleware import SSEMiddleware, resume_endpoint, streaming
+from sse_middleware import EndInfo, Event, OnEnd, SSEMiddleware, resume_endpoint, streaming
 from tests.support.fuzzing import (
     EVIL,
     PRINTABLE,
@@ -38,7 +38,7 @@ def user(scope: Scope) -> str | None:
     return dict(scope["headers"]).get(b"x-user", b"").decode("latin-1") or None
 
 
-def wrap(fuzzer: Fuzzer, registry: CollectorRegistry) -> SSEMiddleware:
+def wrap(fuzzer: Fuzzer, registry: CollectorRegistry, on_end: OnEnd) -> SSEMiddleware:
     """Return a middleware with all that handles requests."""
     live = resume_endpoint("a", finished="replay")
 
@@ -49,7 +49,7 @@ def wrap(fuzzer: Fuzzer, registry: CollectorRegistry) -> SSEMiddleware:
     return SSEMiddleware(
         app,
         marks={
-            "/chat*": streaming(stream_max_seconds=20, linger_seconds=3),
+            "/chat*": streaming(stream_max_seconds=20, linger_seconds=3, keep=True, on_end=on_end),
             "/attached*": streaming(attach="kept"),
             "/openai*": streaming(family="openai"),
             "/ids*": streaming(ids="app", stream_key=lambda scope: str(scope["path"])),
@@ -59,6 +59,7 @@ def wrap(fuzzer: Fuzzer, registry: CollectorRegistry) -> SSEMiddleware:
         identify=user,
         identity_cookies=("session",),
         max_streams=50,
+        max_readers=2,
         trusted_proxies=["127.0.0.1"],
         open_rate="100000/minute",
         metrics_path="/metrics",
@@ -68,7 +69,13 @@ def wrap(fuzzer: Fuzzer, registry: CollectorRegistry) -> SSEMiddleware:
 async def fuzz(seed: int, count: int) -> list[str]:
     """Send requests of a seed, and return what is wrong."""
     fuzzer, registry = Fuzzer(seed), CollectorRegistry()
-    wrapped = wrap(fuzzer, registry)
+    ended: list[str] = []
+    owners: dict[bytes, str | None] = {}
+
+    async def on_end(info: EndInfo, _: list[Event]) -> None:
+        ended.append(info.stream_id)
+
+    wrapped = wrap(fuzzer, registry, on_end)
     store: Any = wrapped._context.store
     before = asyncio.all_tasks()
     problems: list[str] = []
@@ -76,7 +83,8 @@ async def fuzz(seed: int, count: int) -> list[str]:
         batch = [fuzzer.request() for _ in range(20)]
         await asyncio.gather(*[fuzzer.send(wrapped, sent) for sent in batch])
         for sent in batch:
-            problems += [f"{problem}: {describe(sent)}" for problem in check(sent)]
+            found = check(sent) + check_endpoint(sent, owners)
+            problems += [f"{problem}: {describe(sent)}" for problem in found]
     await asyncio.sleep(200)  # streams linger, logs are kept
     gc.collect()
     tasks = [task for task in asyncio.all_tasks() - before if "BackgroundWriter" not in str(task)]
@@ -87,8 +95,11 @@ async def fuzz(seed: int, count: int) -> list[str]:
         "claims": len(store._claims),
         "lingering": len(wrapped._context.linger_queue),
         "readers": len(wrapped._context.readers),
+        "calls of on_end": len(wrapped._context.end_calls._tasks()),
     }
     problems += [f"{number} {name} are left" for name, number in left.items() if number]
+    if len(ended) != len(set(ended)):
+        problems.append("on_end was called twice for a stream")
     if EVIL in generate_latest(registry):
         problems.append("a metric has a value of a request")
     return problems
@@ -124,6 +135,23 @@ def check(sent: Sent) -> list[str]:
         sent_bytes = exchange.body
         if not run.body.startswith(sent_bytes):
             problems.append("the body of a response that is no stream is changed")
+    return problems
+
+
+def check_endpoint(sent: Sent, owners: dict[bytes, str | None]) -> list[str]:
+    """Return what is wrong with a response of the resume endpoint: each user has own streams."""
+    exchange, problems = sent.exchange, list[str]()
+    if not any("status" in message for _, message in exchange.messages):
+        return problems
+    public_id, requested_by = exchange.headers.get(b"x-stream-id", b""), user(exchange.scope)
+    if sent.runs and public_id:
+        owners.setdefault(public_id, requested_by)
+    if sent.runs or exchange.scope["path"] != "/live":
+        return problems
+    if owners.get(public_id, requested_by) != requested_by:
+        problems.append(f"the stream of {owners[public_id]!r}")
+    if exchange.scope["method"] in ("HEAD", "OPTIONS") and exchange.body:
+        problems.append("the response to a HEAD has a body")
     return problems
 
 
