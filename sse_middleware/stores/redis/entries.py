@@ -65,6 +65,7 @@ class Pending:
         has_end_frame: whether a frame follows it that contains the end of the stream.
         dropped: the number of events that were dropped before Redis took them, since the last
             `take_dropped`.
+        ended: the entry with the end, once `freeze` has returned it.
     """
 
     __slots__ = (
@@ -77,6 +78,7 @@ class Pending:
         "_queue",
         "_size",
         "dropped",
+        "ended",
         "has_end_frame",
         "last",
     )
@@ -90,6 +92,7 @@ class Pending:
         self._kept: deque[LogEntry] = deque()  # in Redis or in flight; without frames
         self._kept_bytes = 0
         self._end: tuple[LogState, bytes] | None = None
+        self.ended: LogEntry | None = None
         self.last = 0
         self.has_end_frame = False
         self.dropped = 0
@@ -163,6 +166,45 @@ class Pending:
         if self._in_flight and self._in_flight[0] is entry:
             self._in_flight.popleft()
 
+    def unwritten(self, after: int, *, is_next: bool = False) -> list[Batch] | None:
+        """Return the next batches after an event, of entries that Redis may not have yet.
+
+        Args:
+            after: the number of the event.
+            is_next: whether Redis has no entry after it, so that a gap before the first of these
+                entries is one of the log.
+
+        Returns:
+            An empty list if the log has no more; `None` if Redis may have entries before these.
+        """
+        first = next((start for start, _, _ in self._unwritten_entries()), self.last + 1)
+        if after + 1 < first and not is_next:
+            return None
+        found: list[tuple[bytes, Mapping[bytes, bytes]]] = []
+        size = 0
+        for _, entry_id, fields in self._unwritten_entries():
+            if size > _BATCH_BYTES:
+                break
+            if last_number(entry_id) > after or b"s" in fields:
+                found.append((entry_id, fields))
+                size += len(fields.get(b"d", b""))
+        if not found and after < self.last:
+            return [Batch(LogState.TRUNCATED, self.last, b"")]
+        return list(batches(found, after))
+
+    def _unwritten_entries(self) -> Iterator[tuple[int, bytes, Mapping[bytes, bytes]]]:
+        """Yield entries with the number of the first event that each is known to follow."""
+        for entry in self._in_flight:
+            yield min(entry.first, entry.last + entry.ends), entry.id, _fields_of(entry)
+        for seq, frame in self._queue:
+            if frame is None:
+                yield seq, b"%d-0" % seq, {b"h": b""}
+            else:
+                yield seq, b"%d-0" % seq, _fields_of(_frames_entry(seq, [frame], len(frame)))
+        if self._end is not None:
+            end = self._end_entry(*self._end)
+            yield self.last + 1, end.id, _fields_of(end)
+
     def take_dropped(self) -> int:
         """Return the number of events that were dropped since the last call."""
         dropped, self.dropped = self.dropped, 0
@@ -177,7 +219,8 @@ class Pending:
         if not self._queue:
             assert self._end is not None
             end, self._end = self._end, None
-            return self._end_entry(*end)
+            self.ended = self._end_entry(*end)
+            return self.ended
         seq, frame = self._queue.popleft()
         if frame is None:
             return self._record(LogEntry(b"%d-0" % seq, (b"h", b""), b"", seq + 1, seq, 0))
@@ -292,6 +335,10 @@ def _frames_entry(first: int, frames: list[bytes], size: int) -> LogEntry:
     lengths = struct.pack(f">{len(frames)}I", *map(len, frames))
     fields = (b"f", b"%d" % first, b"l", lengths, b"d", b"".join(frames))
     return LogEntry(b"%d-0" % last, fields, b"", first, last, size)
+
+
+def _fields_of(entry: LogEntry) -> Mapping[bytes, bytes]:
+    return dict(zip(entry.fields[::2], entry.fields[1::2], strict=True))
 
 
 def _without_frames(entry: LogEntry) -> LogEntry:

@@ -19,6 +19,7 @@ from sse_middleware.stores.circuit_breaker import Backoff
 from sse_middleware.stores.redis.claims import Claims
 from sse_middleware.stores.redis.client import FAILURES, is_cancelled
 from sse_middleware.stores.redis.commands import CommandClient
+from sse_middleware.stores.redis.ended_logs import EndedLogs
 from sse_middleware.stores.redis.entries import (
     batches,
     end_of,
@@ -28,6 +29,7 @@ from sse_middleware.stores.redis.entries import (
 )
 from sse_middleware.stores.redis.log import PRESENCE_SECONDS, RedisLog
 from sse_middleware.stores.redis.log_writer import LogWriter
+from sse_middleware.stores.redis.messages import MessageSender
 from sse_middleware.stores.redis.metadata import LogMetadata, unpack_metadata
 
 logger = logging.getLogger("sse_middleware")
@@ -65,8 +67,9 @@ class RedisSession:
         self._logs: dict[str, RedisLog] = {}  # those that this process writes
         self._readers: dict[str, set[asyncio.Event]] = {}  # of any log, by its stream
         self._producers: dict[str, str] = {}  # the processes that write the logs read here
-        self._messages: dict[str, list[str]] = {}  # to be sent, by process
-        self._send_task: asyncio.Task[None] | None = None
+        self._sender = MessageSender(client, self._on_refused)
+        self._ended = EndedLogs(client, ttl, self._sender.enqueue)
+        self._is_closed = False
         self._backoff = Backoff(longest=LONGEST_PAUSE_SECONDS)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -170,7 +173,29 @@ class RedisSession:
             return Batch(LogState.GONE, after, b""), _GONE_SECONDS if was_running else 0.0
         if not await self._is_alive(process):
             return Batch(LogState.LOST, after, b""), self.client.lease_seconds / 5
-        return None, 0.0
+        if was_running or (process == self.client.process and await self._restore(stream_id)):
+            return None, 0.0
+        return Batch(LogState.LOST, after, b""), _GONE_SECONDS  # its process has no such log
+
+    async def _restore(self, stream_id: str) -> bool:
+        """Write the end of a log of this process again; return whether Redis has it."""
+        try:
+            return await self._ended.restore(stream_id)
+        except FAILURES as exc:
+            raise StoreError(f"follow: {type(exc).__name__}") from exc
+
+    def check_reader(self, stream_id: str) -> None:
+        """Check that a reader without news may still get some.
+
+        Raises:
+            StoreError: the store is closed; or Redis takes no writes, so that it has no new events
+                of other processes.
+        """
+        if self._is_closed:
+            raise StoreError("the store is closed")
+        refusal = self._sender.refusal
+        if refusal is not None and stream_id in self._producers:
+            raise StoreError(f"Redis takes no writes: {type(refusal).__name__}")
 
     def add_reader(self, stream_id: str, process: str) -> asyncio.Event:
         """Count a reader, and return the event that is set if the log may have grown."""
@@ -182,7 +207,8 @@ class RedisSession:
             log.add_reader()
         elif process != self.client.process and stream_id not in self._producers:
             self._producers[stream_id] = process
-            self.enqueue(process, "follow", stream_id)
+            self._sender.refusal = None  # until this message is refused too
+            self._sender.enqueue(process, "follow", stream_id)
         return news
 
     def remove_reader(self, stream_id: str, news: asyncio.Event) -> None:
@@ -194,7 +220,7 @@ class RedisSession:
         if (log := self._logs.get(stream_id)) is not None:
             log.remove_reader()
         elif not readers and (process := self._producers.pop(stream_id, None)) is not None:
-            self.enqueue(process, "leave", stream_id)
+            self._sender.enqueue(process, "leave", stream_id)
 
     async def cancel(self, stream_id: str) -> bool:
         """Ask the producer of a stream to end it; return `False` if there is no such log."""
@@ -212,13 +238,14 @@ class RedisSession:
 
     async def close(self) -> None:
         """Write all remaining events, and close all connections."""
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.writer.close(_LAST_WRITE_SECONDS)
         await self.claims.close()
-        if self._send_task is not None:
-            await self._send_task
+        await self._ended.close()
+        await self._sender.wait()
         await self.client.close()
 
     # The inbox
@@ -265,8 +292,8 @@ class RedisSession:
                 del self._producers[stream_id]
                 self._wake_readers(stream_id)
         elif log is None:
-            if kind == "follow":  # the log has gone since that process found it
-                self.enqueue(process, "gone", stream_id)
+            if kind == "follow":  # the log has ended or gone since that process found it
+                self._ended.on_follow(process, stream_id)
         elif kind == "follow":
             log.add_reader(process)
         elif kind == "leave":
@@ -289,43 +316,28 @@ class RedisSession:
             news.set()
 
     def _on_written(self, logs: Iterable[RedisLog]) -> None:
-        """Notify readers, here and in other processes, of logs that have grown."""
+        """Notify readers, here and in other processes, of logs that may have grown."""
         for log in logs:
             stream_id = log.info.stream_id
+            self._wake_readers(stream_id)  # readers here get entries that Redis has refused too
             if log.has_news:
                 log.has_news = False
-                self._wake_readers(stream_id)
                 for process in log.reader_processes:
-                    self.enqueue(process, "gone" if log.is_gone else "news", stream_id)
-            if log.is_done:
-                self._logs.pop(stream_id, None)
+                    self._sender.enqueue(process, "gone" if log.is_gone else "news", stream_id)
+            if log.is_done and self._logs.pop(stream_id, None) is not None:
+                self._ended.add(stream_id, log.pending.ended)
 
-    def enqueue(self, process: str, kind: str, stream_id: str) -> None:
-        """Send a message to another process soon; it is lost if Redis is out of reach."""
-        self._messages.setdefault(process, []).append(f"{kind} {stream_id}")
-        if self._send_task is None:
-            self._send_task = asyncio.get_running_loop().create_task(self._send_messages())
-
-    async def _send_messages(self) -> None:
-        try:
-            while self._messages:
-                messages, self._messages = self._messages, {}
-                commands = [
-                    self.client.message_command(process, " ".join(words))
-                    for process, words in messages.items()
-                ]
-                try:
-                    await self.client.query("send", *commands)
-                except StoreError as exc:
-                    logger.debug("messages to other processes are lost: %s", exc)
-        finally:
-            self._send_task = None
+    def _on_refused(self) -> None:
+        """Wake the readers of other processes' logs: Redis takes no writes at the moment."""
+        for stream_id in self._producers:
+            self._wake_readers(stream_id)
 
     async def _maintain(self) -> None:
         """Announce readers again, renew running logs, and drop those that cannot be written."""
         await asyncio.sleep(PRESENCE_SECONDS / 3)
         self._announce_readers()
         now = time.monotonic()
+        self._ended.drop_expired(now)
         for stream_id, log in list(self._logs.items()):
             log.expire_readers(now)
             if log.state is not LogState.RUNNING and now > log.ended_at + self._ttl:
@@ -336,7 +348,7 @@ class RedisSession:
 
     def _announce_readers(self) -> None:
         for stream_id, process in self._producers.items():
-            self.enqueue(process, "follow", stream_id)
+            self._sender.enqueue(process, "follow", stream_id)
 
     def _parse_metadata(self, data: bytes | None) -> LogMetadata | None:
         if data is None:
@@ -350,6 +362,8 @@ class RedisSession:
         if process == self.client.process:
             return True
         (exists,) = await self.client.query("follow", ("EXISTS", self.client.keys.lease(process)))
+        if not exists:  # that proves nothing if Redis refuses to renew leases
+            await self.client.query("follow", self.client.lease_command())
         return bool(exists)
 
 

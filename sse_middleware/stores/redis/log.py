@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from sse_middleware.stores.base import LogInfo, LogListener, LogSnapshot, LogState
+from sse_middleware.stores.base import Batch, LogInfo, LogListener, LogSnapshot, LogState
 from sse_middleware.stores.redis.claims import Claims
 from sse_middleware.stores.redis.entries import LogEntry, Pending
 from sse_middleware.stores.redis.keys import digest
@@ -43,6 +43,7 @@ class RedisLog:
         has_entries: whether Redis has entries of it.
         reader_processes: the other processes that read it, and until when they count.
         renew_at: the time at which its expiry must be renewed.
+        writes: the number of times at which Redis has taken entries, or lost them.
     """
 
     __slots__ = (
@@ -60,6 +61,7 @@ class RedisLog:
         "reader_processes",
         "renew_at",
         "state",
+        "writes",
     )
 
     def __init__(
@@ -74,6 +76,7 @@ class RedisLog:
         self.is_registered = False
         self.has_entries = False
         self.renew_at = 0.0
+        self.writes = 0
         self._writer = writer
         self._producer: LogListener | None = producer
         self._local_readers = 0
@@ -147,6 +150,12 @@ class RedisLog:
         last, has_end, first = self.pending.bounds()
         return LogSnapshot(self.info, self.state, last, has_end, first)
 
+    def unwritten(self, after: int, *, is_next: bool = False) -> list[Batch] | None:
+        """Return batches that Redis may not have yet, as `Pending.unwritten` does."""
+        if self.state is not LogState.RUNNING and self.pending.is_empty:
+            return None
+        return self.pending.unwritten(after, is_next=is_next)
+
     def cancel(self) -> None:
         """Notify the producer that a reader ends the stream."""
         if self._producer is not None:
@@ -185,6 +194,7 @@ class RedisLog:
             self.restart()
         else:
             self.pending.mark_written(entry)
+            self.writes += 1
             self.has_entries = self.has_news = True
 
     def on_renewed(self, renew_at: float, answer: object) -> None:
@@ -202,6 +212,7 @@ class RedisLog:
         """Begin the log again, because Redis has lost it."""
         self.is_registered = self.has_entries = False
         self.pending.forget_written()
+        self.writes += 1
 
     def _notify_readers_changed(self) -> None:
         has_readers = self.has_readers

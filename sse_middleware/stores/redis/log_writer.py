@@ -20,6 +20,7 @@ from sse_middleware.stores.redis.commands import CommandClient
 from sse_middleware.stores.redis.entries import LogEntry
 from sse_middleware.stores.redis.log import FLUSH_SECONDS, RedisLog
 from sse_middleware.stores.redis.metadata import pack_metadata
+from sse_middleware.stores.redis.refusals import is_there
 from sse_middleware.stores.redis.scripts import Command, append, milliseconds
 
 logger = logging.getLogger("sse_middleware")
@@ -34,8 +35,6 @@ _UNWRITTEN: Final = (
     "Redis store: closed before the last events of %d logs were written. Clients that reconnect "
     "may miss them. Check whether Redis is in reach."
 )
-_IS_THERE: Final = "equal or smaller"
-"""Part of the error with which Redis refuses an id that it has, or has had."""
 
 
 class _Step(NamedTuple):
@@ -153,7 +152,7 @@ class LogWriter:
         answers = await self._client.write([step.command for step in steps])
         failure: BaseException | None = None
         for (_, on_answer), answer in zip(steps, answers, strict=True):
-            if isinstance(answer, Exception) and _IS_THERE not in str(answer):
+            if isinstance(answer, Exception) and not is_there(answer):
                 failure = failure or answer
             elif on_answer is not None:
                 on_answer(answer)

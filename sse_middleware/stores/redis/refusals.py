@@ -40,6 +40,11 @@ def is_final(refusal: BaseException) -> bool:
     return not any(code in str(refusal) for code in _TRANSIENT_CODES)
 
 
+def is_there(refusal: object) -> bool:
+    """Return whether Redis has refused an entry because it has the id, or has had it."""
+    return isinstance(refusal, ResponseError) and "equal or smaller" in str(refusal)
+
+
 def is_of_replica(refusal: object) -> bool:
     """Return whether a server has refused a command because it is not the master any more."""
     if isinstance(refusal, ReadOnlyError | MasterDownError):

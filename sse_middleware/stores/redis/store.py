@@ -184,9 +184,18 @@ class _Tail:
         if not self._has_more:
             await self._wait()
         self._news.clear()
-        if self._log is not None and self._log.is_gone:
-            return [Batch(LogState.GONE, after, b"")]
+        log = self._log
+        if log is not None:
+            if log.is_gone:
+                return [Batch(LogState.GONE, after, b"")]
+            if (held := log.unwritten(after)) is not None:
+                return self._take_held(held)
+        writes = 0 if log is None else log.writes
         batches, self._has_more = await self._session.read(self._stream_id, after, self._count)
+        if not batches and log is not None and log.writes == writes:
+            held = log.unwritten(after, is_next=True)
+            if held is not None:
+                return self._take_held(held)
         if batches:
             self._possible_ends.clear()
             size = sum(len(batch.frames) for batch in batches)
@@ -195,6 +204,13 @@ class _Tail:
         elif self._polls % _POLLS_PER_END_CHECK == 0 or self._possible_ends:
             return await self._find_end(after)
         return batches
+
+    def _take_held(self, held: list[Batch]) -> list[Batch]:
+        """Return batches of this process' own log that Redis may not have."""
+        self._has_more = bool(held)
+        if not held:
+            self._session.check_reader(self._stream_id)
+        return held
 
     async def _wait(self) -> None:
         try:
@@ -209,6 +225,7 @@ class _Tail:
         end, seconds = await self._session.find_end(self._stream_id, self._process, after)
         if end is None:
             self._possible_ends.clear()
+            self._session.check_reader(self._stream_id)
             return []
         now = time.monotonic()
         since = self._possible_ends.setdefault(end.state, now)

@@ -7,7 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    AsyncExitStack,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+)
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +24,8 @@ from sse_middleware.stores.base import EventStore, LogState
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
+from tests.support.ports import free_port
+from tests.support.redis_channels import ask
 from tests.support.redis_server import Proxy, RedisServer
 from tests.support.waiting import HANG_SECONDS
 
@@ -254,14 +262,41 @@ async def test_redis_stopped(server: RedisServer) -> None:
             for client in (far, near):
                 await client.until(stream.last)
                 assert client.is_whole
-                assert client.refusals
+            assert far.refusals
             stream.log.end(LogState.FINISHED)
             for client in (far, near):
                 assert await client.until_end() is LogState.FINISHED
         await check_that_all_works(here, there)
 
 
-async def test_redis_full(server: RedisServer) -> None:
+@contextmanager
+def full(server: RedisServer) -> Iterator[None]:
+    server.client.config_set("maxmemory", 1)
+    yield
+    server.client.config_set("maxmemory", 0)
+
+
+@contextmanager
+def without_replicas(server: RedisServer) -> Iterator[None]:
+    server.client.config_set("min-replicas-to-write", 1)
+    yield
+    server.client.config_set("min-replicas-to-write", 0)
+
+
+@contextmanager
+def read_only(server: RedisServer) -> Iterator[None]:
+    """Let it be a replica that has lost its master."""
+    ask(server, "REPLICAOF", "127.0.0.1", free_port())
+    yield
+    ask(server, "REPLICAOF", "NO", "ONE")
+
+
+refusing = pytest.mark.parametrize("refuses_writes", [full, without_replicas, read_only])
+Fault = Callable[[RedisServer], AbstractContextManager[None]]
+
+
+@refusing
+async def test_redis_refuses_writes(server: RedisServer, refuses_writes: Fault) -> None:
     async with (
         store_at(server, timeout=HANG_SECONDS) as here,
         store_at(server, timeout=HANG_SECONDS) as there,
@@ -274,18 +309,110 @@ async def test_redis_full(server: RedisServer) -> None:
             Follower(here, stream.id) as near,
         ):
             await far.until(3)
-            server.client.config_set("maxmemory", 1)
-            unkept = FakeStream(here)
-            unkept.write(3)
-            await write_for(stream, 1.5 * LEASE_SECONDS)
-            assert far.reader.last == near.reader.last == 3
-            server.client.config_set("maxmemory", 0)
+            with refuses_writes(server):
+                unkept = FakeStream(here)
+                unkept.write(3)
+                await write_for(stream, 1.5 * LEASE_SECONDS)
+                # The process that runs the streams has their events, and no other one has.
+                await near.until(stream.last)
+                assert far.reader.last == 3
+                for one in (stream, unkept):
+                    async with Follower(here, one.id) as again:
+                        await again.until(one.last)
+                        assert again.is_whole
+                unkept.log.end(LogState.FINISHED)
+                async with Follower(here, unkept.id) as again:
+                    assert await again.until_end() is LogState.FINISHED
             for client in (far, near):
                 await client.until(stream.last)
                 assert client.is_whole
-                assert not client.refusals
+            assert far.refusals  # it was told to come back
+            assert not near.refusals
             await visible(there, unkept.id, 3)
         await check_that_all_works(here, there)
+
+
+@refusing
+async def test_events_that_are_dropped_while_redis_refuses_writes_are_reported(
+    server: RedisServer, refuses_writes: Fault
+) -> None:
+    async with (
+        store_at(server, timeout=HANG_SECONDS, max_events=10) as here,
+        store_at(server, timeout=HANG_SECONDS) as there,
+    ):
+        stream = FakeStream(here)
+        stream.write(3)
+        await visible(there, stream.id, 3)
+        with refuses_writes(server):
+            stream.write(40)
+            async with Follower(here, stream.id) as near:
+                await near.until(43)
+                assert near.reader.holes[-1][1] >= 30
+        await visible(there, stream.id, 43)
+        async with Follower(there, stream.id) as far:
+            await far.until(43)
+            assert far.reader.holes
+
+
+@contextmanager
+def losing_writes(server: RedisServer, stream_id: str) -> Iterator[None]:
+    """Lose what is written meanwhile, as in the failover to a replica that lags."""
+    keys = [key for key in server.all_keys() if stream_id in key]
+    kept: dict[str, Any] = {key: server.client.dump(key) for key in keys}
+    yield
+    for key, value in kept.items():
+        server.client.restore(key, 60_000, value, replace=True)
+
+
+@pytest.mark.parametrize("lost", [0, 2], ids=["the end", "events and the end"])
+@pytest.mark.parametrize("returns", ["here", "there"])
+async def test_an_end_that_a_failover_has_lost_is_written_again(
+    server: RedisServer, lost: int, returns: str
+) -> None:
+    async with store_at(server) as here, store_at(server) as there:
+        stream = FakeStream(here)
+        stream.write(3)
+        await visible(there, stream.id, 3)
+        with losing_writes(server, stream.id):
+            stream.write(lost)
+            stream.log.end(LogState.FINISHED, b"event: complete\n\n")
+            await stream.log.flush()
+        reader = Reader(here if returns == "here" else there, stream.id, 1)
+        await reader.read_all()
+        assert reader.end == (LogState.FINISHED, 3 + lost, b"event: complete\n\n")
+        assert reader.holes == ([(4, 5)] if lost else [])
+        found = await there.find(stream.id)
+        assert found is not None
+        assert found.state is LogState.FINISHED
+
+
+async def test_a_reader_that_follows_receives_an_end_that_a_failover_has_lost(
+    server: RedisServer,
+) -> None:
+    async with Proxy(server) as proxy, store_at(server) as here, store_at(proxy) as there:
+        stream = FakeStream(here)
+        stream.write(3)
+        await visible(there, stream.id, 3)
+        async with Follower(there, stream.id) as far:
+            await far.until(3)
+            with proxy.partition(), losing_writes(server, stream.id):
+                stream.log.end(LogState.FINISHED)
+                await stream.log.flush()
+            assert await far.until_end() is LogState.FINISHED
+
+
+async def test_a_log_that_its_process_does_not_know_is_lost(server: RedisServer) -> None:
+    async with store_at(server) as here, store_at(server) as there:
+        stream = FakeStream(here)
+        stream.write(3)
+        await visible(there, stream.id, 3)
+        with losing_writes(server, stream.id):
+            stream.log.end(LogState.FINISHED)
+            await stream.log.flush()
+        here._session()._ended._ends.clear()  # as after the time for which it is kept
+        for store in (here, there):
+            reader = await Reader(store, stream.id).read_all()
+            assert reader.end == (LogState.LOST, 3, b"")
 
 
 @pytest.mark.slow

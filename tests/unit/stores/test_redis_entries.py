@@ -303,3 +303,60 @@ def test_an_entry_of_unknown_origin_is_refused_or_harmless(
     except ValueError:
         return
     assert all(batch.last >= after for batch in found)
+
+
+def numbers_of(found: list[Batch] | None) -> list[tuple[str, int, bytes]] | None:
+    return (
+        None
+        if found is None
+        else [(batch.state.value, batch.last, batch.frames) for batch in found]
+    )
+
+
+def test_entries_that_are_not_written_are_read_from_memory() -> None:
+    log = Pending(100, 1 << 20)
+    assert log.unwritten(0) == []
+    for seq in (1, 2):
+        log.append(seq, b"data: %d\n\n" % seq)
+    (entry,) = log.freeze()
+    log.append(3, b"data: 3\n\n")
+    log.skip(5)
+    log.end(LogState.FINISHED, b"event: complete\n\n")
+    whole = [
+        ("running", 3, b"data: 1\n\ndata: 2\n\ndata: 3\n\n"),
+        ("truncated", 5, b""),
+        ("finished", 5, b"event: complete\n\n"),
+    ]
+    assert numbers_of(log.unwritten(0)) == whole
+    assert numbers_of(log.unwritten(1)) == [("running", 3, b"data: 2\n\ndata: 3\n\n"), *whole[1:]]
+    assert numbers_of(log.unwritten(5)) == whole[2:]
+    log.mark_written(entry)
+    assert log.unwritten(0) is None  # Redis has the first ones
+    assert log.unwritten(1) is None
+    assert numbers_of(log.unwritten(2)) == [("running", 3, b"data: 3\n\n"), *whole[1:]]
+    missing = log.unwritten(0, is_next=True)
+    assert numbers_of(missing) == [
+        ("truncated", 2, b""),
+        ("running", 3, b"data: 3\n\n"),
+        *whole[1:],
+    ]
+    while log.freeze():
+        for entry in log.freeze():
+            log.mark_written(entry)
+    assert log.unwritten(3) is None
+    assert numbers_of(log.unwritten(3, is_next=True)) == [("truncated", 5, b"")]
+
+
+def test_entries_that_are_not_written_are_read_in_parts() -> None:
+    log = Pending(10_000, 1 << 22)
+    for seq in range(1, 1001):
+        log.append(seq, b"data: %500d\n\n" % seq)
+    log.freeze()
+    found, after = list[Batch](), 0
+    while batches := log.unwritten(after):
+        assert sum(len(batch.frames) for batch in batches) < 1 << 18
+        found += batches
+        after = batches[-1].last
+    assert b"".join(batch.frames for batch in found) == b"".join(
+        b"data: %500d\n\n" % seq for seq in range(1, 1001)
+    )

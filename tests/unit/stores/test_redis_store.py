@@ -171,8 +171,9 @@ async def test_a_waiting_reader_of_a_dropped_remote_log_is_notified_at_once(
 async def test_an_answer_that_comes_late_is_no_proof_that_a_log_has_gone(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with stores(server) as (store,):
-        stream = FakeStream(store)
+    async with stores(server, 2) as (here, there):
+        stream = FakeStream(here)
+        await visible(there, stream)
         ask = CommandClient.query
 
         async def ask_slowly(link: CommandClient, what: str, *commands: Any) -> list[Any]:
@@ -186,7 +187,7 @@ async def test_an_answer_that_comes_late_is_no_proof_that_a_log_has_gone(
             return [0, []]
 
         monkeypatch.setattr(CommandClient, "query", ask_slowly)
-        reader = await Reader(store, stream.id).read_all()
+        reader = await Reader(there, stream.id).read_all()
         assert reader.end == Batch(LogState.FINISHED, 3, b"event: complete\n\n")
 
 

@@ -207,11 +207,11 @@ async def test_a_first_write_happens_once_if_its_answer_is_lost(
 
 
 async def test_an_id_that_redis_has_already_is_taken_for_written(server: RedisServer) -> None:
-    async with stores(server) as (store,):
-        stream = FakeStream(store)
+    async with stores(server, 2) as (here, there):
+        stream = FakeStream(here)
         stream.write(2)
-        await visible(store, stream, last=2)
-        async with Reader(store, stream.id) as reader:
+        await visible(there, stream, last=2)
+        async with Reader(there, stream.id) as reader:
             await reader.until(2)
             (key,) = [key for key in server.all_keys() if key.endswith(":log")]
             server.client.xadd(key, {"h": ""}, id="4-0")

@@ -1,0 +1,93 @@
+"""The ends of the logs that this process has written, until Redis drops the logs.
+
+A failover loses the last writes of the old master. A log whose end is among them is running again,
+as far as Redis knows, and its process lives. So its process writes the end again when a reader asks
+for news of a log that has ended.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from sse_middleware.stores.redis.client import FAILURES
+from sse_middleware.stores.redis.commands import CommandClient
+from sse_middleware.stores.redis.entries import LogEntry
+from sse_middleware.stores.redis.refusals import is_there
+from sse_middleware.stores.redis.scripts import milliseconds
+
+logger = logging.getLogger("sse_middleware")
+
+
+class EndedLogs:
+    """Write the ends of logs again.
+
+    Args:
+        client: sends commands.
+        ttl: how long a log is kept after its end, in seconds.
+        answer: is called with a process, `news` or `gone`, and a stream: the answer to a request.
+    """
+
+    def __init__(
+        self, client: CommandClient, ttl: float, answer: Callable[[str, str, str], None]
+    ) -> None:
+        self._client = client
+        self._ttl = ttl
+        self._answer = answer
+        self._ends: dict[str, tuple[LogEntry, float]] = {}  # by stream; the first expires first
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add(self, stream_id: str, end: LogEntry | None) -> None:
+        """Keep the end of a log that Redis has."""
+        if end is not None:
+            self._ends[stream_id] = end, time.monotonic() + self._ttl
+
+    def drop_expired(self, now: float) -> None:
+        """Drop the ends of logs that Redis has dropped."""
+        while self._ends:
+            stream_id, (_, expires_at) = next(iter(self._ends.items()))
+            if now < expires_at:
+                return
+            del self._ends[stream_id]
+
+    def on_follow(self, process: str, stream_id: str) -> None:
+        """Handle that a process follows a log that this process does not write."""
+        if stream_id not in self._ends:
+            self._answer(process, "gone", stream_id)
+            return
+        task = asyncio.get_running_loop().create_task(self._restore_for(process, stream_id))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def restore(self, stream_id: str) -> bool:
+        """Write the end of a log if Redis has lost it; return whether Redis has it.
+
+        Raises:
+            Exception: one of `FAILURES`.
+        """
+        if stream_id not in self._ends:
+            return False
+        (end, _), keys = self._ends[stream_id], self._client.keys
+        log, expiry = keys.log(stream_id), milliseconds(self._ttl)
+        added, *_ = await self._client.write(
+            [
+                ("XADD", log, "NOMKSTREAM", end.id, *end.fields),
+                ("PEXPIRE", log, expiry),
+                ("PEXPIRE", keys.info(stream_id), expiry),
+            ]
+        )
+        return is_there(added) or isinstance(added, bytes)
+
+    async def close(self) -> None:
+        """Write no more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _restore_for(self, process: str, stream_id: str) -> None:
+        try:
+            found = await self.restore(stream_id)
+        except FAILURES as exc:  # the process follows it again later
+            logger.debug("the end of a log is not written again: %s", type(exc).__name__)
+        else:
+            self._answer(process, "news" if found else "gone", stream_id)
