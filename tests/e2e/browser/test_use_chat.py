@@ -130,6 +130,24 @@ def test_a_stop_at_another_worker_ends_the_app_and_nothing_is_resumed(
         chat.wait(IDLE)
 
 
+def test_a_second_tab_sees_that_the_answer_was_stopped(
+    page: "Page", workers: Balanced, name: str, opened: Open
+) -> None:
+    first = opened(page, HOLD)
+    first.send()
+    first.wait(SHOWS)
+    second = first.other_tab()
+    second.load(1, USER)
+    second.wait(SHOWS)
+    assert page.evaluate(STOP, [name, "DELETE"]) == 204
+    workers.runs.wait_for(f"chat:{name}", ["stopped"], [])
+    second.wait("chat.status === 'error'")  # it has no end of the answer
+    second.page.evaluate("chat.resumeStream(), undefined")
+    second.wait("chat.status === 'ready'")
+    assert second.answers == ["".join(WORDS[:SHOWN])]
+    second.page.close()
+
+
 def test_an_answer_that_was_cut_is_resumed_without_a_repeat(
     page: "Page", workers: Balanced, name: str, opened: Open
 ) -> None:

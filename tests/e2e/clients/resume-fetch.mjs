@@ -13,9 +13,11 @@ await report(async (name, dispatch) => {
   let events = 0;
   let response = await fetch(`${url}?${QUERY}`, { method: "POST", headers });
   if (name.startsWith("id")) headers["x-stream-id"] = response.headers.get("x-stream-id");
-  while (response.status === 200) {
+  while (true) {
     let rest = Buffer.alloc(0);
     try {
+      response ??= await fetch(`${url}/live?after=${events}`, { headers });
+      if (response.status !== 200) return `${response.status} ${hash.digest("hex")}`;
       for await (const chunk of response.body) {
         rest = Buffer.concat([rest, chunk]);
         for (let end; (end = rest.indexOf("\n\n")) >= 0; rest = rest.subarray(end + 2)) {
@@ -27,8 +29,7 @@ await report(async (name, dispatch) => {
       }
       return `done ${hash.digest("hex")}`;
     } catch {
-      response = await fetch(`${url}/live?after=${events}`, { headers });
+      response = undefined;
     }
   }
-  return `${response.status} ${hash.digest("hex")}`;
 });
