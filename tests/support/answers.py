@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 _WORDS = ("to", "be", "continued", "ünïcödé", "🚀", "日本語", "\u2028", "", " ", ":", "data: x")
+_NO_EVENTS = (b": a comment of the app", b"", b"event: x", b"retry: 1000", b"unknown: field")
 _BLANK_LINE = re.compile(rb"(?:\r\n|\n){2}")
-_HAS_DATA = re.compile(rb"^data(?=[:\r\n])", re.MULTILINE)
+_HAS_DATA = re.compile(rb"(?:^|\A\xef\xbb\xbf)data(?=[:\r\n])", re.MULTILINE)
 
 
 def json_event(value: Any, event: str = "") -> bytes:
@@ -23,10 +24,11 @@ def numbers(count: int) -> list[bytes]:
 
 
 def random_answer(seed: str) -> bytes:
-    """Return the bytes of an answer: events, comments, and often a tail that is no event."""
+    """Return the bytes of an answer: events, other blocks, and often a tail that is no event."""
     rng = random.Random(seed)
-    answer = b"".join(_random_block(rng) for _ in range(rng.randint(1, 40)))
-    return answer + rng.choice((b"", b"", b": bye\n\n", b"data: a tail", b"retry: 10\n\n"))
+    answer = b"data: 1\n\n" + b"".join(_random_block(rng) for _ in range(rng.randint(1, 40)))
+    first = rng.choice((b"", b"", b"\xef\xbb\xbf", b"\n", b": hello\n\n"))
+    return first + answer + rng.choice((b"", b"", b": bye\n\n", b"data: a tail", b"retry: 10\n\n"))
 
 
 def random_chunks(seed: str, data: bytes) -> Iterator[bytes]:
@@ -54,8 +56,8 @@ def whole_events(data: bytes) -> tuple[int, int]:
 
 def _random_block(rng: random.Random) -> bytes:
     line_end = rng.choice((b"\n", b"\n", b"\r\n"))
-    if rng.random() < 0.1:
-        return b": a comment of the app" + 2 * line_end
+    if rng.random() < 0.2:
+        return rng.choice(_NO_EVENTS) + rng.choice((1, 2, 2)) * line_end
     lines = [b"data: " + _random_text(rng) for _ in range(rng.choice((1, 1, 1, 3)))]
     if rng.random() < 0.3:
         lines.insert(0, b"event: token")
@@ -65,5 +67,7 @@ def _random_block(rng: random.Random) -> bytes:
 
 
 def _random_text(rng: random.Random) -> bytes:
+    if rng.random() < 0.05:
+        return rng.randbytes(20).translate(None, b"\r\n")
     words = rng.choices(_WORDS, k=rng.choice((1, 5, 5, 20, 100)))
     return " ".join(words).encode()

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.anyio
 
 ANSWERS = 200
 AT_ONCE = 10
+MANY = 1000
+"""More requests than any client needs."""
 _HEAD_BYTES = 600
 
 
@@ -51,6 +53,7 @@ class PlainClient:
         """Read the whole answer."""
         is_whole = await self._read("POST", f"{self._url}?{query}")
         while not is_whole:
+            assert len(self.statuses) < MANY, f"{self._url}?{query}: {self.statuses[-3:]}"
             events, end = whole_events(self.received)
             self.received = self.received[:end]
             is_whole = await self._read("GET", f"{self._url}/live?after={events}")
