@@ -420,7 +420,8 @@ async def _check_logs(world: World) -> AsyncIterator[Failure]:
         label = f"the log of the app {run.index if run else None}"
         found = await store.find(stream_id)
         if found is None:
-            if _was_cut_by_drain(world, stream_id):
+            is_raw = run is not None and run.plan.is_raw
+            if not is_raw and _was_cut_by_drain(world, stream_id):
                 yield "drain", f"{label} is dropped, and the drain has disconnected its client"
             continue
         if found.state is LogState.RUNNING:
