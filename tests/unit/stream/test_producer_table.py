@@ -1,7 +1,8 @@
 """Each cell of the table of a producer: the action's effect, and the next phase."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import random
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -24,8 +25,10 @@ from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.sender import Sender
 from sse_middleware.stream.timers import current_timers
 from sse_middleware.testing.streams import log_info
+from tests.support.clock import VirtualClockLoop
 from tests.support.dialects import RecordedLog, new_dialect, new_intake
 from tests.support.observers import RecordingObserver
+from tests.support.samples import sampled
 
 pytestmark = pytest.mark.anyio
 
@@ -359,3 +362,110 @@ def test_a_stream_ends_once_with_one_reason() -> None:
         assert (move.reason is None) or phase in (OPEN, DETACHED)
         if phase in (OPEN, DETACHED) and move.reason is None:
             assert move.phase in (OPEN, DETACHED)
+
+
+# Inputs in any order
+
+
+class Walk:
+    """One producer, and all that can happen to it."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self.dice = dice
+        self.driver = Driver(is_kept=dice.random() < 0.7)
+        self.producer = self.driver.producer
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    async def run(self) -> None:
+        """Make random steps, and check the producer after each."""
+        driver, producer = self.driver, self.producer
+        steps = [getattr(self, name) for name in dir(self) if name.startswith("step_")]
+        producer.attach(driver.connection)
+        if self.dice.random() < 0.3:
+            driver.gate.clear()
+        self.tasks.append(asyncio.ensure_future(producer.open(START, driver.preamble)))
+        for _ in range(30):
+            await asyncio.sleep(self.dice.choice((0, 0, 0.01, 1, 10)))
+            self.check()
+            self.dice.choice(steps)()
+            self.check()
+        closing = asyncio.ensure_future(producer.aclose(1.0))
+        await asyncio.sleep(0.5)
+        driver.gate.set()
+        await closing
+        for task in self.tasks:
+            task.cancel()
+        results = await asyncio.gather(*self.tasks, return_exceptions=True)
+        assert [result for result in results if isinstance(result, Exception)] == []
+        assert len(driver.reports.outcomes) == driver.slot.released == 1
+        assert len(driver.queue) == 0
+
+    def check(self) -> None:
+        driver = self.driver
+        assert driver.callbacks.ends <= 1
+        assert len(driver.reports.outcomes) == driver.slot.released <= 1
+        if self.producer.is_ended:
+            assert len(driver.queue) == 0
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> None:
+        self.tasks.append(asyncio.ensure_future(work))
+
+    def step_write(self) -> None:
+        events = (b"data: x\n\n", b": ping\n\n", b"data: part", b"word", b"id: own\ndata: y\n\n")
+        chunk = self.dice.choice((*events, b'data: {"object":"chat.completion.chunk"}\n\n'))
+        self.start(self.driver.write(chunk, more_body=self.dice.random() < 0.95))
+
+    def step_write_much(self) -> None:
+        self.start(self.driver.write(b"data: %b\n\n" % (b"x" * 70_000)))
+
+    def step_app_ends(self) -> None:
+        inputs = (self.producer.on_app_raised, self.producer.on_app_cancelled)
+        if self.dice.random() < 0.2:
+            self.dice.choice(inputs)()
+
+    def step_disconnect(self) -> None:
+        if self.dice.random() < 0.3:
+            self.producer.on_disconnect()
+
+    def step_readers(self) -> None:
+        has_readers = not self.producer.log.has_readers
+        if self.producer.log.is_kept and len(self.driver.log.ends) == 0:
+            self.producer.log.on_readers_changed(has_readers=has_readers)
+
+    def step_time(self) -> None:
+        self.producer.check_deadlines(self.driver.timers.clock())
+
+    def step_control(self) -> None:
+        control = self.producer.control
+        calls = (control.evict, control.expire, control.on_drain, control.on_drain_over)
+        if self.dice.random() < 0.2:
+            self.dice.choice(calls)()
+
+    def step_cancel(self) -> None:
+        if self.producer.log.is_kept and self.dice.random() < 0.2:
+            self.producer.log.on_cancel()
+
+    def step_name(self) -> None:
+        if not self.producer.log.is_kept:
+            self.producer.set_name("x")
+
+    def step_block(self) -> None:
+        self.driver.gate.clear()
+
+    def step_unblock(self) -> None:
+        self.driver.gate.set()
+
+
+@pytest.mark.parametrize("first", range(0, sampled(400), 50))
+def test_inputs_in_any_order_meet_no_missing_cell(first: int) -> None:
+    for seed in range(first, first + 50):
+
+        async def walk(seed: int = seed) -> None:
+            reported: list[dict[str, Any]] = []
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, context: reported.append(context))
+            await Walk(random.Random(seed)).run()
+            assert reported == []
+
+        with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
+            runner.run(walk())
