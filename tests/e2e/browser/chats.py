@@ -38,10 +38,10 @@ class Balanced:
 
 
 @contextmanager
-def balanced(directory: Path) -> Iterator[Balanced]:
+def balanced(directory: Path, **environ: str) -> Iterator[Balanced]:
     """Run two workers and a proxy in front of them until the block ends."""
     with (
-        named_runs(directory, **ONE_REQUEST_PER_CONNECTION) as runs,
+        named_runs(directory, **ONE_REQUEST_PER_CONNECTION, **environ) as runs,
         running_proxy(runs.ports[0]) as proxy,
     ):
         yield Balanced(proxy, runs)

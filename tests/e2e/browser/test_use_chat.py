@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -180,3 +181,23 @@ def test_the_chat_of_another_user_is_another_one(
     chat.wait(SHOWS)
     workers.runs.release(f"chat:{name}")
     chat.wait(SHOWS_ALL)
+
+
+@pytest.mark.parametrize("hold", [0, SHOWN + 2], ids=["while it thinks", "in the middle"])
+def test_an_answer_whose_worker_is_killed_is_an_error_in_a_page_that_follows_it(
+    page: "Page", name: str, script: str, tmp_path: Path, hold: int
+) -> None:
+    with balanced(tmp_path, LEASE_SECONDS="3") as workers:
+        log_in(page.context, workers, "ann")
+        chat = Chat(page, workers, name, script=script, query=f"hold={hold}")
+        chat.load(0)
+        chat.wait(IDLE)
+        chat.send()
+        workers.runs.wait_until_known(f"/api/chat/{name}/stream", {"cookie": "user=ann"})
+        resumes = workers.runs.resumes()
+        chat.load(1, USER)
+        workers.runs.wait_for_resumes(resumes + 1)
+        chat.wait(SHOWS if hold else "chat.status === 'submitted'")
+        workers.runs.workers[0].kill()
+        chat.wait("chat.status === 'error'")
+        assert chat.answers == (["".join(WORDS[:SHOWN])] if hold else [])
