@@ -50,7 +50,7 @@ def test_two_browsers_receive_the_same_bytes(
     opener, *followers = [page_of(browser, workers, "ann") for _ in range(3)]
     stranger = page_of(browser, workers, "bob")
     opener.evaluate(f"""() => {{
-        window.done = fetch("/answers/{name}?hold=2&seed={seed}", {{ method: "POST" }});
+        window.done = fetch("/answers/{name}?hold=1&seed={seed}", {{ method: "POST" }});
     }}""")
     workers.runs.wait_until_known(f"/answers/{name}/live", {"cookie": "user=ann"})
     resumes = workers.runs.resumes()
