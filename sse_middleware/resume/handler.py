@@ -84,19 +84,23 @@ class ResumeHandler:
                 return await self._resume_by_app_id(held, request, run_app)
             return await self._resume(event_id, request, run_app)
         except LimitReachedError as exc:
-            reads = EVENT_STREAM in request.accepted_types and not request.is_stop
+            reads = EVENT_STREAM in request.accepted_types and not self._handles_status(request)
             kind = ClientKind.EVENTSOURCE if reads else ClientKind.PLAIN
             await self.reject(exc, request, send, client_kind=kind)
             return None
         except StoreError as exc:
             warn_unavailable(exc)
-            if request.is_stop or (event_id is None and not self._reads_control_events(request)):
-                # The `fetch` of a page, which can handle an error status.
+            if self._handles_status(request):
                 self._report(UNMATCHED, "unavailable")
                 await send_empty(send, request, HTTPStatus.SERVICE_UNAVAILABLE)
             else:
                 await self.send_retry_later(held, request, send)
             return None
+
+    def _handles_status(self, request: SSERequest) -> bool:
+        """Return whether a request is the `fetch` of a page, which can handle an error status."""
+        has_own_id = request.event_id is not None
+        return request.is_stop or not (has_own_id or self._reads_control_events(request))
 
     async def _resume(
         self, event_id: EventId, request: SSERequest, run_app: RunApp

@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from sse_middleware import SSEMiddleware, resume_endpoint
+from sse_middleware import SSEMiddleware, resume_endpoint, streaming
 from sse_middleware.stream.readers import ReaderPool, reader_limit
-from tests.support.asgi import EVENTSOURCE, Exchange, handle, http_scope, running
-from tests.support.limiting import ANY, answer, asked, tab
+from tests.support.asgi import EVENTSOURCE, Exchange, handle, http_scope, running, stream_of
+from tests.support.limiting import ANY, PLAIN, answer, asked, tab
 from tests.support.resuming import Counting, opened, resumable, returning, texts, value
 
 pytestmark = pytest.mark.anyio
@@ -124,6 +124,26 @@ async def test_an_eventsource_over_the_limit_comes_back_with_its_id(by: str) -> 
 async def _resumed(app: SSEMiddleware, cursor: str, *headers: Any, path: str) -> Exchange:
     given = [*EVENTSOURCE, (b"last-event-id", cursor.encode()), *headers]
     return await handle(app, headers=given, path=path)
+
+
+@pytest.mark.parametrize(
+    ("headers", "outcome"), [(EVENTSOURCE, (200, "")), (PLAIN, (429, "too_many_readers"))]
+)
+async def test_a_client_that_resumes_by_an_id_of_the_app_gets_what_it_understands(
+    headers: Any, outcome: tuple[int, str]
+) -> None:
+    numbers = stream_of(*(b"id: %d\ndata: %d\n\n" % (n, n) for n in range(1, 9)), pause=1)
+    marks = {"*": streaming(ids="app", stream_key=lambda _: "k")}
+    app = resumable(numbers, marks=marks, max_readers=1)
+    async with tab(app, ANN) as first:
+        await first.until_count(2, "message")
+        cursor = (b"last-event-id", b"1")
+        async with asked(app, headers, ANN, cursor) as reader:
+            assert await answer(reader) == (200, "")
+            async with asked(app, headers, ANN, cursor) as second:
+                assert await answer(second) == outcome
+                await second.until_end()
+    assert second.names == (["start"] if headers is EVENTSOURCE else [])
 
 
 @pytest.mark.parametrize("action", ["reject", "evict_oldest"])
