@@ -166,7 +166,13 @@ class AttachedRequests:
         if holder == stream_id(secret):
             current.claim(wanted.name, secret)
             return run_app
-        found = await self._wait_for(holder, wanted.name)
+        readers = self._context.readers
+        if reached := readers.take(holder):  # it is a reader already while it waits
+            raise LimitReachedError(reached)
+        try:
+            found = await self._wait_for(holder, wanted.name)
+        finally:
+            readers.release(holder)
         return None if await self._follow(wanted, found, request, run_app, holder) else run_app
 
     async def _wait_for(self, holder: str, name: str) -> LogSnapshot | None:

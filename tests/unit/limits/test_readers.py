@@ -196,6 +196,28 @@ async def test_a_lingering_stream_is_resumed_although_all_streams_are_open() -> 
     assert texts(rest)[0] == "3"
 
 
+async def test_requests_that_wait_for_the_stream_of_an_equal_one_are_readers() -> None:
+    marks = {"*": streaming(attach="running")}
+    thinking = stream_of(b"data: 1\n\n", pause=3)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(5)
+        await thinking(scope, receive, send)
+
+    attaching = resumable(app, marks=marks, max_streams=1, max_readers=2)
+    async with asked(attaching, ANY, ANN) as first, AsyncExitStack() as stack:
+        await asyncio.sleep(0.1)
+        waiting = [await stack.enter_async_context(asked(attaching, ANY, ANN)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        for _ in range(3):
+            rejected = await handle(attaching, headers=[*ANY, ANN])
+            assert (rejected.status, bool(first.messages)) == (503, False)
+        for exchange in (first, *waiting):
+            await exchange.until_end()
+            assert exchange.body == b"data: 1\n\n"
+    assert len(attaching._context.readers) == 0
+
+
 async def test_a_reader_that_is_cancelled_or_fails_counts_no_longer() -> None:
     app = limited(60, max_readers=1)
     async with opened(app, ANN) as first:
