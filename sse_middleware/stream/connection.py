@@ -249,7 +249,7 @@ class Connection:
         """
         self.dialect.deadlines.stop()
         self._send_timeout = math.inf
-        if not (has_sent or self.sender.message_count):
+        if self.is_open and not (has_sent or self.sender.message_count):
             self.sender.drop_pending()
 
     # Inputs of time
@@ -281,7 +281,8 @@ class Connection:
         """Perform what is due; return whether the cap of the connection has been reached."""
         sender, dialect = self.sender, self.dialect
         is_writing = sender.is_writing
-        if is_writing and now >= min(sender.write_started + self._send_timeout, self._close_at):
+        is_blocked = is_writing and now >= sender.write_started + self._send_timeout
+        if is_blocked or now >= self._close_at:
             self._close(ConnectionInput.CLIENT_IS_BLOCKED)
             return False
         due = dialect.deadlines.due(now, dialect.record.last_event_at)

@@ -90,10 +90,14 @@ class Walk:
     # What can happen
 
     def step_time(self) -> None:
-        self.connection.on_deadline(self.timers.clock())
+        now = self.timers.clock() + self.dice.choice((0, 1, 30))
+        if self.connection.on_deadline(now):
+            self.connection.rotate(now)
+        assert self.connection.deadline(now) > now  # or its timer would fire again at once
 
-    def step_later(self) -> None:
-        self.connection.on_deadline(self.timers.clock() + self.dice.choice((1, 30)))
+    def step_pass_on(self) -> None:
+        if self.dice.random() < 0.2:
+            self.connection.pass_on(has_sent=self.dice.random() < 0.5)
 
     def step_events(self) -> None:
         self.number += 1

@@ -117,6 +117,25 @@ async def test_the_app_receives_the_disconnect_of_a_raw_body_at_once(headers: An
         assert received == ["http.disconnect"]
 
 
+@pytest.mark.parametrize("action", ["rotate", "complete"])
+@pytest.mark.parametrize("first", [b"word", b"\n\n"])
+async def test_a_raw_body_that_begins_after_the_cap_does_not_discard_the_end(
+    action: str, first: bytes
+) -> None:
+    """The response start is blocked for longer than the stream may last."""
+    exchange = Exchange(http_scope(headers=EVENTSOURCE))
+    exchange.block()
+    app = marked(stream_of(first, *[b"word"] * 3, pause=0.1), cap_action=action)
+    async with running(app, exchange):
+        await asyncio.sleep(5.3)  # the connection ends in the last half second before 5
+        exchange.unblock()
+        await exchange.until_end()
+        assert exchange.task is not None
+        await exchange.task
+    assert exchange.names[0] == "start"
+    assert b"word" not in exchange.body
+
+
 async def test_one_warning_per_route_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
     app = marked(stream_of(*WORDS))
     with caplog.at_level(logging.WARNING, "sse_middleware"):
