@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
-_WATCH_INTERVAL_SECONDS: Final = 0.1
+_WATCH_INTERVAL_SECONDS: Final = 1.0
 """The least time between two looks at the signal handlers, which are slow."""
 
 

@@ -16,7 +16,7 @@ Theory of operation. A server that shuts down waits for its open connections bef
 Signals and hypercorn are watched only if a drain can end something: from the lifespan on if a
 setting shows that, and from the first stream on that a drain would end. Other code may install its
 handlers later; a second server in the same loop does. So the handlers are checked again when
-another server starts, and when streams open, at most ten times a second. Python installs handlers
+another server starts, and when streams open, at most once a second. Python installs handlers
 in the main thread only. If a stream opens in another one, an event loop of the main thread does it.
 A server that has received its signal before the first stream has opened is recognised by its
 attribute `should_exit`, which uvicorn has.
