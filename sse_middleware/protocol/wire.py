@@ -105,8 +105,8 @@ class Splitter:
             return 0
         # A search for a byte by its number is many times faster than for a string of one byte.
         line, _, rest = chunk.partition(b"\n")
-        if rest == b"\n":
-            count = int(line[:5] == b"data:")
+        if rest == b"\n" and line[:5] == b"data:":
+            count = 1
         elif chunk[-2:] == b"\n\n":
             count = _count_lines(chunk) or _count_named(chunk)
         else:

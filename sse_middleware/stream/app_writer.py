@@ -154,14 +154,10 @@ class AppWriter:
             if self._queue_bytes >= MAX_PENDING_BYTES:
                 await self._flush_queue()
             return
-        if not self.fast:
+        if not self.fast or now >= self.busy_deadline:
             await self._write_slowly(message, now)
             return
-        if now >= self.busy_deadline:  # timers do not fire if the app never yields to the loop
-            self.producer.check_deadlines(now)
-            if not self.fast:
-                await self._write_slowly(message, now)
-                return
+        self.coalesce_until = now + self._timers.tick_seconds
         if self._queue:
             self.process_queue()
         connection = self.connection
@@ -172,15 +168,13 @@ class AppWriter:
             data = connection.dialect.number(body, last, count) if self._adds_ids else body
         elif parts := self._parts(body, now):
             data = self._joined_parts(parts, now)
-        else:
-            return  # no event is complete yet
+        else:  # no event is complete yet
+            self.coalesce_until = 0.0
+            return
         suspended = sender.write(data, message if data is body else None)
         if suspended is not None:
             await suspended
-        coalesce_until, deadline = now + self._timers.tick_seconds, self.busy_deadline
-        self.coalesce_until = coalesce_until if coalesce_until < deadline else deadline  # noqa: FURB136 - a call
-        if not self.fast or sender.pending_bytes >= MAX_PENDING_BYTES:
-            self.coalesce_until = 0.0
+        if not sender.is_free:
             await self._wait_for_room()
 
     def on_tick(self) -> None:
@@ -191,7 +185,7 @@ class AppWriter:
     async def _write_slowly(self, message: Message, now: float) -> None:
         """Process a message that is not coalesced, such as the end of the response."""
         producer = self.producer
-        if now >= self.busy_deadline:
+        if now >= self.busy_deadline:  # timers do not fire if the app never yields to the loop
             producer.check_deadlines(now)
         is_last = message["type"] == BODY and not message.get("more_body", False)
         given = ProducerInput.APP_ENDS if is_last else ProducerInput.APP_WRITES
@@ -276,9 +270,7 @@ class AppWriter:
         """Write the events of a tick that has not ended, because they are many."""
         self.process_queue()
         await self._flush()
-        if self.connection.sender.pending_bytes >= MAX_PENDING_BYTES:
-            self.coalesce_until = 0.0  # other tasks of the app wait, too
-            await self._wait_for_room()
+        await self._wait_for_room()
 
     def process_queue(self) -> None:
         """Process the events of a tick together, as of the time of the first one."""
@@ -328,6 +320,7 @@ class AppWriter:
         """Wait until the client has read enough, unless other clients follow the stream."""
         sender, producer = self.connection.sender, self.producer
         while sender.pending_bytes >= MAX_PENDING_BYTES and self.connection.is_open:
+            self.coalesce_until = 0.0  # other tasks of the app wait, too
             is_little = sender.pending_bytes < _MAX_LAG_BYTES
             if producer.log.has_readers and (is_little or producer.fall_behind()):
                 break

@@ -328,11 +328,7 @@ class Connection:
     def _write_end(self, data: bytes, clean: bool, /, *, soon: bool = True) -> None:  # noqa: FBT001 - a pair
         """Write the last bytes; an unclean end leaves the response to the server."""
         self.dialect.deadlines.stop()
-        self.sender.reports_idle = True
-        if clean:
-            self.sender.end(data)
-        else:
-            self.sender.append(data)
+        self.sender.finish(data, ends=clean)
         if soon:
             self.sender.flush_soon()
         if self.sender.is_idle:

@@ -49,13 +49,13 @@ class Sender:
         app_context: the context of the app at the response start; all later writes run in it.
         failure: the error of the program in a write, until the app has been told.
         is_broken: whether nothing more can be written.
+        is_free: whether bytes can be written at once, and nothing has to be done after them.
         is_writing: whether a write is in progress.
         lost: the exception of the last write, if it has failed.
         message_count: the number of pending messages that are no part of the body.
         owner: is notified of the end of writes.
         pending_bytes: the number of pending bytes.
         queued_to: the number of the last event that has been passed to the sender.
-        reports_idle: whether `owner.on_written` is called when all bytes are written.
         taken_to: the number of the last event that has been passed to the server.
         write_started: the start of the write in progress, or of the last one.
         write_task: the task in which a write of this stream is suspended.
@@ -68,6 +68,7 @@ class Sender:
         "_observers",
         "_pending",
         "_record",
+        "_reports_idle",
         "_room",
         "_send",
         "_suspended",
@@ -77,13 +78,13 @@ class Sender:
         "app_may_wait",
         "failure",
         "is_broken",
+        "is_free",
         "is_writing",
         "lost",
         "message_count",
         "owner",
         "pending_bytes",
         "queued_to",
-        "reports_idle",
         "taken_to",
         "write_started",
         "write_task",
@@ -110,7 +111,8 @@ class Sender:
         self._ends = False  # the response ends with the pending bytes
         self._has_ended = False  # its last message has been taken
         self.is_writing = False
-        self.reports_idle = False
+        self.is_free = True
+        self._reports_idle = False
         self._room: asyncio.Event | None = None
         self._suspended: ReleasableWrite | None = None
         self.app_may_wait = self.app_may_cancel = True
@@ -154,7 +156,7 @@ class Sender:
         Returns:
             What the app has to await, `None` if its write has ended.
         """
-        if self.is_writing or self._pending or self.is_broken or not data:
+        if not self.is_free or self.is_writing or not data:
             self.append(data)
             return self.flush()
         if message is None:
@@ -177,8 +179,7 @@ class Sender:
         if self._clock() > started + STALL_SECONDS:
             self._report_stall()
         self.is_writing = False
-        # `_on_write_done`, unless nothing else has happened meanwhile, as usual.
-        if self._pending or self._ends or self._room is not None or self.reports_idle:
+        if not self.is_free:  # something has happened meanwhile
             self._on_write_done()
         return None
 
@@ -204,6 +205,7 @@ class Sender:
         """Write bytes, or a message, together with the next ones."""
         if not item or self.is_broken or self._ends or self._has_ended:
             return
+        self.is_free = False
         if self._pending:
             self._pending.append(item)
         else:
@@ -213,10 +215,17 @@ class Sender:
         else:
             self.message_count += 1
 
-    def end(self, data: bytes) -> None:
-        """Write the last bytes together with all that is pending, and end the response."""
+    def finish(self, data: bytes, *, ends: bool) -> None:
+        """Write the last bytes together with all that is pending, and then notify the owner.
+
+        Args:
+            data: the bytes.
+            ends: whether the response ends with them.
+        """
         self.append(data)
-        self._ends = True
+        self._ends = ends
+        self._reports_idle = True
+        self.is_free = False
 
     def flush_soon(self) -> None:
         """Write all that is pending in the next iteration of the loop, or after this write."""
@@ -260,6 +269,7 @@ class Sender:
         """Wait until fewer bytes are pending, or `release` is called."""
         if self._room is None:
             self._room = asyncio.Event()
+            self.is_free = False
         await self._room.wait()
 
     def release(self) -> None:
@@ -279,11 +289,13 @@ class Sender:
         """Discard all pending bytes; after the write in progress the response may end."""
         self.drop_pending()
         self._ends = ends and not self._has_ended
+        self.is_free = False
         self.release_app()
 
     def abandon(self) -> None:
         """Discard all pending bytes; nothing more is written."""
         self.is_broken = True
+        self.is_free = False
         self.drop_pending()
         self.release_app()
 
@@ -315,6 +327,7 @@ class Sender:
     ) -> ReleasableWrite:
         """Keep a write of the app that has to wait."""
         self.write_task = None
+        self.is_free = False
         writer, may_wait = self._timers.background_writer, self.app_may_wait
         self._suspended = ReleasableWrite(
             self, writer, steps, awaited, may_wait=may_wait, may_cancel=may_cancel
@@ -386,8 +399,10 @@ class Sender:
             self.release()
         if self._pending or self._ends:
             self.flush_soon()
-        elif self.reports_idle:
+        elif self._reports_idle:
             self.owner.on_written()
+        else:
+            self.is_free = not self.is_broken
 
     def _report_stall(self) -> None:
         took = self._clock() - self.write_started

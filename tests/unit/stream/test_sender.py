@@ -164,7 +164,7 @@ async def test_other_messages_keep_their_place(server: Server) -> None:
     for data in (b"b", b"c"):
         server.sender.append(data)
     server.sender.write_message(other)
-    server.sender.end(b"d")
+    server.sender.finish(b"d", ends=True)
     assert server.sender.message_count
     server.sender.flush_now()
     assert [message.get("body", message["type"]) for message in server.sent] == [
@@ -180,9 +180,8 @@ async def test_other_messages_keep_their_place(server: Server) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"last"])
 async def test_the_end_is_one_message_with_all_that_is_pending(server: Server, data: bytes) -> None:
-    server.sender.reports_idle = True
     server.sender.append(b"a")
-    server.sender.end(data)
+    server.sender.finish(data, ends=True)
     server.sender.flush_soon()
     await turns()
     assert server.sent == [{"type": "http.response.body", "body": b"a" + data, "more_body": False}]
@@ -190,9 +189,8 @@ async def test_the_end_is_one_message_with_all_that_is_pending(server: Server, d
 
 
 async def test_the_end_follows_the_write_in_progress(server: Server) -> None:
-    server.sender.reports_idle = True
     waiting = blocked_write(server, b"a")
-    server.sender.end(b"z")
+    server.sender.finish(b"z", ends=True)
     server.sender.flush_soon()
     await turns()
     assert (server.bodies, server.written) == ([b"a"], 0)
