@@ -142,8 +142,9 @@ class Intake:
             The number of events; 0 if the chunk has not been processed.
         """
         count = self._splitter.count_usual(chunk)
-        may_end = self._examines_all or chunk.find(self._marker) >= 0
-        if not count or (may_end and self._needs_a_look(chunk)):
+        if not count or (
+            (self._examines_all or chunk.find(self._marker) >= 0) and self._needs_a_look(chunk)
+        ):
             return 0
         last, log = self.record.count_events(count, now), self.log
         if log is not None:

@@ -28,7 +28,7 @@ from sse_middleware.protocol.producer_state import (
 )
 from sse_middleware.protocol.wire import has_data, joined
 from sse_middleware.stream.connection import Connection
-from sse_middleware.stream.sender import MAX_PENDING_BYTES
+from sse_middleware.stream.sender import MAX_PENDING_BYTES, Sender
 from sse_middleware.stream.timers import LoopTimers
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class AppWriter:
         busy_deadline: the time at which the producer has something to do, even if the app never
             yields to the event loop.
         coalesce_until: the time until which events are queued.
-        connection: the connection of the client that has opened the stream.
+        connection: the connection of the client that has opened the stream; set by `attach`.
         fast: whether usual events take the fast path.
         intake: as the argument.
         unread_bytes: the number of bytes that no client has read yet.
@@ -77,6 +77,7 @@ class AppWriter:
         "_queued_at",
         "_record",
         "_send",
+        "_sender",
         "_timers",
         "_unthrottled_bytes",
         "busy_deadline",
@@ -90,6 +91,7 @@ class AppWriter:
     )
 
     connection: Connection
+    _sender: Sender
 
     def __init__(
         self,
@@ -115,6 +117,11 @@ class AppWriter:
         self.coalesce_until = 0.0
         self.busy_deadline = math.inf
         self.unread_bytes = self._unthrottled_bytes = 0
+
+    def attach(self, connection: Connection) -> None:
+        """Set the connection of the client that has opened the stream."""
+        self.connection = connection
+        self._sender = connection.sender
 
     def resume_fast_path(self) -> None:
         """Take the fast path if the connection of the app's own client is live."""
@@ -160,18 +167,20 @@ class AppWriter:
         self.coalesce_until = now + self._timers.tick_seconds
         if self._queue:
             self.process_queue()
-        connection = self.connection
-        sender = connection.sender
         count = self.intake.feed_usual(body, now)
         if count:
-            sender.queued_to = last = self._record.chunks
-            data = connection.dialect.number(body, last, count) if self._adds_ids else body
+            data = body
+            if self._adds_ids:
+                data = self.connection.dialect.number(body, self._record.chunks, count)
+                message = {"type": BODY, "body": data, "more_body": True}
         elif parts := self._parts(body, now):
-            data = self._joined_parts(parts, now)
+            data, count = self._joined_parts(parts, now)
+            message = message if data is body else body_message(data)
         else:  # no event is complete yet
             self.coalesce_until = 0.0
             return
-        suspended = sender.write(data, message if data is body else None)
+        sender = self._sender
+        suspended = sender.write(data, message, count, now)
         if suspended is not None:
             await suspended
         if not sender.is_free:
@@ -180,7 +189,7 @@ class AppWriter:
     def on_tick(self) -> None:
         """Process the queued events, even if a write is blocked, and write them."""
         self.process_queue()
-        self.connection.sender.flush_soon()
+        self._sender.flush_soon()
 
     async def _write_slowly(self, message: Message, now: float) -> None:
         """Process a message that is not coalesced, such as the end of the response."""
@@ -197,7 +206,7 @@ class AppWriter:
             await self.connection.until_closed()
             self._raise_failure()
             producer.move(given)
-            if self.connection.sender.is_writing:  # it blocks, and the connection has been closed
+            if self._sender.is_writing:  # it blocks, and the connection has been closed
                 await producer.callbacks.on_write_after_end()
             else:
                 await self._send(message)
@@ -208,7 +217,7 @@ class AppWriter:
         elif producer.phase is ProducerPhase.OPEN:
             self._raise_failure()
             self.process_queue()
-            self.connection.sender.write_message(message)
+            self._sender.write_message(message)
             await self._wait_until_written()
 
     async def _write_body(self, body: Any, now: float, *, is_last: bool) -> None:
@@ -256,13 +265,14 @@ class AppWriter:
                 await self.write(body_message(chunk))
         await self.write(body_message(b"", more_body=False))
 
-    def _joined_parts(self, parts: list[Part], now: float) -> bytes:
-        """Return unusual bytes as they are to be written."""
+    def _joined_parts(self, parts: list[Part], now: float) -> tuple[bytes, int]:
+        """Return unusual bytes as they are to be written, and the number of their events."""
         part = self.connection.part
-        return joined([part(number, data, now) for number, data in parts])
+        data = joined([part(number, data, now) for number, data in parts])
+        return data, sum([number > 0 for number, _ in parts])
 
     async def _flush(self) -> None:
-        suspended = self.connection.sender.flush()
+        suspended = self._sender.flush()
         if suspended is not None:
             await suspended
 
@@ -318,7 +328,7 @@ class AppWriter:
 
     async def _wait_for_room(self) -> None:
         """Wait until the client has read enough, unless other clients follow the stream."""
-        sender, producer = self.connection.sender, self.producer
+        sender, producer = self._sender, self.producer
         while sender.pending_bytes >= MAX_PENDING_BYTES and self.connection.is_open:
             self.coalesce_until = 0.0  # other tasks of the app wait, too
             is_little = sender.pending_bytes < _MAX_LAG_BYTES
@@ -328,7 +338,7 @@ class AppWriter:
         self._raise_failure()
 
     async def _wait_until_written(self) -> None:
-        sender = self.connection.sender
+        sender = self._sender
         while not sender.is_idle and self.connection.phase is not ConnectionPhase.CLOSED:
             await sender.wait_for_room()
         self._raise_failure()
@@ -357,7 +367,7 @@ class AppWriter:
         An error of the program is raised once if the stream continues without its client. If it
         does not, any exception is raised each time, because no bytes may follow the gap.
         """
-        sender = self.connection.sender
+        sender = self._sender
         failure, sender.failure = sender.failure, None
         if self.producer.phase is ProducerPhase.LEFT:
             failure = sender.lost

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from starlette.types import Message
 
+from sse_middleware.http.response_head import body_message
 from sse_middleware.protocol.connection_state import (
     CONNECTION_TABLE,
     ConnectionAction,
@@ -128,25 +129,22 @@ class Connection:
         """Return `count` usual events as they are to be written, `b""` if they are not."""
         if self.phase is not _LIVE and self._move(ConnectionInput.EVENTS) is _IGNORE:
             return b""
-        self.sender.queued_to = last
         return self.dialect.number(data, last, count)
 
     def part(self, number: int, data: bytes, now: float) -> bytes:
         """Return an event, or other bytes, as they are to be written, `b""` if they are not."""
         if self._move(ConnectionInput.EVENTS) is _IGNORE:
             return b""
-        if number > 0:
-            self.sender.queued_to = number
         return self.dialect.part(number, data, now)
 
     def append(self, data: bytes, last: int, count: int) -> None:
         """Write `count` usual events together with the next ones."""
-        self.sender.append(self.number(data, last, count))
+        self.sender.append(self.number(data, last, count), count)
 
     def append_parts(self, parts: list[Part], now: float) -> None:
         """Write events and other bytes together with the next ones."""
         for number, data in parts:
-            self.sender.append(self.part(number, data, now))
+            self.sender.append(self.part(number, data, now), number > 0)
 
     def on_stream_end(self, end: StreamEnd, *, app_flushes: bool = False) -> None:
         """Write the end of the stream, together with all that is pending.
@@ -179,21 +177,21 @@ class Connection:
         async for batch in log:
             if not self.is_open:
                 return
+            now = clock()
             if batch.state is LogState.RUNNING:
                 head = head or batch.frames[:_HEAD_BYTES]
-                frames = self.dialect.frames(batch.frames, after + 1, batch.last, clock())
-                await self._write(frames)
+                frames = self.dialect.frames(batch.frames, after + 1, batch.last, now)
+                await self._write(frames, now)
             elif batch.state is LogState.TRUNCATED:
                 if not self.dialect.reads_control_events:
                     self.on_store_failure()  # it cannot be notified in another way
                     return
-                await self._write(self.dialect.reset_truncated(batch.last))
+                await self._write(self.dialect.reset_truncated(batch.last), now)
             else:
                 self.on_log_end(batch, head)
                 return
             after = batch.last
             self.dialect.record.chunks = max(self.dialect.record.chunks, after)
-            self.sender.queued_to = self.sender.taken_to = after
             await self.until_written()
             is_behind = self.phase is ConnectionPhase.BEHIND and not self._has_ended
             if is_behind and after >= self.dialect.record.chunks:
@@ -232,14 +230,19 @@ class Connection:
         if self._move(ConnectionInput.LOG_ENDS) is not _IGNORE:
             self._write_end(*self.dialect.end(StreamEnd(Reason.UNAVAILABLE), 0.0))
 
-    def lag(self) -> bool:
-        """Read the log from now on; return whether the client has been live until now."""
+    def lag(self) -> int | None:
+        """Read the log from now on.
+
+        Returns:
+            The number of the last event that the server has; `None` if the client is not live.
+        """
         if self.dialect.is_inside_event or self.sender.message_count:
-            return False  # the log does not have all that is pending
+            return None  # the log does not have all that is pending
         if self._move(ConnectionInput.LAGS) is _IGNORE:
-            return False
+            return None
+        last = self.dialect.record.chunks - self.sender.pending_events
         self.sender.drop_pending()
-        return True
+        return last
 
     def pass_on(self, *, has_sent: bool) -> None:
         """Add nothing to the bytes of the app from now on, and wait for its client for any time.
@@ -320,8 +323,8 @@ class Connection:
         self.sender.detach()
         self._owner = NO_OWNER
 
-    async def _write(self, data: bytes) -> None:
-        suspended = self.sender.write(data)
+    async def _write(self, data: bytes, now: float) -> None:
+        suspended = self.sender.write(data, body_message(data), 0, now)
         if suspended is not None:
             await suspended
 

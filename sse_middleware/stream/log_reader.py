@@ -16,6 +16,7 @@ class LogReader:
         store: has the log.
         stream_id: the public id of the stream.
         connection: the connection.
+        after: the number of the last event that its client has or will have.
         clock: returns the time.
         on_done: is called when the connection has caught up, or has ended.
     """
@@ -27,6 +28,8 @@ class LogReader:
         store: EventStore,
         stream_id: str,
         connection: Connection,
+        after: int,
+        *,
         clock: Callable[[], float],
         on_done: Callable[[], None],
     ) -> None:
@@ -35,7 +38,7 @@ class LogReader:
         self._connection = connection
         self._clock = clock
         self._on_done = on_done
-        self._task = asyncio.ensure_future(self._run(connection.sender.taken_to))
+        self._task = asyncio.ensure_future(self._run(after))
 
     async def aclose(self) -> None:
         """Stop reading."""

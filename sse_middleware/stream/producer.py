@@ -120,7 +120,8 @@ class Producer:
 
     def attach(self, connection: Connection) -> None:
         """Set the connection of the client that has opened the stream."""
-        self.connection = self.writer.connection = connection
+        self.connection = connection
+        self.writer.attach(connection)
         connection.sender.app_may_cancel = not self.log.is_kept  # a reader would miss an event
 
     async def open(self, start: Message, preamble: bytes) -> None:
@@ -385,6 +386,8 @@ class Producer:
         self.report.end(self._outcome)
         self._timer.set(math.inf)
         self._timers.drain.remove(self.control)
+        self.phase = ProducerPhase.ENDED
+        self.writer.busy_deadline = math.inf
         self.callbacks = NO_CALLBACKS
         self.write = discard
         del self.writer, self.control, self.log, self._linger, self._timer

@@ -176,9 +176,11 @@ class ProducerLog:
         on_done: Callable[[], None],
     ) -> bool:
         """Have a slow connection read the log; return whether it does."""
-        if self._store is None or not self.is_recording or not connection.lag():
+        if self._store is None or not self.is_recording or (after := connection.lag()) is None:
             return False
-        self._reader = LogReader(self._store, stream_id, connection, clock, on_done)
+        self._reader = LogReader(
+            self._store, stream_id, connection, after, clock=clock, on_done=on_done
+        )
         return True
 
     async def stop_reader(self) -> None:

@@ -87,7 +87,6 @@ class Responder:
         "_cancel_count",
         "_cancellation",
         "_context",
-        "_decided",
         "_disconnect",
         "_is_aborted",
         "_listeners",
@@ -98,6 +97,7 @@ class Responder:
         "_scope",
         "_send",
         "_task",
+        "_write",
         "admission",
         "current",
         "held",
@@ -123,7 +123,7 @@ class Responder:
         self._receive = receive
         self._send = send
         self._task = task
-        self._decided = False
+        self._write: Send | None = None  # passes all messages on, once that is decided
         self.held: HeldStart | None = None
         self._body: BodyDigest | None = None
         self._prefetch: asyncio.Future[Message] | None = None
@@ -172,19 +172,22 @@ class Responder:
                 await self._cancellation.aclose()
         finally:
             self.current.close()
-            self.unmarked = None
+            self.unmarked, self._write = None, producer.write
             self._disconnect = Disconnect.RECEIVED  # for tasks that receive later
             try:
                 await producer.aclose(last_write_seconds(is_urgent=is_urgent))
             finally:
+                self._write = producer.write  # discards all, if the stream was marked
                 if self._prefetch is not None:
                     self._prefetch.cancel()
                     await asyncio.wait((self._prefetch,))
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: Message) -> None:  # noqa: C901 - few calls
         """Pass a message of the app on, through the producer if the stream is marked."""
-        stream = self.unmarked
-        if stream is not None and message.get("more_body"):
+        write, stream = self._write, self.unmarked
+        if write is not None:
+            await write(message)
+        elif stream is not None and message.get("more_body"):
             # `UnmarkedStream.write`, inlined for the usual message: a call costs more than this.
             body = message.get("body")
             if body:
@@ -200,15 +203,14 @@ class Responder:
                 raise
             if body:
                 record.sent_bytes += len(body)
-        elif self._decided:
-            await (self._send if self.producer is None else self.producer.write)(message)
+        elif stream is not None:
+            await stream.write(message)
         elif self.held is not None or message.get("type") != "http.response.start":
             await self._send_undecided(message)
+        elif not is_not_event_stream(message):
+            await self._decide(message)
         else:
-            self._decided = True
-            if not is_not_event_stream(message):
-                await self._decide(message)
-                return
+            self._write = self._send
             if self.admission is not None:
                 self.admission.release()
                 self.admission = None
@@ -221,7 +223,9 @@ class Responder:
             await self._send(message)
             return
         await self.held.wait()
-        self._decided, self.held = True, None
+        self.held = None
+        if self.producer is None:
+            self._write = self._send
         await self.send(message)
 
     async def _decide(self, start: Message) -> None:
@@ -229,19 +233,19 @@ class Responder:
         self._cancel_count = self._task.cancelling()
         is_stream, mark = match_stream(self._context, self.current, self._scope, self._path, start)
         if not is_stream:
+            self._write = self._send
             if self.admission is not None:
                 self.admission.release()
             await self._send(start)
         elif self.admission is None or self.admission.is_admitted_at_once(mark):
             await self._open(start, mark)
         else:
-            self._decided = False  # `receive` continues as before meanwhile
             self.held = HeldStart(start, self._send)
             self.held.begin(self._open_if_admitted(self.held, self.admission, mark))
 
     async def receive(self) -> Message:
         """Return the server's next message, or a disconnect after the stream has ended."""
-        if self._decided and self.producer is None:
+        if self._write is self._send:
             return await self._receive()
         return await self._receive_or_disconnect()
 
@@ -342,13 +346,16 @@ class Responder:
             self.producer = opened
             if self.admission is not None:
                 opened.report.slot = self.admission.attach(opened)
-            if not opened.can_be_ended:
+            if opened.can_be_ended:
+                self._write = opened.write
+            else:
                 self.unmarked = opened
             await opened.open(with_headers(context, opened.record, start))
             return
         self.producer, opening = create_stream(
             context, current, request, mark, kind, body, self._send, start, self
         )
+        self._write = self.producer.write
         if self.admission is not None:
             self.producer.report.slot = self.admission.attach(self.producer.control)
         await opening
@@ -362,7 +369,8 @@ class Responder:
         if is_admitted:
             await self._open(start, mark)
             return
-        self.producer = DiscardedResponse(self)
+        self.producer = discarded = DiscardedResponse(self)
+        self._write = discarded.write
         await admission.send_rejection(self._send)
         self.on_end()
 

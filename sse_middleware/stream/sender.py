@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from starlette.types import Message, Send
 
-from sse_middleware.http.response_head import BODY, body_message
+from sse_middleware.http.response_head import body_message
 from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.wire import joined
@@ -55,8 +55,7 @@ class Sender:
         message_count: the number of pending messages that are no part of the body.
         owner: is notified of the end of writes.
         pending_bytes: the number of pending bytes.
-        queued_to: the number of the last event that has been passed to the sender.
-        taken_to: the number of the last event that has been passed to the server.
+        pending_events: the number of events that have these bytes.
         write_started: the start of the write in progress, or of the last one.
         write_task: the task in which a write of this stream is suspended.
     """
@@ -84,8 +83,7 @@ class Sender:
         "message_count",
         "owner",
         "pending_bytes",
-        "queued_to",
-        "taken_to",
+        "pending_events",
         "write_started",
         "write_task",
     )
@@ -106,8 +104,7 @@ class Sender:
         self._observers = observers
         self._pending = _NOTHING
         self.message_count = 0
-        self.pending_bytes = 0
-        self.queued_to = self.taken_to = 0
+        self.pending_bytes = self.pending_events = 0
         self._ends = False  # the response ends with the pending bytes
         self._has_ended = False  # its last message has been taken
         self.is_writing = False
@@ -146,24 +143,25 @@ class Sender:
         # Copied again: outer middlewares may have set variables in their `send`.
         self.app_context = contextvars.copy_context()
 
-    def write(self, data: bytes, message: Message | None = None) -> ReleasableWrite | None:
+    def write(
+        self, data: bytes, message: Message, count: int, now: float
+    ) -> ReleasableWrite | None:
         """Write bytes at once, or after the write in progress.
 
         Args:
             data: the bytes.
             message: a message that carries just them.
+            count: the number of events that they are.
+            now: the time.
 
         Returns:
             What the app has to await, `None` if its write has ended.
         """
         if not self.is_free or self.is_writing or not data:
-            self.append(data)
+            self.append(data, count)
             return self.flush()
-        if message is None:
-            message = {"type": BODY, "body": data, "more_body": True}
-        self.taken_to = self.queued_to
         self.is_writing = True
-        self.write_started = started = self._clock()
+        self.write_started = now
         try:
             steps = self._send(message).__await__()
             awaited = next(steps, DONE)
@@ -176,7 +174,7 @@ class Sender:
         except BaseException:
             self._on_write_done()
             raise
-        if self._clock() > started + STALL_SECONDS:
+        if self._clock() > now + STALL_SECONDS:
             self._report_stall()
         self.is_writing = False
         if not self.is_free:  # something has happened meanwhile
@@ -201,8 +199,8 @@ class Sender:
         self.append(message)
         self.flush_soon()
 
-    def append(self, item: bytes | Message) -> None:
-        """Write bytes, or a message, together with the next ones."""
+    def append(self, item: bytes | Message, count: int = 0) -> None:
+        """Write bytes that are `count` events, or a message, together with the next ones."""
         if not item or self.is_broken or self._ends or self._has_ended:
             return
         self.is_free = False
@@ -212,6 +210,7 @@ class Sender:
             self._pending = [item]
         if type(item) is bytes:
             self.pending_bytes += len(item)
+            self.pending_events += count
         else:
             self.message_count += 1
 
@@ -281,7 +280,7 @@ class Sender:
     def drop_pending(self) -> None:
         """Discard all pending bytes; the write in progress continues."""
         self._pending = _NOTHING
-        self.pending_bytes = self.message_count = 0
+        self.pending_bytes = self.pending_events = self.message_count = 0
         self._ends = False
         self.release()
 
@@ -357,7 +356,7 @@ class Sender:
         parts = self._pending
         if not self.message_count:
             self._pending = _NOTHING
-            self.taken_to = self.queued_to
+            self.pending_events = 0
         elif isinstance(parts[0], bytes):
             count = next(n for n, item in enumerate(parts) if not isinstance(item, bytes))
             parts, self._pending = parts[:count], parts[count:]

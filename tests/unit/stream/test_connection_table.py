@@ -88,7 +88,7 @@ class Driver:
         connection.sender.flush_soon()
         await self.settle()
         if phase is BEHIND:
-            assert connection.lag()
+            assert connection.lag() is not None
         elif phase is CLOSING:
             self.gate.clear()
             connection.on_stream_end(StreamEnd(Reason.FINISHED))
@@ -243,7 +243,7 @@ def test_only_one_cell_of_each_input_leaves_a_phase_for_an_earlier_one() -> None
 async def test_a_connection_does_not_read_the_log_before_its_first_bytes_are_sent() -> None:
     driver = Driver()
     await driver.enter(OPENING)
-    assert not driver.connection.lag()
+    assert driver.connection.lag() is None
     driver.gate.set()
     await driver.settle()
     assert driver.connection.phase is LIVE

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from sse_middleware.http.response_head import body_message
 from sse_middleware.observability.stream_record import StreamRecord
+from sse_middleware.stream.releasable_write import ReleasableWrite
 from sse_middleware.stream.sender import STALL_SECONDS, Sender
 from sse_middleware.stream.timers import current_timers
 from tests.support.observers import RecordingObserver
@@ -48,6 +50,9 @@ class Server:
         finally:
             self.in_progress -= 1
 
+    def write(self, data: bytes, message: Any = None) -> ReleasableWrite | None:
+        return self.sender.write(data, message or body_message(data), 1, current_timers().clock())
+
     def on_written(self) -> None:
         assert self.sender.is_idle
         self.written += 1
@@ -78,7 +83,7 @@ async def turns(count: int = 5) -> None:
 def blocked_write(server: Server, data: bytes) -> "asyncio.Future[None]":
     """Write data that the client does not read; return the app's wait."""
     server.gate.clear()
-    suspended = server.sender.write(data)
+    suspended = server.write(data)
     assert suspended is not None
 
     async def wait() -> None:
@@ -92,19 +97,14 @@ def blocked_write(server: Server, data: bytes) -> "asyncio.Future[None]":
 
 async def test_a_write_after_a_pause_is_made_at_once_as_the_same_message(server: Server) -> None:
     message = {"type": "http.response.body", "body": b"a", "more_body": True}
-    assert server.sender.write(b"a", message) is None
+    assert server.write(b"a", message) is None
     assert server.sent[0] is message
     assert server.sender.is_idle
     assert server.record.sent_bytes == 1
 
 
-async def test_bytes_without_a_message_of_their_own_get_one(server: Server) -> None:
-    assert server.sender.write(b"a") is None
-    assert server.sent == [{"type": "http.response.body", "body": b"a", "more_body": True}]
-
-
 async def test_no_bytes_are_no_write(server: Server) -> None:
-    assert server.sender.write(b"") is None
+    assert server.write(b"") is None
     server.sender.append(b"")
     assert server.sender.flush() is None
     server.sender.flush_soon()
@@ -117,7 +117,7 @@ async def test_pending_bytes_leave_with_the_next_write_as_one_message(server: Se
         server.sender.append(data)
     assert server.sent == []
     assert server.sender.pending_bytes == 2
-    server.sender.write(b"c")
+    server.write(b"c")
     assert server.bodies == [b"abc"]
     assert (server.sender.pending_bytes, server.record.sent_bytes) == (0, 3)
 
@@ -134,7 +134,7 @@ async def test_flush_soon_writes_in_the_next_iteration_of_the_loop(server: Serve
 async def test_all_bytes_during_a_write_follow_it_as_one_message(server: Server) -> None:
     waiting = blocked_write(server, b"a")
     for data in (b"b", b"c"):
-        assert server.sender.write(data) is None  # the app of this write does not wait
+        assert server.write(data) is None  # the app of this write does not wait
     server.sender.flush_soon()
     await turns()
     assert server.bodies == [b"a"]
@@ -149,7 +149,7 @@ async def test_bytes_before_the_response_start_follow_it(server: Server) -> None
     server.gate.clear()
     start = asyncio.ensure_future(server.sender.send_start(START))
     await turns()
-    assert server.sender.write(b"a") is None
+    assert server.write(b"a") is None
     assert server.sent == [START]
     server.gate.set()
     await start
@@ -201,18 +201,17 @@ async def test_the_end_follows_the_write_in_progress(server: Server) -> None:
     assert server.written == 1
 
 
-async def test_numbers_tell_what_the_server_has_taken(server: Server) -> None:
+async def test_pending_events_are_those_that_the_server_has_not_taken(server: Server) -> None:
     sender = server.sender
-    sender.queued_to = 1
     waiting = blocked_write(server, b"a")
-    assert sender.taken_to == 1
-    sender.queued_to = 2
-    sender.append(b"b")
-    assert sender.taken_to == 1
+    assert sender.pending_events == 0
+    sender.append(b"b", 2)
+    server.write(b"c")
+    assert sender.pending_events == 3
     server.gate.set()
     await waiting
     await turns()
-    assert sender.taken_to == 2
+    assert sender.pending_events == 0
 
 
 async def test_writes_of_the_background_run_in_the_context_of_the_app(server: Server) -> None:
@@ -232,7 +231,7 @@ async def test_a_long_write_is_reported_as_a_stall(server: Server) -> None:
     await asyncio.sleep(2 * STALL_SECONDS)
     server.gate.set()
     await waiting
-    server.sender.write(b"b")
+    server.write(b"b")
     assert server.observer.stalls == [pytest.approx(2 * STALL_SECONDS)]
 
 
@@ -332,7 +331,7 @@ async def test_nothing_is_written_after_abandon(server: Server) -> None:
     assert waiting.done()
     server.gate.set()
     await turns(10)
-    assert server.sender.write(b"c") is None
+    assert server.write(b"c") is None
     server.sender.append(b"d")
     server.sender.flush_soon()
     await turns()
@@ -390,7 +389,7 @@ async def test_a_client_that_is_gone_is_no_error_of_the_program(
 ) -> None:
     server.error = error
     if at_once:
-        assert server.sender.write(b"a") is None
+        assert server.write(b"a") is None
     else:
         waiting = blocked_write(server, b"a")
         server.sender.append(b"b")
@@ -400,7 +399,7 @@ async def test_a_client_that_is_gone_is_no_error_of_the_program(
     assert server.sender.failure is None
     assert (server.sender.is_broken, server.sender.pending_bytes, server.failed) == (True, 0, 1)
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
-    server.sender.write(b"c")
+    server.write(b"c")
     await turns()
     assert server.bodies == [b"a"]
 
@@ -416,7 +415,7 @@ async def test_an_error_of_the_program_is_logged_and_kept(
         server.sender.flush_soon()
         await turns()
     else:
-        server.sender.write(b"a")
+        server.write(b"a")
     assert server.sender.failure is error
     assert server.sender.lost is error
     assert (server.sender.is_broken, server.failed) == (True, 1)
@@ -448,6 +447,6 @@ async def test_a_write_that_the_server_cancels_leaves_a_gap_after_which_nothing_
     assert isinstance(server.sender.lost, ConnectionAbortedError)
     assert (server.sender.is_broken, server.failed) == (True, 1)
     server.error = None
-    server.sender.write(b"c")
+    server.write(b"c")
     await turns()
     assert server.bodies == [b"ab"]
