@@ -13,7 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_middleware.config.options import Options
 from sse_middleware.http.request import SSERequest, may_have_event_id
-from sse_middleware.http.response_head import OWN_HEADERS, RawHeaders, stream_headers
+from sse_middleware.http.response_head import (
+    OWN_HEADERS,
+    RawHeaders,
+    announcing_headers,
+    stream_headers,
+)
 from sse_middleware.http.routes import UNMATCHED
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.client_kinds import ClientKind
@@ -188,7 +193,7 @@ def ended_stream(
     response = Response(event)
     response.raw_headers = stream_headers(
         [(b"content-type", b"text/event-stream; charset=utf-8"), *OWN_HEADERS],
-        terms,
+        announcing_headers(terms),
         trace_id=request.trace_id,
         stream_id=name,
     )

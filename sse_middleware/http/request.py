@@ -5,9 +5,10 @@ All of it is hostile input: an event id that the middleware cannot have made cou
 
 import copy
 import hashlib
+import operator
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl
@@ -25,28 +26,7 @@ CANCEL_PARAMETER: Final = "sse_cancel"
 that the event id is in the body or in the header."""
 
 _EVENT_ID_HEADER: Final = b"last-event-id"
-_HEADERS: Final = frozenset(
-    (
-        b"accept",
-        b"authorization",
-        b"cache-control",
-        b"cookie",
-        b"forwarded",
-        b"idempotency-key",
-        b"if-none-match",
-        b"last-event-id",
-        b"origin",
-        b"sec-fetch-dest",
-        b"sec-fetch-mode",
-        b"sec-fetch-site",
-        b"traceparent",
-        b"user-agent",
-        b"x-forwarded-for",
-        b"x-request-id",
-        b"x-stream-id",
-        b"x-trace-id",
-    )
-)
+_NAME: Final = operator.itemgetter(0)
 # A repeated header is joined as RFC 9110 5.3 specifies, cookies as RFC 9113 8.2.3 does. No event id
 # contains a line feed, so that two ids count as none.
 _SEPARATORS: Final = {b"cookie": b"; ", _EVENT_ID_HEADER: b"\n"}
@@ -98,9 +78,7 @@ class SSERequest:
     Attributes:
         scope: the ASGI scope; the app's routing adds to it while the request is handled.
         method: the HTTP method.
-        http_version: the version of HTTP, such as `1.1`.
-        headers: the headers that the middleware uses; any `Mcp-*` header has the name `mcp-` here,
-            and `Sec-Fetch-*` headers have their names.
+        headers: the headers by name; a repeated one is joined.
         last_event_id: the last event id, ours or the app's. The header has precedence over the
             query: the address of a page that was disconnected several times has the first id, and
             the browser has the newest.
@@ -118,7 +96,6 @@ class SSERequest:
         "cancel_target",
         "event_id",
         "headers",
-        "http_version",
         "intent",
         "is_stop",
         "last_event_id",
@@ -129,8 +106,7 @@ class SSERequest:
     def __init__(self, scope: Scope, *, trace_id: str | None = None) -> None:
         self.scope = scope
         self.method: str = scope.get("method", "")
-        self.http_version: str = scope.get("http_version", "")
-        self.headers = picked = _picked_headers(scope.get("headers") or ())
+        self.headers = headers = _parse_headers(scope.get("headers") or ())
         self.last_event_id: str | None = None
         self.event_id: EventId | None = None
         self.cancel_target: EventId | None = None
@@ -139,7 +115,7 @@ class SSERequest:
         self._accepted_types: AbstractSet[bytes] | None = None
         self._trace_id = trace_id
         query = scope.get("query_string")
-        if _EVENT_ID_HEADER in picked or (query and _PARAMETER.search(query)):
+        if _EVENT_ID_HEADER in headers or (query and _PARAMETER.search(query)):
             self._parse_event_ids(query or b"")
 
     @property
@@ -225,7 +201,7 @@ class SSERequest:
         other = copy.copy(self)
         other.scope = scope
         other.method = scope.get("method", "")
-        other.headers = _picked_headers(scope.get("headers") or ())
+        other.headers = _parse_headers(scope.get("headers") or ())
         other._accepted_types = None  # noqa: SLF001 - its own class
         return other
 
@@ -259,9 +235,8 @@ def may_have_event_id(scope: Scope) -> bool:
 
     This runs for every request, and so needs no `SSERequest`.
     """
-    for name, _ in scope.get("headers") or ():
-        if name == _EVENT_ID_HEADER:
-            return True
+    if _EVENT_ID_HEADER in map(_NAME, scope.get("headers") or ()):
+        return True
     query = scope.get("query_string")
     return bool(query and _PARAMETER.search(query))
 
@@ -314,25 +289,22 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _picked_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    picked: dict[bytes, bytes] = {}
-    repeated: dict[bytes, list[bytes]] = {}
+def _parse_headers(raw: Collection[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    headers = dict(raw)
+    return headers if len(headers) == len(raw) else _joined_headers(raw)
+
+
+def _joined_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Return headers of which some are repeated."""
+    values: dict[bytes, list[bytes]] = {}
     for name, value in raw:
-        if name in _HEADERS:
-            if name in picked:
-                repeated.setdefault(name, [picked[name]]).append(value)
-            else:
-                picked[name] = value
-        elif name.startswith(b"mcp-"):
-            picked[b"mcp-"] = value
-    for name, values in repeated.items():
-        picked[name] = _SEPARATORS.get(name, b", ").join(values)
-    return picked
+        values.setdefault(name, []).append(value)
+    return {name: _SEPARATORS.get(name, b", ").join(found) for name, found in values.items()}
 
 
-def trace_id_of(raw: Iterable[tuple[bytes, bytes]]) -> str:
+def trace_id_of(raw: Collection[tuple[bytes, bytes]]) -> str:
     """Return the trace id of a request with these headers, as `SSERequest.trace_id` does."""
-    return _parse_trace_id(_picked_headers(raw))
+    return _parse_trace_id(_parse_headers(raw))
 
 
 def _parse_trace_id(headers: Mapping[bytes, bytes]) -> str:

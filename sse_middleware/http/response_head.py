@@ -5,7 +5,7 @@ own in any case.
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 
 from starlette.types import Message
@@ -19,8 +19,10 @@ BODY = "http.response.body"
 OWN_HEADERS: RawHeaders = [(b"cache-control", b"no-store"), (b"vary", b"Last-Event-ID")]
 """Headers of responses that the middleware sends itself: each is for one client and one time."""
 
-_OURS = frozenset(
+_REPLACED = (b"cache-control", b"content-length")
+_CHANGED = frozenset(
     (
+        *_REPLACED,
         b"x-trace-id",
         b"x-stream-id",
         b"x-stream-max-seconds",
@@ -29,7 +31,12 @@ _OURS = frozenset(
         b"x-accel-buffering",
     )
 )
+"""The headers of an app that are replaced, or replace ours."""
+_USUAL_POLICY = (b"cache-control", b"no-cache, no-transform")
+_PRIVATE_POLICY = (b"cache-control", b"no-cache, no-transform, private")
+"""The caching policy if the app has none."""
 _EVENT_STREAM = b"text/event-stream"
+_SUCCESS = range(200, 300)
 _JSON = (b"content-type", b"application/json")
 _OF_ONE_RESPONSE = frozenset((b"set-cookie", b"date", b"content-length"))
 
@@ -63,13 +70,14 @@ def passthrough_reason(
     """Return why a response is no event stream that can be handled, `None` if it is one."""
     content_type = encoding = b""
     for name, value in headers:
-        if name.lower() == b"content-type":
+        lower = name.lower()
+        if lower == b"content-type":
             content_type = value
-        elif name.lower() == b"content-encoding":
+        elif lower == b"content-encoding":
             encoding = value.strip().lower()
     if content_type.partition(b";")[0].strip().lower() != _EVENT_STREAM:
         return "it is no event stream"
-    if not HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+    if status not in _SUCCESS:
         return "its status is not 2xx"
     if status in _WITHOUT_CONTENT:
         return "its status has no content"
@@ -100,9 +108,19 @@ def unmarked_headers(
     return list(ours.items())
 
 
+def announcing_headers(terms: StreamTerms) -> RawHeaders:
+    """Return the headers that are the same for all streams with these terms."""
+    return [
+        (b"x-stream-max-seconds", seconds(terms.max_seconds)),
+        (b"x-heartbeat-interval", seconds(terms.heartbeat_interval)),
+        (b"x-silence-threshold", seconds(terms.silence_threshold)),
+        (b"x-accel-buffering", b"no"),
+    ]
+
+
 def stream_headers(
-    app_headers: Iterable[tuple[bytes, bytes]],
-    terms: StreamTerms,
+    app_headers: Sequence[tuple[bytes, bytes]],
+    announcing: Sequence[tuple[bytes, bytes]],
     *,
     trace_id: str,
     stream_id: str,
@@ -113,28 +131,27 @@ def stream_headers(
     A header that the app has set is kept, except `content-length`, since the middleware adds bytes.
     The caching policy of the app is kept too, with `no-transform`; with our ids, which are secret,
     it is `private` for caches that several clients share.
+
+    Args:
+        app_headers: those of the app.
+        announcing: the result of `announcing_headers`.
+        trace_id: the trace id of the request.
+        stream_id: the public id of the stream.
+        has_ids: whether events have our ids.
     """
-    result: RawHeaders = []
-    cache_control: list[bytes] = []
-    taken: list[bytes] = []
-    for name, value in app_headers:
-        lower = name.lower()
-        if lower == b"cache-control":
-            cache_control.append(value)
-        elif lower != b"content-length":
-            if lower in _OURS:
-                taken.append(lower)
-            result.append((name, value))
-    result.append((b"cache-control", _cache_control(cache_control, has_ids=has_ids)))
-    ours = [
-        (b"x-trace-id", trace_id.encode()),
-        (b"x-stream-id", stream_id.encode()),
-        (b"x-stream-max-seconds", seconds(terms.max_seconds)),
-        (b"x-heartbeat-interval", seconds(terms.heartbeat_interval)),
-        (b"x-silence-threshold", seconds(terms.silence_threshold)),
-        (b"x-accel-buffering", b"no"),
+    ours = [(b"x-trace-id", trace_id.encode()), (b"x-stream-id", stream_id.encode()), *announcing]
+    names = [name.lower() for name, _ in app_headers]
+    if _CHANGED.isdisjoint(names):  # as usual
+        return [*app_headers, _PRIVATE_POLICY if has_ids else _USUAL_POLICY, *ours]
+    pairs = list(zip(names, app_headers, strict=True))
+    policy = _cache_control(
+        [pair[1] for name, pair in pairs if name == b"cache-control"], has_ids=has_ids
+    )
+    return [
+        *(pair for name, pair in pairs if name not in _REPLACED),
+        (b"cache-control", policy),
+        *(pair for pair in ours if pair[0] not in names),
     ]
-    return result + ([pair for pair in ours if pair[0] not in taken] if taken else ours)
 
 
 def serialize_headers(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -175,3 +192,21 @@ def _cache_control(of_app: Iterable[bytes], *, has_ids: bool) -> bytes:
 def body_message(data: bytes, *, more_body: bool = True) -> Message:
     """Return the ASGI message that carries `data`."""
     return {"type": BODY, "body": data, "more_body": more_body}
+
+
+def first_message(items: list[bytes | Message]) -> tuple[Message, int, list[bytes | Message]]:
+    """Return the first of the messages that carry bytes and other messages in their order.
+
+    Returns:
+        The message, as large as possible; the size of its body; and the other items.
+    """
+    parts: list[bytes] = []
+    for item in items:
+        if isinstance(item, bytes):
+            parts.append(item)
+        elif parts:
+            break
+        else:
+            return item, 0, items[1:]
+    data = b"".join(parts)
+    return body_message(data), len(data), items[len(parts) :]

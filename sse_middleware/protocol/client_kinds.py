@@ -53,8 +53,8 @@ def detect_client_kind(
         method == "GET"
         and accepts.strip() == EVENT_STREAM
         and headers.get(b"cache-control", b"").strip().lower() == b"no-cache"
-        and b"mcp-" not in headers
         and _is_from_browser(headers)
+        and b"\nmcp-" not in b"\n".join((b"", *headers))  # one search in all names
     )
     return ClientKind.EVENTSOURCE if is_native else ClientKind.PLAIN
 

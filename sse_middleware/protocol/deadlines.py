@@ -33,6 +33,7 @@ class Deadlines:
         interval: the interval of heartbeats in seconds, `None` for none.
         client_kind: the kind of the client; an `EVENTSOURCE` gets a heartbeat in each interval, any
             other only after a silence.
+        now: the time at which the connection opens.
 
     Attributes:
         active_at: the time of the last bytes that are not counted as events.
@@ -41,16 +42,12 @@ class Deadlines:
 
     __slots__ = ("_heartbeat_at", "_in_silence", "_interval", "active_at", "cap_at")
 
-    def __init__(self, interval: float | None, client_kind: ClientKind) -> None:
+    def __init__(self, interval: float | None, client_kind: ClientKind, now: float) -> None:
         self._interval = math.inf if interval is None else interval
         self._in_silence = client_kind is not ClientKind.EVENTSOURCE
-        self._heartbeat_at = math.inf
+        self._heartbeat_at = self._aligned(now + self._interval)
         self.active_at = 0.0
         self.cap_at = math.inf
-
-    def start(self, now: float) -> None:
-        """Plan the first heartbeat."""
-        self._heartbeat_at = self._aligned(now + self._interval)
 
     def deadline(self) -> float:
         """Return the time of the next call of `due`, infinite for never."""

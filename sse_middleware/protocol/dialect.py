@@ -6,15 +6,14 @@ Ids, control events and heartbeats are added between two events, and no byte of 
 import math
 from typing import Final
 
-from sse_middleware.config.options import Options
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol import control_events, openai
-from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
+from sse_middleware.protocol.client_kinds import CommentForm
 from sse_middleware.protocol.deadlines import Deadlines
 from sse_middleware.protocol.event_ids import Ending, EventId
 from sse_middleware.protocol.intake import INSIDE_EVENT
 from sse_middleware.protocol.stream_end import Reason, StreamEnd
-from sse_middleware.protocol.stream_terms import StreamTerms
+from sse_middleware.protocol.stream_profile import StreamProfile
 from sse_middleware.protocol.wire import BOM, Kind, Splitter, add_line, has_data, line_end
 
 _MANY: Final = 1000
@@ -25,20 +24,17 @@ class Dialect:
     """Write the stream for one client.
 
     Args:
-        options: the settings, including those of the mark.
-        terms: the terms of the stream.
-        client_kind: the kind of the client.
+        profile: the common part of streams like this one.
         record: the numbers of the stream.
         secret: the secret of the stream, which its event ids contain; `""` for no ids.
-        comment: the form of a heartbeat comment.
-        app_ids: whether the app sets the ids of its events.
 
     Attributes:
-        client_kind: the kind of the client.
-        deadlines: the deadlines of the connection.
-        ends_at: the time of the cap, of the stream or of this connection; infinite for none.
+        deadlines: the deadlines of the connection; set by `open`.
+        ends_at: the time of the cap, of the stream or of this connection; infinite for none; set
+            by `open`.
         is_inside_event: whether a part of an event has been sent that is not complete.
         outcome: the reason with which the stream has ended for this client, `None` before.
+        profile: as the argument.
         reads_control_events: whether the client is an `EventSource`, which receives control events.
         record: as the argument.
         retry_ms: the delay before a client that is disconnected reconnects.
@@ -52,49 +48,38 @@ class Dialect:
         "_id_prefix",
         "_lacks_lf",
         "_line_end",
-        "_longest_drain_ms",
         "_secret",
         "_wrote_lf",
-        "client_kind",
         "deadlines",
         "ends_at",
         "is_inside_event",
         "outcome",
+        "profile",
         "reads_control_events",
         "record",
         "retry_ms",
         "terms",
     )
 
-    def __init__(
-        self,
-        options: Options,
-        terms: StreamTerms,
-        *,
-        client_kind: ClientKind,
-        record: StreamRecord,
-        secret: str,
-        comment: CommentForm,
-        app_ids: bool = False,
-    ) -> None:
-        self.terms = terms
-        self.client_kind = client_kind
-        self.reads_control_events = client_kind is ClientKind.EVENTSOURCE
+    deadlines: Deadlines
+    _ends_at: float
+    _epoch: float
+
+    def __init__(self, profile: StreamProfile, record: StreamRecord, secret: str = "") -> None:
+        self.profile = profile
+        self.terms = profile.terms
+        self.reads_control_events = profile.reads_control_events
         self.record = record
-        self.retry_ms = terms.retry_ms
-        self.deadlines = Deadlines(terms.heartbeat_interval, client_kind)
+        self.retry_ms = profile.terms.retry_ms
         self.is_inside_event = False
         self.outcome: Reason | None = None
         self._secret = secret
-        self._id_prefix = f"\nid: {secret}-".encode() if secret and not app_ids else b""
+        self._id_prefix = b"" if profile.app_ids or not secret else f"\nid: {secret}-".encode()
         self._has_end_id = bool(secret)
-        self._comment = comment
+        self._comment = profile.comment
         self._line_end = b"\n"
         self._lacks_lf = False  # the last bytes end in CR: a LF that follows completes it
         self._wrote_lf = False  # ... and has been written in front of an event of ours
-        self._longest_drain_ms = int(options.drain_seconds * 1000)
-        self.ends_at = math.inf
-        self._epoch = 0.0
 
     @property
     def adds_ids(self) -> bool:
@@ -124,7 +109,7 @@ class Dialect:
             ends_in: the time after which the client may no longer read, whatever the terms are.
         """
         self._epoch = epoch
-        self.deadlines.start(now)
+        self.deadlines = Deadlines(self.terms.heartbeat_interval, self.profile.client_kind, now)
         self._set_cap(now, jitter, ends_in)
         if not self.reads_control_events:
             return b""
@@ -234,7 +219,7 @@ class Dialect:
 
     def prepare_to_drain(self) -> None:
         """Shorten the retry, so that the client reconnects while the stream continues."""
-        longest = self._longest_drain_ms
+        longest = self.profile.longest_drain_ms
         self.retry_ms = min(self.retry_ms, longest) if longest else self.retry_ms
 
     def reset_truncated(self, last: int) -> bytes:
@@ -259,7 +244,7 @@ class Dialect:
             return end.tail, finished
         if self.reads_control_events:
             return self._end_of_eventsource(end, jitter)
-        if end.first_chunk is None and self.client_kind is not ClientKind.OPENAI:
+        if end.first_chunk is None and not self.profile.is_openai:
             return b"", False
         return self._end_of_openai(end), True
 
@@ -278,14 +263,16 @@ class Dialect:
         return None if self.ends_at == math.inf else round(max(0.0, self.ends_at - now), 3)
 
     def _set_cap(self, now: float, jitter: float, ends_in: float | None) -> None:
-        max_seconds, rotates = self.terms.max_seconds, self.terms.rotates
-        if max_seconds is not None and rotates:
-            # Connections that opened together do not all end together.
-            self.deadlines.cap_at = self.ends_at = now + max_seconds * (1 - jitter / 10)
-        elif max_seconds is not None:  # the producer ends the stream
-            self.ends_at = self.record.opened_at + max_seconds
-        if ends_in is not None and now + ends_in < self.ends_at:
-            self.deadlines.cap_at = self.ends_at = now + ends_in
+        max_seconds, ends_at = self.terms.max_seconds, math.inf
+        if max_seconds is not None:
+            if self.terms.rotates:
+                # Connections that opened together do not all end together.
+                self.deadlines.cap_at = ends_at = now + max_seconds * (1 - jitter / 10)
+            else:  # the producer ends the stream
+                ends_at = self.record.opened_at + max_seconds
+        if ends_in is not None and now + ends_in < ends_at:
+            self.deadlines.cap_at = ends_at = now + ends_in
+        self.ends_at = ends_at
 
     def _has_written_first(self) -> bool:
         """Return whether bytes of the middleware precede those of the app."""

@@ -8,11 +8,11 @@ import re
 from collections import deque
 from typing import Any, Final, Protocol
 
-from sse_middleware.config.options import Options
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol import openai
 from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.stream_end import Reason, StreamEnd
+from sse_middleware.protocol.stream_profile import StreamProfile
 from sse_middleware.protocol.wire import (
     BOM,
     EOL,
@@ -26,8 +26,6 @@ from sse_middleware.protocol.wire import (
 )
 
 _ERROR: Final = b"error"
-ENDS_OF_APPS: Final = (b"complete", _ERROR)
-"""The names of events with which an app itself ends its stream."""
 _FIELDS: Final = (b"data", b"event", b"id", b"retry")
 _FIELD_LINE: Final = re.compile(rb"(?:\A|[\r\n])(?:(?:data|event|id|retry)[:\r\n]|:)")
 _MAX_LOOSE_BYTES: Final = 1 << 16
@@ -62,11 +60,8 @@ class Intake:
     """Process the bytes of one app, in any chunking.
 
     Args:
-        options: the settings, including those of the mark.
+        profile: the common part of streams like this one.
         record: the numbers of the stream.
-        end_names: the names of events with which the app itself can end the stream.
-        app_ids: whether the app sets its own ids and the events are kept nevertheless.
-        is_openai: whether the stream is in OpenAI's dialect; `None` if its first event shows it.
 
     Attributes:
         app_owns_ids: whether the app has sent an id that the middleware does not use.
@@ -80,8 +75,6 @@ class Intake:
     """
 
     __slots__ = (
-        "_app_ids",
-        "_end_names",
         "_examines_all",
         "_head",
         "_is_openai",
@@ -89,8 +82,8 @@ class Intake:
         "_loose",
         "_loose_bytes",
         "_marker",
+        "_profile",
         "_splitter",
-        "_trace_in_data",
         "app_owns_ids",
         "first_chunk",
         "has_ids",
@@ -101,23 +94,13 @@ class Intake:
         "record",
     )
 
-    def __init__(
-        self,
-        options: Options,
-        record: StreamRecord,
-        *,
-        end_names: tuple[bytes, ...],
-        app_ids: bool = False,
-        is_openai: bool | None = None,
-    ) -> None:
+    def __init__(self, profile: StreamProfile, record: StreamRecord) -> None:
+        self._profile = profile
         self.record = record
         self.log: Recording | None = None
-        self._splitter = Splitter(options.max_event_bytes)
-        self._trace_in_data = options.trace_in_data
-        self._app_ids = app_ids
-        self._end_names = end_names
-        self._is_openai = is_openai
-        self._examines_all = self._trace_in_data or is_openai is not False
+        self._splitter = Splitter(profile.options.max_event_bytes)
+        self._is_openai = profile.is_openai
+        self._examines_all = profile.trace_in_data or profile.is_openai is not False
         self._marker = b"event:"
         self._loose = _NOTHING
         self._loose_bytes = 0
@@ -221,12 +204,14 @@ class Intake:
 
     def _needs_a_look(self, chunk: bytes) -> bool:
         """Return whether usual events have to be examined one by one."""
-        if self._trace_in_data or self._is_openai is None:
+        if self._profile.trace_in_data or self._is_openai is None:
             return True
         if self._is_openai:
             has_first = self.first_chunk is None and chunk.find(openai.CHUNK_TYPE) >= 0
             return has_first or chunk.find(openai.DONE) >= 0
-        return chunk.find(b"event:") >= 0 and any(chunk.find(name) >= 0 for name in self._end_names)
+        return chunk.find(b"event:") >= 0 and any(
+            chunk.find(name) >= 0 for name in self._profile.end_names
+        )
 
     def _process_block(self, block: bytes, now: float, *, is_last: bool) -> Part:
         if has_id(block):
@@ -235,7 +220,7 @@ class Intake:
             self._keep_loose(block)
             return NO_EVENT, block
         number = self.record.count_events(1, now)
-        if self._trace_in_data:
+        if self._profile.trace_in_data:
             block = add_trace_id(block, self.record.trace_id)
         self._examine(block)
         if self.log is not None:
@@ -255,18 +240,20 @@ class Intake:
                     self.record.family = ClientKind.OPENAI
             if self._is_openai is None:
                 self._is_openai = self.first_chunk is not None
-            self._examines_all = self._trace_in_data or (self._is_openai and not self.first_chunk)
+            self._examines_all = self._profile.trace_in_data or (
+                self._is_openai and not self.first_chunk
+            )
             self._marker = openai.DONE if self._is_openai else b"event:"
         if self._is_openai:
             if block.find(openai.DONE) >= 0 and event_data(block) == openai.DONE:
                 self.has_own_end = True
-        elif block.find(b"event") >= 0 and (name := event_name(block)) in self._end_names:
+        elif block.find(b"event") >= 0 and (name := event_name(block)) in self._profile.end_names:
             self.has_own_end = True
             self.has_own_error = name.endswith(_ERROR)
 
     def _on_app_id(self) -> None:
         self.has_ids = True
-        if not (self._app_ids or self.app_owns_ids):
+        if not (self._profile.app_ids or self.app_owns_ids):
             self.app_owns_ids = True
             if self.log is not None:
                 self.log = self.log.use_app_ids()

@@ -15,6 +15,8 @@ _SPARE = 8
 """The buffer drops at least this fraction (an eighth) at a time, so that it drops seldom."""
 _SMALL_BYTES = 1 << 13
 """A smaller buffer grows by three quarters instead of an eighth, so that it grows seldom."""
+EMPTY_BYTES = sys.getsizeof(bytearray()) + sys.getsizeof(array("Q"))
+"""The memory of empty buffers."""
 
 
 class FrameBuffer:
@@ -50,7 +52,8 @@ class FrameBuffer:
         self._data = bytearray()
         self._ends = array("Q")  # of each frame, from the beginning of the stream
         self._offset = 0  # of `_data`, from the beginning of the stream
-        self._measure()
+        self._room = 0  # as `_measure` computes it, and so is `size`
+        self.size = EMPTY_BYTES
 
     def maybe_append(self, first: int, data: bytes, count: int) -> bool:
         """Append the frames of `count` events from `first` on if they fit without another change.
@@ -131,9 +134,12 @@ class FrameBuffer:
         self._measure()
 
     def drop_all(self) -> None:
-        """Drop all frames."""
-        self._drop(len(self._ends))
-        self._measure()
+        """Drop all frames, and free their memory."""
+        self.first = self.last + 1
+        self._offset += len(self._data)
+        self._data, self._ends = bytearray(), array("Q")
+        self._room = 0
+        self.size = EMPTY_BYTES
 
     def shrink(self, size: int) -> None:
         """Free at least `size` bytes of memory, or all."""

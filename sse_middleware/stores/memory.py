@@ -57,7 +57,7 @@ class MemoryStore:
         self._names: dict[str, str] = {}
         self._claims: dict[str, str] = {}
         self._ended = Expiries()
-        self._running = SizeRanking()
+        self._ranking = SizeRanking(self._measure_running)
         self._timers: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
         self.lock = threading.RLock()
 
@@ -76,7 +76,6 @@ class MemoryStore:
             if (earlier := self._logs.get(info.stream_id)) is not None:
                 self.drop(earlier)
             self._logs[info.stream_id] = log
-            self._running.add(info.stream_id)
             self.recount(log)
         return log
 
@@ -160,7 +159,6 @@ class MemoryStore:
         """Keep an ended log until its expiry."""
         seconds = self._keep_seconds(log)
         self._ended.add(log.info.stream_id, seconds, self._clock())
-        self._running.discard(log.info.stream_id)
         loop = running_loop()
         if loop is not None and loop not in self._timers:
             self._arm(loop, seconds)
@@ -171,7 +169,6 @@ class MemoryStore:
             return
         del self._logs[log.info.stream_id]
         self._ended.discard(log.info.stream_id, self._keep_seconds(log))
-        self._running.discard(log.info.stream_id)
         for name in log.names:
             if self._names.get(name) == log.info.stream_id:
                 del self._names[name]
@@ -186,11 +183,12 @@ class MemoryStore:
     def _resize(self, log: MemoryLog, size: int) -> None:
         self.total_bytes += size - log.size
         log.size = size
-        self._running.update(log.info.stream_id, size)
+        if self._ranking.is_active:
+            self._ranking.update(log.info.stream_id, size if log.state is LogState.RUNNING else 0)
 
     def _shrink_largest(self, size: int) -> bool:
         """Free `size` bytes of the largest running log, or all; return whether it had any."""
-        largest = self._logs.get(self._running.largest() or "")
+        largest = self._logs.get(self._ranking.largest() or "")
         if largest is None or not largest.has_frames:
             return False
         if largest.can_shrink:
@@ -202,6 +200,13 @@ class MemoryStore:
 
     def _keep_seconds(self, log: MemoryLog) -> float:
         return self._ttl if log.info.keep_seconds is None else log.info.keep_seconds
+
+    def _measure_running(self) -> dict[str, int]:
+        return {
+            stream_id: log.size
+            for stream_id, log in self._logs.items()
+            if log.state is LogState.RUNNING
+        }
 
     def _drop_expired(self) -> None:
         if not self._ended:

@@ -29,12 +29,12 @@ class MemoryLog:
         "_loop",
         "_producer",
         "_readers",
-        "_state",
         "_store",
         "_waiting",
         "info",
         "names",
         "size",
+        "state",
     )
 
     def __init__(
@@ -46,7 +46,7 @@ class MemoryLog:
         self._store = store
         self._frames = frames
         self._frame = b""
-        self._state = LogState.RUNNING
+        self.state = LogState.RUNNING
         self._producer: LogListener | None = producer
         self._loop = asyncio.get_running_loop()
         self._has_readers = False  # as the producer was notified
@@ -64,7 +64,7 @@ class MemoryLog:
     def skip(self, seq: int) -> None:
         """Record that the event `seq` is not kept."""
         with self._store.lock:
-            if self._state is LogState.RUNNING:
+            if self.state is LogState.RUNNING:
                 self._frames.skip(seq)
                 self._store.recount(self)
                 self._wake()
@@ -72,30 +72,31 @@ class MemoryLog:
     def end(self, state: LogState, frame: bytes = b"") -> None:
         """End the log, once."""
         with self._store.lock:
-            if self._state is not LogState.RUNNING:
+            if self.state is not LogState.RUNNING:
                 return
             if state is LogState.GONE:
                 self._store.drop(self)
                 return
-            self._state = state
+            self.state = state
             self._frame = frame
             self._producer = None
             self._frames.close()
             self._store.keep_ended(self)
             self._store.recount(self)
-            self._wake()
+            if self._waiting:
+                self._wake()
 
     def use_app_ids(self) -> None:
         """Drop the events and end the log, because the app sets event ids itself."""
         with self._store.lock:
-            if self._state is LogState.RUNNING:
+            if self.state is LogState.RUNNING:
                 self._frames.drop_all()
                 self.end(LogState.APP_OWNS_IDS)
 
     def set_name(self, name: str) -> None:
         """Let `find_named` find this log."""
         with self._store.lock:
-            if self._state is LogState.RUNNING:
+            if self.state is LogState.RUNNING:
                 self._store.set_name(self, name)
                 self.names = tuple(dict.fromkeys((*self.names, name)))
                 self._store.recount(self)
@@ -107,22 +108,22 @@ class MemoryLog:
         """Return the current state of the log."""
         with self._store.lock:
             return LogSnapshot(
-                self.info, self._state, self._frames.last, bool(self._frame), self._frames.first
+                self.info, self.state, self._frames.last, bool(self._frame), self._frames.first
             )
 
     def read(self, after: int) -> Batch | None:
         """Return the batch after the event `after`, `None` if there is none yet."""
         with self._store.lock:
             frames = self._frames
-            if self._state in (LogState.GONE, LogState.APP_OWNS_IDS):
-                return Batch(self._state, after, self._frame)
+            if self.state in (LogState.GONE, LogState.APP_OWNS_IDS):
+                return Batch(self.state, after, self._frame)
             if after < frames.first - 1:
                 return Batch(LogState.TRUNCATED, frames.first - 1, b"")
             if after < frames.last:
                 return Batch(LogState.RUNNING, *frames.read(after, _READ_BYTES))
-            if self._state is LogState.RUNNING:
+            if self.state is LogState.RUNNING:
                 return None
-            return Batch(self._state, after, self._frame)
+            return Batch(self.state, after, self._frame)
 
     async def growth(self, after: int) -> None:
         """Wait until the log has an event after the event `after`, or ends."""
@@ -171,12 +172,12 @@ class MemoryLog:
 
     def drop(self) -> None:
         """Notify readers that the log is gone."""
-        self._state = LogState.GONE
+        self.state = LogState.GONE
         self._frame = b""
         self._producer = None
-        self._frames.close()
         self._frames.drop_all()
-        self._wake()
+        if self._waiting:
+            self._wake()
 
     def measure(self) -> int:
         """Return the memory that it uses, in bytes."""
@@ -185,7 +186,7 @@ class MemoryLog:
 
     def _append(self, first: int, data: bytes, count: int) -> None:
         with self._store.lock:
-            if self._state is LogState.RUNNING:
+            if self.state is LogState.RUNNING:
                 self._frames.append(first, data, count)
                 self._store.recount(self)
 

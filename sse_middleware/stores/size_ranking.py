@@ -1,5 +1,10 @@
-"""Which of many logs is the largest, in logarithmic time."""
+"""Which of many logs is the largest, in logarithmic time.
 
+Most processes never have to know. The logs are ranked from the first question on, until there have
+been as many changes as logs since the last ranking.
+"""
+
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Final
 
@@ -8,36 +13,40 @@ _SPARE: Final = 64
 
 
 class SizeRanking:
-    """The sizes of logs by their ids."""
+    """The sizes of logs by their ids.
 
-    def __init__(self) -> None:
+    Args:
+        measure: returns the sizes of all logs.
+
+    Attributes:
+        is_active: whether changes have to be reported by `update`.
+    """
+
+    def __init__(self, measure: Callable[[], dict[str, int]]) -> None:
+        self._measure = measure
+        self.is_active = False
         self._sizes: dict[str, int] = {}
         # Entries with a size that has changed remain until they are the largest, or too many.
         self._heap: list[tuple[int, str]] = []
 
-    def add(self, key: str) -> None:
-        """Add an empty log."""
-        self._sizes[key] = 0
-
     def update(self, key: str, size: int) -> None:
-        """Set the size of a log, if it was added."""
-        if self._sizes.get(key, size) == size:
-            return
-        self._sizes[key] = size
-        if len(self._heap) > 2 * len(self._sizes) + _SPARE:
-            self._heap = [(-size, key) for key, size in self._sizes.items()]
-            heapify(self._heap)
-        else:
+        """Set the size of a log; 0 removes it."""
+        if not size:
+            self._sizes.pop(key, None)
+        elif self._sizes.get(key) != size:
+            self._sizes[key] = size
             heappush(self._heap, (-size, key))
-
-    def discard(self, key: str) -> None:
-        """Remove a log, if it is there."""
-        self._sizes.pop(key, None)
-        if not self._sizes:
-            self._heap.clear()
+        if len(self._heap) > 2 * len(self._sizes) + _SPARE:
+            self.is_active = False
+            self._heap, self._sizes = [], {}
 
     def largest(self) -> str | None:
         """Return the largest log, `None` if all are empty."""
+        if not self.is_active:
+            self.is_active = True
+            self._sizes = self._measure()
+            self._heap = [(-size, key) for key, size in self._sizes.items()]
+            heapify(self._heap)
         while self._heap:
             size, key = self._heap[0]
             if self._sizes.get(key) == -size:

@@ -217,7 +217,8 @@ class AppWriter:
         elif producer.phase is ProducerPhase.OPEN:
             self._raise_failure()
             self.process_queue()
-            self._sender.write_message(message)
+            self._sender.append(message)
+            self._sender.flush_soon()
             await self._wait_until_written()
 
     async def _write_body(self, body: Any, now: float, *, is_last: bool) -> None:
@@ -368,6 +369,8 @@ class AppWriter:
         does not, any exception is raised each time, because no bytes may follow the gap.
         """
         sender = self._sender
+        if sender.lost is None:
+            return
         failure, sender.failure = sender.failure, None
         if self.producer.phase is ProducerPhase.LEFT:
             failure = sender.lost

@@ -60,7 +60,6 @@ class Connection:
         dialect: the form of the stream for this client.
         sender: writes its bytes.
         owner: is notified of the end.
-        send_timeout: how long the client may block a write, in seconds; `None` for any time.
 
     Attributes:
         closed_by: the input that has ended it, `None` before.
@@ -80,14 +79,7 @@ class Connection:
         "sender",
     )
 
-    def __init__(
-        self,
-        dialect: Dialect,
-        sender: Sender,
-        owner: ConnectionOwner,
-        *,
-        send_timeout: float | None,
-    ) -> None:
+    def __init__(self, dialect: Dialect, sender: Sender, owner: ConnectionOwner) -> None:
         self.dialect = dialect
         self.sender = sender
         self.phase = ConnectionPhase.OPENING
@@ -95,7 +87,7 @@ class Connection:
         self._owner = owner
         self._has_ended = False  # the stream, which may be while the connection is behind
         self._close_at = math.inf
-        self._send_timeout = math.inf if send_timeout is None else send_timeout
+        self._send_timeout = dialect.profile.send_timeout
         sender.owner = self
 
     @property
@@ -334,7 +326,7 @@ class Connection:
         self.sender.finish(data, ends=clean)
         if soon:
             self.sender.flush_soon()
-        if self.sender.is_idle:
+        if not clean and self.sender.is_idle:
             self._close(ConnectionInput.WRITTEN)
 
     def _close(self, given: ConnectionInput) -> None:

@@ -12,6 +12,7 @@ from sse_middleware.config.options import Options
 from sse_middleware.http.body_digest import BodyDigest
 from sse_middleware.http.identity import Identities, TrustedProxies
 from sse_middleware.http.request import SSERequest, app_path, stream_key_name
+from sse_middleware.http.response_head import announcing_headers
 from sse_middleware.http.routes import (
     UNMATCHED,
     Mark,
@@ -26,6 +27,7 @@ from sse_middleware.protocol.client_kinds import (
     ClientKind,
     in_rollout,
 )
+from sse_middleware.protocol.stream_profile import StreamProfile
 from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import EventStore, LogInfo
 from sse_middleware.stream.end_callback import EndCalls
@@ -62,7 +64,7 @@ class Context:
         app: the wrapped app.
         options: the settings.
         options_for: returns the settings of a mark.
-        terms_for: returns the terms of the streams of a mark that `terms` has computed.
+        profiles: the profiles of the streams of a mark that `profile` has computed.
         store: keeps the events.
         linger_queue: the streams that wait for a reader.
         readers: counts the connections that follow streams.
@@ -80,7 +82,7 @@ class Context:
     app: ASGIApp
     options: Options
     options_for: OncePerKey[Mark, Options]
-    terms_for: OncePerKey[Mark, dict[ClientKind, StreamTerms]] = field(
+    profiles: OncePerKey[Mark, dict[ClientKind, StreamProfile]] = field(
         default_factory=lambda: OncePerKey(lambda _: {})
     )
     store: EventStore
@@ -96,12 +98,21 @@ class Context:
     attaching: Attaching = field(default_factory=Attaching)
     warned: set[tuple[str, str]] = field(default_factory=set)
 
-    def terms(self, mark: Mark, client_kind: ClientKind) -> StreamTerms:
-        """Return the terms of a new stream."""
-        known = self.terms_for(mark)
-        if client_kind not in known:
-            known[client_kind] = StreamTerms.from_options(self.options_for(mark), client_kind)
-        return known[client_kind]
+    def profile(self, mark: Mark, client_kind: ClientKind) -> StreamProfile:
+        """Return what all streams of a mark and a kind of client have in common."""
+        known = self.profiles(mark)
+        profile = known.get(client_kind)
+        if profile is None:
+            options = self.options_for(mark)
+            terms = StreamTerms.from_options(options, client_kind)
+            profile = known[client_kind] = StreamProfile.from_options(
+                options,
+                client_kind,
+                terms=terms,
+                app_ids=mark.stream_key is not None,
+                headers=announcing_headers(terms),
+            )
+        return profile
 
     def attaches(self) -> bool:
         """Return whether a request may be attached to a stream."""
@@ -117,7 +128,8 @@ class Context:
             scope: the scope of the request, after the app has routed it.
             path: the `app_path` before that; a mount of Starlette changes the `root_path`.
         """
-        return self._mark(scope.get("endpoint"), scope.get("method", ""), path)
+        mark = get_mark(scope.get("endpoint"), scope.get("method", ""))
+        return self._mark_of_path(path) if mark is None and self.path_marks else mark
 
     def match_mark(self, scope: Scope) -> Mark | None:
         """Return that mark before the app has found the endpoint."""
@@ -126,8 +138,9 @@ class Context:
     def match_route(self, scope: Scope) -> tuple[Mark | None, str]:
         """Return that mark and the name of the route, before the app has found the endpoint."""
         endpoint, template, _ = route_ahead(dict(scope), self.app)
-        path = app_path(scope) if self.path_marks else ""
-        mark = self._mark(endpoint, scope.get("method", ""), path)
+        mark = get_mark(endpoint, scope.get("method", ""))
+        if mark is None and self.path_marks:
+            mark = self._mark_of_path(app_path(scope))
         return mark, template or (mark.name if mark else None) or UNMATCHED
 
     def new_body_digest(self, scope: Scope, path: str) -> BodyDigest:
@@ -188,11 +201,11 @@ class Context:
         self.warned.add(key)
         return True
 
-    def _mark(self, endpoint: object, method: str, path: str) -> Mark | None:
-        mark = get_mark(endpoint, method)
-        if mark is None and self.path_marks:
-            return next((mark for glob, mark in self.path_marks if glob.match(path)), None)
-        return mark
+    def _mark_of_path(self, path: str) -> Mark | None:
+        for glob, mark in self.path_marks:
+            if glob.match(path):
+                return mark
+        return None
 
     def key_name(self, mark: Mark | None, request: SSERequest) -> str | None:
         """Return the name in the store of the stream that a request selects by its `stream_key`."""

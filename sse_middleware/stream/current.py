@@ -1,7 +1,7 @@
 """The handler's view of the stream that it writes."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -66,7 +66,7 @@ class CurrentStream:
     # Tasks that outlive the request may keep this object, so it has no reference to the scope.
     def __init__(
         self,
-        headers: Iterable[tuple[bytes, bytes]] | None = None,
+        headers: Collection[tuple[bytes, bytes]] | None = None,
         follow: Follow | None = None,
         request: SSERequest | None = None,
     ) -> None:

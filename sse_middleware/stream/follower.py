@@ -16,18 +16,20 @@ from sse_middleware.errors import StoreError
 from sse_middleware.http.request import SSERequest
 from sse_middleware.http.response_head import (
     OWN_HEADERS,
+    announcing_headers,
     body_message,
     parse_headers,
     stream_headers,
 )
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.client_kinds import ClientKind, CommentForm, comment_form
+from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.connection_state import (
     ConnectionInput,
     ConnectionPhase,
 )
 from sse_middleware.protocol.dialect import Dialect
 from sse_middleware.protocol.stream_end import Reason
+from sse_middleware.protocol.stream_profile import StreamProfile
 from sse_middleware.stores.base import LogInfo
 from sse_middleware.stream.cancellation import LAST_WRITE_SECONDS, SHUTDOWN_GRACE_SECONDS
 from sse_middleware.stream.connection import Connection
@@ -89,19 +91,18 @@ class Follower:
             resumed_after=after,
             chunks=after,
         )
-        options, has_ids = context.options, client_kind is ClientKind.EVENTSOURCE
+        has_ids = client_kind is ClientKind.EVENTSOURCE
         if not has_ids and info.terms.rotates:  # such a client cannot be told to reconnect
             info = replace(info, terms=replace(info.terms, rotates=False, max_seconds=None))
         self._info = info
-        self._dialect = Dialect(
-            options,
-            info.terms,
-            client_kind=client_kind,
-            record=self._record,
-            secret=secret if has_ids else "",
-            comment=CommentForm.BLOCK if has_ids else comment_form(options.comment_style),
+        profile = StreamProfile.from_options(
+            context.options,
+            client_kind,
+            terms=info.terms,
             app_ids=info.app_ids,
+            headers=announcing_headers(info.terms),
         )
+        self._dialect = Dialect(profile, self._record, secret if has_ids else "")
         now = self._timers.clock()
         self._record.opened_at = now - max(0.0, time.time() - info.opened_on)
         self._preamble = self._dialect.open(
@@ -115,8 +116,7 @@ class Follower:
         )
         self._report = Report(self._record, context.observers, self._timers.clock)
         sender = Sender(send, self._timers, self._record, context.observers)
-        timeout = context.options.send_timeout
-        self._connection = Connection(self._dialect, sender, self, send_timeout=timeout)
+        self._connection = Connection(self._dialect, sender, self)
 
     async def send_head(self) -> None:
         """Send the response start alone, for a HEAD; the client is no reader."""
@@ -182,7 +182,7 @@ class Follower:
         kept = [pair for pair in parse_headers(info.headers) if pair[0].lower() != b"cache-control"]
         headers = stream_headers(
             [*kept, *OWN_HEADERS],
-            info.terms,
+            self._dialect.profile.headers,
             trace_id=self._record.trace_id,
             stream_id=info.stream_id,
         )

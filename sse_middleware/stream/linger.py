@@ -96,36 +96,31 @@ class Linger:
     Args:
         queue: counts the streams.
         stream: the stream.
-        seconds: how long it lingers.
 
     Attributes:
         deadline: the time at which it expires, infinite for never.
         counts_at: the time from which it counts against the limit, infinite for never.
-        is_active: whether the stream lingers.
     """
 
-    __slots__ = ("_queue", "_seconds", "_stream", "counts_at", "deadline", "is_active")
+    __slots__ = ("_queue", "_stream", "counts_at", "deadline")
 
-    def __init__(self, queue: LingerQueue, stream: LingeringStream, seconds: float) -> None:
+    def __init__(self, queue: LingerQueue, stream: LingeringStream) -> None:
         self._queue = queue
         self._stream = stream
-        self._seconds = seconds
         self.deadline = self.counts_at = math.inf
-        self.is_active = False
 
-    def start(self, now: float, *, expected_until: float, is_draining: bool) -> None:
+    def start(self, now: float, seconds: float, *, expected_until: float) -> None:
         """Begin to linger.
 
         Args:
             now: the time.
+            seconds: how long the stream lingers; infinite if the drain ends it.
             expected_until: the time until which the client is expected, because the middleware has
                 disconnected it.
-            is_draining: whether the stream lingers until the drain ends it.
         """
-        self.is_active = True
         self._queue.add(self._stream)
-        self.deadline = math.inf if is_draining else now + self._seconds
-        self.counts_at = math.inf if is_draining else expected_until
+        self.deadline = now + seconds
+        self.counts_at = expected_until if seconds < math.inf else math.inf
         self.count(now)
 
     def count(self, now: float) -> None:
@@ -136,6 +131,5 @@ class Linger:
 
     def stop(self) -> None:
         """Linger no longer."""
-        self.is_active = False
         self.deadline = self.counts_at = math.inf
         self._queue.discard(self._stream)

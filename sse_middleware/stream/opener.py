@@ -9,7 +9,6 @@ from typing import Any, Final, Protocol
 
 from starlette.types import Message, Scope, Send
 
-from sse_middleware.config.options import Options
 from sse_middleware.http.body_digest import BodyDigest
 from sse_middleware.http.request import SSERequest
 from sse_middleware.http.response_head import (
@@ -22,15 +21,9 @@ from sse_middleware.http.response_head import (
 )
 from sse_middleware.http.routes import Mark, name_in, route_name
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.client_kinds import (
-    EVENT_STREAM,
-    ClientKind,
-    CommentForm,
-    comment_form,
-)
+from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind
 from sse_middleware.protocol.dialect import Dialect
-from sse_middleware.protocol.intake import ENDS_OF_APPS, Intake
-from sse_middleware.protocol.stream_terms import StreamTerms
+from sse_middleware.protocol.intake import Intake
 from sse_middleware.stores.base import LogInfo
 from sse_middleware.stream.callbacks import StreamCallbacks
 from sse_middleware.stream.connection import Connection
@@ -87,18 +80,33 @@ class StreamAdmission(Protocol):
         """Send the rejection in place of the app's response."""
 
 
-def match_stream(
-    context: Context, current: CurrentStream, scope: Scope, path: str, start: Message
-) -> tuple[bool, Mark | None]:
-    """Return whether a response is to be a stream, and the mark of its endpoint.
+class StreamOwner(StreamCallbacks, Protocol):
+    """The request whose response is a stream.
 
-    Args:
+    Attributes:
         context: the objects that all requests of one middleware share.
         current: the handler's view of the stream.
         scope: the scope of the request, after the app has routed it.
-        path: the `app_path` before that.
+        server_send: the server's `send`.
+        body: the digest of the received part of the request body, if it identifies the stream.
+    """
+
+    context: Context
+    current: CurrentStream
+    scope: Scope
+    server_send: Send
+    body: BodyDigest | None
+
+
+def match_stream(owner: StreamOwner, path: str, start: Message) -> tuple[bool, Mark | None]:
+    """Return whether a response is to be a stream, and the mark of its endpoint.
+
+    Args:
+        owner: the request.
+        path: the `app_path` before the app has routed it.
         start: the response start.
     """
+    context, current, scope = owner.context, owner.current, owner.scope
     headers = start.get("headers") or ()
     reason = passthrough_reason(scope.get("method", ""), start["status"], headers)
     if reason is ENCODED:
@@ -115,34 +123,23 @@ def match_stream(
     return reason is None, mark
 
 
-def open_unmarked(  # noqa: PLR0917 - one call
-    context: Context,
-    current: CurrentStream,
-    scope: Scope,
-    send: Send,
-    mark: Mark | None,
-    kind: ClientKind,
-    callbacks: StreamCallbacks,
-) -> UnmarkedStream:
-    """Open a stream that is passed on as it is.
+def open_unmarked(owner: StreamOwner, mark: Mark | None, kind: ClientKind) -> UnmarkedStream:
+    """Create a stream that is passed on as it is.
 
     Args:
-        context: the objects that all requests of one middleware share.
-        current: the handler's view of the stream.
-        scope: the scope of the request, after the app has routed it.
-        send: the server's `send`.
+        owner: the request.
         mark: the mark of the endpoint, if it has one.
         kind: `UNMARKED`, or `OFF` for a client outside the rollout.
-        callbacks: are called if the stream is ended for its app.
     """
+    context, current = owner.context, owner.current
     record, options = current.record, context.options
-    record.family, record.route = kind, route_name(scope, mark)
+    record.family, record.route = kind, route_name(owner.scope, mark)
     is_drained = kind is ClientKind.UNMARKED and "drain_seconds" in options.explicit
     stream = UnmarkedStream(
         record,
-        send,
+        owner.server_send,
         observers=context.observers,
-        callbacks=callbacks,
+        callbacks=owner,
         drain_seconds=options.drain_seconds if is_drained else None,
     )
     current.take_secret()
@@ -179,101 +176,80 @@ def warn_once(context: Context, warning: str, record: StreamRecord) -> None:
         logger.warning(WARNINGS[warning], record.route, record.trace_id)
 
 
-def create_stream(  # noqa: PLR0917 - one call
-    context: Context,
-    current: CurrentStream,
-    request: SSERequest,
-    mark: Mark,
-    client_kind: ClientKind,
-    body: BodyDigest | None,
-    send: Send,
-    start: Message,
-    callbacks: StreamCallbacks,
+def open_marked(
+    owner: StreamOwner, request: SSERequest, start: Message, mark: Mark, client_kind: ClientKind
 ) -> tuple[Producer, Coroutine[Any, Any, None]]:
     """Create the producer of a marked stream, with a log if it is to be kept.
 
     Args:
-        context: the objects that all requests of one middleware share.
-        current: the handler's view of the stream.
-        request: the request, with its scope as the app has routed it.
+        owner: the request.
+        request: the same as the app has routed it.
+        start: the app's response start.
         mark: the mark of the endpoint.
         client_kind: the kind of the client.
-        body: the digest of the received part of the request body, if it identifies the stream.
-        send: the server's `send`.
-        start: the app's response start.
-        callbacks: those of the object that runs the app.
 
     Returns:
         The producer, and what sends the response start with our headers.
     """
-    options, timers, has_app_ids = context.options_for(mark), current_timers(), _has_app_ids(mark)
+    context, current, send = owner.context, owner.current, owner.server_send
+    profile, timers = context.profile(mark, client_kind), current_timers()
     record, secret = current.record, current.take_secret()
     record.family, record.route = client_kind, route_name(request.scope, mark)
-    terms = context.terms(mark, client_kind)
-    reads_control_events = client_kind is ClientKind.EVENTSOURCE
-    dialect = Dialect(
-        options,
-        terms,
-        client_kind=client_kind,
-        record=record,
-        secret=secret if reads_control_events else "",
-        comment=CommentForm.BLOCK if reads_control_events else comment_form(options.comment_style),
-        app_ids=has_app_ids,
-    )
     producer = Producer(
-        _intake(options, terms, record, client_kind, has_app_ids=has_app_ids),
-        options,
-        terms,
+        profile,
+        Intake(profile, record),
         timers,
         send,
         observers=context.observers,
-        callbacks=callbacks,
+        callbacks=owner,
         linger_queue=context.linger_queue,
     )
     if mark.on_end is not None:
         producer.log.call_at_end(
             EndCallback(
                 mark.on_end,
-                options,
+                profile.options,
                 record,
                 observers=context.observers,
                 calls=context.end_calls,
                 drain=timers.drain,
             )
         )
-    if options.keep and options.replay_max_events:
+    has_ids = profile.reads_control_events
+    if profile.options.keep and profile.options.replay_max_events:
         create_log = partial(
-            _create_log, producer, context, request, mark, record, terms, secret, start, body
+            _create_log, producer, context, request, mark, secret, start, owner.body
         )
-        if reads_control_events or has_app_ids or "keep" in options.explicit:
+        if has_ids or profile.app_ids or "keep" in profile.options.explicit:
             create_log()
         else:  # most clients cannot resume it without a name
             producer.log.begin_if_named(create_log)
+    dialect = Dialect(profile, record, secret if has_ids else "")
     sender = Sender(send, timers, record, context.observers)
-    producer.attach(Connection(dialect, sender, producer, send_timeout=options.send_timeout))
+    producer.attach(Connection(dialect, sender, producer))
     current.open(producer, _default_name(mark, request))
     if mark.attach != "never" and not current.is_matched:
         context.attaching.is_needed = True  # the route may be newer than the first request
-        callbacks.warn("attach")
-    reset = request.intent.reset if reads_control_events else ""
+        owner.warn("attach")
+    reset = request.intent.reset if has_ids else ""
     now = record.opened_at = timers.clock()
     preamble = dialect.open(
         now,
         timers.epoch(),
         reset=reset,
-        event_id=_client_event_id(request) if reads_control_events else None,
+        event_id=_client_event_id(request) if has_ids else None,
         jitter=random.random(),  # noqa: S311 - no secret
-        ends_in=context.credential_ttl(request.scope),
+        ends_in=None if context.expires_at is None else context.credential_ttl(request.scope),
     )
     if reset:
         for observer in context.observers:
             observer.resumed(record.route, reset, 0)
     headers = stream_headers(
         start.get("headers") or (),
-        terms,
+        profile.headers,
         trace_id=record.trace_id,
         stream_id=record.stream_id,
-        has_ids=reads_control_events,
+        has_ids=has_ids,
     )
     return producer, producer.open({**start, "headers": headers}, preamble)
 
@@ -285,30 +261,6 @@ def _default_name(mark: Mark, request: SSERequest) -> Callable[[], str] | None:
     if b"idempotency-key" in request.headers and request.idempotency_key:
         return partial(getattr, request, "idempotency_key")
     return None
-
-
-def _has_app_ids(mark: Mark) -> bool:
-    """Return whether the app sets the ids of a stream that is kept all the same."""
-    return mark.stream_key is not None
-
-
-def _intake(
-    options: Options,
-    terms: StreamTerms,
-    record: StreamRecord,
-    client_kind: ClientKind,
-    *,
-    has_app_ids: bool,
-) -> Intake:
-    prefix = terms.event_prefix.encode()
-    return Intake(
-        options,
-        record,
-        end_names=tuple([prefix + name for name in ENDS_OF_APPS]) if prefix else ENDS_OF_APPS,
-        app_ids=has_app_ids,
-        # The first event of a plain client's stream shows whether its dialect is OpenAI's.
-        is_openai=None if client_kind is ClientKind.PLAIN else client_kind is ClientKind.OPENAI,
-    )
 
 
 def _client_event_id(request: SSERequest) -> str | None:
@@ -326,17 +278,15 @@ def _create_log(  # noqa: PLR0917 - one call
     context: Context,
     request: SSERequest,
     mark: Mark,
-    record: StreamRecord,
-    terms: StreamTerms,
     secret: str,
     start: Message,
     body: BodyDigest | None,
 ) -> None:
     """Create the log of a stream, unless it is not known who may resume it."""
-    has_app_ids = _has_app_ids(mark)
+    profile, record = producer.profile, producer.report.record
     identity = context.identities.of(request)
-    name = context.key_name(mark, request) if has_app_ids else ""
-    has_ids = has_app_ids or record.family is ClientKind.EVENTSOURCE
+    name = context.key_name(mark, request) if profile.app_ids else ""
+    has_ids = profile.app_ids or profile.reads_control_events
     if identity is None or name is None or not (identity or has_ids):  # a name needs an identity
         return
     info = LogInfo(
@@ -348,9 +298,9 @@ def _create_log(  # noqa: PLR0917 - one call
         origin=request.origin,
         headers=serialize_headers(start.get("headers") or ()),
         route=record.route,
-        app_ids=has_app_ids,
+        app_ids=profile.app_ids,
         opened_on=time.time(),
-        terms=terms,
+        terms=profile.terms,
         secret=secret,
         asks_for_stream=mark.attach != "never" and EVENT_STREAM in request.accepted_types,
         keep_seconds=mark.cache_ttl,

@@ -13,7 +13,6 @@ from typing import Final
 
 from starlette.types import Message, Send
 
-from sse_middleware.config.options import Options
 from sse_middleware.observability.observer import Observer
 from sse_middleware.protocol.connection_state import ConnectionInput
 from sse_middleware.protocol.intake import Intake
@@ -21,11 +20,10 @@ from sse_middleware.protocol.producer_state import (
     PRODUCER_TABLE,
     ProducerAction,
     ProducerInput,
-    ProducerMove,
     ProducerPhase,
 )
 from sse_middleware.protocol.stream_end import Reason, outcome_of
-from sse_middleware.protocol.stream_terms import StreamTerms
+from sse_middleware.protocol.stream_profile import StreamProfile
 from sse_middleware.stream.app_writer import AppWriter
 from sse_middleware.stream.callbacks import NO_CALLBACKS, StreamCallbacks, discard
 from sse_middleware.stream.cancellation import SHUTDOWN_GRACE_SECONDS
@@ -43,13 +41,11 @@ class Producer:
     """Process the messages of one app, and end its stream.
 
     Args:
+        profile, callbacks: as the attributes.
         intake: processes the bytes of the app.
-        options: the settings, including those of the mark.
-        terms: the terms of the stream.
         timers: the timers of the running loop.
         send: the server's `send`.
         observers: are notified of the stream.
-        callbacks: as the attribute.
         linger_queue: the streams that wait for a reader.
 
     Attributes:
@@ -58,6 +54,7 @@ class Producer:
         control: ends the stream for other objects.
         log: keeps the events.
         phase: its state.
+        profile: the common part of streams like this one.
         report: reports the stream.
         write: processes a message of the app.
         writer: processes the messages of the app.
@@ -65,14 +62,11 @@ class Producer:
 
     __slots__ = (
         "_cap_at",
-        "_clock",
         "_intake",
         "_linger",
-        "_options",
+        "_linger_queue",
         "_outcome",
         "_reason",
-        "_record",
-        "_terms",
         "_timer",
         "_timers",
         "callbacks",
@@ -80,6 +74,7 @@ class Producer:
         "control",
         "log",
         "phase",
+        "profile",
         "report",
         "write",
         "writer",
@@ -89,9 +84,8 @@ class Producer:
 
     def __init__(
         self,
+        profile: StreamProfile,
         intake: Intake,
-        options: Options,
-        terms: StreamTerms,
         timers: LoopTimers,
         send: Send,
         *,
@@ -99,23 +93,21 @@ class Producer:
         callbacks: StreamCallbacks,
         linger_queue: LingerQueue,
     ) -> None:
+        self.profile = profile
         self._intake = intake
-        self._record = intake.record
-        self._options = options
-        self._terms = terms
         self._timers = timers
-        self._clock = timers.clock
         self.report = Report(intake.record, observers, timers.clock)
         self.callbacks = callbacks
-        self.control = ProducerControl(self, timers, options.drain_seconds)
-        self._linger = Linger(linger_queue, self.control, options.linger_seconds)
+        self.control = ProducerControl(self, timers)
+        self._linger_queue = linger_queue
+        self._linger: Linger | None = None  # while the stream lingers
         self.phase = ProducerPhase.OPEN
         self._reason: Reason | None = None
         self._outcome = "aborted"
         self.log = ProducerLog(self, intake)
         self._timer = StreamTimer(timers, self.check_deadlines)
         self._cap_at = math.inf
-        self.writer = AppWriter(self, intake, options, timers, send)
+        self.writer = AppWriter(self, intake, profile.options, timers, send)
         self.write: Send = self.writer.write
 
     def attach(self, connection: Connection) -> None:
@@ -126,9 +118,9 @@ class Producer:
 
     async def open(self, start: Message, preamble: bytes) -> None:
         """Send the response start at once; the preamble follows with the first event, or soon."""
-        connection, now = self.connection, self._clock()
-        if self._terms.max_seconds is not None and not self._terms.rotates:
-            self._cap_at = self._record.opened_at + self._terms.max_seconds
+        connection, now, terms = self.connection, self._timers.clock(), self.profile.terms
+        if terms.max_seconds is not None and not terms.rotates:
+            self._cap_at = self._intake.record.opened_at + terms.max_seconds
         self.report.open(now)
         self._timers.drain.add(self.control)
         self._set_timer(now)
@@ -154,7 +146,7 @@ class Producer:
     def remaining_seconds(self) -> float | None:
         """Return the time until the cap ends the stream, `None` if it has none."""
         at = self._cap_at
-        return round(max(0.0, at - self._clock()), 3) if at < math.inf else None
+        return round(max(0.0, at - self._timers.clock()), 3) if at < math.inf else None
 
     def set_name(self, name: str, *, is_claimed: bool = False) -> bool:
         """Make the stream available under a name, if its client has an identity."""
@@ -174,16 +166,16 @@ class Producer:
 
     def on_connection_closed(self, connection: Connection) -> None:
         """Wait for a client that returns, or end the stream if none can."""
-        self.writer.leave_fast_path()
-        self.writer.process_queue()
-        closed_by = connection.closed_by
-        if closed_by in _BY_CLIENT and self._reason in (None, Reason.GONE):
-            self._record.disconnects = 1
+        if connection.closed_by in _BY_CLIENT and self._reason in (None, Reason.GONE):
+            self._intake.record.disconnects = 1
         if self._reason is not None:
             self.report.end(self._outcome)
-        elif self.may_return():
+            return
+        self.writer.leave_fast_path()
+        self.writer.process_queue()
+        if self.may_return():
             self.move(ProducerInput.CLIENT_MAY_RETURN)
-        elif closed_by not in _LEFT:
+        elif connection.closed_by not in _LEFT:
             self.move(ProducerInput.CLIENT_IS_CUT)
         else:
             self.move(ProducerInput.CLIENT_HAS_LEFT)
@@ -195,8 +187,8 @@ class Producer:
         if self.log.has_readers:
             self.move(ProducerInput.CONNECTION_FOLLOWS)
         elif self.phase is ProducerPhase.DETACHED:
-            may = self.may_return()
-            self.move(ProducerInput.CLIENT_MAY_RETURN if may else ProducerInput.LINGER_IS_OVER)
+            on = ProducerInput
+            self.move(on.CLIENT_MAY_RETURN if self.may_return() else on.LINGER_IS_OVER)
 
     def on_app_ids(self) -> None:
         """Handle that the app sets its own ids: no client can resume the stream by ours."""
@@ -206,9 +198,10 @@ class Producer:
 
     def on_openai(self) -> None:
         """Apply the cap: a client of OpenAI's dialect can be notified of it."""
-        if self._cap_at == math.inf and self._options.stream_max_seconds is not None:
-            self._cap_at = self._record.opened_at + self._options.stream_max_seconds
-            self._set_timer(self._clock())
+        max_seconds = self.profile.options.stream_max_seconds
+        if self._cap_at == math.inf and max_seconds is not None:
+            self._cap_at = self._intake.record.opened_at + max_seconds
+            self._set_timer(self._timers.clock())
 
     def on_raw(self, *, has_sent: bool) -> None:
         """Treat the stream as unmarked; `has_sent` is whether the app has sent bytes before."""
@@ -219,12 +212,12 @@ class Producer:
 
     def may_return(self) -> bool:
         """Return whether a client follows the log, or can resume the stream later."""
-        return self.log.is_recording and bool(self._options.linger_seconds or self.log.has_readers)
+        log = self.log
+        return log.is_recording and bool(self.profile.options.linger_seconds or log.has_readers)
 
     def fall_behind(self) -> bool:
         """Have the connection read the log, because its client is slower than others."""
-        name = self._record.stream_id
-        if not self.log.follow(self.connection, name, self._clock, self._on_caught_up):
+        if not self.log.follow(self.connection, self._timers.clock, self._on_caught_up):
             return False
         self.writer.leave_fast_path()
         self.writer.unread_bytes = 0
@@ -250,61 +243,64 @@ class Producer:
         move = PRODUCER_TABLE[self.phase, given]
         self.phase = move.phase
         if move.reason is not None:
-            self._end(move)
+            self._end(move.action, move.reason)
         elif move.action is ProducerAction.LINGER:
             self.start_lingering()
         elif move.action is ProducerAction.STOP_LINGERING:
             self._stop_lingering()
-            self._set_timer(self._clock())
+            self._set_timer(self._timers.clock())
         elif move.action is ProducerAction.STOP:
             self.callbacks.on_end()
         return move.action
 
-    def _end(self, move: ProducerMove) -> None:
+    def _end(self, action: ProducerAction, reason: Reason) -> None:
         """End the stream: the only place that ends the log, and stops the app."""
-        assert move.reason is not None
-        self._reason = reason = move.reason
-        is_lost = move.action is ProducerAction.LOSE
+        connection, dialect = self.connection, self.connection.dialect
+        self._reason = reason
+        is_lost = action is ProducerAction.LOSE
         self._outcome = outcome_of(reason, is_lost=is_lost)
         self.writer.leave_fast_path()
-        if self._linger.is_active:
+        if self._linger is not None:
             self._stop_lingering()
-        if self.connection.dialect.reads_control_events and reason is Reason.SHUTDOWN:
-            self.connection.dialect.prepare_to_drain()
+        if reason is Reason.SHUTDOWN and dialect.reads_control_events:
+            dialect.prepare_to_drain()
         self.writer.process_queue()  # may set a cap
-        has_cap = move.phase is ProducerPhase.LEFT and not self._intake.is_raw
-        self._cap_at = min(self._cap_at, self.connection.dialect.ends_at) if has_cap else math.inf
-        end, in_log = self._intake.end(reason, self._record.age(self._clock()))
+        has_cap = self.phase is ProducerPhase.LEFT and not self._intake.is_raw
+        self._cap_at = min(self._cap_at, dialect.ends_at) if has_cap else math.inf
+        end, in_log = self._intake.end(reason, self._intake.record.age(self._timers.clock()))
         self.log.end(
             in_log,
             is_lost=is_lost,
-            can_resume=not (reason is Reason.DURATION_CAP and self._terms.rotates),
+            can_resume=not (reason is Reason.DURATION_CAP and self.profile.terms.rotates),
         )
-        self.connection.on_stream_end(end, app_flushes=reason is Reason.FINISHED)
-        self.connection.sender.release_app()
-        if move.action is ProducerAction.STOP:
+        connection.on_stream_end(end, app_flushes=reason is Reason.FINISHED)
+        connection.sender.release_app()
+        if action is ProducerAction.STOP:
             self.callbacks.on_end()
-        if self.connection.is_closed:
+        if connection.is_closed:
             self.report.end(self._outcome)
         # The timer stays: it is early enough for the deadline of a blocked write.
 
     def start_lingering(self) -> None:
         """Wait for a client, unless one follows the log."""
-        now = self._clock()
+        now = self._timers.clock()
         if self.log.has_readers:
             self._stop_lingering()
         else:
-            if self.report.slot is not None:
-                self.report.slot.set_lingering(lingers=True)
+            self.report.set_lingering(lingers=True)
             is_expected = self.connection.closed_by not in _LEFT
-            seconds = self.connection.dialect.retry_ms / 1000 if is_expected else 0
-            self._linger.start(now, expected_until=now + seconds, is_draining=self.is_draining)
+            until = now + (self.connection.dialect.retry_ms / 1000 if is_expected else 0)
+            seconds = math.inf if self.is_draining else self.profile.options.linger_seconds
+            self._linger = Linger(self._linger_queue, self.control)
+            self._linger.start(now, seconds, expected_until=until)
         self._set_timer(now)
 
     def _stop_lingering(self) -> None:
-        self._linger.stop()
-        if self.report.slot is not None and not self.is_ended:
-            self.report.slot.set_lingering(lingers=False)
+        if self._linger is not None:
+            self._linger.stop()
+            self._linger = None
+        if not self.is_ended:
+            self.report.set_lingering(lingers=False)
 
     def check_deadlines(self, now: float) -> None:
         """Perform the actions that are due, and set the timer for the next ones."""
@@ -313,10 +309,10 @@ class Producer:
                 self.report.progress(now)
             if now >= self._cap_at:
                 self._on_cap()
-            elif now >= self._linger.deadline:
+            elif self._linger is not None and now >= self._linger.deadline:
                 self.move(ProducerInput.LINGER_IS_OVER)
             else:
-                if now >= self._linger.counts_at:
+                if self._linger is not None:
                     self._linger.count(now)
                 if self.log.is_kept and not self.connection.is_closed:
                     self.callbacks.watch_for_disconnect()
@@ -336,8 +332,8 @@ class Producer:
         """End a connection whose time is over, and the stream if it cannot be resumed."""
         if self._reason is None:
             self.callbacks.warn("cap")
-        may_resume = self._terms.rotates and self.may_return()
-        if self._terms.rotates:
+        may_resume = (rotates := self.profile.terms.rotates) and self.may_return()
+        if rotates:
             self.rotate(now)
         elif self._reason is not None:  # the connection still reads the log
             self.connection.cut(now)
@@ -351,7 +347,9 @@ class Producer:
 
     def _set_timer(self, now: float) -> None:
         connection, linger = self.connection, self._linger
-        deadline = min(self._cap_at, linger.deadline, linger.counts_at, connection.deadline(now))
+        deadline = min(self._cap_at, connection.deadline(now))
+        if linger is not None:
+            deadline = min(deadline, linger.deadline, linger.counts_at)
         busy_deadline = connection.dialect.deadlines.busy_deadline()
         self.writer.busy_deadline = min(self._cap_at, busy_deadline)
         if self.phase is ProducerPhase.DETACHED or self.log.has_readers:
@@ -359,24 +357,22 @@ class Producer:
         self._timer.set(deadline)
 
     async def aclose(self, grace_seconds: float) -> None:
-        """Write the rest, report the outcome and release all references.
-
-        An app that has not finished has `grace_seconds` for its last bytes.
-        """
-        draining, on = self.is_draining, ProducerInput  # the drain may be why the app returns
-        self.move(on.APP_STOPS_FOR_DRAIN if draining else on.APP_RETURNS)
-        self.connection.sender.flush_now()
-        has_time = self._reason is Reason.FINISHED and not draining
-        log = self.log
+        """Write the rest, unfinished within a time, report the outcome and release references."""
+        on, log, draining = ProducerInput, self.log, self.is_draining
+        if self._reason is None:
+            self.move(on.APP_STOPS_FOR_DRAIN if draining else on.APP_RETURNS)
         try:
             if not self.connection.is_closed:
+                has_time = self._reason is Reason.FINISHED and not draining
+                self.connection.sender.flush_now()
                 async with asyncio.timeout(None if has_time else grace_seconds):
                     await self.connection.until_closed()
         except TimeoutError:
-            logger.debug("stream %s ended with bytes unsent", self._record.stream_id)
+            logger.debug("stream %s ended with bytes unsent", self._intake.record.stream_id)
         finally:
             self._release()
-            await log.stop_reader()
+            if log.reader is not None:
+                await log.reader.aclose()
         if draining:  # the server may exit after this request
             await log.finish(SHUTDOWN_GRACE_SECONDS)
 
@@ -390,7 +386,7 @@ class Producer:
         self.writer.busy_deadline = math.inf
         self.callbacks = NO_CALLBACKS
         self.write = discard
-        del self.writer, self.control, self.log, self._linger, self._timer
+        del self.writer, self.control, self.log, self._timer
 
 
 _ENDED: Final = (ProducerPhase.COMPLETE, ProducerPhase.ENDED)

@@ -20,20 +20,17 @@ class ProducerControl:
     Args:
         producer: the producer.
         timers: the timers of its event loop.
-        drain_seconds: how long the stream may continue when its server shuts down.
 
     Attributes:
-        drain_seconds: as the argument.
         client: the identity of the client if the stream is kept, or else its address.
         request_key: the request that has opened the stream, `None` if it cannot be recognized.
     """
 
-    __slots__ = ("_producer", "_timers", "client", "drain_seconds", "request_key")
+    __slots__ = ("_producer", "_timers", "client", "request_key")
 
-    def __init__(self, producer: "Producer", timers: LoopTimers, drain_seconds: float) -> None:
+    def __init__(self, producer: "Producer", timers: LoopTimers) -> None:
         self._producer = producer
         self._timers = timers
-        self.drain_seconds = drain_seconds
         self.client = ""
         self.request_key: RequestKey | None = None
 
@@ -52,6 +49,11 @@ class ProducerControl:
     def blocked_at(self) -> int | None:
         """Return the bytes sent before the write in progress, `None` if there is no write."""
         return self._producer.connection.blocked_at()
+
+    @property
+    def drain_seconds(self) -> float:
+        """How long the stream may continue when its server shuts down."""
+        return self._producer.profile.options.drain_seconds
 
     def on_drain(self) -> None:
         """Disconnect the client if it can follow on another worker; the app continues."""

@@ -37,19 +37,20 @@ class ProducerLog:
 
     Attributes:
         has_readers: whether connections follow the log.
+        reader: reads the log for a connection that is slow, `None` if none is.
     """
 
     __slots__ = (
         "_begin",
         "_changed",
-        "_identity",
+        "_info",
         "_intake",
         "_log",
         "_on_end",
         "_owner",
-        "_reader",
         "_store",
         "has_readers",
+        "reader",
     )
 
     def __init__(self, owner: LogOwner, intake: Intake) -> None:
@@ -57,10 +58,10 @@ class ProducerLog:
         self._intake = intake
         self._store: EventStore | None = None
         self._begin: Callable[[], None] | None = None  # creates the log of a stream with a name
-        self._identity = ""
+        self._info: LogInfo | None = None
         self._log: Log | None = None
         self._on_end: EndCallback | None = None
-        self._reader: LogReader | None = None
+        self.reader: LogReader | None = None
         self._changed: asyncio.Event | None = None  # set when readers change or the stream ends
         self.has_readers = False
 
@@ -70,7 +71,7 @@ class ProducerLog:
 
     def create(self, store: EventStore, info: LogInfo) -> None:
         """Begin the log."""
-        self._store, self._identity = store, info.identity
+        self._store, self._info = store, info
         self._log = self._intake.log = store.create(info, self)
         if self._on_end is not None:
             self._on_end.log, self._intake.log = self._log, self._on_end
@@ -109,8 +110,8 @@ class ProducerLog:
         begin, self._begin = self._begin, None
         if begin is not None and not self._intake.has_begun:
             begin()
-        if self._identity:
-            self.set_key(name if is_claimed else stream_name(name, self._identity))
+        if self._info is not None and self._info.identity:
+            self.set_key(name if is_claimed else stream_name(name, self._info.identity))
 
     def set_key(self, key: str) -> None:
         """Make the stream available under a name of the store, if it is kept."""
@@ -169,24 +170,18 @@ class ProducerLog:
             self._changed = None
 
     def follow(
-        self,
-        connection: Connection,
-        stream_id: str,
-        clock: Callable[[], float],
-        on_done: Callable[[], None],
+        self, connection: Connection, clock: Callable[[], float], on_done: Callable[[], None]
     ) -> bool:
         """Have a slow connection read the log; return whether it does."""
-        if self._store is None or not self.is_recording or (after := connection.lag()) is None:
+        store, info = self._store, self._info
+        if store is None or info is None or not self.is_recording:
             return False
-        self._reader = LogReader(
-            self._store, stream_id, connection, after, clock=clock, on_done=on_done
-        )
-        return True
-
-    async def stop_reader(self) -> None:
-        """Stop the reader of a slow connection."""
-        if self._reader is not None:
-            await self._reader.aclose()
+        after = connection.lag()
+        if after is not None:
+            self.reader = LogReader(
+                store, info.stream_id, connection, after, clock=clock, on_done=on_done
+            )
+        return after is not None
 
     async def finish(self, seconds: float) -> None:
         """Wait at most `seconds` until the whole log is stored, and until `on_end` has returned."""

@@ -30,16 +30,17 @@ class Report:
         clock: returns the time.
 
     Attributes:
+        record: as the argument.
         progress_at: the time of the next report, infinite for never.
         slot: released at the end, `None` if the number of streams is not limited.
     """
 
-    __slots__ = ("_clock", "_observers", "_record", "progress_at", "slot")
+    __slots__ = ("_clock", "_observers", "progress_at", "record", "slot")
 
     def __init__(
         self, record: StreamRecord, observers: Sequence[Observer], clock: Callable[[], float]
     ) -> None:
-        self._record = record
+        self.record = record
         self._observers = observers
         self._clock = clock
         self.progress_at = math.inf
@@ -48,24 +49,29 @@ class Report:
     @property
     def is_ended(self) -> bool:
         """Whether the end has been reported."""
-        return self._record.outcome is not None
+        return self.record.outcome is not None
 
     def open(self, now: float) -> None:
         """Report that the stream has opened."""
         self.progress_at = now + _PROGRESS_INTERVAL_SECONDS
         for observer in self._observers:
-            observer.opened(self._record)
+            observer.opened(self.record)
 
     def progress(self, now: float) -> None:
         """Report that the counters may have grown, if it is time."""
         if now >= self.progress_at:
             self.progress_at = now + _PROGRESS_INTERVAL_SECONDS
             for observer in self._observers:
-                observer.progressed(self._record)
+                observer.progressed(self.record)
+
+    def set_lingering(self, *, lingers: bool) -> None:
+        """Release the slot while the stream lingers, or occupy it again."""
+        if self.slot is not None:
+            self.slot.set_lingering(lingers=lingers)
 
     def end(self, outcome: str) -> None:
         """Report how the stream has ended, once, and release its slot."""
-        record = self._record
+        record = self.record
         if record.outcome is None:
             record.outcome = outcome
             self.progress_at = math.inf

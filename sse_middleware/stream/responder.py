@@ -46,8 +46,8 @@ from sse_middleware.stream.discarded_response import DiscardedResponse
 from sse_middleware.stream.held_start import HeldStart
 from sse_middleware.stream.opener import (
     StreamAdmission,
-    create_stream,
     match_stream,
+    open_marked,
     open_unmarked,
     warn_once,
     with_headers,
@@ -67,26 +67,25 @@ class Responder:
     """The state of one request.
 
     Args:
-        context: the objects that all requests of one middleware share.
-        current: as its attribute.
-        scope: the scope of the request, as the server has passed it.
+        context, current, scope, admission: as the attributes.
         receive, send: those of the server.
         task: the task of the request, in which the app runs.
-        admission: as its attribute, `None` without limits.
 
     Attributes:
+        context: the objects that all requests of one middleware share.
         current: the handler's view of the stream.
-        admission: the admission check of the request.
+        scope: the scope of the request; the app adds to it when it has routed it.
+        server_send: the server's `send`.
+        body: the digest of the received part of the request body, if it identifies the stream.
+        admission: the admission check of the request, `None` without limits.
         held: the response start while its limits are being checked.
         producer: writes the response, `None` unless it is a stream.
         unmarked: the stream, if it is not marked and nothing but the app and the client can end it.
     """
 
     __slots__ = (
-        "_body",
         "_cancel_count",
         "_cancellation",
-        "_context",
         "_disconnect",
         "_is_aborted",
         "_listeners",
@@ -94,14 +93,16 @@ class Responder:
         "_prefetch",
         "_prefetched",
         "_receive",
-        "_scope",
-        "_send",
         "_task",
         "_write",
         "admission",
+        "body",
+        "context",
         "current",
         "held",
         "producer",
+        "scope",
+        "server_send",
         "unmarked",
     )
 
@@ -115,17 +116,17 @@ class Responder:
         task: asyncio.Task[object],
         admission: StreamAdmission | None = None,
     ) -> None:
-        self._context = context
+        self.context = context
         self.admission = admission
         self.current = current
-        self._scope = scope
+        self.scope = scope
         self._path = app_path(scope) if context.path_marks else ""
         self._receive = receive
-        self._send = send
+        self.server_send = send
         self._task = task
         self._write: Send | None = None  # passes all messages on, once that is decided
         self.held: HeldStart | None = None
-        self._body: BodyDigest | None = None
+        self.body: BodyDigest | None = None
         self._prefetch: asyncio.Future[Message] | None = None
         self._prefetched: Message | None = None
         self._is_aborted = False
@@ -197,7 +198,7 @@ class Responder:
                 else:
                     stream.on_first_chunk()
             try:
-                await self._send(message)
+                await self.server_send(message)
             except Exception:
                 stream.on_failed_write()
                 raise
@@ -210,42 +211,41 @@ class Responder:
         elif not is_not_event_stream(message):
             await self._decide(message)
         else:
-            self._write = self._send
+            self._write, self.body = self.server_send, None
             if self.admission is not None:
                 self.admission.release()
                 self.admission = None
-            self._body = None
-            await self._send(message)
+            await self.server_send(message)
 
     async def _send_undecided(self, message: Message) -> None:
         """Pass on a message before the response start, or after one that is held."""
         if self.held is None:
-            await self._send(message)
+            await self.server_send(message)
             return
         await self.held.wait()
         self.held = None
         if self.producer is None:
-            self._write = self._send
+            self._write = self.server_send
         await self.send(message)
 
     async def _decide(self, start: Message) -> None:
         """Open a stream, or pass the response start on if the response is not to be one."""
         self._cancel_count = self._task.cancelling()
-        is_stream, mark = match_stream(self._context, self.current, self._scope, self._path, start)
+        is_stream, mark = match_stream(self, self._path, start)
         if not is_stream:
-            self._write = self._send
+            self._write, self.body = self.server_send, None
             if self.admission is not None:
                 self.admission.release()
-            await self._send(start)
+            await self.server_send(start)
         elif self.admission is None or self.admission.is_admitted_at_once(mark):
             await self._open(start, mark)
         else:
-            self.held = HeldStart(start, self._send)
-            self.held.begin(self._open_if_admitted(self.held, self.admission, mark))
+            self.held = HeldStart(start, self.server_send)
+            self.held.begin(self._check(self.held, self.admission, mark))
 
     async def receive(self) -> Message:
         """Return the server's next message, or a disconnect after the stream has ended."""
-        if self._write is self._send:
+        if self._write is self.server_send:
             return await self._receive()
         return await self._receive_or_disconnect()
 
@@ -335,56 +335,47 @@ class Responder:
 
     async def _open(self, start: Message, mark: Mark | None) -> None:
         """Turn the response into a stream, and send its start at once."""
-        context, current = self._context, self.current
-        body, self._body = self._body, None
         kind = ClientKind.UNMARKED
-        if mark is not None or context.options.rollout_percent < ALL_PERCENT:
-            request = current.request_in(self._scope)
-            kind = context.client_kind(request, mark)
+        if mark is not None or self.context.options.rollout_percent < ALL_PERCENT:
+            request = self.current.request_in(self.scope)
+            kind = self.context.client_kind(request, mark)
         if mark is None or kind is ClientKind.OFF:
-            opened = open_unmarked(context, current, self._scope, self._send, mark, kind, self)
-            self.producer = opened
+            self.producer = stream = open_unmarked(self, mark, kind)
             if self.admission is not None:
-                opened.report.slot = self.admission.attach(opened)
-            if opened.can_be_ended:
-                self._write = opened.write
-            else:
-                self.unmarked = opened
-            await opened.open(with_headers(context, opened.record, start))
+                stream.report.slot = self.admission.attach(stream)
+            self._write = stream.write if stream.can_be_ended else None
+            self.unmarked, self.body = None if stream.can_be_ended else stream, None
+            await stream.open(with_headers(self.context, stream.record, start))
             return
-        self.producer, opening = create_stream(
-            context, current, request, mark, kind, body, self._send, start, self
-        )
-        self._write = self.producer.write
+        self.producer, opening = open_marked(self, request, start, mark, kind)
+        self._write, self.body = self.producer.write, None
         if self.admission is not None:
             self.producer.report.slot = self.admission.attach(self.producer.control)
         await opening
 
-    async def _open_if_admitted(
-        self, held: HeldStart, admission: StreamAdmission, mark: Mark | None
-    ) -> None:
+    async def _check(self, held: HeldStart, admission: StreamAdmission, mark: Mark | None) -> None:
         """Open the stream if it is admitted, else send a rejection in its place."""
-        is_admitted = await admission.check_before_body(route_name(self._scope, mark))
+        is_admitted = await admission.check_before_body(route_name(self.scope, mark))
         start = held.take()
         if is_admitted:
             await self._open(start, mark)
             return
         self.producer = discarded = DiscardedResponse(self)
         self._write = discarded.write
-        await admission.send_rejection(self._send)
+        await admission.send_rejection(self.server_send)
         self.on_end()
 
     def _hash_body(self, part: Message) -> None:
         """Add a part of the body of a POST to the digest that identifies a kept stream."""
-        if self._scope.get("method") == "POST" and self.producer is None:
-            body = self._body = self._body or self._context.new_body_digest(self._scope, self._path)
+        if self.scope.get("method") == "POST" and self.producer is None:
+            body = self.body = self.body or self.context.new_body_digest(self.scope, self._path)
             body.add(part)
-            if body.is_complete and self._context.linger_queue.paths:
-                self._context.end_repeated(self.current.request_in(self._scope), body)
+            if body.is_complete and self.context.linger_queue.paths:
+                self.context.end_repeated(self.current.request_in(self.scope), body)
 
     def warn(self, warning: str) -> None:
         """Log a warning about the stream, once per route."""
-        warn_once(self._context, warning, self.current.record)
+        warn_once(self.context, warning, self.current.record)
 
     def on_end(self) -> None:
         """Disconnect the app, and cancel it after a grace period."""

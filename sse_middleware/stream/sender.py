@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from starlette.types import Message, Send
 
-from sse_middleware.http.response_head import body_message
+from sse_middleware.http.response_head import BODY, first_message
 from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.wire import joined
@@ -33,9 +33,7 @@ _NOTHING: Final[list[bytes | Message]] = []  # shared by all idle connections; n
 
 
 class Sender:
-    """Write the bytes of one connection in their order.
-
-    It does not know the content of the bytes, nor the reason for which they are written.
+    """Write the bytes of one connection in their order, without regard to their content.
 
     Args:
         send: the server's `send`.
@@ -132,30 +130,27 @@ class Sender:
         Raises:
             Exception: the exception of the server.
         """
-        self.app_context = contextvars.copy_context()
         steps = self._write_start(start)
         awaited = next(steps, DONE)
         if awaited is not DONE:
+            self.app_context = contextvars.copy_context()
             await self._suspend(steps, awaited, may_cancel=True)
-        failure, self.failure = self.failure or self.lost, None
-        if failure is not None:
-            raise failure
-        # Copied again: outer middlewares may have set variables in their `send`.
+        if self.lost is not None:
+            self.failure = None
+            raise self.lost
+        # Outer middlewares may have set variables in their `send`.
         self.app_context = contextvars.copy_context()
 
     def write(
         self, data: bytes, message: Message, count: int, now: float
     ) -> ReleasableWrite | None:
-        """Write bytes at once, or after the write in progress.
+        """Write bytes at once, or after the write in progress; return what the app has to await.
 
         Args:
             data: the bytes.
             message: a message that carries just them.
             count: the number of events that they are.
             now: the time.
-
-        Returns:
-            What the app has to await, `None` if its write has ended.
         """
         if not self.is_free or self.is_writing or not data:
             self.append(data, count)
@@ -182,7 +177,7 @@ class Sender:
         return None
 
     def flush(self) -> ReleasableWrite | None:
-        """Write all that is pending now, unless a write is in progress; return as `write` does."""
+        """Write all that is pending, unless a write is in progress; return as `write`."""
         if self.is_writing or self.is_broken or not (self._pending or self._ends):
             return None
         steps = self.flush_pending()
@@ -193,11 +188,6 @@ class Sender:
         """Do the same, for a caller that cannot wait."""
         if (suspended := self.flush()) is not None:
             suspended.hand_over()
-
-    def write_message(self, message: Message) -> None:
-        """Write a message that is no part of the body, after all pending bytes."""
-        self.append(message)
-        self.flush_soon()
 
     def append(self, item: bytes | Message, count: int = 0) -> None:
         """Write bytes that are `count` events, or a message, together with the next ones."""
@@ -233,7 +223,8 @@ class Sender:
 
     def release_app(self) -> None:
         """Let the app continue, although its write has to wait."""
-        self.release()
+        if self._room is not None:
+            self.release()
         if self._suspended is not None:
             self._suspended.release()
 
@@ -282,21 +273,24 @@ class Sender:
         self._pending = _NOTHING
         self.pending_bytes = self.pending_events = self.message_count = 0
         self._ends = False
-        self.release()
+        if self._room is not None:
+            self.release()
 
     def cut(self, *, ends: bool) -> None:
         """Discard all pending bytes; after the write in progress the response may end."""
         self.drop_pending()
         self._ends = ends and not self._has_ended
         self.is_free = False
-        self.release_app()
+        if self._suspended is not None:
+            self._suspended.release()
 
     def abandon(self) -> None:
         """Discard all pending bytes; nothing more is written."""
         self.is_broken = True
         self.is_free = False
         self.drop_pending()
-        self.release_app()
+        if self._suspended is not None:
+            self._suspended.release()
 
     def detach(self) -> None:
         """Release all that the sender holds, and cancel a write that is in progress."""
@@ -310,7 +304,7 @@ class Sender:
         self.owner = NO_SENDER_OWNER
 
     def _write_rest(self, steps: StartedSteps, size: int) -> Generator[Any, Any, None]:
-        """Write the rest of a message; the steps are like those of `flush_pending`."""
+        """Write the rest of a message, as `flush_pending`."""
         try:
             yield from steps
             self._record.sent_bytes += size
@@ -347,29 +341,24 @@ class Sender:
         finally:
             self.is_writing = False
             self._suspended = self.write_task = None
-            self.release()
+            if self._room is not None:
+                self.release()
             if self._ends:
                 self.flush_soon()
 
     def _take_message(self) -> tuple[Message, int]:
         """Return the next message, and its size: all bytes up to the next other message."""
-        parts = self._pending
-        if not self.message_count:
-            self._pending = _NOTHING
-            self.pending_events = 0
-        elif isinstance(parts[0], bytes):
-            count = next(n for n, item in enumerate(parts) if not isinstance(item, bytes))
-            parts, self._pending = parts[:count], parts[count:]
-        else:
-            self.message_count -= 1
-            self._pending = parts[1:] or _NOTHING
-            return parts[0], 0
+        if self.message_count:
+            message, size, self._pending = first_message(self._pending)
+            self.pending_bytes -= size
+            self.message_count -= message["type"] != BODY
+            return message, size
+        parts, self._pending = self._pending, _NOTHING
+        self.pending_bytes = self.pending_events = 0
+        ends, self._ends = self._ends, False
+        self._has_ended = self._has_ended or ends
         data = joined(parts)  # type: ignore[arg-type]
-        self.pending_bytes -= len(data)
-        ends = self._ends and not self._pending
-        if ends:
-            self._ends, self._has_ended = False, True
-        return body_message(data, more_body=not ends), len(data)
+        return {"type": BODY, "body": data, "more_body": not ends}, len(data)
 
     def _on_exception(self, exc: Exception) -> None:
         if not is_client_gone(exc):
@@ -394,7 +383,7 @@ class Sender:
         """Start the next write, or report that there is none."""
         self.is_writing = False
         self._suspended = self.write_task = None
-        if not self._pending:
+        if self._room is not None and not self._pending:
             self.release()
         if self._pending or self._ends:
             self.flush_soon()

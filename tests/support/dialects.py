@@ -1,14 +1,15 @@
 """The sans-IO half of a stream for tests: one intake, and dialects that write what it returns."""
 
+from dataclasses import replace
 from typing import Any
 
 from sse_middleware import Options
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
 from sse_middleware.protocol.dialect import Dialect
-from sse_middleware.protocol.intake import ENDS_OF_APPS, Intake
+from sse_middleware.protocol.intake import Intake
 from sse_middleware.protocol.stream_end import Reason, StreamEnd
-from sse_middleware.protocol.stream_terms import StreamTerms
+from sse_middleware.protocol.stream_profile import StreamProfile
 from sse_middleware.stores.base import split_frames
 
 SECRET = "x" * 22
@@ -45,6 +46,18 @@ def new_record(client_kind: ClientKind) -> StreamRecord:
     return StreamRecord("s", "t", "/route", client_kind, opened_at=100.0)
 
 
+def new_profile(
+    client_kind: ClientKind,
+    *,
+    app_ids: bool = False,
+    comment: CommentForm | None = None,
+    **settings: Any,
+) -> StreamProfile:
+    options = Options.from_environ({}, **settings)
+    profile = StreamProfile.from_options(options, client_kind, app_ids=app_ids)
+    return profile if comment is None else replace(profile, comment=comment)
+
+
 def new_dialect(
     client_kind: ClientKind,
     record: StreamRecord | None = None,
@@ -53,28 +66,21 @@ def new_dialect(
     comment: CommentForm = CommentForm.BLOCK,
     **settings: Any,
 ) -> Dialect:
-    options = Options.from_environ({}, **settings)
-    return Dialect(
-        options,
-        StreamTerms.from_options(options, client_kind),
-        client_kind=client_kind,
-        record=new_record(client_kind) if record is None else record,
-        secret=SECRET if client_kind is ClientKind.EVENTSOURCE else "",
-        comment=comment,
-        app_ids=app_ids,
+    """Return an open dialect; a test that needs its first bytes opens it again."""
+    dialect = Dialect(
+        new_profile(client_kind, app_ids=app_ids, comment=comment, **settings),
+        new_record(client_kind) if record is None else record,
+        SECRET if client_kind is ClientKind.EVENTSOURCE else "",
     )
+    dialect.open(100.0, EPOCH)
+    return dialect
 
 
 def new_intake(
     client_kind: ClientKind, *, app_ids: bool = False, is_kept: bool = True, **settings: Any
 ) -> Intake:
-    intake = Intake(
-        Options.from_environ({}, **settings),
-        new_record(client_kind),
-        end_names=ENDS_OF_APPS,
-        app_ids=app_ids,
-        is_openai=None if client_kind is ClientKind.PLAIN else client_kind is ClientKind.OPENAI,
-    )
+    profile = new_profile(client_kind, app_ids=app_ids, **settings)
+    intake = Intake(profile, new_record(client_kind))
     intake.log = RecordedLog() if is_kept else None
     return intake
 

@@ -37,25 +37,6 @@ def trace_id_of(headers: Mapping[bytes, bytes]) -> str:
 # --- requests ---------------------------------------------------------------------------------
 
 
-def test_only_the_headers_that_matter_are_picked() -> None:
-    picked = {
-        b"accept": b"text/event-stream",
-        b"cache-control": b"no-cache",
-        b"cookie": b"a=1",
-        b"origin": b"https://app.example",
-        b"traceparent": VALID,
-        b"x-trace-id": b"t",
-        b"x-request-id": b"r",
-    }
-    others = [
-        (b"host", b"example.org"),
-        (b"content-type", b"text/plain"),
-        (b"x-mcp-", b"1"),
-        (b"mcp", b"1"),
-    ]
-    assert headers_of([*others, *picked.items()]) == picked
-
-
 def test_a_repeated_header_is_joined_in_order() -> None:
     raw = [(b"accept", b"text/html"), (b"origin", b"x"), (b"accept", b"text/event-stream")]
     assert headers_of(raw) == {b"accept": b"text/html, text/event-stream", b"origin": b"x"}
@@ -63,11 +44,6 @@ def test_a_repeated_header_is_joined_in_order() -> None:
 
 def test_cookies_are_joined_as_one_header_has_them() -> None:
     assert headers_of([(b"cookie", b"a=1"), (b"cookie", b"b=2")]) == {b"cookie": b"a=1; b=2"}
-
-
-@pytest.mark.parametrize("name", [b"mcp-session-id", b"mcp-protocol-version", b"mcp-"], ids=ascii)
-def test_any_mcp_header_is_kept_under_one_name(name: bytes) -> None:
-    assert headers_of([(name, b"x"), (b"mcp-other", b"y")]).keys() == {b"mcp-"}
 
 
 def test_no_headers_are_no_headers() -> None:

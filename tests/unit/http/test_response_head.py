@@ -6,6 +6,7 @@ import pytest
 
 from sse_middleware.http.response_head import (
     RawHeaders,
+    announcing_headers,
     passthrough_reason,
     seconds,
     stream_headers,
@@ -108,7 +109,7 @@ def test_why_a_response_is_left_alone(
 
 def answered(app_headers: RawHeaders) -> RawHeaders:
     terms = dataclasses.replace(NO_TERMS, max_seconds=60.0, silence_threshold=0.05)
-    return stream_headers(app_headers, terms, trace_id="t", stream_id="s")
+    return stream_headers(app_headers, announcing_headers(terms), trace_id="t", stream_id="s")
 
 
 def values(headers: RawHeaders, name: bytes) -> list[bytes]:
@@ -173,7 +174,7 @@ def test_no_shared_cache_stores_a_stream_with_our_ids(
     of_app: list[bytes], expected: list[bytes]
 ) -> None:
     headers = [(b"cache-control", value) for value in of_app]
-    result = stream_headers(headers, NO_TERMS, trace_id="t", stream_id="s", has_ids=True)
+    result = stream_headers(headers, (), trace_id="t", stream_id="s", has_ids=True)
     assert values(result, b"cache-control") == expected
 
 

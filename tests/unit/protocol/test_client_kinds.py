@@ -44,6 +44,7 @@ def family(method: str, headers: dict[bytes, bytes], query: bytes) -> ClientKind
         pytest.param(
             "GET", NATIVE | CORS | {b"sec-fetch-site": b"cross-site"}, id="on another origin"
         ),
+        pytest.param("GET", NATIVE | {b"x-mcp-": b"1", b"mcp": b"1"}, id="names like those of MCP"),
         pytest.param("GET", NAMED, id="our client"),
         pytest.param("POST", NAMED, id="our client's POST"),
         pytest.param("GET", {b"accept": b"text/event-stream; events=named"}, id="with a space"),

@@ -14,8 +14,7 @@ EVENTSOURCE, PLAIN = ClientKind.EVENTSOURCE, ClientKind.PLAIN
 def started(
     client_kind: ClientKind, interval: float | None, *, at: float = 100.0, cap_at: float = math.inf
 ) -> Deadlines:
-    deadlines = Deadlines(interval, client_kind)
-    deadlines.start(at)
+    deadlines = Deadlines(interval, client_kind, at)
     deadlines.cap_at = cap_at
     return deadlines
 
@@ -115,6 +114,6 @@ def test_nothing_is_due_after_the_end() -> None:
 
 
 def test_heartbeats_are_counted_by_the_age_of_the_stream() -> None:
-    deadlines = Deadlines(4, EVENTSOURCE)
+    deadlines = Deadlines(4, EVENTSOURCE, 0)
     assert [deadlines.count(uptime) for uptime in (0, 3.95, 4, 20.05)] == [0, 1, 1, 5]
-    assert Deadlines(None, EVENTSOURCE).count(20) == 0
+    assert Deadlines(None, EVENTSOURCE, 0).count(20) == 0

@@ -42,11 +42,11 @@ class Driver:
         self.gate.set()
         self.error: Exception | None = None
         self.closed = 0
-        dialect = new_dialect(client_kind, heartbeat_interval=4)
+        dialect = new_dialect(client_kind, heartbeat_interval=4, send_timeout=20)
         dialect.record.opened_at = now = self.timers.clock()
         self.preamble = dialect.open(now, 0.0)
         sender = Sender(self.send, self.timers, dialect.record, ())
-        self.connection = Connection(dialect, sender, self, send_timeout=20)
+        self.connection = Connection(dialect, sender, self)
         self.tasks: list[asyncio.Task[None]] = []
 
     async def send(self, message: Any) -> None:

@@ -41,14 +41,17 @@ class Walk:
         kind = dice.choice((ClientKind.EVENTSOURCE, ClientKind.PLAIN, ClientKind.OPENAI))
         action = dice.choice(("rotate", "complete"))
         dialect = new_dialect(
-            kind, heartbeat_interval=1, stream_max_seconds=20, cap_action=action, retry_ms=100
+            kind,
+            heartbeat_interval=1,
+            stream_max_seconds=20,
+            cap_action=action,
+            retry_ms=100,
+            send_timeout=dice.choice((None, 0.5, 5)),
         )
         dialect.record.opened_at = now = self.timers.clock()
         self.preamble = dialect.open(now, 0.0, jitter=dice.random())
         sender = Sender(self.send, self.timers, dialect.record, ())
-        self.connection = Connection(
-            dialect, sender, self, send_timeout=dice.choice((None, 0.5, 5))
-        )
+        self.connection = Connection(dialect, sender, self)
         self.tasks: list[asyncio.Task[None]] = []
 
     async def send(self, _: Any) -> None:

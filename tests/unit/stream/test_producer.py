@@ -5,13 +5,11 @@ import asyncio
 import pytest
 from starlette.types import Message
 
-from sse_middleware import Options
 from sse_middleware.http.response_head import body_message
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
+from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.dialect import Dialect
 from sse_middleware.protocol.intake import Intake
-from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stream.callbacks import NO_CALLBACKS
 from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.linger import LingerQueue
@@ -20,32 +18,24 @@ from sse_middleware.stream.sender import Sender
 from sse_middleware.stream.timers import current_timers
 from tests.support.asgi import stream_start
 from tests.support.clock import VirtualClockLoop
+from tests.support.dialects import new_profile
 
 pytestmark = pytest.mark.anyio
 
 
 async def new_producer(sent: list[Message]) -> Producer:
-    options = Options.from_environ({}, heartbeat_interval=1, stream_max_seconds=100)
     kind, timers = ClientKind.EVENTSOURCE, current_timers()
-    terms = StreamTerms.from_options(options, kind)
+    profile = new_profile(kind, heartbeat_interval=1, stream_max_seconds=100, send_timeout=None)
     record = StreamRecord("s", "t", "/route", "eventsource", opened_at=timers.clock())
-    dialect = Dialect(
-        options,
-        terms,
-        client_kind=kind,
-        record=record,
-        secret="x" * 22,
-        comment=CommentForm.BLOCK,
-    )
+    dialect = Dialect(profile, record, "x" * 22)
     preamble = dialect.open(timers.clock(), 0.0)
 
     async def send(message: Message) -> None:
         sent.append(message)
 
     producer = Producer(
-        Intake(options, record, end_names=(b"complete", b"error"), is_openai=False),
-        options,
-        terms,
+        profile,
+        Intake(profile, record),
         timers,
         send,
         observers=(),
@@ -53,7 +43,7 @@ async def new_producer(sent: list[Message]) -> Producer:
         linger_queue=LingerQueue(1, ()),
     )
     sender = Sender(send, timers, record, ())
-    producer.attach(Connection(dialect, sender, producer, send_timeout=None))
+    producer.attach(Connection(dialect, sender, producer))
     await producer.open(stream_start(), preamble)
     return producer
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from sse_middleware import Options
 from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.connection_state import ConnectionPhase
 from sse_middleware.protocol.producer_state import (
@@ -17,7 +16,6 @@ from sse_middleware.protocol.producer_state import (
     ProducerPhase,
 )
 from sse_middleware.protocol.stream_end import Reason, unpack_end
-from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import LogState
 from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.linger import LingerQueue
@@ -26,7 +24,7 @@ from sse_middleware.stream.sender import Sender
 from sse_middleware.stream.timers import current_timers
 from sse_middleware.testing.streams import log_info
 from tests.support.clock import VirtualClockLoop
-from tests.support.dialects import RecordedLog, new_dialect, new_intake
+from tests.support.dialects import RecordedLog, new_dialect, new_intake, new_profile
 from tests.support.observers import RecordingObserver
 from tests.support.samples import sampled
 
@@ -37,7 +35,7 @@ OPEN, DETACHED, LEFT, COMPLETE, ENDED = tuple(ProducerPhase)
 START = {"type": "http.response.start", "status": 200, "headers": []}
 CELLS = sorted(PRODUCER_TABLE, key=lambda cell: (cell[0].value, cell[1].value))
 NOT_KEPT = [(OPEN, on.CLIENT_HAS_LEFT), (OPEN, on.CLIENT_IS_CUT)]
-SETTINGS: dict[str, Any] = {"stream_max_seconds": 60, "cap_action": "complete"}
+SETTINGS: dict[str, Any] = {"stream_max_seconds": 60, "cap_action": "complete", "send_timeout": 20}
 STATES = {
     Reason.FINISHED: LogState.FINISHED,
     Reason.CANCELLED: LogState.CANCELLED,
@@ -121,15 +119,13 @@ class Driver:
         self.log, self.slot, self.reports = EndedLog(), Slot(), RecordingObserver()
         self.callbacks = Callbacks()
         kind = ClientKind.EVENTSOURCE
-        options = Options.from_environ({}, **SETTINGS)
         intake = new_intake(kind, is_kept=False, **SETTINGS)
         self.record = intake.record
         self.record.opened_at = now = timers.clock()
         self.queue = LingerQueue(10, ())
         self.producer = Producer(
+            new_profile(kind, **SETTINGS),
             intake,
-            options,
-            StreamTerms.from_options(options, kind),
             timers,
             self.send,
             observers=[self.reports],
@@ -143,7 +139,7 @@ class Driver:
         dialect = new_dialect(kind, self.record, **SETTINGS)
         self.preamble = dialect.open(now, 0.0)
         sender = Sender(self.send, timers, self.record, [self.reports])
-        self.connection = Connection(dialect, sender, self.producer, send_timeout=20)
+        self.connection = Connection(dialect, sender, self.producer)
 
     async def send(self, message: Any) -> None:
         self.sent.append(message)

@@ -160,10 +160,12 @@ async def test_bytes_before_the_response_start_follow_it(server: Server) -> None
 async def test_other_messages_keep_their_place(server: Server) -> None:
     other = {"type": "http.response.debug", "info": {}}
     server.sender.append(b"a")
-    server.sender.write_message(other)
+    server.sender.append(other)
+    server.sender.flush_soon()
     for data in (b"b", b"c"):
         server.sender.append(data)
-    server.sender.write_message(other)
+    server.sender.append(other)
+    server.sender.flush_soon()
     server.sender.finish(b"d", ends=True)
     assert server.sender.message_count
     server.sender.flush_now()
