@@ -121,11 +121,14 @@ class Batch(NamedTuple):
             state in which the stream has ended, for the last batch.
         last: the number of the last event that a reader has after this batch.
         frames: frames in wire format. The last batch contains the frame with the end, or nothing.
+        tokens: the tokens that the app has counted, up to its last event at least; 0 if the batch
+            does not have them.
     """
 
     state: LogState
     last: int
     frames: bytes
+    tokens: int = 0
 
 
 class LogListener(Protocol):
@@ -155,6 +158,12 @@ class Log(Protocol):
 
     def skip(self, seq: int) -> None:
         """Record that the event `seq` is not kept; a reader that misses it is notified."""
+
+    def count_tokens(self, total: int) -> None:
+        """Store the number of tokens that the app has counted; readers get it with the next event.
+
+        A store that can do so notifies them at once.
+        """
 
     def end(self, state: LogState, frame: bytes = b"") -> None:
         """End the log, once; later calls are ignored.

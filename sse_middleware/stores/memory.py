@@ -96,14 +96,15 @@ class MemoryStore:
             yield Batch(LogState.GONE, after, b"")
             return
         log.add_reader()
+        tokens = 0
         try:
             while True:
-                batch = log.read(after)
+                batch = log.read(after, tokens)
                 if batch is None:
-                    await log.growth(after)
+                    await log.growth(after, tokens)
                     continue
                 yield batch
-                after = batch.last
+                after, tokens = batch.last, batch.tokens or tokens
                 if batch.state not in (LogState.RUNNING, LogState.TRUNCATED):
                     return
         finally:

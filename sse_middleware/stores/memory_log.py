@@ -35,6 +35,7 @@ class MemoryLog:
         "names",
         "size",
         "state",
+        "tokens",
     )
 
     def __init__(
@@ -42,7 +43,7 @@ class MemoryLog:
     ) -> None:
         self.info = info
         self.names: tuple[str, ...] = ()
-        self.size = 0
+        self.size = self.tokens = 0
         self._store = store
         self._frames = frames
         self._frame = b""
@@ -68,6 +69,12 @@ class MemoryLog:
                 self._frames.skip(seq)
                 self._store.recount(self)
                 self._wake()
+
+    def count_tokens(self, total: int) -> None:
+        """Store the number of tokens, and notify readers of it."""
+        self.tokens = total
+        if self._waiting:
+            self._wake()
 
     def end(self, state: LogState, frame: bytes = b"") -> None:
         """End the log, once."""
@@ -111,8 +118,8 @@ class MemoryLog:
                 self.info, self.state, self._frames.last, bool(self._frame), self._frames.first
             )
 
-    def read(self, after: int) -> Batch | None:
-        """Return the batch after the event `after`, `None` if there is none yet."""
+    def read(self, after: int, tokens: int) -> Batch | None:
+        """Return what follows the event `after` and a number of tokens, `None` if nothing does."""
         with self._store.lock:
             frames = self._frames
             if self.state in (LogState.GONE, LogState.APP_OWNS_IDS):
@@ -120,20 +127,21 @@ class MemoryLog:
             if after < frames.first - 1:
                 return Batch(LogState.TRUNCATED, frames.first - 1, b"")
             if after < frames.last:
-                return Batch(LogState.RUNNING, *frames.read(after, _READ_BYTES))
+                return Batch(LogState.RUNNING, *frames.read(after, _READ_BYTES), self.tokens)
             if self.state is LogState.RUNNING:
-                return None
+                is_new = self.tokens != tokens
+                return Batch(self.state, after, b"", self.tokens) if is_new else None
             return Batch(self.state, after, self._frame)
 
-    async def growth(self, after: int) -> None:
-        """Wait until the log has an event after the event `after`, or ends."""
+    async def growth(self, after: int, tokens: int) -> None:
+        """Wait until `read` returns a batch."""
         change = asyncio.get_running_loop().create_future()
         with self._store.lock:
             if self._waiting is None:
                 self._waiting = {}
             self._waiting[change] = None
         try:
-            if self.read(after) is None:  # another thread may have appended
+            if self.read(after, tokens) is None:  # another thread may have appended
                 await change
         finally:
             with self._store.lock:

@@ -169,11 +169,12 @@ class Connection:
         async for batch in log:
             if not self.is_open:
                 return
-            now = clock()
+            now, record = clock(), self.dialect.record
             if batch.state is LogState.RUNNING:
-                head = head or batch.frames[:_HEAD_BYTES]
-                frames = self.dialect.frames(batch.frames, after + 1, batch.last, now)
-                await self._write(frames, now)
+                if batch.frames:
+                    head = head or batch.frames[:_HEAD_BYTES]
+                    frames = self.dialect.frames(batch.frames, after + 1, batch.last, now)
+                    await self._write(frames, now)
             elif batch.state is LogState.TRUNCATED:
                 if not self.dialect.reads_control_events:
                     self.on_store_failure()  # it cannot be notified in another way
@@ -183,10 +184,11 @@ class Connection:
                 self.on_log_end(batch, head)
                 return
             after = batch.last
-            self.dialect.record.chunks = max(self.dialect.record.chunks, after)
+            record.chunks = max(record.chunks, after)
+            record.tokens = max(record.tokens, batch.tokens)
             await self.until_written()
             is_behind = self.phase is ConnectionPhase.BEHIND and not self._has_ended
-            if is_behind and after >= self.dialect.record.chunks:
+            if is_behind and after >= record.chunks:
                 self._move(ConnectionInput.CAUGHT_UP)
                 return
 

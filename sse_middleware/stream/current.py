@@ -37,6 +37,9 @@ class OpenStream(Protocol):
     def remaining_seconds(self) -> float | None:
         """Return the time until the cap ends the stream, `None` if it has none."""
 
+    def on_tokens(self) -> None:
+        """Handle that the app has counted tokens."""
+
     def set_name(self, name: str, *, is_claimed: bool = False) -> bool:
         """Make the stream available under a name, or a claimed one; return whether it is kept."""
 
@@ -119,6 +122,8 @@ class CurrentStream:
         if count < 0:
             raise ValueError(f"count is {count}, allowed is 0 or more")
         self.record.tokens += count
+        if self._stream is not None:
+            self._stream.on_tokens()
 
     def annotate(self, **fields: object) -> None:
         """Add fields to the log record of the stream; a later value replaces an earlier one."""

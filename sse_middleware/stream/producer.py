@@ -148,6 +148,10 @@ class Producer:
         at = self._cap_at
         return round(max(0.0, at - self._timers.clock()), 3) if at < math.inf else None
 
+    def on_tokens(self) -> None:
+        """Store the tokens that the app has counted."""
+        self.log.count_tokens()
+
     def set_name(self, name: str, *, is_claimed: bool = False) -> bool:
         """Make the stream available under a name, if its client has an identity."""
         self.log.set_name(name, is_claimed=is_claimed)

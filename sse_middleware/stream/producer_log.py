@@ -73,6 +73,7 @@ class ProducerLog:
         """Begin the log."""
         self._store, self._info = store, info
         self._log = self._intake.log = store.create(info, self)
+        self.count_tokens()
         if self._on_end is not None:
             self._on_end.log, self._intake.log = self._log, self._on_end
 
@@ -112,6 +113,11 @@ class ProducerLog:
             begin()
         if self._info is not None and self._info.identity:
             self.set_key(name if is_claimed else stream_name(name, self._info.identity))
+
+    def count_tokens(self) -> None:
+        """Store the tokens that the app has counted, for the clients that follow the log."""
+        if self._log is not None and self._intake.record.tokens:
+            self._log.count_tokens(self._intake.record.tokens)
 
     def set_key(self, key: str) -> None:
         """Make the stream available under a name of the store, if it is kept."""

@@ -176,6 +176,9 @@ class UnmarkedStream:
     def remaining_seconds(self) -> float | None:
         """Return that there is no cap."""
 
+    def on_tokens(self) -> None:
+        """Do nothing: no other client follows the stream."""
+
     def set_name(self, name: str, *, is_claimed: bool = False) -> bool:  # noqa: ARG002
         """Return that the stream is not kept."""
         return False

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 
 from sse_middleware.stores.base import Batch, EventStore, LogState
@@ -10,6 +11,7 @@ from sse_middleware.testing.trials import StoreTrials, trial
 
 _MANY = 20_000
 _LARGE = 1 << 20
+_TOKENS = 7
 
 
 class ReadingTrials(StoreTrials):
@@ -250,3 +252,26 @@ class ReadingTrials(StoreTrials):
             await reader.until(9)
         assert reader.numbers == [1, 2, 9]
         assert reader.holes == [(3, 8)]
+
+    @trial()
+    async def test_the_tokens_of_the_app_come_with_the_next_event(self, store: EventStore) -> None:
+        """For readers of new events and of kept ones."""
+        stream = FakeStream(store)
+        stream.write(1)
+        async with aclosing(store.follow(stream.id, 0)) as log:
+            assert (await anext(log)).tokens == 0
+            stream.log.count_tokens(_TOKENS)
+            stream.write(1)
+            assert await _tokens_at(log, 2) == _TOKENS
+        stream.log.count_tokens(2 * _TOKENS)
+        stream.write(1)
+        async with aclosing(store.follow(stream.id, 0)) as log:
+            assert await _tokens_at(log, 3) == 2 * _TOKENS
+
+
+async def _tokens_at(log: AsyncGenerator[Batch, None], last: int) -> int:
+    """Read a log up to an event, and return the tokens of its batch."""
+    while True:
+        batch = await anext(log)
+        if batch.frames and batch.last >= last:
+            return batch.tokens

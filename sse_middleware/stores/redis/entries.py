@@ -66,6 +66,7 @@ class Pending:
         dropped: the number of events that were dropped before Redis took them, since the last
             `take_dropped`.
         ended: the entry with the end, once `freeze` has returned it.
+        tokens: the number of tokens that the app has counted.
     """
 
     __slots__ = (
@@ -81,6 +82,7 @@ class Pending:
         "ended",
         "has_end_frame",
         "last",
+        "tokens",
     )
 
     def __init__(self, max_events: int, max_bytes: int) -> None:
@@ -93,7 +95,7 @@ class Pending:
         self._kept_bytes = 0
         self._end: tuple[LogState, bytes] | None = None
         self.ended: LogEntry | None = None
-        self.last = 0
+        self.last = self.tokens = 0
         self.has_end_frame = False
         self.dropped = 0
 
@@ -200,7 +202,8 @@ class Pending:
             if frame is None:
                 yield seq, b"%d-0" % seq, {b"h": b""}
             else:
-                yield seq, b"%d-0" % seq, _fields_of(_frames_entry(seq, [frame], len(frame)))
+                entry = _frames_entry(seq, [frame], len(frame), self.tokens)
+                yield seq, entry.id, _fields_of(entry)
         if self._end is not None:
             end = self._end_entry(*self._end)
             yield self.last + 1, end.id, _fields_of(end)
@@ -235,7 +238,7 @@ class Pending:
             frames.append(frame)
             size += len(frame)
         self._size -= size
-        return self._record(_frames_entry(seq, frames, size))
+        return self._record(_frames_entry(seq, frames, size, self.tokens))
 
     def _record(self, entry: LogEntry) -> LogEntry:
         """Count an entry, and return it with the id of the oldest entry that is kept with it."""
@@ -274,11 +277,11 @@ def batches(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]], after: int) 
         ValueError: the content of an entry is unknown.
     """
     frames: list[bytes] = []
-    size = 0
+    size = tokens = 0
     for entry_id, fields in entries:
         first, last, data = _parse(entry_id, fields, after)
         if frames and (first > after + 1 or not data or size > _BATCH_BYTES):
-            yield Batch(LogState.RUNNING, after, b"".join(frames))
+            yield Batch(LogState.RUNNING, after, b"".join(frames), tokens)
             frames, size = [], 0
         if b"s" in fields:
             ended = state_of(fields)
@@ -294,9 +297,9 @@ def batches(entries: Iterable[tuple[bytes, Mapping[bytes, bytes]]], after: int) 
         if data:
             frames.append(data)
             size += len(data)
-        after = last
+        after, tokens = last, max(tokens, int(fields.get(b"t", b"0")))
     if frames:
-        yield Batch(LogState.RUNNING, after, b"".join(frames))
+        yield Batch(LogState.RUNNING, after, b"".join(frames), tokens)
 
 
 def end_of(entry_id: bytes, fields: Mapping[bytes, bytes], after: int) -> Batch | None:
@@ -330,10 +333,12 @@ def first_number(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
     return int(fields[b"f"]) if b"f" in fields else last_number(entry_id) + 1
 
 
-def _frames_entry(first: int, frames: list[bytes], size: int) -> LogEntry:
+def _frames_entry(first: int, frames: list[bytes], size: int, tokens: int) -> LogEntry:
     last = first + len(frames) - 1
     lengths = struct.pack(f">{len(frames)}I", *map(len, frames))
-    fields = (b"f", b"%d" % first, b"l", lengths, b"d", b"".join(frames))
+    fields: tuple[bytes, ...] = (b"f", b"%d" % first, b"l", lengths, b"d", b"".join(frames))
+    if tokens:
+        fields += (b"t", b"%d" % tokens)
     return LogEntry(b"%d-0" % last, fields, b"", first, last, size)
 
 

@@ -115,6 +115,10 @@ class RedisLog:
             self.pending.skip(seq)
             self._writer.schedule(self, urgent=self.has_readers)
 
+    def count_tokens(self, total: int) -> None:
+        """Store the number of tokens together with the next event."""
+        self.pending.tokens = total
+
     def end(self, state: LogState, frame: bytes = b"") -> None:
         """End the log, once."""
         if self.state is LogState.RUNNING:

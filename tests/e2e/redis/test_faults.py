@@ -20,7 +20,7 @@ from typing import Any, Self
 import pytest
 
 from sse_middleware.errors import StoreError
-from sse_middleware.stores.base import EventStore, LogState
+from sse_middleware.stores.base import Batch, EventStore, LogState
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
@@ -379,7 +379,7 @@ async def test_an_end_that_a_failover_has_lost_is_written_again(
             await stream.log.flush()
         reader = Reader(here if returns == "here" else there, stream.id, 1)
         await reader.read_all()
-        assert reader.end == (LogState.FINISHED, 3 + lost, b"event: complete\n\n")
+        assert reader.end == Batch(LogState.FINISHED, 3 + lost, b"event: complete\n\n")
         assert reader.holes == ([(4, 5)] if lost else [])
         found = await there.find(stream.id)
         assert found is not None
@@ -412,7 +412,7 @@ async def test_a_log_that_its_process_does_not_know_is_lost(server: RedisServer)
         here._session()._ended._ends.clear()  # as after the time for which it is kept
         for store in (here, there):
             reader = await Reader(store, stream.id).read_all()
-            assert reader.end == (LogState.LOST, 3, b"")
+            assert reader.end == Batch(LogState.LOST, 3, b"")
 
 
 @pytest.mark.slow

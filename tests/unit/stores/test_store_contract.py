@@ -204,11 +204,14 @@ class LogThatEndsAgain:
         self.log = log
 
     def end(self, state: LogState, frame: bytes = b"") -> None:
-        self.log._state = LogState.RUNNING
+        self.log.state = LogState.RUNNING
         self.log.end(state, frame)
 
     def skip(self, seq: int) -> None:
         self.log.skip(seq)
+
+    def count_tokens(self, total: int) -> None:
+        self.log.count_tokens(total)
 
     def use_app_ids(self) -> None:
         self.log.use_app_ids()

@@ -7,6 +7,7 @@ import re
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from sse_middleware import current_stream
 from tests.support.asgi import (
     EVENTSOURCE,
     Exchange,
@@ -19,6 +20,7 @@ from tests.support.asgi import (
 )
 from tests.support.clock import VirtualClockLoop
 from tests.support.middleware import data_of, eventsource, marking, plain
+from tests.support.resuming import id_of, opened, resumable, returning
 
 pytestmark = pytest.mark.anyio
 
@@ -149,3 +151,35 @@ async def test_writes_of_several_tasks_never_overlap() -> None:
     assert exchange.names.count("message") == 60
     ids = [str(e.id) for e in exchange.events if e.event == "message"]
     assert [int(i.rpartition("-")[2]) for i in ids] == list(range(1, 61))
+
+
+async def test_the_numbers_are_the_same_on_each_connection() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(stream_start())
+        current_stream().add_tokens(3)
+        await send(body(b"data: 1\n\n"))
+        await asyncio.sleep(2.5)
+        await send(body(b"data: 2\n\n"))
+        current_stream().add_tokens(4)  # after the event that they belong to
+        await asyncio.sleep(2)
+        current_stream().add_tokens(5)
+        await asyncio.sleep(2)
+        await send(body(b"", more=False))
+
+    target = resumable(app, heartbeat_interval=1)
+    async with opened(target) as first:
+        await first.until_count(1, "message")
+        async with returning(target, id_of(first, 1)) as second:
+            await first.until_end()
+            await second.until_end()
+    numbers = [
+        [
+            (beat["heartbeat_count"], beat["total_chunks"], beat["total_tokens"])
+            for beat in (json.loads(e.data) for e in exchange.events if e.event == "heartbeat")
+        ]
+        for exchange in (first, second)
+    ]
+    assert [tokens for _, _, tokens in numbers[0]] == [3, 3, 7, 7, 12, 12]
+    assert numbers[1] == numbers[0]
+    for exchange in (first, second):
+        assert json.loads(exchange.events[-1].data)["total_tokens"] == 12
