@@ -110,12 +110,12 @@ class _StreamMetrics:
             )
         return route
 
-    def count_end(self, record: StreamRecord) -> None:
+    def count_end(self, record: StreamRecord, route: _RouteMetrics) -> None:
         """Count a stream that has ended, with its trace id as an exemplar."""
         exemplar = None
         if len(record.trace_id) <= _EXEMPLAR_CHARACTERS:
             exemplar = {"trace_id": record.trace_id}
-        route, how = self.of_route(record.route), (record.family, str(record.outcome))
+        how = (record.family, str(record.outcome))
         if how not in route.ended:
             route.ended[how] = adder_of(self._ended.labels(_encodable(record.route), *how))
         route.ended[how](1)
@@ -185,7 +185,8 @@ class Metrics:
 
     def progressed(self, record: StreamRecord) -> None:
         """Add the numbers since the last call."""
-        self._carry_over(record, self._carried.get(id(record), _NOTHING))
+        route = self._streams.of_route(record.route)
+        self._carry_over(record, route, self._carried.get(id(record), _NOTHING))
         self._carried[id(record)] = _Carried(
             record.chunks,
             record.sent_bytes,
@@ -195,7 +196,7 @@ class Metrics:
             tuple(record.gaps) if record.chunks > 1 else _NOTHING.gaps,
         )
 
-    def _carry_over(self, record: StreamRecord, carried: _Carried) -> None:
+    def _carry_over(self, record: StreamRecord, route: _RouteMetrics, carried: _Carried) -> None:
         if record.heartbeats != carried.heartbeats:
             self._streams.add_heartbeats(record.heartbeats - carried.heartbeats)
         if record.sent_bytes != carried.sent_bytes:
@@ -203,7 +204,6 @@ class Metrics:
         if record.disconnects != carried.disconnects:
             self._streams.add_disconnects(record.disconnects - carried.disconnects)
         if record.resumed_after is None and record.chunks != carried.chunks:
-            route = self._streams.of_route(record.route)
             route.add_events(record.chunks - carried.chunks)
             if record.has_gaps:
                 gaps = record.gaps
@@ -217,11 +217,12 @@ class Metrics:
 
     def ended(self, record: StreamRecord) -> None:
         """Count a stream that has ended."""
-        self._carry_over(record, self._carried.pop(id(record), _NOTHING))
+        route = self._streams.of_route(record.route)
+        self._carry_over(record, route, self._carried.pop(id(record), _NOTHING))
         if record.resumed_after is not None:
             return
         self._streams.active.dec()
-        self._streams.count_end(record)
+        self._streams.count_end(record, route)
 
     def resumed(self, route: str, result: str, replayed: int) -> None:
         """Count a resume."""

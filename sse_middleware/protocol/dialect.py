@@ -110,7 +110,9 @@ class Dialect:
         """
         self._epoch = epoch
         self.deadlines = Deadlines(self.terms.heartbeat_interval, self.profile.client_kind, now)
-        self._set_cap(now, jitter, ends_in)
+        self.ends_at = math.inf
+        if self.terms.max_seconds is not None or ends_in is not None:
+            self._set_cap(now, jitter, ends_in)
         if not self.reads_control_events:
             return b""
         is_new = not resumed and event_id is None
@@ -263,7 +265,7 @@ class Dialect:
         return None if self.ends_at == math.inf else round(max(0.0, self.ends_at - now), 3)
 
     def _set_cap(self, now: float, jitter: float, ends_in: float | None) -> None:
-        max_seconds, ends_at = self.terms.max_seconds, math.inf
+        max_seconds, ends_at = self.terms.max_seconds, self.ends_at
         if max_seconds is not None:
             if self.terms.rotates:
                 # Connections that opened together do not all end together.

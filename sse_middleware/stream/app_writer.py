@@ -244,7 +244,7 @@ class AppWriter:
             await asyncio.sleep(0)
         self.producer.move(ProducerInput.APP_ENDS)
         await self._flush()
-        if not self.producer.log.is_kept:
+        if not (self.producer.log.is_kept or (self._sender.is_idle and self._sender.lost is None)):
             await self._wait_until_written()
 
     async def _write_paced(self, pacing: "_Pacing", body: bytes, now: float) -> None:

@@ -313,7 +313,8 @@ class Connection:
 
     def release(self) -> None:
         """Release all references, at the end of the request."""
-        self.give_up()
+        if self.phase is not ConnectionPhase.CLOSED:
+            self.give_up()
         self.sender.detach()
         self._owner = NO_OWNER
 

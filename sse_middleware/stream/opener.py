@@ -235,7 +235,7 @@ def open_marked(
     now = record.opened_at = timers.clock()
     preamble = dialect.open(
         now,
-        timers.epoch(),
+        timers.epoch() if has_ids else 0.0,  # only heartbeat events contain the time
         reset=reset,
         event_id=_client_event_id(request) if has_ids else None,
         jitter=random.random(),  # noqa: S311 - no secret

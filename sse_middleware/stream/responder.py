@@ -304,8 +304,9 @@ class Responder:
 
     def _remove_listener(self, task: asyncio.Task[object]) -> None:
         # A task waits in one `receive()` at a time, so at most one entry is removed.
-        others = () if len(self._listeners) == 1 else self._listeners
-        self._listeners = tuple([other for other in others if other is not task])
+        listeners = self._listeners
+        is_only = len(listeners) == 1
+        self._listeners = () if is_only else tuple([one for one in listeners if one is not task])
 
     def watch_for_disconnect(self) -> None:
         """Receive the client's disconnect if the app does not receive."""

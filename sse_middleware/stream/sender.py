@@ -295,7 +295,9 @@ class Sender:
     def detach(self) -> None:
         """Release all that the sender holds, and cancel a write that is in progress."""
         self._timers.background_writer.detach()
-        self.abandon()
+        if not self.is_idle or self._room is not None:
+            self.abandon()
+        self.is_broken, self.is_free = True, False
         if self.is_writing and self.write_task is not None:
             self.write_task.cancel()
         elif self.is_writing and self._suspended is not None:
@@ -393,6 +395,5 @@ class Sender:
             self.is_free = not self.is_broken
 
     def _report_stall(self) -> None:
-        took = self._clock() - self.write_started
         for observer in self._observers:
-            observer.stalled(self._record, took)
+            observer.stalled(self._record, self._clock() - self.write_started)
