@@ -10,11 +10,12 @@ import logging
 import time
 from collections.abc import Callable
 
+from sse_middleware.stores.expiries import Expiries
 from sse_middleware.stores.redis.client import FAILURES
 from sse_middleware.stores.redis.commands import CommandClient
-from sse_middleware.stores.redis.entries import LogEntry
+from sse_middleware.stores.redis.log import RedisLog
 from sse_middleware.stores.redis.refusals import is_there
-from sse_middleware.stores.redis.scripts import milliseconds
+from sse_middleware.stores.redis.scripts import Command, milliseconds
 
 logger = logging.getLogger("sse_middleware")
 
@@ -34,21 +35,24 @@ class EndedLogs:
         self._client = client
         self._ttl = ttl
         self._answer = answer
-        self._ends: dict[str, tuple[LogEntry, float]] = {}  # by stream; the first expires first
+        self._ends: dict[str, tuple[Command, float]] = {}  # with the times for which they are kept
+        self._expiries = Expiries()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def add(self, stream_id: str, end: LogEntry | None) -> None:
+    def add(self, log: RedisLog) -> None:
         """Keep the end of a log that Redis has."""
+        end, stream_id = log.pending.ended, log.info.stream_id
         if end is not None:
-            self._ends[stream_id] = end, time.monotonic() + self._ttl
+            seconds = self._ttl if log.info.keep_seconds is None else log.info.keep_seconds
+            self._ends[stream_id] = (end.id, *end.fields), seconds
+            self._expiries.add(stream_id, seconds, time.monotonic())
 
     def drop_expired(self, now: float) -> None:
         """Drop the ends of logs that Redis has dropped."""
-        while self._ends:
-            stream_id, (_, expires_at) = next(iter(self._ends.items()))
-            if now < expires_at:
-                return
-            del self._ends[stream_id]
+        while (expiry := self._expiries.next())[1] <= now:
+            stream_id = expiry[0]
+            _, seconds = self._ends.pop(stream_id)
+            self._expiries.discard(stream_id, seconds)
 
     def on_follow(self, process: str, stream_id: str) -> None:
         """Handle that a process follows a log that this process does not write."""
@@ -67,16 +71,13 @@ class EndedLogs:
         """
         if stream_id not in self._ends:
             return False
-        (end, _), keys = self._ends[stream_id], self._client.keys
-        log, expiry = keys.log(stream_id), milliseconds(self._ttl)
-        added, *_ = await self._client.write(
-            [
-                ("XADD", log, "NOMKSTREAM", end.id, *end.fields),
-                ("PEXPIRE", log, expiry),
-                ("PEXPIRE", keys.info(stream_id), expiry),
-            ]
-        )
-        return is_there(added) or isinstance(added, bytes)
+        (end, seconds), keys = self._ends[stream_id], self._client.keys
+        log, expiry = keys.log(stream_id), milliseconds(seconds)
+        (added,) = await self._client.write([("XADD", log, "NOMKSTREAM", *end)])
+        if isinstance(added, bytes):  # it was lost
+            keys_of_log = (log, keys.info(stream_id))
+            await self._client.write([("PEXPIRE", key, expiry) for key in keys_of_log])
+        return isinstance(added, bytes) or is_there(added)
 
     async def close(self) -> None:
         """Write no more."""

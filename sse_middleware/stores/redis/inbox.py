@@ -325,7 +325,7 @@ class RedisSession:
                 for process in log.reader_processes:
                     self._sender.enqueue(process, "gone" if log.is_gone else "news", stream_id)
             if log.is_done and self._logs.pop(stream_id, None) is not None:
-                self._ended.add(stream_id, log.pending.ended)
+                self._ended.add(log)
 
     def _on_refused(self) -> None:
         """Wake the readers of other processes' logs: Redis takes no writes at the moment."""

@@ -370,7 +370,7 @@ async def test_an_end_that_a_failover_has_lost_is_written_again(
     server: RedisServer, lost: int, returns: str
 ) -> None:
     async with store_at(server) as here, store_at(server) as there:
-        stream = FakeStream(here)
+        stream = FakeStream(here, keep_seconds=3600.0)
         stream.write(3)
         await visible(there, stream.id, 3)
         with losing_writes(server, stream.id):
@@ -384,6 +384,8 @@ async def test_an_end_that_a_failover_has_lost_is_written_again(
         found = await there.find(stream.id)
         assert found is not None
         assert found.state is LogState.FINISHED
+        keys = [key for key in server.all_keys() if stream.id in key]
+        assert all(server.client.pttl(key) > 3_000_000 for key in keys)
 
 
 async def test_a_reader_that_follows_receives_an_end_that_a_failover_has_lost(
