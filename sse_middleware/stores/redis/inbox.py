@@ -114,6 +114,8 @@ class RedisSession:
 
     async def find_named(self, name: str) -> LogSnapshot | None:
         """Return the latest log of a name, by the name's digest, `None` if there is none."""
+        if (log := self.writer.unnamed.get(name)) is not None:
+            return log.snapshot()
         await self.client.load_secret()
         sealed = self.client.seal(name)
         (stream_id,) = await self.client.query("find", ("GET", self.client.keys.name(sealed)))

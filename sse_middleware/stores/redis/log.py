@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
 from sse_middleware.stores.base import Batch, LogInfo, LogListener, LogSnapshot, LogState
@@ -21,9 +21,11 @@ class Writer(Protocol):
 
     Attributes:
         claims: the claims to names, which end when a log has the name.
+        unnamed: the latest log of each name that Redis does not have yet.
     """
 
     claims: Claims
+    unnamed: "dict[str, RedisLog]"
 
     def schedule(self, log: "RedisLog", *, urgent: bool = False) -> None:
         """Write the pending entries of a log soon, and at once if it is urgent."""
@@ -127,6 +129,8 @@ class RedisLog:
             self.is_registered = self.is_registered and not self.is_gone
             self._producer = None
             self.pending.end(state, frame)
+            if self.is_gone:
+                self.forget_names(self.names)
             # A reader must not wait for a log that has gone.
             self._writer.schedule(self, urgent=self.has_readers or self.is_gone)
 
@@ -138,6 +142,7 @@ class RedisLog:
         """Let `find_named` find this log by a further name."""
         if self.state is LogState.RUNNING:
             self.names[digest(name)] = False
+            self._writer.unnamed[digest(name)] = self
             self.is_registered = False
             self._writer.claims.settle(digest(name), self.info.stream_id)
             self._writer.schedule(self, urgent=True)
@@ -190,7 +195,14 @@ class RedisLog:
         """Record that Redis has its metadata, and these names."""
         self.is_registered = len(names) == len(self.names)
         self.names.update(dict.fromkeys(names, True))
+        self.forget_names(names)
         self.renew_at = renew_at
+
+    def forget_names(self, names: Iterable[str]) -> None:
+        """Record that Redis has these names, or that this log has them no more."""
+        for name in names:
+            if self._writer.unnamed.get(name) is self:
+                del self._writer.unnamed[name]
 
     def on_entry_written(self, entry: LogEntry, answer: object) -> None:
         """Record that Redis has an entry, or, by the answer `None`, that it has lost the log."""

@@ -52,6 +52,10 @@ class LogWriter:
         claims: the claims to names, which end when a log has the name.
         ttl: how long a log is kept after its end, in seconds.
         on_written: receives the logs that were written.
+
+    Attributes:
+        claims: as given.
+        unnamed: the latest log of each name that Redis does not have yet.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class LogWriter:
         on_written: Callable[[Iterable[RedisLog]], None],
     ) -> None:
         self.claims = claims
+        self.unnamed: dict[str, RedisLog] = {}
         self._client = client
         self._keys = client.keys
         self._ttl = ttl
@@ -83,6 +88,7 @@ class LogWriter:
     def discard(self, log: RedisLog) -> None:
         """Stop to write a log."""
         self._dirty.pop(log, None)
+        log.forget_names(log.names)
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - what is left is logged
         """Write all pending entries within `timeout` seconds, and then no more."""
@@ -174,7 +180,10 @@ class LogWriter:
     def _delete_steps(self, log: RedisLog) -> Iterator[_Step]:
         for key in (self._keys.info(log.info.stream_id), self._keys.log(log.info.stream_id)):
             yield _Step(("DEL", key), log.on_deleted)
-        for name in log.names:
+        for name, is_known in log.names.items():
+            if not is_known:  # it leads to this log all the same, and so to none
+                key, expiry = self._keys.name(self._client.seal(name)), self._running_ttl
+                yield _Step(("SET", key, log.info.stream_id, "PX", milliseconds(expiry)))
             yield _Step(self.claims.release_command(name, log.info.stream_id))
 
     def _name_steps(self, log: RedisLog, now: float) -> Iterator[_Step]:

@@ -311,6 +311,7 @@ async def test_redis_refuses_writes(server: RedisServer, refuses_writes: Fault) 
             await far.until(3)
             with refuses_writes(server):
                 unkept = FakeStream(here)
+                unkept.log.set_name("chat")
                 unkept.write(3)
                 await write_for(stream, 1.5 * LEASE_SECONDS)
                 # The process that runs the streams has their events, and no other one has.
@@ -320,6 +321,9 @@ async def test_redis_refuses_writes(server: RedisServer, refuses_writes: Fault) 
                     async with Follower(here, one.id) as again:
                         await again.until(one.last)
                         assert again.is_whole
+                named = await here.find_named("chat")
+                assert named is not None
+                assert named.info == unkept.info
                 unkept.log.end(LogState.FINISHED)
                 async with Follower(here, unkept.id) as again:
                     assert await again.until_end() is LogState.FINISHED
@@ -329,6 +333,10 @@ async def test_redis_refuses_writes(server: RedisServer, refuses_writes: Fault) 
             assert far.refusals  # it was told to come back
             assert not near.refusals
             await visible(there, unkept.id, 3)
+            named = await there.find_named("chat")
+            assert named is not None
+            assert named.info.stream_id == unkept.id
+            assert here._session().writer.unnamed == {}
         await check_that_all_works(here, there)
 
 

@@ -199,8 +199,12 @@ async def test_the_latest_log_of_a_name_counts_in_all_processes(server: RedisSer
             found = await here.find_named("chat")
             return found and found.info.stream_id
 
+        async def is_named_there() -> bool:
+            return await there.find_named("chat") is not None
+
         first.log.set_name("chat")
         await eventually(named, lambda got: got == first.id, "the first one was to be found")
+        await eventually(is_named_there, bool, "Redis was to have the name")
         second.log.set_name("chat")
         await eventually(named, lambda got: got == second.id, "the second one was to be found")
         first.log.set_name("another chat")
