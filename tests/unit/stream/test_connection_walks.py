@@ -74,7 +74,8 @@ class Walk:
             step: Callable[[], None] = self.dice.choice(steps)
             step()
             self.check()
-            await asyncio.sleep(self.dice.choice((0, 0, 0.1, 1)))
+            if self.dice.random() < 0.7:  # else the next step is made in the same turn of the loop
+                await asyncio.sleep(self.dice.choice((0, 0, 0.1, 1)))
             self.check()
         self.connection.release()
         for task in self.tasks:
