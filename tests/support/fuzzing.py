@@ -6,7 +6,7 @@ import string
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware import Event, EventParser, current_stream
 from tests.support.asgi import EVENTSOURCE, Exchange, http_scope
@@ -110,6 +110,22 @@ class Sent:
     failure: BaseException | None = None
 
 
+class Client(Exchange):
+    """A client to which a server sends nothing after its disconnect."""
+
+    has_left = False
+
+    async def send(self, message: Message) -> None:
+        """Store a message of the app, as long as the client is connected."""
+        if self.refusal is not None or not self.has_left:
+            await super().send(message)
+
+    def disconnect(self) -> None:
+        """Disconnect."""
+        self.has_left = True
+        super().disconnect()
+
+
 class Fuzzer:
     """Make requests from a seed.
 
@@ -145,7 +161,7 @@ class Fuzzer:
         if chance() < 0.1:
             del scope[choose(("client", "raw_path", "root_path", "http_version"))]
         body = choose((b"", b"{}", b"q" * 5000, self._hostile(b"{}")))
-        sent = Sent(Exchange(scope, body=body))
+        sent = Sent(Client(scope, body=body))
         self._by_scope[id(sent.exchange)] = sent
         return sent
 
