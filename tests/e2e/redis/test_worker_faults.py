@@ -187,6 +187,15 @@ async def check_retry_later(port: int, cursor: str) -> None:
     assert re.search(rb"\nretry: (1\d\d|200)\n", answer.content)
 
 
+async def check_served(port: int, live: Viewer) -> None:
+    """Check that a client that returns to the worker of its stream receives the next events."""
+    held, cursor = live.last, live.last_event_id
+    async with Viewer(port, "/ticks", haste=1, last_event_id=cursor) as viewer:
+        await viewer.until(held + 3)
+        assert viewer.is_whole(held + 1)
+        assert not viewer.data_of("reset")
+
+
 _numbers = itertools.count()
 
 
@@ -253,7 +262,7 @@ async def test_redis_hangs(place: Place) -> None:
     async with Scene(place) as scene:
         with place.redis.stopped():
             await asyncio.sleep(place.pace.fault)
-            await check_retry_later(place.ports[0], scene.live[0].last_event_id)
+            await check_served(place.ports[0], scene.live[0])
             await check_retry_later(place.ports[1], scene.live[0].last_event_id)
         await scene.all_keep_up()
         scene.check_live()
@@ -278,7 +287,7 @@ async def test_redis_answers_after_two_seconds(place: Place) -> None:
     async with Scene(place) as scene:
         with late(place.networks, 2.0):
             await asyncio.sleep(place.pace.fault)
-            await check_retry_later(place.ports[0], scene.live[0].last_event_id)
+            await check_served(place.ports[0], scene.live[0])
             await check_retry_later(place.ports[1], scene.live[0].last_event_id)
         await scene.all_keep_up()
         scene.check_live()
@@ -309,7 +318,7 @@ async def test_one_worker_is_cut_off_from_redis(place: Place) -> None:
     async with Scene(place) as scene:
         with place.networks[0].partition():
             await asyncio.sleep(place.pace.fault)
-            await check_retry_later(place.ports[0], scene.live[0].last_event_id)
+            await check_served(place.ports[0], scene.live[0])
             await check_retry_later(place.ports[0], scene.live[1].last_event_id)
             lost = await scene.readers[1][0].until_control("error")
             assert lost["error"]["code"] == "producer_lost"
