@@ -35,6 +35,7 @@ _SEPARATORS: Final = {b"cookie": b"; ", _EVENT_ID_HEADER: b"\n"}
 _TRACEPARENT: Final = re.compile(
     rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
 )
+_TRACE_HEADERS: Final = frozenset((b"traceparent", b"x-trace-id", b"x-request-id"))
 _TRACE_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _FIELDS_LIMIT: Final = 100
 _STORED_CHARACTERS: Final = 1000
@@ -308,6 +309,8 @@ def trace_id_of(raw: Collection[tuple[bytes, bytes]]) -> str:
 
 
 def _parse_trace_id(headers: Mapping[bytes, bytes]) -> str:
+    if _TRACE_HEADERS.isdisjoint(headers):
+        return f"{random.getrandbits(128):032x}"
     if b"traceparent" in headers:
         found = _TRACEPARENT.fullmatch(headers[b"traceparent"])
         if found is not None and (found[1] != b"00" or found[3] is None):

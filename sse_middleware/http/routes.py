@@ -242,9 +242,11 @@ def route_name(scope: Mapping[str, Any], mark: Mark | None = None) -> str:
     route = scope.get("route")
     if route is None and scope.get("endpoint") is not None:
         route = _route_to(scope["endpoint"], getattr(scope.get("router"), "routes", ()))
-    for name in (getattr(route, "path", None), scope.get("path_template")):
-        if isinstance(name, str):
-            return name
+    path = getattr(route, "path", None)
+    if not isinstance(path, str):
+        path = scope.get("path_template")
+    if isinstance(path, str):
+        return path
     return (mark.name if mark else None) or UNMATCHED
 
 

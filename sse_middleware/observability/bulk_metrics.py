@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.samples import Exemplar
 
 _VALUE_METHODS: Final = ("inc", "set_exemplar")
@@ -29,8 +29,8 @@ class _Internals(NamedTuple):
     sum: Any
 
 
-def adder_of(counter: Counter) -> Callable[[float], None]:
-    """Return the function that adds to a counter which has all its labels.
+def adder_of(counter: Counter | Gauge) -> Callable[[float], None]:
+    """Return the function that adds to a counter, or a gauge, which has all its labels.
 
     It is `inc`, but without checks of the labels and of the amount if that is possible.
     """

@@ -62,12 +62,13 @@ class _StreamMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._routes: dict[str, _RouteMetrics] = {}
         by_route: dict[str, Any] = {"labelnames": ("route",), "registry": registry}
-        self.active = Gauge(
+        active = Gauge(
             "sse_streams_active",
             "Streams that are open.",
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self.add_active = adder_of(active)
         labels = ("route", "family", "outcome")
         self._ended = Counter("sse_streams", "Streams that have ended.", labels, registry=registry)
         self._durations = Histogram(
@@ -181,7 +182,7 @@ class Metrics:
     def opened(self, record: StreamRecord) -> None:
         """Count an open stream; a client that resumes is not a new one."""
         if record.resumed_after is None:
-            self._streams.active.inc()
+            self._streams.add_active(1)
 
     def progressed(self, record: StreamRecord) -> None:
         """Add the numbers since the last call."""
@@ -221,7 +222,7 @@ class Metrics:
         self._carry_over(record, route, self._carried.pop(id(record), _NOTHING))
         if record.resumed_after is not None:
             return
-        self._streams.active.dec()
+        self._streams.add_active(-1)
         self._streams.count_end(record, route)
 
     def resumed(self, route: str, result: str, replayed: int) -> None:

@@ -7,8 +7,9 @@ a digest of the secret, appears in headers, logs and metrics.
 
 import enum
 import hashlib
+import os
 import re
-import secrets
+from base64 import urlsafe_b64encode
 from dataclasses import dataclass, field
 
 _SECRET_BYTES = 16  # 128 bits, as a UUID or an RFC 6750 token would at least carry
@@ -19,7 +20,8 @@ _EVENT_ID = re.compile(r"([A-Za-z0-9_-]{22})-(0|[1-9][0-9]{0,14})(?:\.(end|cut))
 
 def new_secret() -> str:
     """Return 128 random bits as 22 url-safe characters."""
-    return secrets.token_urlsafe(_SECRET_BYTES)
+    # As `secrets.token_urlsafe`, with four calls less.
+    return urlsafe_b64encode(os.urandom(_SECRET_BYTES)).rstrip(b"=").decode()
 
 
 def stream_id(secret: str) -> str:

@@ -143,7 +143,7 @@ class Intake:
             self._examine_head(chunk)
         if self.is_raw:
             self.record.count_events(1, now)
-        takes_lf = chunk != b"" and self._lacks_lf is not None and self._keep_lacking(chunk[:1])
+        takes_lf = self._lacks_lf is not None and chunk != b"" and self._keep_lacking(chunk[:1])
         parts: list[Part] = []
         pieces = self._splitter.feed(chunk)
         for kind, data in pieces:

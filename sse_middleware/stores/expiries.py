@@ -8,12 +8,16 @@ class Expiries:
     """The keys of ended logs, each with the time of its expiry.
 
     The times for which logs are kept are few: one for each mark that sets one, and the usual one.
+
+    Attributes:
+        earliest: a time before which no key expires.
     """
 
-    __slots__ = ("_by_seconds",)
+    __slots__ = ("_by_seconds", "earliest")
 
     def __init__(self) -> None:
         self._by_seconds: dict[float, OrderedDict[str, float]] = {}
+        self.earliest = math.inf
 
     def __bool__(self) -> bool:
         """Return whether there are any."""
@@ -21,7 +25,11 @@ class Expiries:
 
     def add(self, key: str, seconds: float, now: float) -> None:
         """Add a key that expires in `seconds`; for equal ones, the time never runs backwards."""
-        self._by_seconds.setdefault(seconds, OrderedDict())[key] = now + seconds
+        expiries = self._by_seconds.get(seconds)
+        if expiries is None:
+            expiries = self._by_seconds[seconds] = OrderedDict()
+        expiries[key] = at = now + seconds
+        self.earliest = min(self.earliest, at)
 
     def discard(self, key: str, seconds: float) -> None:
         """Remove a key that was added with `seconds`, if it is there."""
@@ -33,5 +41,10 @@ class Expiries:
 
     def next(self) -> tuple[str, float]:
         """Return the key that expires next and its time, which is infinite if there is none."""
-        first = [next(iter(expiries.items())) for expiries in self._by_seconds.values()]
-        return min(first, key=lambda item: item[1], default=("", math.inf))
+        key, earliest = "", math.inf
+        for expiries in self._by_seconds.values():
+            first = next(iter(expiries.items()))
+            if first[1] < earliest:
+                key, earliest = first
+        self.earliest = earliest
+        return key, earliest

@@ -210,11 +210,11 @@ class MemoryStore:
         }
 
     def _drop_expired(self) -> None:
-        if not self._ended:
-            return
         now = self._clock()
-        while (expiry := self._ended.next())[1] <= now:
-            self.drop(self._logs[expiry[0]])
+        while self._ended.earliest <= now:
+            stream_id, expires_at = self._ended.next()
+            if expires_at <= now:
+                self.drop(self._logs[stream_id])
 
     def _arm(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         """Drop ended logs in time, even if the store is not used any more."""
@@ -229,5 +229,5 @@ class MemoryStore:
             self._timers.pop(loop, None)
             self._drop_expired()
             if self._ended:
-                remaining = self._ended.next()[1] - self._clock()
+                remaining = self._ended.earliest - self._clock()
                 self._arm(loop, max(remaining, _SOONEST_SECONDS))

@@ -189,8 +189,10 @@ class MemoryLog:
 
     def measure(self) -> int:
         """Return the memory that it uses, in bytes."""
-        names = sum([len(name) + _NAME_BYTES for name in self.names])
-        return self._fixed_size + self._frames.size + len(self._frame) + names
+        size = self._fixed_size + self._frames.size + len(self._frame)
+        if self.names:
+            size += sum([len(name) + _NAME_BYTES for name in self.names])
+        return size
 
     def _append(self, first: int, data: bytes, count: int) -> None:
         with self._store.lock:

@@ -182,7 +182,7 @@ class CurrentStream:
 
     def take_secret(self) -> str:
         """Return the secret, and delete it here."""
-        secret, self._secret = self.secret, None
+        secret, self._secret = self._secret or new_secret(), None
         return secret
 
     def open(self, stream: OpenStream, default_name: Callable[[], str] | None = None) -> None:
