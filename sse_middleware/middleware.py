@@ -244,8 +244,7 @@ class SSEMiddleware:
 
     async def _filter(self, scope: Scope, receive: Receive, send: Send) -> Send | None:
         """Handle a request that is left out or rejected and return `None`, or return `send`."""
-        paths = self._path_filter
-        if paths.is_set and paths.leaves_out(app_path(scope)):
+        if self._path_filter.is_set and self._path_filter.leaves_out(app_path(scope)):
             logger.debug("request passed through: its path is left out")
             await self.app(scope, receive, send)
             return None
@@ -274,6 +273,8 @@ class SSEMiddleware:
     def _closing(self, send: Send) -> Send:
         """Return a `send` that waits for `on_end` and closes the store at the shutdown."""
         context = self._context
+        if not (context.store.is_shared or context.has_mark(lambda mark: bool(mark.on_end))):
+            return send
 
         async def close_and_send(message: Message) -> None:
             if message["type"].startswith("lifespan.shutdown."):
@@ -364,9 +365,8 @@ class _OwnPages:
 
 def _drains() -> bool:
     """Return whether the server of the running loop drains."""
-    if not (SHUTDOWN.is_draining and running_loop() is not None):
-        return False
-    return SHUTDOWN.drain_for(asyncio.get_running_loop()).is_draining
+    loop = running_loop()
+    return SHUTDOWN.is_draining and loop is not None and SHUTDOWN.drain_for(loop).is_draining
 
 
 def _identity_secret(options: Options, *, is_shared: bool) -> bytes:
@@ -392,8 +392,8 @@ def _create_store(options: Options, observers: Sequence[Observer]) -> EventStore
     except ImportError as exc:
         allowed = "nothing without the extra: pip install 'sse-middleware[redis]'"
         raise ConfigurationError("SSE_REDIS_URL", "a URL", allowed) from exc
-    url, prefix = options.redis_url, options.redis_prefix
+    limits |= {"prefix": options.redis_prefix, "observers": observers}
     try:
-        return RedisStore(url, prefix=prefix, observers=observers, **limits)
+        return RedisStore(options.redis_url, **limits)
     except ConfigurationError as exc:
         raise ConfigurationError("SSE_REDIS_URL", exc.got, exc.allowed) from exc

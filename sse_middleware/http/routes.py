@@ -302,15 +302,15 @@ def _matched(routes: Iterable[Any], scope: dict[str, Any]) -> RouteAhead:
     return RouteAhead()
 
 
-def attaches_requests(app: object) -> bool:
-    """Return whether a mark on any endpoint of Starlette's routes attaches requests."""
+def has_mark(app: object, wanted: Callable[[Mark], bool]) -> bool:
+    """Return whether any endpoint of Starlette's routes has such a mark, or may have one."""
     try:
         while app is not None and not hasattr(app, "routes"):
             app = getattr(app, "app", None)
-        return any(mark.attach != "never" for mark in _marks(getattr(app, "routes", ())))
+        return any(map(wanted, _marks(getattr(app, "routes", ()))))
     except Exception:
         logger.debug("the routes cannot be searched for marks", exc_info=True)
-        return True  # the mark of each request is looked up
+        return True
 
 
 def _marks(routes: Iterable[Any]) -> Iterator[Mark]:

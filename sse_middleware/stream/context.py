@@ -17,8 +17,8 @@ from sse_middleware.http.routes import (
     UNMATCHED,
     Mark,
     PathMarks,
-    attaches_requests,
     get_mark,
+    has_mark,
     route_ahead,
 )
 from sse_middleware.observability.observer import Observer
@@ -117,9 +117,12 @@ class Context:
     def attaches(self) -> bool:
         """Return whether a request may be attached to a stream."""
         if self.attaching.is_needed is None:
-            on_paths = any(mark.attach != "never" for _, mark in self.path_marks)
-            self.attaching.is_needed = on_paths or attaches_requests(self.app)
+            self.attaching.is_needed = self.has_mark(lambda mark: mark.attach != "never")
         return self.attaching.is_needed
+
+    def has_mark(self, wanted: Callable[[Mark], bool]) -> bool:
+        """Return whether there is such a mark, of a path or, as far as is known, of an endpoint."""
+        return any(wanted(mark) for _, mark in self.path_marks) or has_mark(self.app, wanted)
 
     def get_mark(self, scope: Scope, path: str) -> Mark | None:
         """Return the mark of the endpoint that the app has matched, else the mark of its path.
