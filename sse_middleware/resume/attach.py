@@ -158,14 +158,23 @@ class AttachedRequests:
         found = await store.find_named(wanted.name)
         if await self._follow(wanted, found, request, run_app):
             return None
+        earlier = None if found is None else found.info.stream_id
+        holder, own = "", stream_id(secret)
         try:
-            holder = await store.claim(wanted.name, stream_id(secret))
-        except asyncio.CancelledError:
-            store.release(wanted.name, stream_id(secret))
-            raise
-        if holder == stream_id(secret):
-            current.claim(wanted.name, secret)
-            return run_app
+            holder = await store.claim(wanted.name, own)
+            if holder == own:
+                # Between the two queries, another stream may have opened, and even ended.
+                found = await store.find_named(wanted.name)
+                opened = "" if found is None else found.info.stream_id
+                if opened == earlier or not await self._follow(
+                    wanted, found, request, run_app, opened
+                ):
+                    current.claim(wanted.name, secret)
+                    return run_app
+                return None
+        finally:
+            if not current.claimed and holder in ("", own):
+                store.release(wanted.name, own)
         readers = self._context.readers
         if reached := readers.take(holder):  # it is a reader already while it waits
             raise LimitReachedError(reached)
@@ -183,10 +192,10 @@ class AttachedRequests:
             found = await store.find_named(name)
             if found is not None and found.info.stream_id == holder:
                 return found
-            if claimant != holder:
-                break
+            if claimant != holder:  # its stream has opened, and may have ended, or it has none
+                return await store.find(holder)
             await asyncio.sleep(pause)
-        return None
+        raise AssertionError  # the pauses never end
 
     async def _follow(
         self,

@@ -55,20 +55,20 @@ class Claims:
         return None if answer is None else answer.decode("ascii", "replace")
 
     def settle(self, name: str, stream_id: str) -> None:
-        """Renew a claim no longer: the log of its stream gets the name."""
+        """Give up a claim, if it is held, because readers find the log of its stream by the name.
+
+        Not earlier: a reader takes a claim without a log for one whose stream has not opened.
+        """
         if self._held.get(name) == stream_id:
-            del self._held[name]
+            self.release(name, stream_id)
 
     def release(self, name: str, stream_id: str) -> None:
         """Give up a claim soon, or let it expire if Redis is out of reach."""
-        self.settle(name, stream_id)
+        if self._held.get(name) == stream_id:
+            del self._held[name]
         self._released[name] = stream_id
         self._changed.set()
         self._start()
-
-    def release_command(self, name: str, stream_id: str) -> Command:
-        """Return the command that gives up a claim."""
-        return release(self._key(name), stream_id)
 
     async def close(self) -> None:
         """Give up all claims."""
@@ -92,7 +92,7 @@ class Claims:
                 self._changed.clear()
                 released, self._released = self._released, {}
                 commands = [self._claim(*held) for held in self._held.items()]
-                commands += [self.release_command(*one) for one in released.items()]
+                commands += [release(self._key(name), of) for name, of in released.items()]
                 if commands:
                     with suppress(StoreError):  # it is reported
                         await self._client.query("claim", *commands)

@@ -144,7 +144,6 @@ class RedisLog:
             self.names[digest(name)] = False
             self._writer.unnamed[digest(name)] = self
             self.is_registered = False
-            self._writer.claims.settle(digest(name), self.info.stream_id)
             self._writer.schedule(self, urgent=True)
 
     async def flush(self) -> None:
@@ -203,6 +202,7 @@ class RedisLog:
         for name in names:
             if self._writer.unnamed.get(name) is self:
                 del self._writer.unnamed[name]
+            self._writer.claims.settle(name, self.info.stream_id)
 
     def on_entry_written(self, entry: LogEntry, answer: object) -> None:
         """Record that Redis has an entry, or, by the answer `None`, that it has lost the log."""
@@ -223,6 +223,7 @@ class RedisLog:
     def on_deleted(self, _: object) -> None:
         """Record that Redis has deleted it."""
         self.is_registered = self.has_news = True
+        self.forget_names(self.names)
 
     def restart(self) -> None:
         """Begin the log again, because Redis has lost it."""

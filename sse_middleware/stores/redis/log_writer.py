@@ -184,7 +184,6 @@ class LogWriter:
             if not is_known:  # it leads to this log all the same, and so to none
                 key, expiry = self._keys.name(self._client.seal(name)), self._running_ttl
                 yield _Step(("SET", key, log.info.stream_id, "PX", milliseconds(expiry)))
-            yield _Step(self.claims.release_command(name, log.info.stream_id))
 
     def _name_steps(self, log: RedisLog, now: float) -> Iterator[_Step]:
         """Register the names of a log, or renew them; the log that was named last has a name."""
@@ -199,7 +198,6 @@ class LogWriter:
                 yield _Step(("PEXPIRE", key, expiry))  # another log may have the name
             else:
                 yield _Step(("SET", key, stream_id, "PX", expiry))
-                yield _Step(self.claims.release_command(name, stream_id))
 
     def _register_step(self, log: RedisLog, now: float) -> _Step:
         client, names = self._client, tuple(log.names)

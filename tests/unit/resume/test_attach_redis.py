@@ -110,7 +110,11 @@ async def test_five_hundred_equal_requests_at_three_workers_run_the_app_once(
         exchanges = [post() for _ in range(500)]
         sending = asyncio.ensure_future(send_all(apps, exchanges))
         await eventually_runs(model)
-        await asyncio.sleep(0.3)  # the others wait
+
+        async def waiting() -> int:
+            return sum(len(app._context.readers) for app in apps)
+
+        await eventually(waiting, lambda got: got == 499, "the others were to wait")
         model.thought.set()
         await sending
         assert model.runs == 1
@@ -220,3 +224,49 @@ async def eventually_no_claim(server: RedisServer) -> None:
         return claims(server)
 
     await eventually(held, lambda got: not got, "no claim")
+
+
+async def test_a_request_that_looks_before_a_stream_opens_and_claims_after_its_end_follows_it(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model()
+    model.thought.set()
+    async with workers(server, model, 2) as (apps, (_, there)):
+        first, late = post(), post()
+        claim = there.claim
+
+        async def claim_late(name: str, stream_id: str) -> str:
+            await send_all(apps[:1], [first])
+            await eventually_no_claim(server)
+            return await claim(name, stream_id)
+
+        monkeypatch.setattr(there, "claim", claim_late)
+        await send_all(apps[1:], [late])
+        assert (first.body, late.body, model.runs) == (ANSWER, ANSWER, 1)
+        assert late.headers[b"x-stream-cache"] == b"hit"
+        await eventually_no_claim(server)
+
+
+async def test_a_request_that_waits_follows_its_stream_though_another_has_its_name(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model()
+    async with workers(server, model, 2) as (apps, (_, there)):
+        first, waiting, next_one = post(), post(), post()
+        claimant = there.claimant
+
+        async def claimant_late(name: str) -> str | None:
+            model.thought.set()
+            await sending
+            await eventually_no_claim(server)
+            await send_all(apps[:1], [next_one])
+            await eventually_no_claim(server)
+            return await claimant(name)
+
+        sending = asyncio.ensure_future(send_all(apps[:1], [first]))
+        await eventually_runs(model)
+        monkeypatch.setattr(there, "claimant", claimant_late)
+        await send_all(apps[1:], [waiting])
+        assert model.runs == 2
+        assert waiting.body == ANSWER
+        assert waiting.headers[b"x-stream-id"] == first.headers[b"x-stream-id"]
