@@ -243,7 +243,7 @@ async def test_a_request_that_looks_before_a_stream_opens_and_claims_after_its_e
         monkeypatch.setattr(there, "claim", claim_late)
         await send_all(apps[1:], [late])
         assert (first.body, late.body, model.runs) == (ANSWER, ANSWER, 1)
-        assert late.headers[b"x-stream-cache"] == b"hit"
+        assert late.headers[b"x-stream-id"] == first.headers[b"x-stream-id"]
         await eventually_no_claim(server)
 
 
