@@ -21,14 +21,14 @@ from sse_middleware.http.own_responses import (
     send_retry_later,
 )
 from sse_middleware.http.request import NO_INTENT, RESUMABLE_METHODS, ResumeIntent, SSERequest
-from sse_middleware.http.routes import UNMATCHED, route_ahead
+from sse_middleware.http.routes import UNMATCHED, Mark, route_ahead
 from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind
 from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, parse_event_id, stream_id
 from sse_middleware.resume.app_ids import AppIds
 from sse_middleware.resume.authorization import Authorization, cors_headers
 from sse_middleware.resume.endpoint import ResumeEndpoint
 from sse_middleware.resume.lookup import LimitReachedError, Lookup, MissLimit
-from sse_middleware.stores.base import LogSnapshot, LogState
+from sse_middleware.stores.base import ENDED_BY_APP, LogSnapshot, LogState
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.follower import Follower
 
@@ -134,11 +134,7 @@ class ResumeHandler:
             return run_app
         if ended and event_id.seq > found.last:
             return await self._run_with_reset(request, run_app)
-        if (
-            found.state in (LogState.FINISHED, LogState.FAILED)
-            and event_id.seq == found.last
-            and not found.has_end_frame
-        ):
+        if found.state in ENDED_BY_APP and event_id.seq == found.last and not found.has_end_frame:
             await self._send_end(request, run_app.send, info.route)
             return None
         await self.read(found, request, run_app, after=event_id.seq, secret=event_id.secret)
@@ -158,7 +154,7 @@ class ResumeHandler:
         if found is not None:
             await self._continue_by_app_id(found, after, held, kind, request, run_app)
             return None
-        if mark is not None and mark.rerun == "never":
+        if _never_reruns(mark):
             await self._send_gone(request, run_app)
             return None
         if kind is ClientKind.EVENTSOURCE:
@@ -281,10 +277,6 @@ class ResumeHandler:
             self._warn_of_processes()
         await send_empty(send, request, HTTPStatus.NO_CONTENT, cors)
 
-    def _never_reruns(self, request: SSERequest) -> bool:
-        mark = self._context.match_mark(request.scope)
-        return mark is not None and mark.rerun == "never"
-
     async def _send_gone(self, request: SSERequest, run_app: RunApp) -> None:
         """Send a client `reset` and the end if its stream is gone and must not start again."""
         if EVENT_STREAM in request.accepted_types:
@@ -295,7 +287,7 @@ class ResumeHandler:
 
     async def _run_with_reset(self, request: SSERequest, run_app: RunApp) -> RunApp | None:
         """Let the app respond, and announce a new stream to a client that has part of the old."""
-        if self._never_reruns(request):
+        if _never_reruns(self._context.match_mark(request.scope)):
             await self._send_gone(request, run_app)
             return None
         event_id = request.intent.event_id
@@ -350,6 +342,10 @@ class ResumeHandler:
                 "gets a new one, or the stop has no effect. If there are several processes, set "
                 "SSE_REDIS_URL so that they share their streams. This is logged once."
             )
+
+
+def _never_reruns(mark: Mark | None) -> bool:
+    return mark is not None and mark.rerun == "never"
 
 
 def warn_unavailable(exc: StoreError) -> None:

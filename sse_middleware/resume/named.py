@@ -20,7 +20,7 @@ from sse_middleware.resume.authorization import Authorization, cors_headers, wit
 from sse_middleware.resume.handler import ResumeHandler, RunApp, warn_unavailable
 from sse_middleware.resume.log_events import number_of
 from sse_middleware.resume.lookup import LimitReachedError
-from sse_middleware.stores.base import LogSnapshot, LogState
+from sse_middleware.stores.base import ENDED_BY_APP, LogSnapshot, LogState
 from sse_middleware.stream.context import Context
 
 logger = logging.getLogger("sse_middleware")
@@ -29,7 +29,6 @@ _STOPS: Final = ("POST", "DELETE")
 _SEQUENCE: Final = "starting_after"
 _AFTER: Final = ("after", _SEQUENCE)
 _MAX_DIGITS: Final = 15
-_BY_APP: Final = (LogState.FINISHED, LogState.FAILED)
 
 
 class _Position(NamedTuple):
@@ -223,7 +222,7 @@ def _is_over(
     if kind is not ClientKind.EVENTSOURCE:
         # It may have been cut before the end, which shows whether the stream has finished.
         return state is LogState.CANCELLED
-    return not (has_id and (found.has_end_frame or state not in _BY_APP))
+    return not (has_id and (found.has_end_frame or state not in ENDED_BY_APP))
 
 
 def _has_part(event_id: EventId | None) -> bool:

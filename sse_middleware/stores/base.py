@@ -44,6 +44,10 @@ class LogState(enum.StrEnum):
     """The app sets event ids itself, so the middleware's ids of this stream are not valid."""
 
 
+ENDED_BY_APP: Final = (LogState.FINISHED, LogState.FAILED)
+"""The states in which a log without a frame at its end has been ended by the app's own event."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogInfo:
     """The metadata of a stream, known from its beginning.
@@ -61,7 +65,7 @@ class LogInfo:
         opened_on: the time at which the response started, in seconds since the epoch.
         terms: the parameters of the stream that are announced to clients.
         secret: the secret of its event ids, `""` if they are the app's.
-        asks_for_stream: whether `Accept` names event streams, and no range that includes them.
+        asks_for_stream: whether `Accept` names event streams, for a mark that attaches requests.
         keep_seconds: how long its log is kept after its end, `None` for the time of the store.
     """
 
@@ -79,6 +83,10 @@ class LogInfo:
     secret: str = field(default="", repr=False)
     asks_for_stream: bool = False
     keep_seconds: float | None = None
+
+    def seconds_kept(self, usual: float) -> float:
+        """Return how long the log is kept after its end, in a store with this usual time."""
+        return usual if self.keep_seconds is None else self.keep_seconds
 
 
 class LogSnapshot(NamedTuple):

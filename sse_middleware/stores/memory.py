@@ -158,7 +158,7 @@ class MemoryStore:
 
     def keep_ended(self, log: MemoryLog) -> None:
         """Keep an ended log until its expiry."""
-        seconds = self._keep_seconds(log)
+        seconds = log.info.seconds_kept(self._ttl)
         self._ended.add(log.info.stream_id, seconds, self._clock())
         loop = running_loop()
         if loop is not None and loop not in self._timers:
@@ -169,7 +169,7 @@ class MemoryStore:
         if self._logs.get(log.info.stream_id) is not log:
             return
         del self._logs[log.info.stream_id]
-        self._ended.discard(log.info.stream_id, self._keep_seconds(log))
+        self._ended.discard(log.info.stream_id, log.info.seconds_kept(self._ttl))
         for name in log.names:
             if self._names.get(name) == log.info.stream_id:
                 del self._names[name]
@@ -198,9 +198,6 @@ class MemoryStore:
         else:
             self.drop(largest)
         return True
-
-    def _keep_seconds(self, log: MemoryLog) -> float:
-        return self._ttl if log.info.keep_seconds is None else log.info.keep_seconds
 
     def _measure_running(self) -> dict[str, int]:
         return {

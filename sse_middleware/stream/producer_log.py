@@ -12,7 +12,7 @@ from sse_middleware.http.request import stream_name
 from sse_middleware.protocol.intake import Intake
 from sse_middleware.protocol.producer_state import ProducerInput
 from sse_middleware.protocol.stream_end import Reason, StreamEnd, outcome_of
-from sse_middleware.stores.base import EventStore, Log, LogInfo, LogState
+from sse_middleware.stores.base import ENDED_BY_APP, EventStore, Log, LogInfo, LogState
 from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.end_callback import EndCallback
 from sse_middleware.stream.log_reader import LogReader
@@ -138,7 +138,7 @@ class ProducerLog:
             state = LogState.GONE
         elif state is LogState.FINISHED and self._intake.has_own_error:
             state = LogState.FAILED
-        is_whole = state in (LogState.FINISHED, LogState.FAILED, LogState.CANCELLED)
+        is_whole = state in (*ENDED_BY_APP, LogState.CANCELLED)
         if self._log is not None and not self._intake.app_owns_ids:
             self._log.end(state, end.pack() if is_whole else b"")
         if self._on_end is not None:

@@ -43,7 +43,7 @@ class EndedLogs:
         """Keep the end of a log that Redis has."""
         end, stream_id = log.pending.ended, log.info.stream_id
         if end is not None:
-            seconds = self._ttl if log.info.keep_seconds is None else log.info.keep_seconds
+            seconds = log.info.seconds_kept(self._ttl)
             self._ends[stream_id] = (end.id, *end.fields), seconds
             self._expiries.add(stream_id, seconds, time.monotonic())
 

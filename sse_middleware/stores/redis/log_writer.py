@@ -230,5 +230,5 @@ class LogWriter:
         return log.state is not LogState.RUNNING and log.pending.is_in_flight
 
     def _expiry_of(self, log: RedisLog) -> str:
-        ttl = self._ttl if log.info.keep_seconds is None else log.info.keep_seconds
-        return milliseconds(ttl if self._ends(log) else self._running_ttl)
+        seconds = log.info.seconds_kept(self._ttl) if self._ends(log) else self._running_ttl
+        return milliseconds(seconds)
