@@ -279,11 +279,8 @@ def route_ahead(scope: dict[str, Any], app: object) -> RouteAhead:
 
     Only few requests are matched here, since a second routing has a cost.
     """
-    app = scope.get("app", app)
-    while app is not None and not hasattr(app, "routes"):
-        app = getattr(app, "app", None)
     try:
-        return _matched(getattr(app, "routes", ()), scope)
+        return _matched(_routes_in(scope.get("app", app)), scope)
     except Exception:
         logger.debug("the routes cannot be matched before the app runs", exc_info=True)
         return RouteAhead()
@@ -305,12 +302,17 @@ def _matched(routes: Iterable[Any], scope: dict[str, Any]) -> RouteAhead:
 def has_mark(app: object, wanted: Callable[[Mark], bool]) -> bool:
     """Return whether any endpoint of Starlette's routes has such a mark, or may have one."""
     try:
-        while app is not None and not hasattr(app, "routes"):
-            app = getattr(app, "app", None)
-        return any(map(wanted, _marks(getattr(app, "routes", ()))))
+        return any(map(wanted, _marks(_routes_in(app))))
     except Exception:
         logger.debug("the routes cannot be searched for marks", exc_info=True)
         return True
+
+
+def _routes_in(app: object) -> Iterable[Any]:
+    """Return the routes of an app, or of the first one inside it that has some."""
+    while app is not None and not hasattr(app, "routes"):
+        app = getattr(app, "app", None)
+    return getattr(app, "routes", ())
 
 
 def _marks(routes: Iterable[Any]) -> Iterator[Mark]:

@@ -69,7 +69,7 @@ class AdmissionCheck:
             ANY_STREAM.isdisjoint(request.accepted_types) and request.intent.event_id is None
         ):
             return  # a stream that it gets all the same is checked after its response start
-        mark, route = self._context.match_route(request.scope)
+        mark, route, _ = self._context.match_route(request.scope)
         if not request.wants_stream(mark, only_marked=options.only_marked):
             return
         self._identify(mark)
@@ -172,7 +172,7 @@ async def reject_if_draining(context: Context, request: SSERequest, send: Send) 
     it has; any status but 200 would stop it for good. Other clients get 503. A request that does
     not show that it wants a stream is handled as usual, and its stream ends with the others.
     """
-    mark, route = context.match_route(request.scope)
+    mark, route, _ = context.match_route(request.scope)
     if not request.wants_stream(mark, only_marked=context.options.only_marked):
         return False
     kind = context.client_kind(request, mark)

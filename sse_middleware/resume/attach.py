@@ -8,8 +8,8 @@ store never prevents the app from running.
 import asyncio
 import hashlib
 import logging
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 from starlette.types import Receive, Send
 
@@ -23,7 +23,7 @@ from sse_middleware.http.request import (
     SSERequest,
     stream_name,
 )
-from sse_middleware.http.routes import Mark, name_in, route_ahead
+from sse_middleware.http.routes import Mark, name_in
 from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind
 from sse_middleware.protocol.event_ids import new_secret, stream_id
 from sse_middleware.resume.authorization import Authorization
@@ -85,7 +85,7 @@ class AttachedRequests:
             send: the server's `send`.
         """
         run_app = RunApp(receive, send)
-        mark = self._context.match_mark(request.scope)
+        mark, _, path_params = self._context.match_route(request.scope)
         may_attach = mark is not None and self._may_attach(mark, request)
         identity = self._context.identities.of(request) if may_attach else None
         current.is_matched = mark is not None and (not may_attach or bool(identity))
@@ -96,7 +96,7 @@ class AttachedRequests:
         if not is_by_name:
             body, run_app = await read_post_body(request, run_app)
         digest = None if body is None else body.hexdigest()
-        name = self._name(mark, request, body, digest)
+        name = _name(mark, path_params, request, body, digest)
         if name is None:
             return run_app
         wanted = _Wanted(
@@ -132,62 +132,64 @@ class AttachedRequests:
             and self._context.client_kind(request, mark) is not ClientKind.OFF
         )
 
-    def _name(
-        self, mark: Mark, request: SSERequest, body: BodyDigest | None, digest: str | None
-    ) -> str | None:
-        """Return the name of the stream that a request opens, `None` if it is not known."""
-        if request.idempotency_key:
-            return request.idempotency_key
-        if mark.stream_name is not None:
-            scope = dict(request.scope)
-            path_params = route_ahead(scope, self._context.app).path_params
-            try:
-                name = name_in(mark.stream_name, {**scope, "path_params": path_params})
-            except Exception:
-                logger.exception("stream_name has failed; the request is not attached to a stream")
-                return None
-            return name if 0 < len(name) <= LONGEST_NAME else None
-        if body is not None and digest is None:  # too long, or the client has left
-            return None
-        return f"request:{_request_digest(request, digest)}"
-
     async def _attach(
         self, wanted: _Wanted, request: SSERequest, current: CurrentStream, run_app: RunApp
     ) -> RunApp | None:
-        store, secret = self._context.store, new_secret()
-        found = await store.find_named(wanted.name)
-        if await self._follow(wanted, found, request, run_app):
-            return None
-        earlier = None if found is None else found.info.stream_id
-        holder, own = "", stream_id(secret)
+        secret, opened = new_secret(), ""
+        found = await self._context.store.find_named(wanted.name)
+        while not await self._follow(wanted, found, request, run_app, opened):
+            holder, newer = await self._claim(wanted.name, stream_id(secret), found)
+            if holder != stream_id(secret):
+                found = await self._wait_for(holder, wanted.name)
+                is_sent = await self._follow(wanted, found, request, run_app, holder)
+                return None if is_sent else run_app
+            if newer is None:
+                current.claim(wanted.name, secret)
+                return run_app
+            found, opened = newer, newer.info.stream_id
+        return None
+
+    async def _claim(
+        self, name: str, own: str, found: LogSnapshot | None
+    ) -> tuple[str, LogSnapshot | None]:
+        """Claim a name for a stream, unless another one has opened since `found` was looked up.
+
+        Returns:
+            The stream that has the claim, and the log of one that has opened, and may have ended;
+            then, nothing is claimed.
+        """
+        store, holder, newer, is_decided = self._context.store, "", None, False
         try:
-            holder = await store.claim(wanted.name, own)
+            holder = await store.claim(name, own)
             if holder == own:
-                # Between the two queries, another stream may have opened, and even ended.
-                found = await store.find_named(wanted.name)
-                opened = "" if found is None else found.info.stream_id
-                if opened == earlier or not await self._follow(
-                    wanted, found, request, run_app, opened
-                ):
-                    current.claim(wanted.name, secret)
-                    return run_app
-                return None
+                latest = await store.find_named(name)
+                known = None if found is None else found.info.stream_id
+                if latest is not None and latest.info.stream_id != known:
+                    newer = latest
+            is_decided = True
         finally:
-            if not current.claimed and holder in ("", own):
-                store.release(wanted.name, own)
+            if newer is not None or not is_decided:
+                store.release(name, own)
+        return holder, newer
+
+    async def _wait_for(self, holder: str, name: str) -> LogSnapshot | None:
+        """Wait until a stream opens, and return its log; return `None` if it does not.
+
+        Raises:
+            LimitReachedError: the stream, or the process, has too many readers.
+        """
         readers = self._context.readers
         if reached := readers.take(holder):  # it is a reader already while it waits
             raise LimitReachedError(reached)
         try:
-            found = await self._wait_for(holder, wanted.name)
+            return await self._wait_until_opened(holder, name)
         finally:
             readers.release(holder)
-        return None if await self._follow(wanted, found, request, run_app, holder) else run_app
 
-    async def _wait_for(self, holder: str, name: str) -> LogSnapshot | None:
-        """Wait until a stream opens, and return its log; return `None` if it does not."""
+    async def _wait_until_opened(self, holder: str, name: str) -> LogSnapshot | None:
         store = self._context.store
-        for pause in _pauses():
+        pause = _FIRST_PAUSE
+        while True:
             claimant = await store.claimant(name)
             found = await store.find_named(name)
             if found is not None and found.info.stream_id == holder:
@@ -195,7 +197,7 @@ class AttachedRequests:
             if claimant != holder:  # its stream has opened, and may have ended, or it has none
                 return await store.find(holder)
             await asyncio.sleep(pause)
-        raise AssertionError  # the pauses never end
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def _follow(
         self,
@@ -240,11 +242,26 @@ class AttachedRequests:
         return True
 
 
-def _pauses() -> Iterator[float]:
-    pause = _FIRST_PAUSE
-    while True:
-        yield pause
-        pause = min(2 * pause, _LONGEST_PAUSE)
+def _name(
+    mark: Mark,
+    path_params: Mapping[str, Any],
+    request: SSERequest,
+    body: BodyDigest | None,
+    digest: str | None,
+) -> str | None:
+    """Return the name of the stream that a request opens, `None` if it is not known."""
+    if request.idempotency_key:
+        return request.idempotency_key
+    if mark.stream_name is not None:
+        try:
+            name = name_in(mark.stream_name, {**request.scope, "path_params": path_params})
+        except Exception:
+            logger.exception("stream_name has failed; the request is not attached to a stream")
+            return None
+        return name if 0 < len(name) <= LONGEST_NAME else None
+    if body is not None and digest is None:  # too long, or the client has left
+        return None
+    return f"request:{_request_digest(request, digest)}"
 
 
 def _request_digest(request: SSERequest, body_digest: str | None) -> str:

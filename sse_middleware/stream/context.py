@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from starlette.types import ASGIApp, Scope
 
@@ -54,6 +55,20 @@ class Attaching:
     """
 
     is_needed: bool | None = None
+
+
+class MatchedRoute(NamedTuple):
+    """The route of a request, before the app has found it.
+
+    Attributes:
+        mark: the mark of its endpoint or path, `None` without one.
+        name: its name, one of a bounded set.
+        path_params: the parameters in the path.
+    """
+
+    mark: Mark | None
+    name: str
+    path_params: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +151,16 @@ class Context:
 
     def match_mark(self, scope: Scope) -> Mark | None:
         """Return that mark before the app has found the endpoint."""
-        return self.match_route(scope)[0]
+        return self.match_route(scope).mark
 
-    def match_route(self, scope: Scope) -> tuple[Mark | None, str]:
-        """Return that mark and the name of the route, before the app has found the endpoint."""
-        endpoint, template, _ = route_ahead(dict(scope), self.app)
+    def match_route(self, scope: Scope) -> MatchedRoute:
+        """Return that mark and the route, before the app has found the endpoint."""
+        endpoint, template, path_params = route_ahead(dict(scope), self.app)
         mark = get_mark(endpoint, scope.get("method", ""))
         if mark is None and self.path_marks:
             mark = self._mark_of_path(app_path(scope))
-        return mark, template or (mark.name if mark else None) or UNMATCHED
+        name = template or (mark.name if mark else None) or UNMATCHED
+        return MatchedRoute(mark, name, path_params)
 
     def new_body_digest(self, scope: Scope, path: str) -> BodyDigest:
         """Return a digest for the body of a request, which hashes only if the digest may be needed.

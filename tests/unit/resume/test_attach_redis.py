@@ -15,7 +15,7 @@ from sse_middleware.http.routes import Attach
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.stores.redis.claims import CLAIM_SECONDS
 from sse_middleware.testing.streams import eventually
-from tests.support.asgi import Exchange, http_scope
+from tests.support.asgi import Exchange, http_scope, running
 from tests.support.redis_server import RedisServer
 from tests.support.redis_stores import stores
 from tests.unit.resume.test_attach import ANN, user
@@ -270,3 +270,32 @@ async def test_a_request_that_waits_follows_its_stream_though_another_has_its_na
         assert model.runs == 2
         assert waiting.body == ANSWER
         assert waiting.headers[b"x-stream-id"] == first.headers[b"x-stream-id"]
+
+
+async def test_a_client_that_does_not_read_keeps_no_other_request_waiting(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model()
+    model.thought.set()
+    async with workers(server, model, 2) as (apps, (_, there)):
+        first, late = post(), post()
+        late.block()
+        claim = there.claim
+
+        async def claim_late(name: str, stream_id: str) -> str:
+            monkeypatch.setattr(there, "claim", claim)
+            await send_all(apps[:1], [first])
+            await eventually_no_claim(server)
+            return await claim(name, stream_id)
+
+        monkeypatch.setattr(there, "claim", claim_late)
+        async with running(apps[1], late):
+
+            async def has_followed() -> int:
+                return len(apps[1]._context.readers)
+
+            await eventually(has_followed, lambda got: got == 1, "the late request was to follow")
+            await eventually_no_claim(server)
+            late.unblock()
+            await late.until_end()
+        assert late.body == first.body == ANSWER
