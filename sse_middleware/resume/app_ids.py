@@ -23,7 +23,7 @@ class AppIds:
     Args:
         context: the objects that all requests share.
         lookup: finds the streams.
-        access: decides who may read them.
+        access: decides which requests may read them.
     """
 
     def __init__(self, context: Context, lookup: Lookup, access: Authorization) -> None:

@@ -10,7 +10,7 @@ class ClaimTrials(StoreTrials):
 
     @trial()
     async def test_the_first_claim_to_a_name_counts(self, store: EventStore) -> None:
-        """All others learn who has it; other names are free."""
+        """All others get its holder; other names are free."""
         first, second = log_info().stream_id, log_info().stream_id
         assert await store.claimant(f"chat:{first}") is None
         assert await store.claim(f"chat:{first}", first) == first
@@ -36,7 +36,7 @@ class ClaimTrials(StoreTrials):
 
     @trial()
     async def test_a_log_with_the_name_ends_a_claim(self, store: EventStore) -> None:
-        """Before nobody has the claim, the log is found."""
+        """The log is found before the claim has ended."""
         stream = FakeStream(store)
         name = f"chat:{stream.id}"
         assert await store.claim(name, stream.id) == stream.id

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import math
 import random
 import threading
 import time
@@ -34,24 +35,23 @@ class History:
     received: dict[str, list[list[list[str]]]] = field(default_factory=lambda: defaultdict(list))
     truncations: Counter[str] = field(default_factory=Counter)
 
-    def problems(self, *, loses_from: float, loses_to: float) -> Iterator[str]:
-        """Yield what is not as promised.
+    def problems(self, *, may_be_lost_until: float = -math.inf) -> Iterator[str]:
+        """Yield each broken promise.
 
         Args:
-            loses_from: the time from which Redis may have lost what it had confirmed.
-            loses_to: the time to which it may have; the same as `loses_from` if it loses nothing.
+            may_be_lost_until: the time up to which Redis may have lost what it had confirmed.
         """
-        loses = loses_to > loses_from
+        loses = may_be_lost_until > -math.inf
         for channel, readers in self.received.items():
             published, doubtful = self.published[channel], self.doubtful[channel]
-            may_be_missing = {text for text, at in published.items() if at <= loses_to}
+            may_be_missing = {text for text, at in published.items() if at <= may_be_lost_until}
             for parts in readers:
                 for part in parts:
                     yield from _order_problems(channel, part)
                     if strange := set(part) - set(published) - doubtful:
-                        yield f"{channel}: nobody has published {strange}"
+                        yield f"{channel}: no publisher has sent {strange}"
                 missing = set(published) - set(itertools.chain(*parts))
-                if missing and not (loses and missing <= may_be_missing):
+                if not missing <= may_be_missing:
                     yield f"{channel}: {sorted(missing)} are missing"
                 if missing and not self.truncations[channel]:
                     yield f"{channel}: {sorted(missing)} are missing without a truncated"

@@ -136,7 +136,6 @@ class Fuzzer:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._known: list[bytes] = []  # event ids and stream ids that clients have received
-        self._by_scope: dict[int, Sent] = {}
 
     def request(self) -> Sent:
         """Return a request that has not been sent."""
@@ -161,9 +160,7 @@ class Fuzzer:
         if chance() < 0.1:
             del scope[choose(("client", "raw_path", "root_path", "http_version"))]
         body = choose((b"", b"{}", b"q" * 5000, self._hostile(b"{}")))
-        sent = Sent(Client(scope, body=body))
-        self._by_scope[id(sent.exchange)] = sent
-        return sent
+        return Sent(Client(scope, body=body))
 
     async def send(self, app: Any, sent: Sent) -> None:
         """Send a request; its client may leave, or stop to read for a while."""

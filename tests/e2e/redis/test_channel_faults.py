@@ -5,6 +5,7 @@ publisher, or is notified with `truncated` if Redis has lost it.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from sse_middleware.channels import close_channels
+from tests.support import redis_refusals
 from tests.support.channel_contract import new_channel
 from tests.support.channel_history import Run
-from tests.support.redis_channels import ask, fill
+from tests.support.redis_channels import ask
 from tests.support.redis_cluster import REPLACES_NODES, RedisCluster, wait_for_replica_of
 from tests.support.redis_server import Proxy, RedisServer
 from tests.support.waiting import until
@@ -80,16 +82,14 @@ async def slow(place: Place) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def full(place: Place) -> AsyncIterator[None]:
-    fill(place.redis)
-    yield
-    place.redis.client.config_set("maxmemory", 0)
+    with redis_refusals.full(place.redis):
+        yield
 
 
 @asynccontextmanager
-async def read_only(place: Place) -> AsyncIterator[None]:
-    ask(place.redis, "CONFIG", "SET", "min-replicas-to-write", "5")
-    yield
-    ask(place.redis, "CONFIG", "SET", "min-replicas-to-write", "0")
+async def with_too_few_replicas(place: Place) -> AsyncIterator[None]:
+    with redis_refusals.without_replicas(place.redis):
+        yield
 
 
 @asynccontextmanager
@@ -132,7 +132,15 @@ async def demoted(place: Place) -> AsyncIterator[None]:
 
 Fault = Callable[[Place], AbstractAsyncContextManager[None]]
 HARMLESS: list[Fault] = [
-    *(suspended, partitioned, without_answers, slow, full, read_only, without_permission),
+    *(
+        suspended,
+        partitioned,
+        without_answers,
+        slow,
+        full,
+        with_too_few_replicas,
+        without_permission,
+    ),
 ]
 LOSING: list[Fault] = [emptied, restarted, failed_over, demoted]
 
@@ -142,16 +150,15 @@ async def play(run: Run, fault: AbstractAsyncContextManager[None], *, loses: boo
     run.start()
     try:
         await asyncio.sleep(1)
-        began = time.monotonic()
         async with fault:
             await asyncio.sleep(FAULT_SECONDS)
-        ended = time.monotonic()
+        lost_until = time.monotonic() + 1 if loses else -math.inf
         await asyncio.sleep(3)
     finally:
         await run.finish()
     history = run.history
     assert sum(map(len, history.published.values())) > 100
-    return list(history.problems(loses_from=began, loses_to=ended + 1 if loses else began))
+    return list(history.problems(may_be_lost_until=lost_until))
 
 
 @pytest.mark.parametrize("fault", HARMLESS + LOSING, ids=lambda fault: fault.__name__)

@@ -24,8 +24,7 @@ from sse_middleware.stores.base import Batch, EventStore, LogState
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
-from tests.support.ports import free_port
-from tests.support.redis_channels import ask
+from tests.support.redis_refusals import full, read_only, without_replicas
 from tests.support.redis_server import Proxy, RedisServer
 from tests.support.waiting import HANG_SECONDS
 
@@ -267,28 +266,6 @@ async def test_redis_stopped(server: RedisServer) -> None:
             for client in (far, near):
                 assert await client.until_end() is LogState.FINISHED
         await check_that_all_works(here, there)
-
-
-@contextmanager
-def full(server: RedisServer) -> Iterator[None]:
-    server.client.config_set("maxmemory", 1)
-    yield
-    server.client.config_set("maxmemory", 0)
-
-
-@contextmanager
-def without_replicas(server: RedisServer) -> Iterator[None]:
-    server.client.config_set("min-replicas-to-write", 1)
-    yield
-    server.client.config_set("min-replicas-to-write", 0)
-
-
-@contextmanager
-def read_only(server: RedisServer) -> Iterator[None]:
-    """Let it be a replica that has lost its master."""
-    ask(server, "REPLICAOF", "127.0.0.1", free_port())
-    yield
-    ask(server, "REPLICAOF", "NO", "ONE")
 
 
 refusing = pytest.mark.parametrize("refuses_writes", [full, without_replicas, read_only])

@@ -15,8 +15,9 @@ from sse_middleware.channels import BlockingPublisher, Publisher
 from sse_middleware.stores.base import LogState
 from sse_middleware.testing import FakeStream
 from tests.support.channel_contract import new_channel
-from tests.support.redis_channels import KEYS, ask, count, fill, has_failed_since
+from tests.support.redis_channels import KEYS, ask, count, has_failed_since
 from tests.support.redis_cluster import RedisCluster, wait_for_replica_of
+from tests.support.redis_refusals import full, read_only, without_replicas
 from tests.support.redis_server import Proxy, RedisServer
 from tests.support.redis_stores import Counting, stores
 from tests.support.waiting import HANG_SECONDS, until, wait_until
@@ -47,32 +48,11 @@ async def publishing(url: str, *, blocking: bool) -> AsyncGenerator[Publish]:
 
 
 @contextmanager
-def full(server: RedisServer) -> Iterator[None]:
-    fill(server)
-    yield
-    server.client.config_set("maxmemory", 0)
-
-
-@contextmanager
-def read_only(server: RedisServer) -> Iterator[None]:
-    ask(server, "REPLICAOF", "127.0.0.1", 1)
-    yield
-    ask(server, "REPLICAOF", "NO", "ONE")
-
-
-@contextmanager
 def without_master(server: RedisServer) -> Iterator[None]:
     server.client.config_set("replica-serve-stale-data", "no")
     with read_only(server):
         yield
     server.client.config_set("replica-serve-stale-data", "yes")
-
-
-@contextmanager
-def without_replicas(server: RedisServer) -> Iterator[None]:
-    server.client.config_set("min-replicas-to-write", 1)
-    yield
-    server.client.config_set("min-replicas-to-write", 0)
 
 
 @contextmanager
