@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from sse_middleware.config.fields import OFF
-from sse_middleware.config.options import SETTINGS, Options
+from sse_middleware.config.options import PER_ENDPOINT, SETTINGS, Options
 from sse_middleware.errors import ConfigurationError
 
 
@@ -56,7 +56,7 @@ def markdown() -> str:
         cells = (
             f"`{setting.env}`{legacy}",
             f"`{name}`",
-            "yes" if setting.per_endpoint else "no",
+            "yes" if name in PER_ENDPOINT else "no",
             f"`{default}`" if default else "empty",
             setting.allowed,
             setting.meaning,

@@ -1,12 +1,13 @@
 """The settings as keyword arguments, for type checkers and editors.
 
-A type checker cannot read the table in `options.py`, so names and types are repeated here; a test
+A type checker cannot read the table of settings, so names and types are repeated here; a test
 compares the two.
 """
 
 from typing import TypeAlias, TypedDict
 
-from sse_middleware.config.options import CapAction, CommentStyle, LimitAction
+from sse_middleware.config.endpoint_options import CapAction, CommentStyle
+from sse_middleware.config.options import LimitAction
 
 Strings: TypeAlias = str | list[str] | tuple[str, ...]
 """Several strings: a list, or one string in which commas separate them."""

@@ -39,7 +39,6 @@ class Setting:
         allowed: the allowed values, for error messages and the docs.
         meaning: the effect of the setting, and the reason for its default.
         may_be_empty: whether an empty variable is a value; if not, it counts as unset.
-        per_endpoint: whether a mark may override it.
         convert: returns the value of an argument in the form in which it is stored.
         redact: returns a value without its passwords, to be displayed.
     """
@@ -51,7 +50,6 @@ class Setting:
     allowed: str
     meaning: str
     may_be_empty: bool = False
-    per_endpoint: bool = False
     convert: Callable[[object], object] = _unchanged
     redact: Callable[[object], object] = _unchanged
 
@@ -64,7 +62,6 @@ def seconds(
     lowest: float,
     legacy_env: str = "",
     may_be_off: bool = True,
-    per_endpoint: bool = False,
 ) -> Any:
     """Make a field of seconds; `None` means off, if `may_be_off`."""
 
@@ -83,7 +80,6 @@ def seconds(
             check=check,
             allowed=f"seconds from {lowest:g} to {_YEAR:.0f}" + ", or off (None)" * may_be_off,
             meaning=meaning,
-            per_endpoint=per_endpoint,
         ),
     )
 
@@ -97,7 +93,6 @@ def integer(
     highest: int,
     unit: str,
     legacy_env: str = "",
-    per_endpoint: bool = False,
 ) -> Any:
     """Make a field of an integer; `None` means off, if it is the default."""
     may_be_off = default is None
@@ -119,12 +114,11 @@ def integer(
             check=check,
             allowed=f"whole {unit} from {lowest} to {highest}" + ", or off (None)" * may_be_off,
             meaning=meaning,
-            per_endpoint=per_endpoint,
         ),
     )
 
 
-def boolean(env: str, meaning: str, *, default: bool, per_endpoint: bool = False) -> Any:
+def boolean(env: str, meaning: str, *, default: bool) -> Any:
     """Make a field of a boolean."""
 
     def parse(text: str) -> bool:
@@ -140,14 +134,11 @@ def boolean(env: str, meaning: str, *, default: bool, per_endpoint: bool = False
             check=lambda value: isinstance(value, bool),
             allowed="1, true, yes, on, 0, false, no or off",
             meaning=meaning,
-            per_endpoint=per_endpoint,
         ),
     )
 
 
-def text(
-    env: str, default: str, meaning: str, *, pattern: str, allowed: str, per_endpoint: bool = False
-) -> Any:
+def text(env: str, default: str, meaning: str, *, pattern: str, allowed: str) -> Any:
     """Make a field of text that `pattern` matches."""
     return _setting(
         default,
@@ -158,14 +149,11 @@ def text(
             allowed=allowed,
             meaning=meaning,
             may_be_empty=re.fullmatch(pattern, "") is not None,
-            per_endpoint=per_endpoint,
         ),
     )
 
 
-def choice(
-    env: str, default: str, meaning: str, *, values: tuple[str, ...], per_endpoint: bool = False
-) -> Any:
+def choice(env: str, default: str, meaning: str, *, values: tuple[str, ...]) -> Any:
     """Make a field of one of some words."""
     *others, last = values
     return text(
@@ -174,7 +162,6 @@ def choice(
         meaning,
         pattern="|".join(map(re.escape, values)),
         allowed=f"{', '.join(others)} or {last}",
-        per_endpoint=per_endpoint,
     )
 
 

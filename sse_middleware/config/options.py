@@ -11,110 +11,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from sse_middleware.config import fields
-from sse_middleware.config.silence import SILENCE_SECONDS, silence_for
+from sse_middleware.config.endpoint_options import EndpointOptions
+from sse_middleware.config.silence import silence_for
 from sse_middleware.errors import ConfigurationError
 
-CommentStyle = Literal["auto", "line", "block", "off"]
-CapAction = Literal["complete", "rotate"]
 LimitAction = Literal["evict_oldest", "reject"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(EndpointOptions):
     """All settings. `from_environ` reads, validates and combines all sources."""
 
-    enabled: bool = fields.boolean(
-        "SSE_ENABLED",
-        "Whether the middleware is active; `0`: it passes everything through.",
-        default=True,
-        per_endpoint=True,
-    )
-    stream_max_seconds: float | None = fields.seconds(
-        "SSE_STREAM_MAX_SECONDS",
-        60.0,
-        "Maximum lifetime of a stream, from its response start; `off`: no cap. 60 s is the limit "
-        "of many proxies. Unless it is set, plain clients, which cannot be notified, have no cap.",
-        lowest=0.05,
-        legacy_env="STREAM_MAX_SECONDS",
-        per_endpoint=True,
-    )
-    cap_action: CapAction = fields.choice(  # noqa: RUF009 - returns a field
-        "SSE_CAP_ACTION",
-        "complete",
-        "The cap ends the stream (`complete`), or only the connection, and the `EventSource` "
-        "resumes (`rotate`).",
-        values=get_args(CapAction),
-        per_endpoint=True,
-    )
-    heartbeat_interval: float | None = fields.seconds(
-        "SSE_HEARTBEAT_INTERVAL",
-        5.0,
-        "Time between two heartbeats; `off`: none. 0 is not allowed, because it would flood the "
-        "client. 5 s is well below the idle limit of any proxy.",
-        lowest=0.05,
-        legacy_env="HEARTBEAT_INTERVAL",
-        per_endpoint=True,
-    )
-    silence_threshold: float | None = fields.seconds(
-        "SSE_SILENCE_THRESHOLD",
-        SILENCE_SECONDS,
-        "Silence after which a client should reconnect, as announced to the client; `off`: never. "
-        "Unless it is set, it is three heartbeats and at least 15 s, or off without heartbeats.",
-        lowest=0.05,
-        legacy_env="SILENCE_THRESHOLD",
-        per_endpoint=True,
-    )
-    chunk_delay_ms: int = fields.integer(
-        "SSE_CHUNK_DELAY_MS",
-        0,
-        "Minimum time between two events of the app, to pace a burst; none is dropped. 0: none.",
-        lowest=0,
-        highest=60_000,
-        unit="milliseconds",
-        legacy_env="CHUNK_DELAY_MS",
-        per_endpoint=True,
-    )
-    batch: bool = fields.boolean(
-        "SSE_BATCH",
-        "Whether events that arrive within a few milliseconds are sent as one message. Use `0` for "
-        "handlers that yield several events at once and then block the event loop.",
-        default=True,
-        per_endpoint=True,
-    )
-    retry_ms: int = fields.integer(
-        "SSE_RETRY_MS",
-        2000,
-        "Delay before an `EventSource` reconnects; the default of browsers is 3 to 5 s.",
-        lowest=0,
-        highest=3_600_000,
-        unit="milliseconds",
-        per_endpoint=True,
-    )
-    send_timeout: float | None = fields.seconds(
-        "SSE_SEND_TIMEOUT",
-        30.0,
-        "Time for which a client may block a write before it counts as disconnected; `off`: no "
-        "limit. Servers and sockets buffer some megabytes before a write blocks.",
-        lowest=0.05,
-        per_endpoint=True,
-    )
-    drain_seconds: float = fields.seconds(
-        "SSE_DRAIN_SECONDS",
-        5.0,
-        "Time for which streams may continue after their server begins to shut down; 0: none. Set "
-        "it to your longest answer, and the grace period of your process manager to a little more.",
-        lowest=0.0,
-        may_be_off=False,
-        per_endpoint=True,
-    )
-    linger_seconds: float = fields.seconds(
-        "SSE_LINGER_SECONDS",
-        15.0,
-        "Time for which an app continues without a client, so that one can resume; 0: none.",
-        lowest=0.0,
-        may_be_off=False,
-        per_endpoint=True,
-    )
     max_lingering: int = fields.integer(
         "SSE_MAX_LINGERING",
         100,
@@ -130,13 +37,6 @@ class Options:
         lowest=1,
         highest=1_000_000,
         unit="connections",
-    )
-    keep: bool = fields.boolean(
-        "SSE_KEEP",
-        "Whether streams are kept and can be resumed: by an `EventSource`, or by name; if it is "
-        "set, also by the public id of any stream whose client has an identity.",
-        default=True,
-        per_endpoint=True,
     )
     replay_max_events: int = fields.integer(
         "SSE_REPLAY_MAX_EVENTS",
@@ -254,16 +154,6 @@ class Options:
         "Proxies that are trusted to name the address of the client in `X-Forwarded-For` or "
         "`Forwarded`; `unix`: all clients that connect by a unix socket.",
     )
-    max_event_bytes: int = fields.integer(
-        "SSE_MAX_EVENT_BYTES",
-        1 << 20,
-        "Maximum size of an event that is buffered until it is complete; a longer one is passed on "
-        "in parts. Also the maximum size of the data of an event on a channel.",
-        lowest=1024,
-        highest=1 << 30,
-        unit="bytes",
-        per_endpoint=True,
-    )
     mark: tuple[str, ...] = fields.globs(
         "SSE_MARK",
         "Paths whose streams are marked, such as `/chat/*,/feed` (`*` also matches `/`); `*`: all; "
@@ -275,28 +165,6 @@ class Options:
     exclude: tuple[str, ...] = fields.globs("SSE_EXCLUDE", "Paths that it ignores.")
     only_marked: bool = fields.boolean(
         "SSE_ONLY_MARKED", "Whether it acts on marked endpoints only.", default=False
-    )
-    event_prefix: str = fields.text(
-        "SSE_EVENT_PREFIX",
-        "",
-        "Prefix of the names of control events, for an app that has events of the same names.",
-        pattern=r"[A-Za-z0-9._:-]{0,32}",
-        allowed="at most 32 of A-Z, a-z, 0-9 and . _ : -",
-        per_endpoint=True,
-    )
-    comment_style: CommentStyle = fields.choice(  # noqa: RUF009 - returns a field
-        "SSE_COMMENT_STYLE",
-        "auto",
-        "Whether a heartbeat comment has a blank line (`block`) or not (`line`), or is not sent; "
-        "`auto`: a blank line until the stream has an id.",
-        values=get_args(CommentStyle),
-        per_endpoint=True,
-    )
-    trace_in_data: bool = fields.boolean(
-        "SSE_TRACE_IN_DATA",
-        "Whether to add `trace_id` to each event of the app whose data is a JSON object.",
-        default=False,
-        per_endpoint=True,
     )
     ready_path: str = fields.text(
         "SSE_READY_PATH",
@@ -362,6 +230,9 @@ SETTINGS: Mapping[str, fields.Setting] = {
 }
 """The table of settings, by field name."""
 
+PER_ENDPOINT = frozenset(item.name for item in dataclasses.fields(EndpointOptions))
+"""The names of those that a mark may override."""
+
 
 def validate(arguments: Mapping[str, object], *, per_endpoint: bool = False) -> dict[str, Any]:
     """Return `arguments`, as they are stored, if each is a field of `Options` and allowed.
@@ -378,9 +249,8 @@ def validate(arguments: Mapping[str, object], *, per_endpoint: bool = False) -> 
         raise TypeError(
             f"no such option: {', '.join(sorted(unknown))}; there are: {', '.join(SETTINGS)}"
         )
-    app_wide = [name for name in sorted(arguments) if not SETTINGS[name].per_endpoint]
-    if per_endpoint and app_wide:
-        raise TypeError(f"not an option of one endpoint: {', '.join(app_wide)}")
+    if per_endpoint and (app_wide := arguments.keys() - PER_ENDPOINT):
+        raise TypeError(f"not an option of one endpoint: {', '.join(sorted(app_wide))}")
     values = {name: SETTINGS[name].convert(value) for name, value in arguments.items()}
     for name, value in values.items():
         if not SETTINGS[name].check(value):

@@ -10,7 +10,7 @@ therefore `EVENTSOURCE` only if its request proves it, and `PLAIN` otherwise.
 import enum
 import hashlib
 
-from sse_middleware.config.options import CommentStyle
+from sse_middleware.config.endpoint_options import CommentStyle
 
 ALL_PERCENT = 100
 

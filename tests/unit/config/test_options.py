@@ -7,7 +7,7 @@ from typing import get_type_hints
 import pytest
 
 from sse_middleware.config.arguments import EndpointArguments, OptionArguments, Strings
-from sse_middleware.config.options import SETTINGS, Options, validate
+from sse_middleware.config.options import PER_ENDPOINT, SETTINGS, Options, validate
 from sse_middleware.errors import ConfigurationError, SSEError
 from sse_middleware.limits.admission_check import evicts
 
@@ -69,14 +69,13 @@ def test_a_type_checker_knows_each_option_and_its_type() -> None:
 
 
 def test_a_type_checker_knows_the_options_of_an_endpoint() -> None:
-    per_endpoint = {name for name, setting in SETTINGS.items() if setting.per_endpoint}
-    assert EndpointArguments.__annotations__.keys() == per_endpoint
+    assert EndpointArguments.__annotations__.keys() == PER_ENDPOINT
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_mark_overrides_an_option_only_if_it_is_per_endpoint(name: str) -> None:
     value = getattr(Options(), name)
-    if SETTINGS[name].per_endpoint:
+    if name in PER_ENDPOINT:
         assert validate({name: value}, per_endpoint=True) == {name: value}
     else:
         with pytest.raises(TypeError, match=f"not an option of one endpoint: {name}"):

@@ -4,7 +4,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from sse_middleware.config.options import CommentStyle
+from sse_middleware.config.endpoint_options import CommentStyle
 from sse_middleware.http.request import EVENT_ID_PARAMETERS, SSERequest
 from sse_middleware.protocol.client_kinds import (
     ClientKind,
