@@ -32,6 +32,7 @@ from benchmarks.suites import (
     channels,
     instructions,
     open_streams,
+    redis_commands,
     redis_store,
     resuming,
     throughput,
@@ -52,6 +53,7 @@ SUITES: dict[str, Callable[[Bench, str], list[Table]]] = {
     "redis-recording": redis_store.run_redis_recording,
     "redis-replay": redis_store.run_redis_replay,
     "redis-latency": redis_store.run_redis_latency,
+    "redis-commands": redis_commands.run_redis_commands,
     "channels": channels.run_channels,
 }
 BUDGETS = (
@@ -60,6 +62,7 @@ BUDGETS = (
     *open_streams.BUDGETS,
     *resuming.BUDGETS,
     *redis_store.BUDGETS,
+    *redis_commands.BUDGETS,
     *channels.BUDGETS,
 )
 PEERS = tuple(name for name in CONTESTANTS if name not in APART)

@@ -2,14 +2,14 @@
 
 They have the same routes:
 
-- `/stream?events=N&burst=B&length=L`: N events, with a turn of the loop after every B (0: none); an
-  event is L times as long as usual
+- `/stream?events=N&burst=B&length=L&pause=P`: N events, with a turn of the loop after every B (0:
+  none) that takes P milliseconds (0: no time); an event is L times as long as usual
 - `/idle`: one event, then silence
 - `/paced?per_second=P`: an endless stream of events with the time at which they are sent
 - `/json`: a JSON response
 
 The apps of channels have one route, `/channel?name=N`: an endless stream of all that is published
-on this channel.
+on this channel. Those of resumable streams have the first route; `name=N` there names the stream.
 
 An app imports no other contestant, because the garbage collector visits everything that is loaded.
 """
@@ -18,7 +18,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,6 +38,8 @@ EVENTSOURCE = {
     "Cache-Control": "no-cache",
     "User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
 }
+WITH_IDENTITY = {**PLAIN, "Authorization": "Bearer a-token"}
+"""Of a plain client whose streams may be kept: only the same identity can resume them."""
 HEARTBEAT_VARIABLE = "SSE_HEARTBEAT_INTERVAL"
 """The setting of the middleware; the app of sse-starlette reads it too."""
 LONGER_THAN_ANY_SUITE = 600  # seconds
@@ -72,12 +74,15 @@ def sources(wrap: Wrap) -> dict[str, Source]:
     """Return the events of each streaming route; `wrap` makes an event of its data."""
     never = asyncio.Event()
 
-    async def stream(events: int, burst: int, length: int = 1) -> AsyncIterator[Any]:
+    async def stream(
+        events: int, burst: int, length: int = 1, pause: int = 0
+    ) -> AsyncIterator[Any]:
         event = wrap(DATA * length)
+        seconds = pause / 1000
         for number in range(1, events + 1):
             yield event
             if burst and number % burst == 0:
-                await asyncio.sleep(0)
+                await asyncio.sleep(seconds)
 
     async def idle() -> AsyncIterator[Any]:
         yield wrap(DATA)
@@ -234,11 +239,81 @@ def _named_streams(source: Callable[[str], AsyncIterator[Any]]) -> ASGIApp:
     return Starlette(routes=[Route("/channel", endpoint)])
 
 
+def named() -> ASGIApp:
+    """Return an app whose streams have names, so that every client can resume them."""
+    from sse_middleware import SSEMiddleware, current_stream
+
+    async def respond(request: Request) -> Response:
+        current_stream().name(request.query_params["name"])
+        return StreamingResponse(_chunks(request), media_type="text/event-stream")
+
+    app = _resumable(respond)
+    app.add_middleware(SSEMiddleware, mark="*")
+    return app
+
+
+def assistant_stream() -> ASGIApp:
+    """Return an app whose streams are resumable by assistant-stream."""
+    from assistant_stream.resumable import (
+        create_redis_resumable_stream_store,
+        create_resumable_stream_context,
+    )
+    from redis.asyncio import Redis
+
+    client = Redis.from_url(os.environ[REDIS_VARIABLE])
+    context = create_resumable_stream_context(store=create_redis_resumable_stream_store(client))
+
+    async def respond(request: Request) -> Response:
+        chunks = await context.run(request.query_params["name"], partial(_chunks, request))
+        return StreamingResponse(chunks, media_type="text/event-stream")
+
+    return _resumable(respond)
+
+
+def fastapi_resumable_stream() -> ASGIApp:
+    """Return an app whose streams are resumable by fastapi-resumable-stream."""
+    from fastapi_resumable_stream import (
+        ActiveStreamRegistry,
+        ResumableStream,
+        StopController,
+        start_conversation_stream,
+    )
+    from redis.asyncio import Redis
+
+    client = Redis.from_url(os.environ[REDIS_VARIABLE])
+    stop = StopController(client)
+    context = ResumableStream(client, stop=stop)
+    registry = ActiveStreamRegistry(client)
+
+    async def respond(request: Request) -> Response:
+        async def texts() -> AsyncIterator[str]:
+            async for chunk in _chunks(request):
+                yield chunk.decode()
+
+        name = request.query_params["name"]
+        answer: Response = await start_conversation_stream(
+            context, registry, stop, name, name, texts
+        )
+        return answer
+
+    return _resumable(respond)
+
+
+def _chunks(request: Request) -> AsyncIterator[Any]:
+    counts = {name: value for name, value in request.query_params.items() if name != "name"}
+    return sources(as_bytes)["/stream"](**{name: int(value) for name, value in counts.items()})
+
+
+def _resumable(respond: Callable[[Request], Awaitable[Response]]) -> Starlette:
+    return Starlette(routes=[Route("/stream", respond)])
+
+
 RECORDED = "sse_middleware as eventsource"
 UNRECORDED = "sse_middleware as eventsource, not kept"
 AS_PLAIN = "sse_middleware as plain"
+KEPT_PLAIN = "sse_middleware as plain, kept"
 UNMARKED = "sse_middleware, unmarked"
-MARKED = (RECORDED, UNRECORDED, AS_PLAIN)
+MARKED = (RECORDED, UNRECORDED, AS_PLAIN, KEPT_PLAIN)
 """The contestants whose streams are marked."""
 OURS = (UNMARKED, *MARKED)
 """The contestants that use the middleware."""
@@ -247,6 +322,8 @@ NOT_KEPT = (UNMARKED, UNRECORDED, AS_PLAIN)
 CHANNELS = "channels"
 PUBSUB = "pub/sub of redis-py"
 """The two contestants of the suite `channels`."""
+RESUMABLE = ("sse_middleware", "assistant-stream", "fastapi-resumable-stream")
+"""The contestants of the suite `redis-commands`."""
 REDIS_VARIABLE = "BENCHMARK_REDIS_URL"
 """The environment variable with the URL of their Redis."""
 
@@ -269,8 +346,19 @@ CONTESTANTS = {
     AS_PLAIN: Contestant(
         app=partial(sse_middleware, mark="*"), headers=PLAIN, heartbeat=b"\n: heartbeat"
     ),
+    KEPT_PLAIN: Contestant(
+        app=partial(sse_middleware, mark="*", keep=True),
+        headers=WITH_IDENTITY,
+        heartbeat=b"\n: heartbeat",
+    ),
     CHANNELS: Contestant(app=channels, headers=PLAIN),
     PUBSUB: Contestant(app=pubsub, headers=PLAIN),
+    **{
+        name: Contestant(app=app, headers=WITH_IDENTITY)
+        for name, app in zip(
+            RESUMABLE, (named, assistant_stream, fastapi_resumable_stream), strict=True
+        )
+    },
 }
-APART = (CHANNELS, PUBSUB)
-"""Contestants that only the suite `channels` can measure."""
+APART = (CHANNELS, PUBSUB, *RESUMABLE)
+"""Contestants that only the suites `channels` and `redis-commands` can measure."""

@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import cycle
 
-from benchmarks.apps import EVENTSOURCE, RECORDED, UNRECORDED
+from benchmarks.apps import AS_PLAIN, EVENTSOURCE, KEPT_PLAIN, RECORDED, UNRECORDED
 from benchmarks.harness.bench import Bench, Table, percentiles
 from benchmarks.harness.budgets import Budget
 from benchmarks.load_generator import Load, Request, Streams, first_byte, stream_request
@@ -39,6 +39,7 @@ _PAUSE = 0.005  # seconds
 
 BUDGETS = (
     Budget("recording", 1.1, UNRECORDED, contestants=(RECORDED,)),
+    Budget("recording of plain", 1.1, AS_PLAIN, contestants=(KEPT_PLAIN,)),
     Budget("recorded-bytes", 2, kind="figure", contestants=(RECORDED,)),
     Budget("resume: p99", 10, FRESH, "difference", contestants=(RESUMED,)),
 )
@@ -46,9 +47,15 @@ BUDGETS = (
 
 def run_recording(bench: Bench, _: str) -> list[Table]:
     """Measure kept events and other events, at the same time on the same core."""
+    return [
+        _recording(bench, "recording", (RECORDED, UNRECORDED)),
+        _recording(bench, "recording of plain", (KEPT_PLAIN, AS_PLAIN)),
+    ]
+
+
+def _recording(bench: Bench, name: str, names: tuple[str, str]) -> Table:
     note = f"{WRITERS} streams of {WRITTEN_PER_SECOND} events a second."
-    table = Table("recording", "µs of CPU per event", note)
-    names = (RECORDED, UNRECORDED)
+    table = Table(name, "µs of CPU per event", note)
     for _round in range(bench.sizes.rounds):
         pair = Bench(bench.sizes, names, bench.core)
         names = names[::-1]
@@ -60,7 +67,7 @@ def run_recording(bench: Bench, _: str) -> list[Table]:
             }
             for server, cost in costs(readers, bench.sizes.seconds).items():
                 table.add(server.contestant, cost)
-    return [table]
+    return table
 
 
 def costs(readers: Mapping[Server, Streams], seconds: float) -> dict[Server, float]:

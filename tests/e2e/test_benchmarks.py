@@ -19,7 +19,14 @@ from tests.support.redis_server import need_redis_server
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("asgi_correlation_id", "fastapi", "prometheus_fastapi_instrumentator", "sse_starlette")
+PACKAGES = (
+    "asgi_correlation_id",
+    "assistant_stream",
+    "fastapi",
+    "fastapi_resumable_stream",
+    "prometheus_fastapi_instrumentator",
+    "sse_starlette",
+)
 ALL = (
     "bare",
     "starlette",
@@ -31,9 +38,10 @@ ALL = (
     "sse_middleware as eventsource",
     "sse_middleware as eventsource, not kept",
     "sse_middleware as plain",
+    "sse_middleware as plain, kept",
 )
-WITH_HEARTBEAT = ("sse-starlette", *ALL[-3:])
-STREAMING = ("starlette", *WITH_HEARTBEAT[:2], WITH_HEARTBEAT[-1])
+WITH_HEARTBEAT = ("sse-starlette", *ALL[-4:])
+STREAMING = ("starlette", *WITH_HEARTBEAT[:2], WITH_HEARTBEAT[3])
 RECORDED = WITH_HEARTBEAT[1:2]
 OPENED = ("fresh", "resumed")
 COUNTED = (*ALL[:3], ALL[6], *WITH_HEARTBEAT[1:])
@@ -61,6 +69,7 @@ TABLES = {
     "frozen: p99 of latency": STREAMING,
     "frozen: memory": STREAMING,
     "recording": (*RECORDED, WITH_HEARTBEAT[2]),
+    "recording of plain": WITH_HEARTBEAT[3:],
     "recorded-bytes": RECORDED,
     "resume: p50": OPENED,
     "resume: p99": OPENED,
@@ -69,6 +78,7 @@ TABLES = {
     "redis-replay": ("eventsource in Redis", "bare"),
     "redis-latency: p50": ("its own worker", "another worker"),
     "redis-latency: p99": ("its own worker", "another worker"),
+    "redis-commands": ("sse_middleware", "assistant-stream", "fastapi-resumable-stream"),
     "channels: p50 at 100/s": ON_CHANNELS,
     "channels: p99 at 100/s": ON_CHANNELS,
     "channels: p50 at 1,000/s": ON_CHANNELS,
