@@ -1,5 +1,6 @@
 """Logs: one structured record for each stream that has ended, without payloads or event ids."""
 
+import dataclasses
 import logging
 
 from sse_middleware.observability.stream_record import StreamRecord
@@ -50,6 +51,7 @@ class StreamLog:
                 "disconnects": record.disconnects,
                 "resumed_after": record.resumed_after,
                 "annotations": dict(record.annotations or {}),
+                **({} if record.sources is None else dataclasses.asdict(record.sources)),
             },
         )
 

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from sse_middleware._once import OncePerKey
 from sse_middleware.observability.bulk_metrics import BulkHistogram, adder_of
 from sse_middleware.observability.observer import Observer
+from sse_middleware.observability.source_metrics import SourceMetrics
 from sse_middleware.observability.stream_record import GAP_BOUNDS, StreamRecord
 
 logger = logging.getLogger("sse_middleware")
@@ -139,6 +140,7 @@ class Metrics:
         self.own = registry = _OwnRegistry(other)
         self._carried: dict[int, _Carried] = {}
         self._streams = _StreamMetrics(registry)
+        self._sources = SourceMetrics(registry)
         self._stalls = Histogram(
             "sse_send_stall_seconds",
             "Writes that a client blocked for over a tenth of a second.",
@@ -224,6 +226,8 @@ class Metrics:
             return
         self._streams.add_active(-1)
         self._streams.count_end(record, route)
+        if record.sources is not None:
+            self._sources.count_end(_encodable(record.route), record.sources)
 
     def resumed(self, route: str, result: str, replayed: int) -> None:
         """Count a resume."""

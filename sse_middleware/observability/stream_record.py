@@ -4,6 +4,8 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass
 
+from sse_middleware.observability.source_record import SourceRecord
+
 GAP_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the classes of `StreamRecord.gaps`, in seconds."""
 
@@ -32,6 +34,7 @@ class StreamRecord:
         resumed_after: the event after which a client has resumed a stream, `None` for the client
             that has opened it.
         annotations: the fields that the app has added to the log record, `None` for none.
+        sources: the report of its sources, `None` without one.
     """
 
     stream_id: str
@@ -50,6 +53,7 @@ class StreamRecord:
     disconnects: int = 0
     resumed_after: int | None = None
     annotations: dict[str, object] | None = None
+    sources: SourceRecord | None = None
     _longer_gaps: list[int] | None = None
 
     def count_events(self, count: int, now: float) -> int:

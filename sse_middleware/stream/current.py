@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from sse_middleware.http.request import LONGEST_NAME, SSERequest, trace_id_of
 from sse_middleware.http.routes import UNMATCHED
+from sse_middleware.observability.source_record import SourceRecord
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.event_ids import new_secret, stream_id
 
@@ -151,6 +152,12 @@ class CurrentStream:
             self._stream.set_name(name)
 
     # The rest is for the middleware, not for handlers.
+
+    def note_source(self, name: str, *, is_fallback: bool) -> None:
+        """Store the name of the source that answers, and whether it is not the first one."""
+        self.record.sources = record = self.record.sources or SourceRecord()
+        record.source = name
+        record.fallback_used = record.fallback_used or is_fallback
 
     def request_in(self, scope: Scope) -> SSERequest:
         """Return the request with the scope as layers of the app have changed it."""

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "stream": {"errors", "_once", "config", "protocol", "http", "stores.base", "observability"},
     "resume": {"errors", "protocol", "http", "stream", "stores.base"},
     "limits": {"errors", "_once", "config", "protocol", "http", "stream", "stores"},
+    "sources": {"errors", "protocol", "stream.current", "stores.circuit_breaker"},
     "channels": {"errors", "_once", "config", "protocol", "observability", "stores"},
     "client": {"http"},
 }
@@ -36,6 +37,7 @@ THIRD_PARTY = {
     "stream": {"starlette"},
     "resume": {"starlette"},
     "limits": {"starlette", "limits", "redis"},
+    "sources": {"starlette"},
     "channels": {"prometheus_client", "redis", "hiredis"},
     "stores": {"redis", "hiredis"},
     "client": {"starlette"},

@@ -1,0 +1,19 @@
+"""What the additions for back ends report about a stream: its sources, and what they cost.
+
+A stream that uses none of them has no such record.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class SourceRecord:
+    """The report of one stream.
+
+    Attributes:
+        source: the name of the source that has answered, `""` if it is not known.
+        fallback_used: whether that is another source than the first one.
+    """
+
+    source: str = ""
+    fallback_used: bool = False

@@ -1,0 +1,10 @@
+"""Sources of the answers that an app streams, such as LLM providers.
+
+They are async iterators, which work without the middleware too.
+"""
+
+from sse_middleware.sources.errors import NoFirstEventError, UpstreamError
+from sse_middleware.sources.fallback import Source, fallback
+from sse_middleware.sources.start import started
+
+__all__ = ["NoFirstEventError", "Source", "UpstreamError", "fallback", "started"]
