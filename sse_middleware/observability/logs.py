@@ -1,6 +1,5 @@
 """Logs: one structured record for each stream that has ended, without payloads or event ids."""
 
-import dataclasses
 import logging
 
 from sse_middleware.observability.stream_record import StreamRecord
@@ -51,7 +50,7 @@ class StreamLog:
                 "disconnects": record.disconnects,
                 "resumed_after": record.resumed_after,
                 "annotations": dict(record.annotations or {}),
-                **({} if record.sources is None else dataclasses.asdict(record.sources)),
+                **({} if record.sources is None else record.sources.log_fields),
             },
         )
 

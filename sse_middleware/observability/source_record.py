@@ -13,7 +13,14 @@ class SourceRecord:
     Attributes:
         source: the name of the source that has answered, `""` if it is not known.
         fallback_used: whether that is another source than the first one.
+        has_upstream: whether its app reads an upstream, for which it may wait for long.
     """
 
     source: str = ""
     fallback_used: bool = False
+    has_upstream: bool = False
+
+    @property
+    def log_fields(self) -> dict[str, object]:
+        """The fields of the log record."""
+        return {"source": self.source, "fallback_used": self.fallback_used}

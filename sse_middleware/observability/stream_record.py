@@ -71,6 +71,11 @@ class StreamRecord:
         return round(now - self.opened_at, 3)
 
     @property
+    def has_upstream(self) -> bool:
+        """Whether the app may wait for an upstream for long, also after its client has left."""
+        return self.sources is not None and self.sources.has_upstream
+
+    @property
     def first_event_seconds(self) -> float | None:
         """The time from the response start to the app's first event, if there was one."""
         return None if self.first_event_at is None else self.first_event_at - self.opened_at

@@ -12,6 +12,7 @@ from sse_middleware.http.routes import UNMATCHED
 from sse_middleware.observability.source_record import SourceRecord
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.event_ids import new_secret, stream_id
+from sse_middleware.stream.callbacks import StreamCallbacks
 
 logger = logging.getLogger("sse_middleware")
 
@@ -40,6 +41,10 @@ class OpenStream(Protocol):
 
     def on_tokens(self) -> None:
         """Handle that the app has counted tokens."""
+
+    @property
+    def callbacks(self) -> StreamCallbacks:
+        """Those of the object that runs the app, which do nothing if the stream is unmarked."""
 
     def set_name(self, name: str, *, is_claimed: bool = False) -> bool:
         """Make the stream available under a name, or a claimed one; return whether it is kept."""
@@ -159,6 +164,17 @@ class CurrentStream:
         record.source = name
         record.fallback_used = record.fallback_used or is_fallback
 
+    def note_upstream(self) -> None:
+        """Have the app stopped when its client has left for good, although it does not receive."""
+        self.record.sources = record = self.record.sources or SourceRecord()
+        if not record.has_upstream:
+            record.has_upstream = True
+            self._watch_for_disconnect()
+
+    def _watch_for_disconnect(self) -> None:
+        if self._stream is not None:
+            self._stream.callbacks.watch_for_disconnect()
+
     def request_in(self, scope: Scope) -> SSERequest:
         """Return the request with the scope as layers of the app have changed it."""
         if self.request is not None:
@@ -196,6 +212,8 @@ class CurrentStream:
         """Attach the open stream, and give it the name that the handler or its mark has set."""
         self._stream = stream
         self.request = None  # not needed after this; released early
+        if self._record is not None and self._record.has_upstream:
+            self._watch_for_disconnect()
         if self._name:
             stream.set_name(self._name)
         elif default_name is not None:

@@ -179,7 +179,7 @@ class Producer:
         self.writer.process_queue()
         if self.may_return():
             self.move(ProducerInput.CLIENT_MAY_RETURN)
-        elif connection.closed_by not in _LEFT:
+        elif connection.closed_by not in _LEFT or self._intake.record.has_upstream:
             self.move(ProducerInput.CLIENT_IS_CUT)
         else:
             self.move(ProducerInput.CLIENT_HAS_LEFT)
@@ -318,7 +318,8 @@ class Producer:
             else:
                 if self._linger is not None:
                     self._linger.count(now)
-                if self.log.is_kept and not self.connection.is_closed:
+                is_watched = self.log.is_kept or self._intake.record.has_upstream
+                if is_watched and not self.connection.is_closed:
                     self.callbacks.watch_for_disconnect()
             if self.connection.on_deadline(now):
                 self._on_connection_cap(now)

@@ -47,6 +47,7 @@ class UnmarkedStream:
         report: reports the stream.
     """
 
+    callbacks = NO_CALLBACKS  # for handlers: only its client ends the app
     __slots__ = (
         "_broken",
         "_callbacks",

@@ -40,7 +40,7 @@ def _celery(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(snippet: str) -> dict[str, Any]:
-    for extra in ("fastapi", "redis"):
+    for extra in ("fastapi", "redis", "httpx2"):
         if extra in snippet:
             pytest.importorskip(extra, reason=f"the minimal environment has no {extra}")
     names: dict[str, Any] = {"__name__": "snippet"}
