@@ -22,6 +22,7 @@ from sse_middleware.config.options import validate
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.end_info import OnEnd
+from sse_middleware.protocol.event_rules import EventRules, TransformOption
 
 logger = logging.getLogger("sse_middleware")
 
@@ -59,6 +60,7 @@ class Mark:
         cache_ttl: how long a finished stream is kept, `None` for `replay_ttl`.
         rerun: whether the app runs for a client whose stream cannot be resumed.
         on_end: is called with the events of each stream that has ended, `None` for nothing.
+        rules: the rules for its events, `None` without any.
         is_certain: whether all responses are streams; not so if a path glob matches more paths, or
             if only the settings mark the path.
     """
@@ -73,6 +75,7 @@ class Mark:
         "on_end",
         "overrides",
         "rerun",
+        "rules",
         "stream_key",
         "stream_name",
     )
@@ -89,6 +92,7 @@ class Mark:
         cache_ttl: float | None = None,
         rerun: Rerun = "always",
         on_end: OnEnd | None = None,
+        rules: EventRules | None = None,
     ) -> None:
         if attach not in get_args(Attach):
             raise ConfigurationError("attach", attach, " or ".join(get_args(Attach)))
@@ -111,6 +115,7 @@ class Mark:
         self.cache_ttl = cache_ttl
         self.rerun = rerun
         self.on_end = on_end
+        self.rules = rules
         self.is_certain = True
 
     def for_glob(self, glob: str) -> "Mark":
@@ -141,6 +146,8 @@ def streaming(
     cache_ttl: float | None = None,
     rerun: Rerun = "always",
     on_end: OnEnd | None = None,
+    transform: TransformOption | None = None,
+    order: Sequence[str] | None = None,
     **overrides: Unpack[EndpointArguments],
 ) -> Mark: ...
 def streaming(
@@ -156,6 +163,8 @@ def streaming(
     cache_ttl: float | None = None,
     rerun: Rerun = "always",
     on_end: OnEnd | None = None,
+    transform: TransformOption | None = None,
+    order: Sequence[str] | None = None,
     **overrides: Any,
 ) -> Any:
     """Mark an endpoint as one that streams, with its own options.
@@ -189,6 +198,9 @@ def streaming(
         on_end: a function, async or not, that is called once with an `EndInfo` and the list of
             events when a stream has ended, regardless of how, also after its client has left. It
             delays no client. One that is not async runs in a thread.
+        transform: a function, async or not, that returns the `Event` that is sent in place of one
+            of the app, several, or `None`; or a class, which is instantiated for each stream.
+        order: the names of events in the order in which they are to be sent.
         **overrides: fields of `Options`; `enabled=False` leaves the endpoint alone.
 
     Raises:
@@ -209,6 +221,7 @@ def streaming(
         cache_ttl=cache_ttl,
         rerun=rerun,
         on_end=on_end,
+        rules=EventRules.validated(transform, order),
     )
     return mark if endpoint is None else mark(endpoint)
 

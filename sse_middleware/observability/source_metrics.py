@@ -16,6 +16,19 @@ class SourceMetrics:
             registry=registry,
         )
 
+        self._transform_errors = Counter(
+            "sse_transform_errors",
+            "Events that were dropped because they could not be transformed.",
+            ("route",),
+            registry=registry,
+        )
+        self._order_violations = Counter(
+            "sse_order_violations",
+            "Events that were not in the order of their mark.",
+            ("route",),
+            registry=registry,
+        )
+
     def count_end(self, route: str, record: SourceRecord) -> None:
         """Count a stream that has ended.
 
@@ -25,3 +38,7 @@ class SourceMetrics:
         """
         if record.fallback_used:
             self._fallbacks.labels(route, record.source).inc()
+        if record.transform_errors:
+            self._transform_errors.labels(route).inc(record.transform_errors)
+        if record.order_violations:
+            self._order_violations.labels(route).inc(record.order_violations)

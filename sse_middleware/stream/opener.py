@@ -25,6 +25,7 @@ from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind
 from sse_middleware.protocol.dialect import Dialect
 from sse_middleware.protocol.intake import Intake
 from sse_middleware.stores.base import LogInfo
+from sse_middleware.stream.app_events import AppEvents
 from sse_middleware.stream.callbacks import StreamCallbacks
 from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.context import Context
@@ -204,6 +205,8 @@ def open_marked(
         callbacks=owner,
         linger_queue=context.linger_queue,
     )
+    if mark.rules is not None:
+        producer.write = AppEvents(producer, mark.rules).write
     if mark.on_end is not None:
         producer.log.call_at_end(
             EndCallback(

@@ -1,0 +1,178 @@
+"""Transform the events of an app, and check their order, in front of its producer.
+
+The object exists only for streams whose mark asks for it, and is the `send` of the app: the
+producer counts, records and writes what the transform returns. Bytes between two events, such as
+comments, are passed on as they are.
+
+A transform may be meant to remove something. An event is therefore dropped, and not passed on as it
+is, if its transform fails or returns anything but events, if it is too long to be parsed, or if it
+is incomplete at the end of the stream.
+"""
+
+import asyncio
+import inspect
+import logging
+from typing import Final
+
+from starlette.types import Message
+
+from sse_middleware.errors import SSEError
+from sse_middleware.http.response_head import BODY, body_message
+from sse_middleware.observability.source_record import SourceRecord
+from sse_middleware.protocol import openai
+from sse_middleware.protocol.event_order import OrderCheck
+from sse_middleware.protocol.event_rules import EventRules
+from sse_middleware.protocol.intake import begins_event_stream
+from sse_middleware.protocol.parser import Event, EventParser
+from sse_middleware.protocol.wire import Kind, Piece, Splitter, format_sse_event, joined
+from sse_middleware.stream.producer import Producer
+
+logger = logging.getLogger("sse_middleware")
+debug_logger = logging.getLogger("sse_middleware.stream")
+
+_PATHSEND: Final = "http.response.pathsend"
+_DONE: Final = openai.DONE.decode()
+
+
+class AppEvents:
+    """The `send` of an app whose events are transformed or checked.
+
+    Args:
+        producer: the producer of the stream.
+        rules: those of the mark.
+    """
+
+    __slots__ = (
+        "_head",
+        "_is_raw",
+        "_order",
+        "_parser",
+        "_record",
+        "_send",
+        "_splitter",
+        "_takes_lf",
+        "_transform",
+        "_turn",
+    )
+
+    def __init__(self, producer: Producer, rules: EventRules) -> None:
+        self._send = producer.write
+        self._record = producer.report.record
+        self._splitter = Splitter(producer.profile.options.max_event_bytes)
+        self._parser = EventParser()
+        self._transform = rules.new_transform()
+        self._order = OrderCheck(rules.order) if rules.order else None
+        self._turn = asyncio.Lock()  # of the tasks of an app: a transform may wait
+        self._head: bytes | None = b""  # the first bytes; `None` if they are an event stream
+        self._is_raw = False
+        self._takes_lf = False  # the last event ended in half a CRLF, and its bytes are not sent
+
+    async def write(self, message: Message) -> None:
+        """Process a message of the app.
+
+        Raises:
+            RuntimeError: the app sends a file by its path, whose events are not known here.
+        """
+        if message["type"] != BODY:
+            if message["type"] == _PATHSEND:
+                raise RuntimeError("transform and order need events that the app sends itself")
+            await self._send(message)
+            return
+        async with self._turn:
+            body, is_last = bytes(message.get("body", b"")), not message.get("more_body", False)
+            if not self._is_raw:
+                body = await self._process(body, is_last=is_last)
+            if body or is_last:
+                await self._send(body_message(body, more_body=not is_last))
+            else:
+                await asyncio.sleep(0)  # the app may never wait for anything else
+
+    async def _process(self, body: bytes, *, is_last: bool) -> bytes:
+        if self._head is not None:
+            head = (self._head + body).lstrip(b"\r\n")
+            is_event_stream = begins_event_stream(head)
+            self._head = None if is_event_stream else head
+            if is_event_stream is False:  # it is passed on, as without a mark
+                self._is_raw = True
+                return self._splitter.flush() + body
+        parts = [await self._processed(piece) for piece in self._splitter.feed(body)]
+        if is_last and (tail := self._splitter.flush()):
+            if self._transform is None:
+                parts.append(tail)
+            else:
+                self._on_failure("it has no blank line at its end")
+        return b"".join(parts)
+
+    async def _processed(self, piece: Piece) -> bytes:
+        kind, data = piece
+        if kind in (Kind.PART, Kind.LAST_PART):
+            if self._transform is not None and kind is Kind.LAST_PART:
+                self._on_failure("it is longer than SSE_MAX_EVENT_BYTES")
+            return data if self._transform is None else b""
+        takes_lf, self._takes_lf = self._takes_lf and data == b"\n", False
+        events = self._parser.feed(data)
+        if not events:
+            return b"" if takes_lf else data
+        sent = await self._in_place_of(events[0], data)  # no piece has more than one
+        self._takes_lf = sent is not data and data.endswith(b"\r")
+        return sent
+
+    async def _in_place_of(self, event: Event, data: bytes) -> bytes:
+        """Return the bytes that are sent in place of an event, whose own bytes are `data`."""
+        if self._transform is None or event.data == _DONE:
+            self._check(event)
+            return data
+        try:
+            result = self._transform(event)
+            if inspect.isawaitable(result):
+                result = await result
+            events = (result,) if isinstance(result, Event) else tuple(result or ())
+            encoded = [data if one is event else _encode(one) for one in events]
+        except Exception as exc:  # noqa: BLE001 - logged
+            self._on_failure("the function has failed", exc)
+            return b""
+        for one in events:
+            self._check(one)
+        return joined(encoded) if encoded else b""
+
+    def _check(self, event: Event) -> None:
+        if self._order is None:
+            return
+        record = self._record
+        debug_logger.debug("event %.80a of stream %s", event.event, record.stream_id)
+        if after := self._order.add(event.event):
+            sources = record.sources = record.sources or SourceRecord()
+            sources.order_violations += 1
+            if sources.order_violations == 1:
+                logger.warning(
+                    "an event %.80a of route %s follows an event %.80a, against the order of its "
+                    "mark, trace id %s; further ones of this stream are counted",
+                    event.event,
+                    record.route,
+                    after,
+                    record.trace_id,
+                )
+
+    def _on_failure(self, reason: str, exc: Exception | None = None) -> None:
+        record = self._record
+        sources = record.sources = record.sources or SourceRecord()
+        sources.transform_errors += 1
+        if sources.transform_errors == 1:
+            logger.error(
+                "an event of route %s cannot be transformed, and is dropped: %s, trace id %s; "
+                "further ones of this stream are counted",
+                record.route,
+                reason,
+                record.trace_id,
+                exc_info=exc,
+            )
+
+
+def _encode(event: object) -> bytes:
+    if not isinstance(event, Event):
+        raise _NoEventError(f"transform has returned {type(event).__name__}, allowed is an Event")
+    return format_sse_event(event.data, event=event.event, id=event.id, retry=event.retry)
+
+
+class _NoEventError(SSEError, TypeError):
+    """A transform has returned something else than events."""
