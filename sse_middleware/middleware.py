@@ -12,22 +12,19 @@ import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware._once import OncePerKey, running_loop
-from sse_middleware.client.serve import ClientFiles
 from sse_middleware.config.arguments import OptionArguments
 from sse_middleware.config.options import Options
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.http.identity import Identify, Identities, TrustedProxies
-from sse_middleware.http.own_responses import MetricsEndpoint, send_readiness
 from sse_middleware.http.request import (
     SSERequest,
     app_path,
-    is_request_for,
     may_have_event_id,
     request_path,
 )
@@ -36,8 +33,10 @@ from sse_middleware.http.routes import Mark, PathFilter, bare_marks, compile_mar
 from sse_middleware.limits.admission import Admission, admission_for
 from sse_middleware.limits.admission_check import AdmissionCheck, reject_if_draining
 from sse_middleware.observability.logs import StreamLog
-from sse_middleware.observability.metrics import counting_in, exposition
+from sse_middleware.observability.metrics import counting_in
 from sse_middleware.observability.observer import Observer
+from sse_middleware.observability.tracing import Tracing
+from sse_middleware.own_pages import OwnPages, drains
 from sse_middleware.protocol.event_ids import new_secret, stream_id
 from sse_middleware.resume.attach import AttachedRequests
 from sse_middleware.resume.handler import ResumeHandler
@@ -51,6 +50,9 @@ from sse_middleware.stream.linger import LingerQueue
 from sse_middleware.stream.readers import ReaderPool, reader_limit
 from sse_middleware.stream.responder import Responder
 from sse_middleware.stream.shutdown import SHUTDOWN
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 logger = logging.getLogger("sse_middleware")
 
@@ -69,6 +71,8 @@ class SSEMiddleware:
         registry: the registry in which Prometheus metrics are counted, and which is then served
             as a whole. By default they are counted in the default registry, and only they are
             served unless `metrics_path` is set.
+        tracer_provider: the provider of OpenTelemetry that records a span for each stream, by
+            default the one that is set for the process. Without one, there are no spans.
         store: the store of the streams' events, by default the memory of the process.
         identify: a function that returns the identity that a scope belongs to (from a session, a
             token or an address), `None` if it has none; without the function, the `Authorization`
@@ -93,6 +97,7 @@ class SSEMiddleware:
         *,
         marks: Mapping[str, Mark] | None = None,
         registry: CollectorRegistry | None = None,
+        tracer_provider: "TracerProvider | None" = None,
         store: EventStore | None = None,
         identify: Identify | None = None,
         authorize_resume: Authorize | None = None,
@@ -126,6 +131,7 @@ class SSEMiddleware:
             proxies=TrustedProxies(chosen.trusted_proxies),
             path_marks=(*compiled_marks, *bare_marks(chosen.mark)),
             observers=observers,
+            tracing=Tracing(tracer_provider),
             identities=Identities(identify, chosen.identity_cookies, secret),
             authorize_resume=authorize_resume,
             expires_at=expires_at,
@@ -140,7 +146,7 @@ class SSEMiddleware:
         self._attached = AttachedRequests(self._context, self._resume)
         self._attaching = self._context.attaching
         self._path_filter = PathFilter(chosen.include, chosen.exclude)
-        self._pages = _OwnPages(chosen, registry)
+        self._pages = OwnPages(chosen, registry)
         # The ends of the paths of requests that `_intercept` handles: those of our pages, or all.
         all_paths = self._path_filter.is_set or not chosen.enabled or self._misconfigured
         self._intercepted = ("",) if all_paths else self._pages.paths
@@ -248,7 +254,7 @@ class SSEMiddleware:
             logger.debug("request passed through: its path is left out")
             await self.app(scope, receive, send)
             return None
-        if _drains() and await reject_if_draining(self._context, SSERequest(scope), send):
+        if drains() and await reject_if_draining(self._context, SSERequest(scope), send):
             return None
         return send
 
@@ -324,49 +330,6 @@ class SSEMiddleware:
             raise exc
         await receive()
         await send({"type": "lifespan.startup.failed", "message": str(exc)})
-
-
-class _OwnPages:
-    """The pages that the middleware itself serves: readiness, the browser client and metrics.
-
-    Args:
-        options: the settings.
-        registry: the metrics that are served, `None` for ours in the default registry.
-
-    Attributes:
-        paths: the paths of the pages.
-    """
-
-    def __init__(self, options: Options, registry: CollectorRegistry | None) -> None:
-        self._ready_path = options.ready_path
-        self._client = ClientFiles(options.client_path) if options.client_path else None
-        self._metrics: MetricsEndpoint | None = None
-        if options.metrics_path:
-            is_set = "metrics_path" in options.explicit
-            whole = is_set or registry is not None
-            exposed = exposition(registry, os.environ, whole=whole)
-            self._metrics = MetricsEndpoint(exposed, options.metrics_path, first=is_set)
-        client_paths = () if self._client is None else self._client.paths
-        paths = (options.metrics_path, options.ready_path, *client_paths)
-        self.paths = tuple(path for path in paths if path)
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> Send | None:
-        """Send a page and return `None`, or return the `send` for the app."""
-        if self._ready_path and is_request_for(scope, self._ready_path):
-            await send_readiness(send, scope, ready=not _drains())
-        elif self._client is not None and is_request_for(scope, *self._client.paths):
-            await self._client(scope, receive, send)
-        elif self._metrics is not None and is_request_for(scope, self._metrics.path):
-            return await self._metrics.handle(scope, send)
-        else:
-            return send
-        return None
-
-
-def _drains() -> bool:
-    """Return whether the server of the running loop drains."""
-    loop = running_loop()
-    return SHUTDOWN.is_draining and loop is not None and SHUTDOWN.drain_for(loop).is_draining
 
 
 def _identity_secret(options: Options, *, is_shared: bool) -> bytes:

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 from starlette.types import Scope
 
 from sse_middleware.http.routes import Mark
+from sse_middleware.observability.tracing import span_trace_id
 from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind, detect_client_kind
 from sse_middleware.protocol.event_ids import EventId, parse_event_id
 
@@ -163,7 +164,7 @@ class SSERequest:
 
     @property
     def trace_id(self) -> str:
-        """The trace id: from `traceparent`, else from its own header, else a new one."""
+        """The trace id: of the current span, of `traceparent`, of its own header, or a new one."""
         if self._trace_id is None:
             self._trace_id = _parse_trace_id(self.headers)
         return self._trace_id
@@ -309,6 +310,8 @@ def trace_id_of(raw: Collection[tuple[bytes, bytes]]) -> str:
 
 
 def _parse_trace_id(headers: Mapping[bytes, bytes]) -> str:
+    if found_id := span_trace_id():
+        return found_id
     if _TRACE_HEADERS.isdisjoint(headers):
         return f"{random.getrandbits(128):032x}"
     if b"traceparent" in headers:

@@ -2,7 +2,9 @@
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from sse_middleware.observability.source_record import SourceRecord
 
@@ -10,6 +12,28 @@ GAP_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.
 """Upper bounds of the classes of `StreamRecord.gaps`, in seconds."""
 
 _SHORTEST_GAP = GAP_BOUNDS[0]
+
+
+class RecordedSpan(Protocol):
+    """The span of a stream in a trace. No method raises.
+
+    Attributes:
+        traceparent: its ids, in the form of W3C's Trace Context.
+    """
+
+    traceparent: str
+
+    def add_event(self, name: str) -> None:
+        """Store that something happens to the stream now: `resume`, `cap`, `drain` ..."""
+
+    def on_completion(self, chunk: Mapping[str, Any]) -> None:
+        """Store the first chunk of a chat completion."""
+
+    def on_app_raised(self, exc: BaseException) -> None:
+        """Store the exception that the app has raised."""
+
+    def end(self, record: "StreamRecord") -> None:
+        """End the span, with the numbers of the stream that has ended."""
 
 
 @dataclass(slots=True)
@@ -35,6 +59,7 @@ class StreamRecord:
             that has opened it.
         annotations: the fields that the app has added to the log record, `None` for none.
         sources: the report of its sources, `None` without one.
+        span: its span in a trace, `None` without one.
     """
 
     stream_id: str
@@ -54,6 +79,7 @@ class StreamRecord:
     resumed_after: int | None = None
     annotations: dict[str, object] | None = None
     sources: SourceRecord | None = None
+    span: RecordedSpan | None = field(default=None, repr=False, compare=False)
     _longer_gaps: list[int] | None = None
 
     def count_events(self, count: int, now: float) -> int:
@@ -65,6 +91,16 @@ class StreamRecord:
         if gap > _SHORTEST_GAP:
             self._note_longer_gap(gap)
         return number
+
+    def note(self, event: str) -> None:
+        """Add an event of a few words to the span, if there is one."""
+        if self.span is not None:
+            self.span.add_event(event)
+
+    def note_disconnect(self) -> None:
+        """Count the disconnect of the client; there is at most one."""
+        self.disconnects = 1
+        self.note("disconnect")
 
     def age(self, now: float) -> float:
         """Return how long the stream has been open, in seconds to three places."""

@@ -238,6 +238,8 @@ class Intake:
                 self.first_chunk = openai.parse_chunk(event_data(block))
                 if self.first_chunk is not None:
                     self.record.family = ClientKind.OPENAI
+                    if self.record.span is not None:
+                        self.record.span.on_completion(self.first_chunk)
             if self._is_openai is None:
                 self._is_openai = self.first_chunk is not None
             self._examines_all = self._profile.trace_in_data or (

@@ -67,6 +67,7 @@ class LogInfo:
         secret: the secret of its event ids, `""` if they are the app's.
         asks_for_stream: whether `Accept` names event streams, for a mark that attaches requests.
         keep_seconds: how long its log is kept after its end, `None` for the time of the store.
+        traceparent: the ids of its span in a trace, `""` without one.
     """
 
     stream_id: str
@@ -83,6 +84,7 @@ class LogInfo:
     secret: str = field(default="", repr=False)
     asks_for_stream: bool = False
     keep_seconds: float | None = None
+    traceparent: str = ""
 
     def seconds_kept(self, usual: float) -> float:
         """Return how long the log is kept after its end, in a store with this usual time."""

@@ -23,6 +23,7 @@ from sse_middleware.http.routes import (
     route_ahead,
 )
 from sse_middleware.observability.observer import Observer
+from sse_middleware.observability.tracing import Tracing
 from sse_middleware.protocol.client_kinds import (
     ALL_PERCENT,
     ClientKind,
@@ -88,6 +89,7 @@ class Context:
         identities: determines the identities that requests belong to.
         path_marks: marks for paths; the first that matches applies.
         observers: are notified of streams.
+        tracing: starts the spans of streams.
         authorize_resume: permits or denies a resume after all other checks.
         expires_at: returns the time at which the credentials of a request expire.
         attaching: whether some marks attach requests.
@@ -108,6 +110,7 @@ class Context:
     identities: Identities
     path_marks: PathMarks = ()
     observers: Sequence[Observer] = ()
+    tracing: Tracing = field(default_factory=Tracing)
     authorize_resume: Authorize | None = None
     expires_at: ExpiresAt | None = None
     attaching: Attaching = field(default_factory=Attaching)

@@ -211,6 +211,7 @@ class CurrentStream:
     def open(self, stream: OpenStream, default_name: Callable[[], str] | None = None) -> None:
         """Attach the open stream, and give it the name that the handler or its mark has set."""
         self._stream = stream
+        self._trace_id = self.record.trace_id  # that of its span, if it has one
         self.request = None  # not needed after this; released early
         if self._record is not None and self._record.has_upstream:
             self._watch_for_disconnect()
@@ -245,6 +246,11 @@ class CurrentStream:
             raise RuntimeError("resume_endpoint needs SSEMiddleware around the app")
         self.is_answered = True
         await self._follow(name, self.request_in(scope), receive, send, replays=replays)
+
+    def on_app_raised(self, exc: BaseException) -> None:
+        """Store the exception that the app has raised, for the span of the stream."""
+        if self._record is not None and self._record.span is not None:
+            self._record.span.on_app_raised(exc)
 
     def close(self) -> None:
         """Detach the stream; tasks that outlive the request may hold this object for long."""

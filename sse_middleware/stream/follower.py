@@ -76,6 +76,8 @@ class Follower:
     ) -> None:
         self._context = context
         self._cache = cache
+        self._reset = reset
+        self._event_id = event_id
         self._request = request
         self._receive = receive
         self._send = send
@@ -103,17 +105,6 @@ class Follower:
             headers=announcing_headers(info.terms),
         )
         self._dialect = Dialect(profile, self._record, secret if has_ids else "")
-        now = self._timers.clock()
-        self._record.opened_at = now - max(0.0, time.time() - info.opened_on)
-        self._preamble = self._dialect.open(
-            now,
-            self._timers.epoch(),
-            reset=reset,
-            resumed=True,
-            event_id=event_id,
-            jitter=random.random(),  # noqa: S311 - no secret
-            ends_in=context.credential_ttl(request.scope),
-        )
         self._report = Report(self._record, context.observers, self._timers.clock)
         sender = Sender(send, self._timers, self._record, context.observers)
         self._connection = Connection(self._dialect, sender, self)
@@ -125,14 +116,14 @@ class Follower:
 
     async def run(self) -> None:
         """Send events until the stream ends, the cap is reached or the client disconnects."""
-        self._report.open(self._timers.clock())
+        preamble = self._open(self._timers.clock())
         self._timers.drain.add(self)
         grace_seconds = LAST_WRITE_SECONDS
         try:
             self._set_timer(self._timers.clock())
             # The stream has a reader from now on, even if its server blocks the response start.
             self._tasks = [asyncio.ensure_future(self._follow())]
-            await self._connection.open(self._start(), self._preamble)
+            await self._connection.open(self._start(), preamble)
             self._timers.flush_after_tick(self)
             self._tasks.append(asyncio.ensure_future(self._wait_for_disconnect()))
             await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -142,6 +133,23 @@ class Follower:
             raise
         finally:
             await self._aclose(grace_seconds)
+
+    def _open(self, now: float) -> bytes:
+        """Begin the span, report the opening, and return the preamble."""
+        record, info, scope = self._record, self._info, self._request.scope
+        record.opened_at = now - max(0.0, time.time() - info.opened_on)
+        self._context.tracing.begin(record, scope, link=info.traceparent, cache=self._cache)
+        preamble = self._dialect.open(
+            now,
+            self._timers.epoch(),
+            reset=self._reset,
+            resumed=True,
+            event_id=self._event_id,
+            jitter=random.random(),  # noqa: S311 - no secret
+            ends_in=self._context.credential_ttl(scope),
+        )
+        self._report.open(now)
+        return preamble
 
     def on_connection_closed(self, _: Connection) -> None:
         """Cancel the tasks, because there is no client any more."""
@@ -169,6 +177,7 @@ class Follower:
 
     def on_drain(self) -> None:
         """Disconnect the client if it can resume on another worker."""
+        self._record.note("drain")
         if self._context.store.is_shared and self._dialect.reads_control_events:
             self.on_drain_over()
 
@@ -236,5 +245,5 @@ class Follower:
         if self._connection.closed_by is ConnectionInput.WRITTEN:
             self._report.end(self._dialect.outcome or Reason.DURATION_CAP)
         else:
-            self._record.disconnects = 1
+            self._record.note_disconnect()
             self._report.end("disconnected")

@@ -124,17 +124,21 @@ def match_stream(owner: StreamOwner, path: str, start: Message) -> tuple[bool, M
     return reason is None, mark
 
 
-def open_unmarked(owner: StreamOwner, mark: Mark | None, kind: ClientKind) -> UnmarkedStream:
+def open_unmarked(
+    owner: StreamOwner, start: Message, mark: Mark | None, kind: ClientKind
+) -> UnmarkedStream:
     """Create a stream that is passed on as it is.
 
     Args:
         owner: the request.
+        start: the app's response start.
         mark: the mark of the endpoint, if it has one.
         kind: `UNMARKED`, or `OFF` for a client outside the rollout.
     """
     context, current = owner.context, owner.current
     record, options = current.record, context.options
     record.family, record.route = kind, route_name(owner.scope, mark)
+    context.tracing.begin(record, owner.scope, status=start["status"])
     is_drained = kind is ClientKind.UNMARKED and "drain_seconds" in options.explicit
     stream = UnmarkedStream(
         record,
@@ -173,6 +177,8 @@ def warn_cannot_stream(context: Context, route: str, header: str) -> None:
 
 def warn_once(context: Context, warning: str, record: StreamRecord) -> None:
     """Log one of `WARNINGS` about a marked stream, once per route."""
+    if warning != "attach":
+        record.note(warning)
     if context.is_first_warning(warning, record.route):
         logger.warning(WARNINGS[warning], record.route, record.trace_id)
 
@@ -196,6 +202,7 @@ def open_marked(
     profile, timers = context.profile(mark, client_kind), current_timers()
     record, secret = current.record, current.take_secret()
     record.family, record.route = client_kind, route_name(request.scope, mark)
+    context.tracing.begin(record, request.scope, status=start["status"])
     producer = Producer(
         profile,
         Intake(profile, record),
@@ -307,6 +314,7 @@ def _create_log(  # noqa: PLR0917 - one call
         secret=secret,
         asks_for_stream=mark.attach != "never" and EVENT_STREAM in request.accepted_types,
         keep_seconds=mark.cache_ttl,
+        traceparent="" if record.span is None else record.span.traceparent,
     )
     producer.log.create(context.store, info)
     _make_recognizable(producer.control, context, request, info)

@@ -171,7 +171,7 @@ class Producer:
     def on_connection_closed(self, connection: Connection) -> None:
         """Wait for a client that returns, or end the stream if none can."""
         if connection.closed_by in _BY_CLIENT and self._reason in (None, Reason.GONE):
-            self._intake.record.disconnects = 1
+            self._intake.record.note_disconnect()
         if self._reason is not None:
             self.report.end(self._outcome)
             return
@@ -189,6 +189,7 @@ class Producer:
         self.connection.sender.app_may_wait = not self.log.has_readers
         self.connection.sender.release_app()
         if self.log.has_readers:
+            self.report.record.note("resume")
             self.move(ProducerInput.CONNECTION_FOLLOWS)
         elif self.phase is ProducerPhase.DETACHED:
             on = ProducerInput

@@ -59,6 +59,7 @@ class ProducerControl:
         """Disconnect the client if it can follow on another worker; the app continues."""
         producer = self._producer
         connection = producer.connection
+        producer.report.record.note("drain")
         if producer.phase is ProducerPhase.DETACHED:
             producer.start_lingering()  # until the drain is over
         elif (

@@ -81,3 +81,5 @@ class Report:
             self.slot = None
             for observer in self._observers:
                 observer.ended(record)
+            if record.span is not None:
+                record.span.end(record)

@@ -149,6 +149,7 @@ class Responder:
                 self._is_aborted = True
                 self.producer.on_app_cancelled()
                 return False
+        self.current.on_app_raised(exc)
         if isinstance(exc, Exception | asyncio.CancelledError) and self.producer.on_app_raised():
             text = "the app raised %s and its stream has ended, trace id %s"
             logger.warning(text, type(exc).__name__, self.current.trace_id)
@@ -341,7 +342,7 @@ class Responder:
             request = self.current.request_in(self.scope)
             kind = self.context.client_kind(request, mark)
         if mark is None or kind is ClientKind.OFF:
-            self.producer = stream = open_unmarked(self, mark, kind)
+            self.producer = stream = open_unmarked(self, start, mark, kind)
             if self.admission is not None:
                 stream.report.slot = self.admission.attach(stream)
             self._write = stream.write if stream.can_be_ended else None

@@ -146,6 +146,7 @@ class UnmarkedStream:
 
     def on_drain(self) -> None:
         """Handle the start of the drain: the stream continues until its time is over."""
+        self.record.note("drain")
 
     def on_drain_over(self) -> None:
         """End the stream, because the server waits for nothing else."""

@@ -17,7 +17,13 @@ MAY_IMPORT = {
     "_once": set[str](),
     "config": {"errors"},
     "protocol": {"errors", "config", "observability.stream_record"},
-    "http": {"errors", "config", "protocol", "observability.stream_record"},
+    "http": {
+        "errors",
+        "config",
+        "protocol",
+        "observability.stream_record",
+        "observability.tracing",
+    },
     "observability": {"errors", "_once"},
     "stores": {"errors", "_once", "observability.observer", "protocol.stream_terms"},
     "stream": {"errors", "_once", "config", "protocol", "http", "stores.base", "observability"},
@@ -27,13 +33,13 @@ MAY_IMPORT = {
     "channels": {"errors", "_once", "config", "protocol", "observability", "stores"},
     "client": {"http"},
 }
-"""The other packages that each package of ours may import; `middleware`, `plugin`, `__main__` and
-`testing` may import all, and no package imports those."""
+"""The other packages that each package of ours may import; `middleware`, `own_pages`, `plugin`,
+`__main__` and `testing` may import all, and no package imports those."""
 
 THIRD_PARTY = {
     "protocol": {"starlette"},
     "http": {"starlette"},
-    "observability": {"prometheus_client", "starlette"},
+    "observability": {"prometheus_client", "starlette", "opentelemetry"},
     "stream": {"starlette"},
     "resume": {"starlette"},
     "limits": {"starlette", "limits", "redis"},
@@ -41,11 +47,12 @@ THIRD_PARTY = {
     "channels": {"prometheus_client", "redis", "hiredis"},
     "stores": {"redis", "hiredis"},
     "client": {"starlette"},
-    "middleware": {"starlette", "prometheus_client"},
+    "middleware": {"starlette", "prometheus_client", "opentelemetry"},
+    "own_pages": {"starlette", "prometheus_client"},
     "plugin": {"starlette"},
     "testing": {"starlette"},
 }
-TOP = {"__init__", "__main__", "middleware", "plugin", "testing"}
+TOP = {"__init__", "__main__", "middleware", "own_pages", "plugin", "testing"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 LOWER_FILES = [
     path for path in FILES if path.relative_to(PACKAGE).with_suffix("").parts[0] not in TOP
@@ -100,6 +107,16 @@ def test_redis_is_imported_only_if_redis_is_used() -> None:
     assert {name for name in places if not any(is_in(name, place) for place in allowed)} == set()
 
 
+def test_opentelemetry_is_imported_in_one_file_only() -> None:
+    places = {
+        module(path)
+        for path in FILES
+        for node in ast.parse(path.read_text()).body  # without what is for type checkers only
+        if isinstance(node, ast.ImportFrom) and is_in(node.module or "", "opentelemetry")
+    }
+    assert places == {"observability.spans"}
+
+
 def test_the_package_imports_nothing_for_tests() -> None:
     names = [
         name
@@ -127,6 +144,7 @@ def test_importing_the_package_binds_nothing_to_a_loop_and_handles_no_signal() -
         "import signal, sys; before = signal.getsignal(signal.SIGTERM); import sse_middleware; "
         "assert signal.getsignal(signal.SIGTERM) is before; "
         "assert 'uvicorn' not in sys.modules and 'redis' not in sys.modules; "
+        "assert 'opentelemetry' not in sys.modules; "
         "assert 'sse_middleware.testing' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -16,14 +16,16 @@ _LARGEST: Final = 1e12
 """The largest number: 30,000 years in seconds."""
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9._:-]{0,64}")
+_TRACEPARENT: Final = re.compile(r"(?:00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?")
 _HEADER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\0\r\n]*")
 _CHECKS: Final = {
     "stream_id": _ID.fullmatch,
     "identity": _ID.fullmatch,
     "secret": _ID.fullmatch,
     "event_prefix": _PREFIX.fullmatch,
+    "traceparent": _TRACEPARENT.fullmatch,
 }
-"""Fields that are sent to clients or compared with digests."""
+"""Fields that are sent to clients, compared with digests or parsed."""
 
 
 class LogMetadata(NamedTuple):

@@ -104,7 +104,7 @@ def test_the_terms_of_a_stream_are_stored_as_fields_of_the_log() -> None:
         b'[{"stream_id": "s", "path": "/", "identity": "i", "method": "POST", "body_digest": null, '
         b'"origin": "https://example.org", "headers": "a:\\u00e9\\r\\n", "route": "/", '
         b'"app_ids": false, "opened_on": 1800000000.125, "secret": "", '
-        b'"asks_for_stream": false, "keep_seconds": null, '
+        b'"asks_for_stream": false, "keep_seconds": null, "traceparent": "", '
         b'"max_seconds": 60.0, "rotates": false, "heartbeat_interval": 5.0, '
         b'"silence_threshold": null, '
         b'"event_prefix": "", "retry_ms": 2000}, "process", "name"]'
