@@ -10,7 +10,7 @@ from sse_middleware.client.serve import ClientFiles
 from sse_middleware.config.options import Options
 from sse_middleware.http.own_responses import MetricsEndpoint, send_readiness
 from sse_middleware.http.request import is_request_for
-from sse_middleware.observability.metrics import exposition
+from sse_middleware.observability.exposition import exposition
 from sse_middleware.stream.shutdown import SHUTDOWN
 
 

@@ -6,14 +6,18 @@ library does not document, if they exist and have the known form. Otherwise it c
 """
 
 import math
+import os
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
 from typing import Any, Final, NamedTuple
 
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.samples import Exemplar
 
+MULTIPROCESS_VARIABLES: Final = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
+"""The variables with the directory of the multi-process mode of Prometheus."""
 _VALUE_METHODS: Final = ("inc", "set_exemplar")
 
 
@@ -36,6 +40,29 @@ def adder_of(counter: Counter | Gauge) -> Callable[[float], None]:
     """
     add = getattr(getattr(counter, "_value", None), "inc", None)
     return add if callable(add) else counter.inc
+
+
+def live_adder_of(gauge: Gauge) -> Callable[[float], None]:
+    """Return the function that adds to a gauge of what is open in this process.
+
+    In Prometheus' multi-process mode, the gauge begins at 0 in each process: an earlier process
+    with the same id may have left a value, for example before a restart of the container.
+    """
+    add, lock, processes = adder_of(gauge), Lock(), set[int]()
+
+    def add_in_process(amount: float) -> None:
+        process = os.getpid()
+        if process not in processes:
+            with lock:
+                if process not in processes:
+                    gauge.set(0)
+                    processes.add(process)
+        add(amount)
+
+    if not any(map(os.environ.get, MULTIPROCESS_VARIABLES)):
+        return add
+    add_in_process(0)
+    return add_in_process
 
 
 class BulkHistogram:

@@ -5,25 +5,23 @@ Labels are bounded: a route is a template or a mark's name, never a path.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, make_asgi_app
-from prometheus_client.metrics_core import Metric
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.registry import Collector
-from starlette.types import ASGIApp
 
 from sse_middleware._once import OncePerKey
-from sse_middleware.observability.bulk_metrics import BulkHistogram, adder_of
+from sse_middleware.observability.bulk_metrics import BulkHistogram, adder_of, live_adder_of
 from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.source_metrics import SourceMetrics
 from sse_middleware.observability.stream_record import GAP_BOUNDS, StreamRecord
 
 logger = logging.getLogger("sse_middleware")
 
-_PREFIX: Final = "sse_"
+PREFIX: Final = "sse_"
+"""The beginning of the names of all metrics."""
 _LIFETIMES: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600)
 _FIRST_EVENTS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _FLUSHES: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -48,46 +46,46 @@ _NOTHING: Final = _Carried()
 
 @dataclass(frozen=True, slots=True)
 class _RouteMetrics:
-    """The metrics of one route, kept because a lookup by label costs more than their use."""
+    """The metrics of one route and client kind, kept since a lookup costs more than their use."""
 
     durations: BulkHistogram
     first_events: BulkHistogram
     gaps: BulkHistogram
     add_events: Callable[[float], None]
-    ended: dict[tuple[str, str], Callable[[float], None]]  # by client kind and outcome
+    ended: dict[str, Callable[[float], None]]  # by outcome
 
 
 class _StreamMetrics:
     """The metrics of streams in `registry`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._routes: dict[str, _RouteMetrics] = {}
-        by_route: dict[str, Any] = {"labelnames": ("route",), "registry": registry}
+        self._routes: dict[tuple[str, str], _RouteMetrics] = {}
+        by_family: dict[str, Any] = {"labelnames": ("route", "family"), "registry": registry}
         active = Gauge(
             "sse_streams_active",
             "Streams that are open.",
             multiprocess_mode="livesum",
             registry=registry,
         )
-        self.add_active = adder_of(active)
+        self.add_active = live_adder_of(active)
         labels = ("route", "family", "outcome")
         self._ended = Counter("sse_streams", "Streams that have ended.", labels, registry=registry)
         self._durations = Histogram(
-            "sse_stream_duration_seconds", "Life of a stream.", buckets=_LIFETIMES, **by_route
+            "sse_stream_duration_seconds", "Life of a stream.", buckets=_LIFETIMES, **by_family
         )
         self._first_events = Histogram(
             "sse_time_to_first_event_seconds",
             "Time from the response start to the app's first event.",
             buckets=_FIRST_EVENTS,
-            **by_route,
+            **by_family,
         )
         self._gaps = Histogram(
             "sse_event_gap_seconds",
             "Time between two events of the app.",
             buckets=GAP_BOUNDS,
-            **by_route,
+            **by_family,
         )
-        self._events = Counter("sse_events", "Events of the app.", **by_route)
+        self._events = Counter("sse_events", "Events of the app.", **by_family)
         self.add_bytes = adder_of(
             Counter("sse_sent_bytes", "Bytes of stream bodies.", registry=registry)
         )
@@ -98,16 +96,17 @@ class _StreamMetrics:
             Counter("sse_disconnects", "Disconnects before the end of a stream.", registry=registry)
         )
 
-    def of_route(self, name: str) -> _RouteMetrics:
-        """Return the metrics of a route."""
-        route = self._routes.get(name)
+    def of(self, record: StreamRecord) -> _RouteMetrics:
+        """Return the metrics of the streams of a route and a kind of client."""
+        key = (record.route, record.family)
+        route = self._routes.get(key)
         if route is None:
-            label = _encodable(name)
-            route = self._routes[name] = _RouteMetrics(
-                BulkHistogram(self._durations.labels(label), _LIFETIMES),
-                BulkHistogram(self._first_events.labels(label), _FIRST_EVENTS),
-                BulkHistogram(self._gaps.labels(label), GAP_BOUNDS),
-                adder_of(self._events.labels(label)),
+            labels = (_encodable(record.route), str(record.family))
+            route = self._routes[key] = _RouteMetrics(
+                BulkHistogram(self._durations.labels(*labels), _LIFETIMES),
+                BulkHistogram(self._first_events.labels(*labels), _FIRST_EVENTS),
+                BulkHistogram(self._gaps.labels(*labels), GAP_BOUNDS),
+                adder_of(self._events.labels(*labels)),
                 {},
             )
         return route
@@ -117,10 +116,11 @@ class _StreamMetrics:
         exemplar = None
         if len(record.trace_id) <= _EXEMPLAR_CHARACTERS:
             exemplar = {"trace_id": record.trace_id}
-        how = (record.family, str(record.outcome))
-        if how not in route.ended:
-            route.ended[how] = adder_of(self._ended.labels(_encodable(record.route), *how))
-        route.ended[how](1)
+        outcome = str(record.outcome)
+        if outcome not in route.ended:
+            labels = (_encodable(record.route), str(record.family), outcome)
+            route.ended[outcome] = adder_of(self._ended.labels(*labels))
+        route.ended[outcome](1)
         route.durations.observe(record.duration_seconds, exemplar)
         if record.first_event_seconds is not None:
             route.first_events.observe(record.first_event_seconds, exemplar)
@@ -156,12 +156,13 @@ class Metrics:
         self._replayed = Counter(
             "sse_replayed_events", "Missed events that clients were sent.", registry=registry
         )
-        self._lingering = Gauge(
+        lingering = Gauge(
             "sse_lingering_streams",
             "Streams that continue without a client, which may reconnect.",
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self._add_lingering = live_adder_of(lingering)
         self._rejected = Counter(
             "sse_rejected", "Rejected streams, by reason.", ("route", "reason"), registry=registry
         )
@@ -188,7 +189,7 @@ class Metrics:
 
     def progressed(self, record: StreamRecord) -> None:
         """Add the numbers since the last call."""
-        route = self._streams.of_route(record.route)
+        route = self._streams.of(record)
         self._carry_over(record, route, self._carried.get(id(record), _NOTHING))
         self._carried[id(record)] = _Carried(
             record.chunks,
@@ -220,7 +221,7 @@ class Metrics:
 
     def ended(self, record: StreamRecord) -> None:
         """Count a stream that has ended."""
-        route = self._streams.of_route(record.route)
+        route = self._streams.of(record)
         self._carry_over(record, route, self._carried.pop(id(record), _NOTHING))
         if record.resumed_after is not None:
             return
@@ -236,7 +237,7 @@ class Metrics:
 
     def lingering(self, more: int) -> None:
         """Count the streams that linger."""
-        self._lingering.inc(more)
+        self._add_lingering(more)
 
     def rejected(self, route: str, reason: str) -> None:
         """Count a rejection."""
@@ -270,36 +271,6 @@ def counting_in(registry: CollectorRegistry) -> tuple[Observer, ...]:
         return ()
 
 
-def exposition(
-    registry: CollectorRegistry | None, environ: Mapping[str, str], *, whole: bool
-) -> ASGIApp:
-    """Return the ASGI app that sends the metrics in a registry.
-
-    Args:
-        registry: the registry; without one, the default one, or that of all processes in
-            Prometheus' multi-process mode.
-        environ: the variables, which select that mode.
-        whole: whether the metrics of other programs in the registry are sent too.
-    """
-    multiprocess = environ.get("PROMETHEUS_MULTIPROC_DIR") or environ.get(
-        "prometheus_multiproc_dir"
-    )
-    if registry is None and multiprocess:
-        registry = CollectorRegistry()
-        registry.register(_AllProcesses(whole=whole))
-    elif not whole:
-        registry = _own_metrics_in(registry or REGISTRY)
-    app: ASGIApp = make_asgi_app(registry or REGISTRY)
-    return app
-
-
-def _own_metrics_in(registry: CollectorRegistry) -> CollectorRegistry:
-    try:
-        return metrics_in(registry).own
-    except ValueError:  # `counting_in` has logged it
-        return CollectorRegistry()
-
-
 class _OwnRegistry(CollectorRegistry):
     """A registry of our metrics; each of them is also registered in another registry."""
 
@@ -311,24 +282,6 @@ class _OwnRegistry(CollectorRegistry):
         """Register a metric here and in the other registry."""
         self._other.register(collector)
         super().register(collector)
-
-
-class _AllProcesses:
-    """The metrics of all processes.
-
-    Args:
-        whole: whether the metrics of other programs are included.
-    """
-
-    def __init__(self, *, whole: bool) -> None:
-        self._prefix = "" if whole else _PREFIX
-        # The library has no types here.
-        self._collector = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
-
-    def collect(self) -> Iterable[Metric]:
-        """Yield the metrics."""
-        metrics = self._collector.collect()  # type: ignore[no-untyped-call]
-        return [metric for metric in metrics if metric.name.startswith(self._prefix)]
 
 
 def _encodable(route: str) -> str:

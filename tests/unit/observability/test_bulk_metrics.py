@@ -159,8 +159,9 @@ async def test_streams_are_measured_without_private_attributes(
             if not sample.name.endswith(("_created", "_sum"))
         ]
 
+    labels = {"route": "unmatched", "family": "plain"}
     expected = await counts()
     monkeypatch.setattr(metrics, "Histogram", OtherHistogram)
     monkeypatch.setattr(metrics, "Counter", OtherCounter)
     assert await counts() == expected
-    assert ("sse_event_gap_seconds_count", {"route": "unmatched"}, 1.0) in expected
+    assert ("sse_event_gap_seconds_count", labels, 1.0) in expected

@@ -465,7 +465,7 @@ async def test_the_metrics_count_the_results_of_resumes() -> None:
     assert value(registry, "sse_streams_active") == 0
     outcome = {"family": "eventsource", "outcome": "finished"}
     assert value(registry, "sse_streams_total", **route, **outcome) == 2
-    assert value(registry, "sse_events_total", **route) == 12
+    assert value(registry, "sse_events_total", **route, family="eventsource") == 12
     assert value(registry, "sse_disconnects_total") == 1
 
 

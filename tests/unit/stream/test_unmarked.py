@@ -80,13 +80,14 @@ async def test_a_stream_is_counted_with_its_outcome_bytes_and_chunks() -> None:
     registry = CollectorRegistry()
     app = unmarking(stream_of(b"data: 1\n\n", b"", b"x", pause=1), registry=registry)
     await handle(app)
+    labels = {"route": "unmatched", "family": "unmarked"}
     assert ended(registry, "finished") == 1
-    assert value(registry, "sse_events_total", route="unmatched") == 2
+    assert value(registry, "sse_events_total", **labels) == 2
     assert value(registry, "sse_sent_bytes_total") == 10
     assert value(registry, "sse_streams_active") == 0
-    assert value(registry, "sse_event_gap_seconds_count", route="unmatched") == 0
+    assert value(registry, "sse_event_gap_seconds_count", **labels) == 0
     name = "sse_time_to_first_event_seconds_sum"
-    assert value(registry, name, route="unmatched") == pytest.approx(1)
+    assert value(registry, name, **labels) == pytest.approx(1)
 
 
 async def test_an_exception_of_the_app_is_an_error_and_is_not_logged(
