@@ -116,6 +116,37 @@ async def test_a_path_that_no_route_matches_is_never_a_label() -> None:
     assert b"hostile" not in generate_latest(registry)
 
 
+async def test_ten_thousand_paths_and_clients_add_no_series() -> None:
+    registry = CollectorRegistry()
+    app = marking(stream_of(b"data: x\n\n"), registry=registry, mark=("/marked/*",))
+
+    def series() -> int:
+        return sum(len(metric.samples) for metric in registry.collect())
+
+    async def requests(first: int, last: int) -> None:
+        for number in range(first, last):
+            text = b"%d" % number
+            await handle(
+                app,
+                method=("GET", "POST")[number % 2],
+                path=f"/{('marked', 'other', text.decode())[number % 3]}/{number}",
+                query_string=text,
+                client=(f"10.0.{number >> 8}.{number & 255}", number),
+                headers=[
+                    (b"authorization", text),
+                    (b"x-trace-id", text),
+                    (b"idempotency-key", text),
+                    *EVENTSOURCE[: number % 4],
+                ],
+            )
+
+    await requests(0, 12)
+    expected = series()
+    await requests(12, 10_012)
+    assert series() == expected
+    assert value(registry, "sse_streams_active") == 0
+
+
 async def test_a_blocked_write_is_a_stall() -> None:
     registry = CollectorRegistry()
     app = marking(stream_of(*[b"data: x\n\n"] * 3, pause=1), registry=registry)
