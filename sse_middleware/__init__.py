@@ -14,6 +14,7 @@ from sse_middleware.resume.endpoint import resume_endpoint
 from sse_middleware.stores.base import EventStore, LogInfo
 from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.stream.current import CurrentStream, current_stream, current_trace_id
+from sse_middleware.stream.log_context import StreamLogFilter, add_stream_context
 from sse_middleware.stream.shutdown import SHUTDOWN
 
 drain = SHUTDOWN.drain
@@ -36,6 +37,8 @@ __all__ = [
     "SSEError",
     "SSEMiddleware",
     "StoreError",
+    "StreamLogFilter",
+    "add_stream_context",
     "current_stream",
     "current_trace_id",
     "drain",

@@ -175,6 +175,11 @@ class CurrentStream:
         if self._stream is not None:
             self._stream.callbacks.watch_for_disconnect()
 
+    @property
+    def known_stream_id(self) -> str:
+        """The public id if the stream has opened or the handler has read it, else `""`."""
+        return "" if self._record is None else self._record.stream_id
+
     def request_in(self, scope: Scope) -> SSERequest:
         """Return the request with the scope as layers of the app have changed it."""
         if self.request is not None:

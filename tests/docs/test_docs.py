@@ -2,19 +2,26 @@
 
 import asyncio
 import hmac
+import io
+import json
+import logging
 import re
 import secrets
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from sse_middleware.__main__ import markdown
 from sse_middleware.channels import subscribe
+from tests.support.asgi import body, handle, stream_start
+from tests.support.middleware import marking
 
+IDS = ("trace_id", "stream_id")
 ROOT = Path(__file__).parents[2]
 SNIPPETS = [
     pytest.param(snippet, id=f"{path.stem}-{number}")
@@ -23,6 +30,15 @@ SNIPPETS = [
         re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
     )
 ]
+
+
+@pytest.fixture(autouse=True)
+def _root_logger() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers.copy(), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 class Celery:
@@ -42,7 +58,7 @@ def _celery(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(snippet: str) -> dict[str, Any]:
     if "set_tracer_provider" in snippet:
         pytest.skip("tests/e2e/observability runs it: a process has one tracer provider")
-    for extra in ("fastapi", "redis", "httpx2"):
+    for extra in ("fastapi", "redis", "httpx2", "structlog"):
         if extra in snippet:
             pytest.importorskip(extra, reason=f"the minimal environment has no {extra}")
     names: dict[str, Any] = {"__name__": "snippet"}
@@ -65,6 +81,31 @@ def published(session_id: str) -> list[tuple[str, Any]]:
         return [(event.event, event.json()) async for event in subscribe(session_id)]
 
     return asyncio.run(read())
+
+
+@pytest.mark.parametrize("name", ["JSONFormatter", "structlog.configure"])
+def test_log_lines_are_json_with_the_ids_of_the_stream(name: str) -> None:
+    handler, output = snippet_with(name)["handler"], io.StringIO()
+    handler.setStream(output)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(stream_start())
+        logging.getLogger("app").info("half of %d", 2, extra={"page": 1})
+        await send(body(b"data: 1\n\n", more=False))
+
+    logging.getLogger("outside").warning("no request")
+    exchange = asyncio.run(handle(marking(app)))
+    lines = [json.loads(line) for line in output.getvalue().splitlines()]
+    ids = {name: exchange.headers[f"x-{name.replace('_', '-')}".encode()] for name in IDS}
+    expected = {name: value.decode() for name, value in ids.items()}
+    texts = {line.get("message", line.get("event")): line for line in lines}
+    of_app = texts["half of 2"]
+    assert of_app["page"] == 1
+    assert {name: of_app[name] for name in IDS} == expected
+    assert not texts["no request"].get("trace_id")
+    (of_stream,) = [line for text, line in texts.items() if text.startswith("stream ")]
+    assert of_stream["outcome"] == "finished"
+    assert {name: of_stream[name] for name in IDS} == expected
 
 
 def test_the_celery_task_publishes_and_does_a_job_once() -> None:

@@ -72,7 +72,9 @@ def workers_with_streams(directory: Path) -> list[int]:
     return [
         int(path.stem.split("_")[2])
         for path in directory.glob("gauge_livesum_*.db")
-        for key, value, *_ in MmapedDict.read_all_values_from_file(str(path))
+        for key, value, *_ in MmapedDict.read_all_values_from_file(  # type: ignore[no-untyped-call]
+            str(path)
+        )
         if "sse_streams_active" in key and value > 0
     ]
 
