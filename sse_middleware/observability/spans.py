@@ -217,6 +217,9 @@ def _stream_attributes(record: StreamRecord, outcome: str) -> dict[str, Any]:
         attributes["sse.resumed_after"] = record.resumed_after
     elif record.first_event_seconds is not None:
         attributes["sse.time_to_first_event"] = record.first_event_seconds
+    if record.sources is not None:
+        for name, value in record.sources.log_fields.items():
+            attributes[f"sse.{name}"] = _value(value)
     return attributes
 
 

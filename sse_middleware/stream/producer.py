@@ -189,7 +189,6 @@ class Producer:
         self.connection.sender.app_may_wait = not self.log.has_readers
         self.connection.sender.release_app()
         if self.log.has_readers:
-            self.report.record.note("resume")
             self.move(ProducerInput.CONNECTION_FOLLOWS)
         elif self.phase is ProducerPhase.DETACHED:
             on = ProducerInput

@@ -160,6 +160,8 @@ class ProducerLog:
     def on_readers_changed(self, *, has_readers: bool) -> None:
         """Handle that the log has its first reader, or has lost its last one."""
         self.has_readers = has_readers
+        if has_readers:
+            self._intake.record.note("resume")
         self.notify_change()
         self._owner.on_readers_changed()
 
