@@ -47,6 +47,7 @@ SUITES: dict[str, Callable[[Bench, str], list[Table]]] = {
     "idle": open_streams.run_idle,
     "lateness": open_streams.run_lateness,
     "frozen": open_streams.run_frozen,
+    "paced": resuming.run_paced,
     "recording": resuming.run_recording,
     "recorded-bytes": resuming.run_recorded_bytes,
     "resume": resuming.run_resume,

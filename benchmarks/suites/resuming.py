@@ -1,4 +1,4 @@
-"""Suites about the cost of keeping events, and about clients that resume."""
+"""Suites about streams at the pace of a model, the cost of keeping events, and resuming."""
 
 import re
 import time
@@ -7,7 +7,14 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from itertools import cycle
 
-from benchmarks.apps import AS_PLAIN, EVENTSOURCE, KEPT_PLAIN, RECORDED, UNRECORDED
+from benchmarks.apps import (
+    AS_PLAIN,
+    EVENTSOURCE,
+    KEPT_PLAIN,
+    RECORDED,
+    UNMARKED,
+    UNRECORDED,
+)
 from benchmarks.harness.bench import Bench, Table, percentiles
 from benchmarks.harness.budgets import Budget
 from benchmarks.load_generator import Load, Request, Streams, first_byte, stream_request
@@ -38,11 +45,27 @@ _OPENINGS = 400
 _PAUSE = 0.005  # seconds
 
 BUDGETS = (
+    Budget("paced", 1.05, "starlette", contestants=(UNMARKED,)),
+    Budget("paced", 1.2, "starlette", contestants=(AS_PLAIN, KEPT_PLAIN)),
+    Budget("paced", 1.3, "starlette", contestants=(UNRECORDED, RECORDED)),
     Budget("recording", 1.1, UNRECORDED, contestants=(RECORDED,)),
     Budget("recording of plain", 1.1, AS_PLAIN, contestants=(KEPT_PLAIN,)),
     Budget("recorded-bytes", 2, kind="figure", contestants=(RECORDED,)),
     Budget("resume: p99", 10, FRESH, "difference", contestants=(RESUMED,)),
 )
+
+
+def run_paced(bench: Bench, _: str) -> list[Table]:
+    """Measure events that arrive one by one, as those of a model: the usual case."""
+    note = f"{WRITERS} streams of {WRITTEN_PER_SECOND} events a second."
+    table = Table("paced", "µs of CPU per event", note)
+    for name in bench.turns(bench.sizes.rounds):
+        with (
+            Server(name, bench.core) as server,
+            readers_of(server, WRITERS, WRITTEN_PER_SECOND) as streams,
+        ):
+            table.add(name, costs({server: streams}, bench.sizes.seconds / 4)[server])
+    return [table]
 
 
 def run_recording(bench: Bench, _: str) -> list[Table]:

@@ -68,6 +68,7 @@ TABLES = {
     "frozen: p50 of latency": STREAMING,
     "frozen: p99 of latency": STREAMING,
     "frozen: memory": STREAMING,
+    "paced": ALL,
     "recording": (*RECORDED, WITH_HEARTBEAT[2]),
     "recording of plain": WITH_HEARTBEAT[3:],
     "recorded-bytes": RECORDED,
