@@ -35,6 +35,7 @@ from sse_middleware.limits.admission_check import AdmissionCheck, reject_if_drai
 from sse_middleware.observability.logs import StreamLog
 from sse_middleware.observability.metrics import counting_in
 from sse_middleware.observability.observer import Observer
+from sse_middleware.observability.pricing import pricing
 from sse_middleware.observability.tracing import Tracing
 from sse_middleware.own_pages import OwnPages, drains
 from sse_middleware.protocol.event_ids import new_secret, stream_id
@@ -106,12 +107,13 @@ class SSEMiddleware:
     ) -> None:
         compiled_marks = compile_marks(marks or {})
         chosen = Options.from_environ({}, **options)  # an invalid argument raises here and now
-        observers = (*counting_in(registry or REGISTRY), StreamLog())
+        observers: tuple[Observer, ...] = (*counting_in(registry or REGISTRY), StreamLog())
         own_store = store is None
         self.app = app
         self._misconfigured: ConfigurationError | None = None
         try:
             chosen = Options.from_environ(os.environ, **options)
+            observers = (*pricing(is_wanted=chosen.usage_cost), *observers)
             if store is None:
                 store = _create_store(chosen, observers)
         except ConfigurationError as exc:

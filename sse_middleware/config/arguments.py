@@ -63,3 +63,4 @@ class OptionArguments(EndpointArguments, total=False):
     metrics_path: str
     client_path: str
     rollout_percent: int
+    usage_cost: bool

@@ -199,6 +199,12 @@ class Options(EndpointOptions):
         highest=100,
         unit="percent",
     )
+    usage_cost: bool = fields.boolean(
+        "SSE_USAGE_COST",
+        "Whether reported tokens are priced, by the tables of genai-prices. Needs "
+        "`sse-middleware[usage]`.",
+        default=False,
+    )
 
     explicit: frozenset[str] = frozenset()
     """The names of the fields that are set by a mark, an argument or a variable."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from sse_middleware.observability.source_record import TokenUsage
 from sse_middleware.protocol.parser import Event
 
 
@@ -20,6 +21,7 @@ class EndInfo:
         trace_id: the trace id of the request.
         chunks: the number of events that the app has sent.
         tokens: the tokens that the app has counted.
+        usage: those that providers have reported, by kind.
         duration_seconds: the time from its response start to its end.
         truncated: whether some of its events are missing, because they exceeded
             `SSE_REPLAY_MAX_EVENTS`, `SSE_REPLAY_MAX_BYTES` or `SSE_MAX_EVENT_BYTES`. The others are
@@ -36,6 +38,7 @@ class EndInfo:
     tokens: int
     duration_seconds: float
     truncated: bool
+    usage: TokenUsage = field(default_factory=TokenUsage)
     annotations: Mapping[str, object] = field(default_factory=dict)
 
 

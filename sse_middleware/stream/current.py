@@ -3,15 +3,17 @@
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from contextvars import ContextVar
+from decimal import Decimal
 from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 
 from sse_middleware.http.request import LONGEST_NAME, SSERequest, trace_id_of
 from sse_middleware.http.routes import UNMATCHED
-from sse_middleware.observability.source_record import SourceRecord
+from sse_middleware.observability.source_record import ModelCall, SourceRecord
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.event_ids import new_secret, stream_id
+from sse_middleware.protocol.token_usage import read_usage
 from sse_middleware.stream.callbacks import StreamCallbacks
 
 logger = logging.getLogger("sse_middleware")
@@ -130,6 +132,40 @@ class CurrentStream:
         self.record.tokens += count
         if self._stream is not None:
             self._stream.on_tokens()
+
+    def usage(
+        self,
+        report: object,
+        *,
+        model: str = "",
+        provider: str = "",
+        call: str = "",
+        cost: Decimal | None = None,
+    ) -> None:
+        """Count the tokens that a provider reports; the log, metrics and heartbeats contain them.
+
+        It may be called with each event of an answer: a report without usage has no effect, and a
+        later report of the same call updates an earlier one.
+
+        Args:
+            report: an `Event` with JSON data, a mapping or an object of an SDK, in the format of
+                OpenAI, Anthropic, Google or Qwen: a response, an event, or its usage alone.
+            model: the name of the model, by default the one in the report.
+            provider: its provider, as genai-prices names it, by default found by the model.
+            call: distinguishes several calls of models in one stream, such as those of an agent.
+            cost: the price in US dollars, by default computed with the option `usage_cost`.
+        """
+        found = read_usage(report)
+        if found is None:
+            return
+        usage, reported_model = found
+        self.record.sources = sources = self.record.sources or SourceRecord()
+        one = sources.calls.setdefault(call, ModelCall())
+        one.model = model or reported_model or one.model
+        one.provider = provider or one.provider
+        one.cost = cost if cost is not None else one.cost
+        before, one.usage = one.usage, one.usage.updated(usage)
+        self.add_tokens(one.usage.total_tokens - before.total_tokens)
 
     def annotate(self, **fields: object) -> None:
         """Add fields to the log record of the stream; a later value replaces an earlier one."""

@@ -18,6 +18,7 @@ from typing import Final
 from sse_middleware._once import OncePerLoop
 from sse_middleware.config.options import Options
 from sse_middleware.observability.observer import Observer
+from sse_middleware.observability.source_record import TokenUsage
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.end_info import EndInfo, OnEnd
 from sse_middleware.protocol.parser import Event, EventParser
@@ -195,6 +196,7 @@ class EndCallback:
             trace_id=record.trace_id,
             chunks=end.chunks,
             tokens=end.tokens,
+            usage=TokenUsage() if record.sources is None else record.sources.usage,
             duration_seconds=end.duration,
             truncated=self._events.is_truncated,
             annotations=dict(record.annotations or {}),

@@ -58,7 +58,7 @@ def _celery(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(snippet: str) -> dict[str, Any]:
     if "set_tracer_provider" in snippet:
         pytest.skip("tests/e2e/observability runs it: a process has one tracer provider")
-    for extra in ("fastapi", "redis", "httpx2", "structlog"):
+    for extra in ("fastapi", "redis", "httpx2", "structlog", "genai_prices"):
         if extra in snippet:
             pytest.importorskip(extra, reason=f"the minimal environment has no {extra}")
     names: dict[str, Any] = {"__name__": "snippet"}

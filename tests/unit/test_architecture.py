@@ -16,7 +16,12 @@ MAY_IMPORT = {
     "errors": set[str](),
     "_once": set[str](),
     "config": {"errors"},
-    "protocol": {"errors", "config", "observability.stream_record"},
+    "protocol": {
+        "errors",
+        "config",
+        "observability.stream_record",
+        "observability.source_record",
+    },
     "http": {
         "errors",
         "config",
@@ -29,7 +34,7 @@ MAY_IMPORT = {
     "stream": {"errors", "_once", "config", "protocol", "http", "stores.base", "observability"},
     "resume": {"errors", "protocol", "http", "stream", "stores.base"},
     "limits": {"errors", "_once", "config", "protocol", "http", "stream", "stores"},
-    "sources": {"errors", "protocol", "stream.current", "stores.circuit_breaker"},
+    "sources": {"errors", "observability", "protocol", "stream.current", "stores.circuit_breaker"},
     "channels": {"errors", "_once", "config", "protocol", "observability", "stores"},
     "client": {"http"},
 }
@@ -39,7 +44,7 @@ MAY_IMPORT = {
 THIRD_PARTY = {
     "protocol": {"starlette"},
     "http": {"starlette"},
-    "observability": {"prometheus_client", "starlette", "opentelemetry"},
+    "observability": {"prometheus_client", "starlette", "opentelemetry", "genai_prices"},
     "stream": {"starlette"},
     "resume": {"starlette"},
     "limits": {"starlette", "limits", "redis"},
