@@ -49,6 +49,8 @@ class StreamLog:
                 "heartbeats": record.heartbeats,
                 "disconnects": record.disconnects,
                 "resumed_after": record.resumed_after,
+                "cache": record.cache or None,
+                "cache_hit": record.cache != "miss" if record.cache else None,
                 "annotations": dict(record.annotations or {}),
                 **({} if record.sources is None else record.sources.log_fields),
             },

@@ -227,6 +227,8 @@ class Metrics:
             return
         self._streams.add_active(-1)
         self._streams.count_end(record, route)
+        if record.cache:  # the app has run; the others are counted when they attach
+            self._resumes.labels(_encodable(record.route), record.cache).inc()
         if record.sources is not None:
             self._sources.count_end(_encodable(record.route), record.sources)
 

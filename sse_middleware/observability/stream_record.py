@@ -58,6 +58,7 @@ class StreamRecord:
         resumed_after: the event after which a client has resumed a stream, `None` for the client
             that has opened it.
         annotations: the fields that the app has added to the log record, `None` for none.
+        cache: `hit`, `coalesced` or `miss` if the mark attaches requests to equal ones, else `""`.
         sources: the report of its sources, `None` without one.
         span: its span in a trace, `None` without one.
     """
@@ -78,6 +79,7 @@ class StreamRecord:
     disconnects: int = 0
     resumed_after: int | None = None
     annotations: dict[str, object] | None = None
+    cache: str = ""
     sources: SourceRecord | None = None
     span: RecordedSpan | None = field(default=None, repr=False, compare=False)
     _longer_gaps: list[int] | None = None

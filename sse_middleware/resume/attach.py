@@ -38,6 +38,8 @@ logger = logging.getLogger("sse_middleware")
 _HIT: Final = "hit"
 _COALESCED: Final = "coalesced"
 """The values of `X-Stream-Cache`: the stream has finished, or it is still open."""
+_MISS: Final = "miss"
+"""The app runs."""
 _FIRST_PAUSE: Final = 0.005
 _LONGEST_PAUSE: Final = 0.25
 """The pauses of a request that waits for the stream of another one to open, in seconds."""
@@ -141,10 +143,13 @@ class AttachedRequests:
             holder, newer = await self._claim(wanted.name, stream_id(secret), found)
             if holder != stream_id(secret):
                 found = await self._wait_for(holder, wanted.name)
-                is_sent = await self._follow(wanted, found, request, run_app, holder)
-                return None if is_sent else run_app
+                if await self._follow(wanted, found, request, run_app, holder):
+                    return None
+                current.record.cache = _MISS
+                return run_app
             if newer is None:
                 current.claim(wanted.name, secret)
+                current.record.cache = _MISS
                 return run_app
             found, opened = newer, newer.info.stream_id
         return None

@@ -75,7 +75,6 @@ class Follower:
         cache: str = "",
     ) -> None:
         self._context = context
-        self._cache = cache
         self._reset = reset
         self._event_id = event_id
         self._request = request
@@ -92,6 +91,7 @@ class Follower:
             client_kind,
             resumed_after=after,
             chunks=after,
+            cache=cache,
         )
         has_ids = client_kind is ClientKind.EVENTSOURCE
         if not has_ids and info.terms.rotates:  # such a client cannot be told to reconnect
@@ -138,7 +138,7 @@ class Follower:
         """Begin the span, report the opening, and return the preamble."""
         record, info, scope = self._record, self._info, self._request.scope
         record.opened_at = now - max(0.0, time.time() - info.opened_on)
-        self._context.tracing.begin(record, scope, link=info.traceparent, cache=self._cache)
+        self._context.tracing.begin(record, scope, link=info.traceparent, cache=record.cache)
         preamble = self._dialect.open(
             now,
             self._timers.epoch(),
@@ -195,8 +195,8 @@ class Follower:
             trace_id=self._record.trace_id,
             stream_id=info.stream_id,
         )
-        if self._cache:
-            headers.append((b"x-stream-cache", self._cache.encode()))
+        if self._record.cache:
+            headers.append((b"x-stream-cache", self._record.cache.encode()))
         return {"type": "http.response.start", "status": 200, "headers": headers}
 
     async def _follow(self) -> None:
