@@ -29,6 +29,7 @@ from sse_middleware.http.request import (
     request_path,
 )
 from sse_middleware.http.response_head import passthrough_reason, unmarked_headers
+from sse_middleware.http.rollout import EVERYONE, InRollout, Rollout
 from sse_middleware.http.routes import Mark, PathFilter, bare_marks, compile_marks
 from sse_middleware.limits.admission import Admission, admission_for
 from sse_middleware.limits.admission_check import AdmissionCheck, reject_if_draining
@@ -82,6 +83,8 @@ class SSEMiddleware:
             when it is resumed, before the app runs, and must not block.
         authorize_resume: a function, async or not, of the request's scope and the stream's
             `LogInfo` that makes the final decision on a resume.
+        rollout: a function that returns whether the middleware acts for a scope, `None` to decide
+            by the options of the rollout; called as `identify` is.
         expires_at: a function that returns when the credentials of a scope expire, in seconds since
             the epoch, `None` for never; the stream then ends as at the cap.
         **options: fields of `Options`; each has precedence over its `SSE_*` variable.
@@ -103,16 +106,18 @@ class SSEMiddleware:
         identify: Identify | None = None,
         authorize_resume: Authorize | None = None,
         expires_at: ExpiresAt | None = None,
+        rollout: InRollout | None = None,
         **options: Unpack[OptionArguments],
     ) -> None:
         compiled_marks = compile_marks(marks or {})
         chosen = Options.from_environ({}, **options)  # an invalid argument raises here and now
         observers: tuple[Observer, ...] = (*counting_in(registry or REGISTRY), StreamLog())
-        own_store = store is None
+        own_store, clients = store is None, EVERYONE
         self.app = app
         self._misconfigured: ConfigurationError | None = None
         try:
             chosen = Options.from_environ(os.environ, **options)
+            clients = Rollout.from_options(chosen, identify, rollout)
             observers = (*pricing(is_wanted=chosen.usage_cost), *observers)
             if store is None:
                 store = _create_store(chosen, observers)
@@ -131,6 +136,7 @@ class SSEMiddleware:
                 chosen.max_readers, reader_limit(chosen.max_streams, chosen.max_readers)
             ),
             proxies=TrustedProxies(chosen.trusted_proxies),
+            rollout=clients,
             path_marks=(*compiled_marks, *bare_marks(chosen.mark)),
             observers=observers,
             tracing=Tracing(tracer_provider),

@@ -63,4 +63,5 @@ class OptionArguments(EndpointArguments, total=False):
     metrics_path: str
     client_path: str
     rollout_percent: int
+    rollout_users: Strings
     usage_cost: bool

@@ -199,6 +199,13 @@ class Options(EndpointOptions):
         highest=100,
         unit="percent",
     )
+    rollout_users: tuple[str, ...] = fields.string_list(
+        "SSE_ROLLOUT_USERS",
+        "Identities, as the argument `identify` returns them, for which the middleware acts in any "
+        "case. Unless `SSE_ROLLOUT_PERCENT` is set, it acts for no other clients then.",
+        is_item=str,
+        allowed="identities",
+    )
     usage_cost: bool = fields.boolean(
         "SSE_USAGE_COST",
         "Whether reported tokens are priced, by the tables of genai-prices. Needs "

@@ -8,11 +8,8 @@ therefore `EVENTSOURCE` only if its request proves it, and `PLAIN` otherwise.
 """
 
 import enum
-import hashlib
 
 from sse_middleware.config.endpoint_options import CommentStyle
-
-ALL_PERCENT = 100
 
 EVENT_STREAM = b"text/event-stream"
 
@@ -102,15 +99,3 @@ def comment_form(style: CommentStyle) -> CommentForm:
     if style in ("line", "block"):
         return CommentForm(style)
     return CommentForm.BLOCK_UNTIL_ID
-
-
-def in_rollout(percent: int, headers: dict[bytes, bytes], address: str) -> bool:
-    """Return whether a client is in the stable share of `percent` that the middleware acts for.
-
-    A client is identified by its credentials, or else by its address and browser.
-    """
-    if percent >= ALL_PERCENT:
-        return True
-    key = headers.get(b"authorization") or address.encode() + headers.get(b"user-agent", b"")
-    digest = hashlib.blake2b(key, digest_size=4).digest()
-    return int.from_bytes(digest) % 10_000 < percent * 100

@@ -14,6 +14,7 @@ from sse_middleware.http.body_digest import BodyDigest
 from sse_middleware.http.identity import Identities, TrustedProxies
 from sse_middleware.http.request import SSERequest, app_path, stream_key_name
 from sse_middleware.http.response_head import announcing_headers
+from sse_middleware.http.rollout import EVERYONE, Rollout
 from sse_middleware.http.routes import (
     UNMATCHED,
     Mark,
@@ -24,11 +25,7 @@ from sse_middleware.http.routes import (
 )
 from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.tracing import Tracing
-from sse_middleware.protocol.client_kinds import (
-    ALL_PERCENT,
-    ClientKind,
-    in_rollout,
-)
+from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.stream_profile import StreamProfile
 from sse_middleware.protocol.stream_terms import StreamTerms
 from sse_middleware.stores.base import EventStore, LogInfo
@@ -87,6 +84,7 @@ class Context:
         end_calls: the calls of `on_end` that have not returned.
         proxies: the proxies that are trusted to name the addresses of clients.
         identities: determines the identities that requests belong to.
+        rollout: determines the clients that the middleware acts for.
         path_marks: marks for paths; the first that matches applies.
         observers: are notified of streams.
         tracing: starts the spans of streams.
@@ -108,6 +106,7 @@ class Context:
     end_calls: EndCalls = field(default_factory=EndCalls)
     proxies: TrustedProxies
     identities: Identities
+    rollout: Rollout = EVERYONE
     path_marks: PathMarks = ()
     observers: Sequence[Observer] = ()
     tracing: Tracing = field(default_factory=Tracing)
@@ -206,8 +205,7 @@ class Context:
             request: the request.
             mark: the mark of its endpoint, if it has one.
         """
-        percent = self.options.rollout_percent
-        if percent < ALL_PERCENT and not in_rollout(percent, request.headers, request.peer_host):
+        if not self.rollout.includes(request):
             return ClientKind.OFF
         if mark is None:
             return ClientKind.UNMARKED

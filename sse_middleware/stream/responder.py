@@ -33,7 +33,7 @@ from starlette.types import Message, Receive, Scope, Send
 from sse_middleware.http.request import app_path
 from sse_middleware.http.response_head import is_not_event_stream
 from sse_middleware.http.routes import Mark, route_name
-from sse_middleware.protocol.client_kinds import ALL_PERCENT, ClientKind
+from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.stream.cancellation import (
     NO_DISCONNECT,
     AppCancellation,
@@ -338,7 +338,7 @@ class Responder:
     async def _open(self, start: Message, mark: Mark | None) -> None:
         """Turn the response into a stream, and send its start at once."""
         kind = ClientKind.UNMARKED
-        if mark is not None or self.context.options.rollout_percent < ALL_PERCENT:
+        if mark is not None or self.context.rollout.is_partial:
             request = self.current.request_in(self.scope)
             kind = self.context.client_kind(request, mark)
         if mark is None or kind is ClientKind.OFF:
