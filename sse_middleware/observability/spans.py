@@ -219,7 +219,8 @@ def _stream_attributes(record: StreamRecord, outcome: str) -> dict[str, Any]:
         attributes["sse.time_to_first_event"] = record.first_event_seconds
     if record.sources is not None:
         for name, value in record.sources.log_fields.items():
-            attributes[f"sse.{name}"] = _value(value)
+            if isinstance(value, str | int | float):
+                attributes[f"sse.{name}"] = _value(value)
     return attributes
 
 
@@ -230,7 +231,10 @@ def _completion_attributes(record: StreamRecord, chunk: Mapping[str, Any]) -> di
     }
     if chunk:
         attributes["gen_ai.operation.name"] = "chat"
-    if record.tokens:
+    if record.sources is not None and record.sources.calls:
+        attributes["gen_ai.usage.input_tokens"] = record.sources.usage.input_tokens
+        attributes["gen_ai.usage.output_tokens"] = record.sources.usage.output_tokens
+    elif record.tokens:
         attributes["gen_ai.usage.output_tokens"] = record.tokens
     return attributes
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -355,6 +356,24 @@ async def test_the_source_that_has_answered_is_in_the_span() -> None:
     await read(traced(app, traces))
     assert attributes_of(traces.span)["sse.source"] == "?"
     assert attributes_of(traces.span)["sse.fallback_used"] is True
+
+
+async def test_the_usage_that_a_provider_reports_is_in_the_span() -> None:
+    traces = Traces()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        for call, cost in (("one", "0.25"), ("two", "0.5")):
+            usage = {"prompt_tokens": 10, "completion_tokens": 2}
+            current_stream().usage(usage, call=call, model="m", cost=Decimal(cost))
+        await send(body(b"data: 1\n\n", more=False))
+
+    await read(traced(app, traces))
+    found = attributes_of(traces.span)
+    assert found["gen_ai.usage.input_tokens"] == 20
+    assert found["gen_ai.usage.output_tokens"] == 4
+    assert found["sse.cost_usd"] == 0.75
+    assert "sse.models" not in found
 
 
 async def test_hostile_requests_give_bounded_text_without_lone_surrogates() -> None:
