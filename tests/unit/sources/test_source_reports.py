@@ -17,6 +17,12 @@ from tests.support.asgi import Exchange, handle
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """Use real time, because old releases of Starlette handle an exception in a thread."""
+    return "asyncio"
+
+
 async def up() -> AsyncIterator[bytes]:
     yield b"data: 1\n\n"
 
