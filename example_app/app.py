@@ -6,7 +6,8 @@ clients that use `fetch` or run on a server. The latter receive no bytes but tho
 therefore numbers its events itself. Neither endpoint implements heartbeats, resuming, limits or
 trace ids: the line `app.add_middleware(SSEMiddleware)` adds them. Its `client_path` serves the
 client that the page uses. A third stream, `POST /v1/react/sessions`, is produced by a worker in
-another process.
+another process, and a fourth, `POST /v1/chat/completions`, by an upstream service with another
+dialect.
 """
 
 from __future__ import annotations
@@ -31,15 +32,18 @@ from pydantic import BaseModel, StringConstraints
 from sse_starlette import EventSourceResponse as SseStarletteResponse
 from starlette.datastructures import Headers
 
+from example_app.completions.endpoint import add_completions, create_handler
 from example_app.cut import Cutter
 from example_app.react_agent import react_session
 from example_app.search import Answer, SearchIndex, load_passages, split_tokens
 from example_app.worker import Worker
-from sse_middleware import SSEMiddleware, streaming
+from sse_middleware import SSEMiddleware, current_stream, streaming
 from sse_middleware.channels import Publisher, close_channels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
+
+    import httpx2
 
 # About 40 words a second: the pace of a fast model, and slow enough to see a stream at work.
 TOKEN_DELAY_SECONDS: Final = 0.025
@@ -99,6 +103,7 @@ class Searcher:
     async def pieces(self, answer: Answer) -> AsyncIterator[str]:
         """Yield the answer word by word, at the requested pace."""
         for piece in split_tokens(answer.text):
+            current_stream().add_tokens(1)  # for heartbeats, `complete` and the log
             yield piece
             await asyncio.sleep(self._delay_seconds)
 
@@ -106,12 +111,18 @@ class Searcher:
 SearcherOfRequest = Annotated[Searcher, Depends(Searcher)]
 
 
-def create_app(*, token_delay_seconds: float = TOKEN_DELAY_SECONDS) -> FastAPI:
+def create_app(
+    *,
+    token_delay_seconds: float = TOKEN_DELAY_SECONDS,
+    qwen: httpx2.AsyncClient | None = None,
+) -> FastAPI:
     """Build the application.
 
     Args:
         token_delay_seconds: the pause between two pieces of an answer, unless the request sets
             another one by `delay_ms`; 0 streams as fast as the client reads.
+        qwen: a client whose `base_url` is that of a service with Qwen's dialect; by default the
+            one in this process, which answers from the corpus.
 
     Returns:
         The application; it indexes its corpus when it starts.
@@ -119,6 +130,7 @@ def create_app(*, token_delay_seconds: float = TOKEN_DELAY_SECONDS) -> FastAPI:
     """
     app = FastAPI(title="Ask the Python documentation", lifespan=_lifespan)
     app.state.token_delay_seconds = token_delay_seconds
+    app.state.qwen = qwen
     # The answers of this path are streams or JSON, so a glob marks it, which is no promise of a
     # stream; the other two endpoints carry their marks.
     marks = {"/search*": streaming(ids="app", stream_key=session_of)}
@@ -126,6 +138,7 @@ def create_app(*, token_delay_seconds: float = TOKEN_DELAY_SECONDS) -> FastAPI:
     app.add_middleware(Cutter)  # outermost, so that it sees the stream ids
     app.get("/stream/search", response_class=EventSourceResponse)(stream_search)
     app.post("/search", response_model=None)(search)
+    add_completions(app)
     app.post("/v1/react/sessions", response_model=None)(react_session)
     app.exception_handler(RequestValidationError)(_refuse)
     for path, (name, media_type) in _PAGE_FILES.items():
@@ -137,6 +150,9 @@ def create_app(*, token_delay_seconds: float = TOKEN_DELAY_SECONDS) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Index the corpus in a thread, so that the loop stays free while it starts."""
     app.state.index = index = await to_thread.run_sync(lambda: SearchIndex(load_passages()))
+    app.state.completions = create_handler(
+        index, token_delay_seconds=app.state.token_delay_seconds, client=app.state.qwen
+    )
     works: list[asyncio.Task[None]] = []
     if not os.environ.get("SSE_REDIS_URL"):  # jobs do not reach other processes
         worker = Worker(index, Publisher(), app.state.token_delay_seconds)

@@ -1,31 +1,45 @@
 """An upstream service on a real socket, which sends what a test says."""
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 Answer = Callable[["Visit"], Awaitable[None]]
 
-EVENT_STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+EVENT_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\nconnection: close\r\n"
+)
 
 
 class Visit:
     """One request to the upstream.
 
     Attributes:
-        request: the bytes of the request.
+        request: the bytes of the head of the request.
+        body: those of its body.
         is_closed: set when the client has closed the connection.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self.request = b""
+        self.request = self.body = b""
         self.is_closed = asyncio.Event()
 
     async def read_request(self) -> None:
         self.request = await self._reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"\r\ncontent-length: (\d+)\r\n", self.request.lower())
+        if length is not None:
+            self.body = await self._reader.readexactly(int(length[1]))
         self._closing = asyncio.ensure_future(self._wait_for_close())
+
+    def json(self) -> dict[str, Any]:
+        """Return the body of the request."""
+        data: dict[str, Any] = json.loads(self.body)
+        return data
 
     async def send(self, data: bytes) -> None:
         self._writer.write(data)
