@@ -38,7 +38,12 @@ from sse_middleware.channels.session_messages import (
     SessionMessages,
 )
 from sse_middleware.observability.observer import Observer
-from sse_middleware.stores.redis.client import client_for, first_node_of, timeouts_for
+from sse_middleware.stores.redis.client import (
+    client_for,
+    close_client,
+    first_node_of,
+    timeouts_for,
+)
 from sse_middleware.stores.redis.commands import CommandClient
 from sse_middleware.stores.redis.keys import Keys
 
@@ -57,9 +62,10 @@ class RedisChannels:
     """Keep channels in Redis, for one event loop.
 
     Args:
-        url: `redis://`, `rediss://`, `unix://` or `redis+cluster://`. Its `socket_timeout` is the
-            time in seconds in which Redis must answer a reader; the default is 1. An attempt to
-            publish may take 3 seconds, or this time if it is longer, but a call takes 10 at most.
+        url: `redis://`, `rediss://`, `unix://`, `redis+cluster://` or `redis+sentinel://`. Its
+            `socket_timeout` is the time in seconds in which Redis must answer a reader; the default
+            is 1. An attempt to publish may take 3 seconds, or this time if it is longer, but a call
+            takes 10 at most.
         prefix: of all Redis keys.
         limits: how much of a channel is kept.
         observers: are notified of failures.
@@ -158,8 +164,8 @@ class RedisChannels:
         await self._pipeline.close()
         await self._listener.close()
         await self._client.close()
-        await self._redis.aclose()
-        await self._any_node.aclose()
+        await close_client(self._redis)
+        await close_client(self._any_node)
 
     def _count_malformed(self, entry_id: str, updates: ChannelUpdates) -> None:
         milliseconds, _, number = entry_id.partition("-")

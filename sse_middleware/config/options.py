@@ -73,7 +73,10 @@ class Options(EndpointOptions):
     redis_url: str = fields.url(
         "SSE_REDIS_URL",
         "The Redis that keeps the events of all workers; empty: the memory of each process.",
-        schemes=("redis", "rediss", "unix", "redis+cluster", "rediss+cluster"),
+        schemes=(
+            *("redis", "rediss", "unix", "redis+cluster", "rediss+cluster"),
+            *("redis+sentinel", "rediss+sentinel"),
+        ),
     )
     redis_prefix: str = fields.text(
         "SSE_REDIS_PREFIX",

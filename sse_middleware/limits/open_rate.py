@@ -50,6 +50,7 @@ def shared_by_redis(url: str, prefix: str) -> Shared:
 
     from sse_middleware.stores.redis.client import (  # noqa: PLC0415
         client_for,
+        close_client,
         is_of_cluster,
         send_all,
     )
@@ -67,7 +68,7 @@ def shared_by_redis(url: str, prefix: str) -> Shared:
         options["connection_pool"] = client.connection_pool
         storage = RedisStorage("async+redis://", **options)
     secret = SharedSecret(keys.secret(), partial(send_all, client))
-    return Shared(storage, secret.load, client.aclose)
+    return Shared(storage, secret.load, partial(close_client, client))
 
 
 class OpenRate:

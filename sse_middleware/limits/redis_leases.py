@@ -24,7 +24,7 @@ from sse_middleware.stores.circuit_breaker import (
     OPEN_SECONDS,
     CircuitBreaker,
 )
-from sse_middleware.stores.redis.client import FAILURES, client_for, send_all
+from sse_middleware.stores.redis.client import FAILURES, client_for, close_client, send_all
 from sse_middleware.stores.redis.commands import QueryCoalescer
 from sse_middleware.stores.redis.keys import Keys
 from sse_middleware.stores.redis.scripts import Command, Script, load_script, milliseconds
@@ -147,7 +147,7 @@ class Leases:
         finally:
             if self._task is not None:
                 self._task.cancel()
-            await self._client.aclose()
+            await close_client(self._client)
 
     def _start(self) -> None:
         if self._task is None or self._task.done():

@@ -68,6 +68,7 @@ class RedisServer:
         program: instead of the one of the system.
         port: instead of a free one.
         file: its configuration.
+        user: one without a password, for the client of the tests; `None`: the default one.
 
     Attributes:
         port: its port of 127.0.0.1.
@@ -76,7 +77,13 @@ class RedisServer:
     """
 
     def __init__(
-        self, directory: Path, *arguments: str, program: str = "", port: int = 0, file: str = ""
+        self,
+        directory: Path,
+        *arguments: str,
+        program: str = "",
+        port: int = 0,
+        file: str = "",
+        user: str | None = None,
     ) -> None:
         self._program = program or need_redis_server()
         self._directory = directory
@@ -86,7 +93,7 @@ class RedisServer:
         self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.patient_url = f"{self.url}?socket_timeout=30"
-        self.client = redis.Redis(port=self.port, socket_timeout=HANG_SECONDS)
+        self.client = redis.Redis(port=self.port, username=user, socket_timeout=HANG_SECONDS)
 
     def start(self) -> None:
         """Start it without data, and wait until it responds."""

@@ -33,6 +33,13 @@ from redis.sentinel import SentinelConnectionPool as ThreadSentinelConnectionPoo
 
 from sse_middleware.errors import ConfigurationError, redact_url
 from sse_middleware.stores.redis.refusals import is_of_replica, only_to_master
+from sse_middleware.stores.redis.sentinels import (
+    blocking_sentinels_client,
+    close_sentinels,
+    connection_to_master,
+    is_of_sentinels,
+    sentinels_client,
+)
 
 AnyRedis = Redis | RedisCluster
 
@@ -46,7 +53,10 @@ _MAX_CONNECTIONS: Final = 8
 _MIN_CONNECTIONS: Final = 3
 """The connections in use at the same time: one reads, one writes, one waits for messages."""
 _CLUSTER: Final = "+cluster"
-_URL: Final = "a URL of redis-py, with +cluster after the scheme for a cluster"
+_URL: Final = (
+    "a URL of redis-py; with +cluster after the scheme for a cluster, or with +sentinel, as in "
+    "redis+sentinel://host:26379,host:26379/service/0"
+)
 _ADDRESS_OPTIONS: Final = ("host", "port", "db", "username", "password", "cred", "ssl", "unix")
 
 
@@ -78,7 +88,8 @@ def client_for(url: str, timeout: float | None = None) -> AnyRedis:
     """Return a client of the Redis at `url`, which connects when it is used.
 
     Args:
-        url: in the form of redis-py; that of a cluster may name several nodes, with commas.
+        url: in the form of redis-py; that of a cluster or of Sentinels may name several hosts,
+            with commas.
         timeout: the time in seconds for a connect, instead of the URL's.
 
     Raises:
@@ -95,6 +106,8 @@ def client_for(url: str, timeout: float | None = None) -> AnyRedis:
             first, others = _nodes_of(url)
             nodes = [ClusterNode(*other) for other in others]
             return checked(RedisCluster.from_url(first, startup_nodes=nodes, **options))
+        if is_of_sentinels(url):
+            return checked(sentinels_client(url, options))
         options |= {"max_connections": _MAX_CONNECTIONS, "timeout": seconds}
         pool = BlockingConnectionPool.from_url(url, **options)
         pool.connection_class = only_to_master(pool.connection_class)
@@ -102,6 +115,13 @@ def client_for(url: str, timeout: float | None = None) -> AnyRedis:
     except (ValueError, TypeError, AttributeError, RedisError, RedisClusterException):
         # Not `from exc`: the text of the cause may contain a part of the password.
         raise ConfigurationError("url", redact_url(url), _URL) from None
+
+
+async def close_client(client: AnyRedis) -> None:
+    """Close a client that `client_for` has returned."""
+    await client.aclose()
+    if isinstance(client, Redis):
+        await close_sentinels(client)
 
 
 def checked(client: AnyRedis) -> AnyRedis:
@@ -197,6 +217,8 @@ def blocking_client(url: str, client: AnyRedis | None) -> Any:
         options["retry"] = ThreadRetry(NoBackoff(), 1)  # after a failure it looks up the nodes
     if is_of_cluster(url):
         return _blocking_cluster(url, options)
+    if is_of_sentinels(url):
+        return blocking_sentinels_client(url, options)
     if url:
         return redis.Redis.from_url(url, **options)
     if isinstance(client, RedisCluster):
@@ -218,9 +240,14 @@ def blocking_connection(url: str, timeout: float) -> Any:
     """Return a connection for a thread, to the Redis at `url`, which connects when it is used.
 
     Args:
-        url: not that of a cluster.
+        url: not that of a cluster; Sentinels are asked now.
         timeout: the time in seconds within which Redis must accept it, and answer.
+
+    Raises:
+        redis.RedisError: no Sentinel names a master.
     """
+    if is_of_sentinels(url):
+        return connection_to_master(url, _exclusive_options(timeout))
     pool = redis.ConnectionPool.from_url(url)
     options = pool.connection_kwargs | _exclusive_options(timeout)
     if options.get("db"):

@@ -30,6 +30,7 @@ from sse_middleware.stores.redis.client import (
     blocking_client,
     checked,
     client_for,
+    close_client,
     describe_failure,
     is_cancelled,
     send_all,
@@ -347,7 +348,7 @@ class CommandClient:
             await self._lease.stop()
             self._lease = None
         if self._is_ours:
-            await self._client.aclose()
+            await close_client(self._client)
 
     async def _send(self, commands: Iterable[Command]) -> list[Any]:
         if self._must_reconnect and isinstance(self._client, RedisCluster):

@@ -45,7 +45,8 @@ class RedisStore:
     """Keep events in Redis, for all workers that use the same Redis.
 
     Args:
-        url: `redis://`, `rediss://`, `unix://` or `redis+cluster://`. Give this or `client`.
+        url: `redis://`, `rediss://`, `unix://`, `redis+cluster://` or `redis+sentinel://`. Give
+            this or `client`.
         client: a `Redis` or `RedisCluster` of `redis.asyncio`, for one event loop.
         prefix: of all Redis keys.
         max_events: the most events of a stream that are kept.

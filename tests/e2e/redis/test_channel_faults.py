@@ -19,13 +19,13 @@ from tests.support.channel_contract import new_channel
 from tests.support.channel_history import Run
 from tests.support.redis_channels import ask
 from tests.support.redis_cluster import REPLACES_NODES, RedisCluster, wait_for_replica_of
+from tests.support.redis_sentinel import AT_ONCE, watched_master
 from tests.support.redis_server import Proxy, RedisServer
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.anyio, REPLACES_NODES]
 
 FAULT_SECONDS = 2.5
-AT_ONCE = ("--repl-diskless-sync-delay", "0")
 
 
 @pytest.fixture
@@ -194,4 +194,18 @@ async def test_a_master_of_a_cluster_fails_over(tmp_path: Path) -> None:
             )
 
         assert await play(run, one_killed(), loses=True) == []
+        await close_channels()
+
+
+async def test_a_master_fails_over_that_sentinels_watch(tmp_path: Path) -> None:
+    with watched_master(tmp_path) as servers:
+        channels = [new_channel() for _ in range(3)]
+        run = Run(f"{servers.url}?socket_timeout=1", channels, 0)
+
+        @asynccontextmanager
+        async def killed() -> AsyncIterator[None]:
+            servers.master.kill()
+            yield
+
+        assert await play(run, killed(), loses=True) == []
         await close_channels()

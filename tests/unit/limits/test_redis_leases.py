@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from sse_middleware.stores import circuit_breaker
 from sse_middleware.stores.redis.commands import circuit_breaker_for
 from tests.support.asgi import Exchange  # noqa: TC001 - as the others
 from tests.support.limiting import ANY, PLAIN, answer, asked, limited, reasons, tab
+from tests.support.redis_sentinel import sentinel_of, url_of
 from tests.support.redis_server import RedisServer
 from tests.support.resuming import Counting, value
 from tests.support.waiting import HANG_SECONDS, until
@@ -69,9 +71,13 @@ async def processes(
     made = [
         limited(
             Counting(1000, pause=0.05),
-            redis_url=server.patient_url,
             store=MemoryStore(),
-            **{"max_streams_per_client": 1, "registry": CollectorRegistry(), **options},
+            **{
+                "redis_url": server.patient_url,
+                "max_streams_per_client": 1,
+                "registry": CollectorRegistry(),
+                **options,
+            },
         )
         for _ in range(count)
     ]
@@ -324,6 +330,18 @@ async def test_keys_name_no_client_and_run_out(server: RedisServer) -> None:
         text = " ".join(keys)
         assert "swordfish" not in text
         assert "192.0.2" not in text
+
+
+@with_rate
+async def test_a_url_of_sentinels(server: RedisServer, tmp_path: Path) -> None:
+    with sentinel_of(server, tmp_path) as sentinel:
+        url = f"{url_of(sentinel)}?socket_timeout=30"
+        async with processes(server, redis_url=url, open_rate="2/hour") as (here, there):
+            async with asked(here, PLAIN) as one:
+                assert await answer(one) == LET_IN
+                assert await opens(there) == MANY
+            assert await opens(there) == LET_IN
+            assert await opens(here) == (429, "open_rate_exceeded")
 
 
 @with_rate

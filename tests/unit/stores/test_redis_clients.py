@@ -269,6 +269,9 @@ async def only_warning(caplog: pytest.LogCaptureFixture, text: str) -> str:
         "redis://user:geheim@host?socket_timeout=soon",
         "redis+cluster://user:geheim@host:1,other:port",
         "redis+cluster://user:geheim@host/7",
+        "redis+sentinel://user:geheim@host:26379",
+        "redis+sentinel://user:geheim@host,other:port/main",
+        "redis+sentinel://user:geheim@host/main/zero",
         "http://user:geheim@host",
     ],
 )
@@ -374,6 +377,25 @@ async def test_a_client_of_a_sentinel(
         await check_clients(lambda: watch.master_for("main", **login), server)
         for one in watch.sentinels:
             await one.aclose()
+        await eventually_unconnected(sentinel)
+
+
+async def test_a_url_of_sentinels_has_their_password_and_that_of_the_master(
+    server: RedisServer, tmp_path: Path, uncollected: None
+) -> None:
+    configuration = tmp_path / "sentinel.conf"
+    configuration.write_text(
+        f"sentinel monitor main 127.0.0.1 {server.port} 1\n"
+        "user default off\n"
+        "user observer on >geheim +ping +client +hello +sentinel\n"
+        "user test on nopass +@all\n"
+    )
+    with RedisServer(tmp_path, "--sentinel", file=str(configuration), user="test") as sentinel:
+        hosts = f"127.0.0.1:{free_port()},127.0.0.1:{sentinel.port}"  # the first is out of reach
+        url = f"redis+sentinel://app:{QUOTED}@{hosts}/main"
+        await check_url(
+            f"{url}?sentinel_username=observer&sentinel_password=geheim&socket_timeout=30", server
+        )
         await eventually_unconnected(sentinel)
 
 

@@ -6,26 +6,20 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 from redis.asyncio.cluster import RedisCluster as ClusterClient
-from redis.asyncio.sentinel import Sentinel
 
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.base import LogState
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
-from tests.support.redis_cluster import REPLACES_NODES, RedisCluster, wait_for_replica_of
-from tests.support.redis_server import RedisServer
-from tests.support.waiting import wait_until
+from tests.support.redis_cluster import REPLACES_NODES, RedisCluster
+from tests.support.redis_sentinel import AT_ONCE, WatchedMaster, watched_master
 
 pytestmark = [pytest.mark.anyio, REPLACES_NODES]
-
-AT_ONCE = ("--repl-diskless-sync-delay", "0")
-"""A replica is in step when it begins, and not five seconds later."""
 
 
 @pytest.fixture
@@ -34,20 +28,16 @@ def anyio_backend() -> str:
 
 
 class Watched:
-    """A master and its replica, which a sentinel watches."""
+    """A master and its replica, which a Sentinel watches."""
 
-    def __init__(self, master: RedisServer, sentinel: RedisServer) -> None:
-        self._master = master
-        self._sentinel = sentinel
+    def __init__(self, servers: WatchedMaster) -> None:
+        self._servers = servers
 
-    def new_client(self, stack: AsyncExitStack) -> Any:
-        watch = Sentinel([("127.0.0.1", self._sentinel.port)])  # type: ignore[no-untyped-call]
-        for client in (*watch.sentinels, master := watch.master_for("main")):
-            stack.push_async_callback(client.aclose)
-        return master
+    def new_store(self, _: AsyncExitStack) -> RedisStore:
+        return RedisStore(self._servers.url, timeout=30)
 
     def kill_master_of(self, _: str) -> None:
-        self._master.kill()
+        self._servers.master.kill()
 
 
 class Clustered:
@@ -56,10 +46,10 @@ class Clustered:
     def __init__(self, cluster: RedisCluster) -> None:
         self._cluster = cluster
 
-    def new_client(self, stack: AsyncExitStack) -> Any:
+    def new_store(self, stack: AsyncExitStack) -> RedisStore:
         client = ClusterClient(host="127.0.0.1", port=self._cluster.nodes[1].port)
         stack.push_async_callback(client.aclose)
-        return client
+        return RedisStore(client=client, timeout=30)
 
     def kill_master_of(self, stream_id: str) -> None:
         keys = self._cluster.all_keys()  # a replica has them, too
@@ -75,30 +65,8 @@ def deployment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Watch
         with RedisCluster(tmp_path, *AT_ONCE, replicas=True) as cluster:
             yield Clustered(cluster)
         return
-    configuration = tmp_path / "sentinel.conf"
-    with (
-        RedisServer(tmp_path, *AT_ONCE) as master,
-        RedisServer(tmp_path, "--replicaof", f"127.0.0.1 {master.port}"),
-    ):
-        wait_for_replica_of(master)
-        configuration.write_text(
-            f"sentinel monitor main 127.0.0.1 {master.port} 1\n"
-            "sentinel down-after-milliseconds main 500\n"
-            "sentinel failover-timeout main 3000\n"
-        )
-        with RedisServer(tmp_path, "--sentinel", file=str(configuration)) as sentinel:
-            wait_until_watched(sentinel)
-            yield Watched(master, sentinel)
-
-
-def wait_until_watched(sentinel: RedisServer) -> None:
-    """Wait until a sentinel knows the replica as one that can take over."""
-
-    def knows_it() -> bool:
-        known = sentinel.client.sentinel_slaves("main")
-        return [one["master-link-status"] for one in known] == ["ok"]
-
-    wait_until(knows_it, "the sentinel has not found the replica")
+    with watched_master(tmp_path) as servers:
+        yield Watched(servers)
 
 
 async def test_a_stream_continues_on_the_replica_and_readers_are_notified_of_each_gap(
@@ -107,7 +75,7 @@ async def test_a_stream_continues_on_the_replica_and_readers_are_notified_of_eac
     async with AsyncExitStack() as stack:
         stores = []
         for _ in range(2):
-            stores.append(RedisStore(client=deployment.new_client(stack), timeout=30))
+            stores.append(deployment.new_store(stack))
             stack.push_async_callback(stores[-1].close)
         here, there = stores
         stream = FakeStream(here)
