@@ -65,6 +65,15 @@ def _redact_parameter(parameter: str) -> str:
     return f"{name}={_REDACTED}" if "@" in parameter or _SECRET.search(unquote(name)) else parameter
 
 
+class Unquoted(str):
+    """A description of a value, in place of the value, which is shown without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def _shown(value: object, limit: int = 80) -> str:
     """Quote `value`, which is untrusted, on one line of at most about `limit` characters."""
     text = ascii(value)

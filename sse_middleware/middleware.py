@@ -10,8 +10,7 @@ its `Responder`.
 import asyncio
 import logging
 import os
-import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -19,9 +18,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware._once import OncePerKey, running_loop
 from sse_middleware.config.arguments import OptionArguments
+from sse_middleware.config.constructor import check_arguments
 from sse_middleware.config.options import Options
 from sse_middleware.errors import ConfigurationError
-from sse_middleware.http.identity import Identify, Identities, TrustedProxies
+from sse_middleware.http.identity import Identify, Identities, TrustedProxies, identity_secret
 from sse_middleware.http.request import (
     SSERequest,
     app_path,
@@ -31,6 +31,7 @@ from sse_middleware.http.request import (
 from sse_middleware.http.response_head import passthrough_reason, unmarked_headers
 from sse_middleware.http.rollout import EVERYONE, InRollout, Rollout
 from sse_middleware.http.routes import Mark, PathFilter, bare_marks, compile_marks
+from sse_middleware.http.starlette_routes import warn_of_names
 from sse_middleware.limits.admission import Admission, admission_for
 from sse_middleware.limits.admission_check import AdmissionCheck, reject_if_draining
 from sse_middleware.observability.logs import StreamLog
@@ -44,6 +45,7 @@ from sse_middleware.resume.attach import AttachedRequests
 from sse_middleware.resume.handler import ResumeHandler
 from sse_middleware.resume.named import NamedStreams
 from sse_middleware.stores.base import EventStore
+from sse_middleware.stores.configured import asked_at_start, create_store
 from sse_middleware.stores.installed import INSTALLED, RedisAddress
 from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.stream.context import Authorize, Context, ExpiresAt
@@ -109,6 +111,16 @@ class SSEMiddleware:
         rollout: InRollout | None = None,
         **options: Unpack[OptionArguments],
     ) -> None:
+        check_arguments(
+            os.environ,
+            marks=marks,
+            store=store,
+            redis_url=options.get("redis_url"),
+            identify=identify,
+            authorize_resume=authorize_resume,
+            expires_at=expires_at,
+            rollout=rollout,
+        )
         compiled_marks = compile_marks(marks or {})
         chosen = Options.from_environ({}, **options)  # an invalid argument raises here and now
         observers: tuple[Observer, ...] = (*counting_in(registry or REGISTRY), StreamLog())
@@ -120,12 +132,20 @@ class SSEMiddleware:
             clients = Rollout.from_options(chosen, identify, rollout)
             observers = (*pricing(is_wanted=chosen.usage_cost), *observers)
             if store is None:
-                store = _create_store(chosen, observers)
+                store = create_store(
+                    chosen.redis_url,
+                    chosen.redis_prefix,
+                    memory=chosen.memory_max_bytes,
+                    observers=observers,
+                    max_events=chosen.replay_max_events,
+                    max_bytes=chosen.replay_max_bytes,
+                    ttl=chosen.replay_ttl,
+                )
         except ConfigurationError as exc:
             self._misconfigured = exc
         INSTALLED.set(self, RedisAddress(chosen.redis_url, chosen.redis_prefix))
         store = MemoryStore() if store is None else store
-        secret = _identity_secret(chosen, is_shared=store.is_shared)
+        secret = identity_secret(chosen, is_shared=store.is_shared)
         self._context = Context(
             app=app,
             options=chosen,
@@ -281,7 +301,11 @@ class SSEMiddleware:
             await self.app(scope, receive, send)
             return
         is_set = bool(options.ready_path) or "drain_seconds" in options.explicit
-        with SHUTDOWN.serving(can_end_streams=is_set or bool(context.path_marks)):
+        warn_of_names(context.app)
+        with (
+            SHUTDOWN.serving(can_end_streams=is_set or bool(context.path_marks)),
+            asked_at_start(context.store),
+        ):
             await self.app(scope, receive, self._closing(send))
 
     def _closing(self, send: Send) -> Send:
@@ -338,33 +362,3 @@ class SSEMiddleware:
             raise exc
         await receive()
         await send({"type": "lifespan.startup.failed", "message": str(exc)})
-
-
-def _identity_secret(options: Options, *, is_shared: bool) -> bytes:
-    """Return the key of the digests of identities; processes that share streams or limits share it.
-
-    What is stored in Redis is keyed there, with a secret that the processes share.
-    """
-    if options.secret or options.redis_url or is_shared:
-        return options.secret.encode()
-    return secrets.token_bytes()
-
-
-def _create_store(options: Options, observers: Sequence[Observer]) -> EventStore:
-    limits: dict[str, Any] = {
-        "max_events": options.replay_max_events,
-        "max_bytes": options.replay_max_bytes,
-        "ttl": options.replay_ttl,
-    }
-    if not options.redis_url:
-        return MemoryStore(max_total_bytes=options.memory_max_bytes, **limits)
-    try:
-        from sse_middleware.stores.redis.store import RedisStore  # noqa: PLC0415 - an extra
-    except ImportError as exc:
-        allowed = "nothing without the extra: pip install 'sse-middleware[redis]'"
-        raise ConfigurationError("SSE_REDIS_URL", "a URL", allowed) from exc
-    limits |= {"prefix": options.redis_prefix, "observers": observers}
-    try:
-        return RedisStore(options.redis_url, **limits)
-    except ConfigurationError as exc:
-        raise ConfigurationError("SSE_REDIS_URL", exc.got, exc.allowed) from exc

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, Self
 
-from sse_middleware.errors import EventFormatError
+from sse_middleware.channels.unencodable import description
+from sse_middleware.errors import EventFormatError, Unquoted
 from sse_middleware.protocol.wire import DEFAULT_EVENT
 
 ACK: Final = "worker_ack"
@@ -119,8 +120,8 @@ def encode_event(event: object, data: object) -> tuple[str, bytes]:
         event.encode()
     except (TypeError, ValueError, RecursionError) as exc:
         # The error must not contain the payload, because errors are logged.
-        got = f"a {type(data).__name__}"
-        raise EventFormatError("data", got, "what JSON and UTF-8 can encode") from exc
+        allowed = "what JSON and UTF-8 can encode: convert it before you publish it"
+        raise EventFormatError("data", Unquoted(description(data)), allowed) from exc
     return event, encoded
 
 
@@ -132,8 +133,22 @@ def check_channel(channel: str) -> None:
             the name, which is a secret.
     """
     if not isinstance(channel, str) or not _CHANNEL.fullmatch(channel):
-        got = f"{len(channel)} characters" if isinstance(channel, str) else type(channel).__name__
-        raise EventFormatError("channel", got, "1 to 200 visible ASCII characters, without spaces")
+        raise EventFormatError(
+            "channel",
+            Unquoted(_described(channel)),
+            "1 to 200 visible ASCII characters, without spaces",
+        )
+
+
+def _described(channel: object) -> str:
+    """Return what is wrong with a name, without the name."""
+    if not isinstance(channel, str):
+        return f"of the type {type(channel).__name__}"
+    wrong = [number for number, character in enumerate(channel, 1) if not "!" <= character <= "~"]
+    if not wrong:
+        return f"{len(channel)} characters long"
+    kind = "a space" if channel[wrong[0] - 1] == " " else "one that is not allowed"
+    return f"{len(channel)} characters long, with {kind} at position {wrong[0]}"
 
 
 class ChannelEvent(bytes):

@@ -6,14 +6,21 @@ which may belong to another program, it is ignored with a warning.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, Final, Literal, get_args
 
 from sse_middleware.config import fields
 from sse_middleware.config.endpoint_options import EndpointOptions
 from sse_middleware.config.silence import silence_for
 from sse_middleware.errors import ConfigurationError
+
+logger = logging.getLogger("sse_middleware")
+
+_SIMILAR: Final = 0.8  # of 1 for equal names; other programs have variables too
 
 LimitAction = Literal["evict_oldest", "reject"]
 
@@ -231,6 +238,9 @@ class Options(EndpointOptions):
         for name, setting in SETTINGS.items():
             if name not in values and (found := fields.read_variable(setting, environ)):
                 values[name] = found[0]
+        for variable in environ:
+            if variable.startswith(_PREFIX) and variable not in _VARIABLES:
+                _warn_of_variable(variable)
         return _with_silence(cls(**values, explicit=frozenset(values)))
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> "Options":
@@ -250,6 +260,26 @@ PER_ENDPOINT = frozenset(item.name for item in dataclasses.fields(EndpointOption
 """The names of those that a mark may override."""
 
 
+_PREFIX: Final = "SSE_"
+_VARIABLES: Final = frozenset(setting.env for setting in SETTINGS.values())
+
+
+@cache
+def _warn_of_variable(variable: str) -> None:
+    """Log once that no setting has a variable, if one has nearly its name."""
+    if similar := get_close_matches(variable, _VARIABLES, n=1, cutoff=_SIMILAR):
+        logger.warning(
+            "There is no setting %s, so it has no effect. Did you mean %s?", variable, similar[0]
+        )
+
+
+def _unknown(name: str, allowed: Collection[str]) -> str:
+    """Return a text about an option that does not exist."""
+    if similar := get_close_matches(name, allowed, n=1):
+        return f"no such option: {name}; did you mean {similar[0]}?"
+    return f"no such option: {name}; there are: {', '.join(allowed)}"
+
+
 def validate(arguments: Mapping[str, object], *, per_endpoint: bool = False) -> dict[str, Any]:
     """Return `arguments`, as they are stored, if each is a field of `Options` and allowed.
 
@@ -261,17 +291,31 @@ def validate(arguments: Mapping[str, object], *, per_endpoint: bool = False) -> 
         ConfigurationError: a value is not allowed.
         TypeError: there is no such option, or it is not an option of one endpoint.
     """
-    if unknown := arguments.keys() - SETTINGS.keys():
-        raise TypeError(
-            f"no such option: {', '.join(sorted(unknown))}; there are: {', '.join(SETTINGS)}"
-        )
-    if per_endpoint and (app_wide := arguments.keys() - PER_ENDPOINT):
-        raise TypeError(f"not an option of one endpoint: {', '.join(sorted(app_wide))}")
+    allowed = [name for name in SETTINGS if name in PER_ENDPOINT or not per_endpoint]
+    for name in arguments:
+        if name not in SETTINGS:
+            raise TypeError(_unknown(name, allowed))
+        if name not in allowed:
+            raise TypeError(
+                f"not an option of one endpoint: {name}; set it for the app: "
+                f"SSEMiddleware(app, {name}=...), or {SETTINGS[name].env}"
+            )
     values = {name: SETTINGS[name].convert(value) for name, value in arguments.items()}
     for name, value in values.items():
         if not SETTINGS[name].check(value):
-            raise ConfigurationError(name, SETTINGS[name].redact(value), SETTINGS[name].allowed)
+            setting = SETTINGS[name]
+            is_quoted = isinstance(value, str) and _is_text_of(setting, value)
+            hint = "; write it without quotes" * is_quoted
+            raise ConfigurationError(name, setting.redact(value), setting.allowed + hint)
     return values
+
+
+def _is_text_of(setting: fields.Setting, text: str) -> bool:
+    """Return whether a text is an allowed value in the form that a variable has."""
+    try:
+        return setting.check(setting.parse(text))
+    except ValueError:
+        return False
 
 
 def _with_silence(options: Options) -> Options:

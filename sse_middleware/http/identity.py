@@ -9,10 +9,12 @@ import hashlib
 import ipaddress
 import logging
 import re
+import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from sse_middleware.config.fields import UNIX
+from sse_middleware.config.options import Options
 from sse_middleware.http.request import SSERequest
 
 logger = logging.getLogger("sse_middleware")
@@ -88,6 +90,16 @@ class Identities:
         for value in values:
             digest.update(b"%d:%b" % (len(value), value))
         return digest.hexdigest()
+
+
+def identity_secret(options: Options, *, is_shared: bool) -> bytes:
+    """Return the key of the digests of identities; processes that share streams or limits share it.
+
+    What is stored in Redis is keyed there, with a secret that the processes share.
+    """
+    if options.secret or options.redis_url or is_shared:
+        return options.secret.encode()
+    return secrets.token_bytes()
 
 
 class TrustedProxies:

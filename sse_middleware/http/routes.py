@@ -10,11 +10,9 @@ import copy
 import fnmatch
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import FunctionType, MappingProxyType
-from typing import Any, Literal, NamedTuple, TypeVar, Unpack, get_args, overload
-
-from starlette.routing import Match
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FunctionType
+from typing import Any, Literal, TypeVar, Unpack, get_args, overload
 
 from sse_middleware.config.arguments import EndpointArguments
 from sse_middleware.config.fields import GLOBS_ALLOWED, is_glob
@@ -241,9 +239,19 @@ def get_mark(endpoint: object, method: str = "") -> Mark | None:
 
 def name_in(name: StreamName, scope: Mapping[str, Any]) -> str:
     """Return the name of a stream for the path parameters of a scope."""
-    if isinstance(name, str):
-        return name.format_map(scope.get("path_params", {}))
-    return name(scope)
+    if not isinstance(name, str):
+        return name(scope)
+    parameters = scope.get("path_params", {})
+    try:
+        return name.format_map(parameters)
+    except KeyError:
+        raise ConfigurationError("the name of a stream", name, fields_allowed(parameters)) from None
+
+
+def fields_allowed(parameters: Iterable[str]) -> str:
+    """Return what the name of a stream may have in braces, on a route with these parameters."""
+    names = ", ".join(f"{{{parameter}}}" for parameter in parameters)
+    return f"text with the path parameters of the route in braces: {names or 'it has none'}"
 
 
 def route_name(scope: Mapping[str, Any], mark: Mark | None = None) -> str:
@@ -273,79 +281,6 @@ def _route_to(endpoint: object, routes: Iterable[Any]) -> object:
     return None
 
 
-class RouteAhead(NamedTuple):
-    """What Starlette's routes match before the app runs.
-
-    Attributes:
-        endpoint: the endpoint, `None` if no route matches.
-        template: the template of its path.
-        path_params: the parameters in the path.
-    """
-
-    endpoint: object = None
-    template: str = ""
-    path_params: Mapping[str, Any] = MappingProxyType({})
-
-
-def route_ahead(scope: dict[str, Any], app: object) -> RouteAhead:
-    """Return the endpoint that Starlette's routes match, before the app runs.
-
-    Only few requests are matched here, since a second routing has a cost.
-    """
-    try:
-        return _matched(_routes_in(scope.get("app", app)), scope)
-    except Exception:
-        logger.debug("the routes cannot be matched before the app runs", exc_info=True)
-        return RouteAhead()
-
-
-def _matched(routes: Iterable[Any], scope: dict[str, Any]) -> RouteAhead:
-    for route in routes:
-        match, child = route.matches({**scope})
-        if match is Match.FULL:
-            inner = _inner_routes(route)
-            if inner:
-                return _matched(inner, {**scope, **child})
-            named = getattr(route, "original_route", route)
-            template = str(getattr(named, "path", ""))
-            return RouteAhead(child.get("endpoint"), template, child.get("path_params") or {})
-    return RouteAhead()
-
-
-def has_mark(app: object, wanted: Callable[[Mark], bool]) -> bool:
-    """Return whether any endpoint of Starlette's routes has such a mark, or may have one."""
-    try:
-        return any(map(wanted, _marks(_routes_in(app))))
-    except Exception:
-        logger.debug("the routes cannot be searched for marks", exc_info=True)
-        return True
-
-
-def _routes_in(app: object) -> Iterable[Any]:
-    """Return the routes of an app, or of the first one inside it that has some."""
-    while app is not None and not hasattr(app, "routes"):
-        app = getattr(app, "app", None)
-    return getattr(app, "routes", ())
-
-
-def _marks(routes: Iterable[Any]) -> Iterator[Mark]:
-    for route in routes:
-        inner = _inner_routes(route)
-        if inner:
-            yield from _marks(inner)
-        for method in ("GET", "POST"):
-            mark = get_mark(getattr(route, "endpoint", None), method)
-            if mark is not None:
-                yield mark
-
-
-def _inner_routes(route: Any) -> Any:
-    inner = getattr(route, "routes", None)
-    if not inner and hasattr(route, "effective_candidates"):
-        return route.effective_candidates()  # a router that FastAPI has included
-    return inner
-
-
 PathMarks = Sequence[tuple[re.Pattern[str], Mark]]
 """Patterns of paths with their marks; the first that matches applies."""
 
@@ -359,7 +294,7 @@ def compile_marks(marks: Mapping[str, Mark]) -> PathMarks:
     """
     for glob, mark in marks.items():
         if not is_glob(glob):
-            raise ConfigurationError("marks", glob, GLOBS_ALLOWED)
+            raise ConfigurationError("a path of marks", glob, GLOBS_ALLOWED)
         if not isinstance(mark, Mark):
             raise TypeError(f"the mark of {glob!a} is {mark!r}, allowed is streaming(...)")
     return [(_pattern(glob), mark.for_glob(glob)) for glob, mark in marks.items()]

@@ -19,7 +19,7 @@ class ResumeEndpoint:
     def __init__(self, name: StreamName | None, *, replays: bool) -> None:
         self._name = name
         self._replays = replays
-        streaming(enabled=False)(self)  # its response is no new stream
+        streaming(enabled=False, stream_name=name)(self)  # its response is no new stream
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send the stream, or 204 if none is open; or stop it."""

@@ -21,7 +21,8 @@ from sse_middleware.http.own_responses import (
     send_retry_later,
 )
 from sse_middleware.http.request import NO_INTENT, RESUMABLE_METHODS, ResumeIntent, SSERequest
-from sse_middleware.http.routes import UNMATCHED, Mark, route_ahead
+from sse_middleware.http.routes import UNMATCHED, Mark
+from sse_middleware.http.starlette_routes import route_ahead
 from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind
 from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, parse_event_id, stream_id
 from sse_middleware.resume.app_ids import AppIds

@@ -15,14 +15,8 @@ from sse_middleware.http.identity import Identities, TrustedProxies
 from sse_middleware.http.request import SSERequest, app_path, stream_key_name
 from sse_middleware.http.response_head import announcing_headers
 from sse_middleware.http.rollout import EVERYONE, Rollout
-from sse_middleware.http.routes import (
-    UNMATCHED,
-    Mark,
-    PathMarks,
-    get_mark,
-    has_mark,
-    route_ahead,
-)
+from sse_middleware.http.routes import UNMATCHED, Mark, PathMarks, get_mark
+from sse_middleware.http.starlette_routes import has_mark, route_ahead
 from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.tracing import Tracing
 from sse_middleware.protocol.client_kinds import ClientKind
