@@ -154,11 +154,11 @@ async def play(run: Run, fault: AbstractAsyncContextManager[None], *, loses: boo
             await asyncio.sleep(FAULT_SECONDS)
         lost_until = time.monotonic() + 1 if loses else -math.inf
         await asyncio.sleep(3)
+        published = run.history.published
+        await until(lambda: sum(map(len, published.values())) > 100, "few events were published")
     finally:
         await run.finish()
-    history = run.history
-    assert sum(map(len, history.published.values())) > 100
-    return list(history.problems(may_be_lost_until=lost_until))
+    return list(run.history.problems(may_be_lost_until=lost_until))
 
 
 @pytest.mark.parametrize("fault", HARMLESS + LOSING, ids=lambda fault: fault.__name__)
