@@ -273,11 +273,12 @@ def _warn_of_variable(variable: str) -> None:
         )
 
 
-def _unknown(name: str, allowed: Collection[str]) -> str:
-    """Return a text about an option that does not exist."""
-    if similar := get_close_matches(name, allowed, n=1):
-        return f"no such option: {name}; did you mean {similar[0]}?"
-    return f"no such option: {name}; there are: {', '.join(allowed)}"
+def _text_of_unknown(names: Collection[str], allowed: Collection[str]) -> str:
+    """Return a text about options that do not exist."""
+    similar = [match for name in names for match in get_close_matches(name, allowed, n=1)]
+    known = "did you mean" if len(similar) == len(names) else "there are"
+    listed = similar if len(similar) == len(names) else allowed
+    return f"no such option: {', '.join(names)}; {known}: {', '.join(listed)}"
 
 
 def validate(arguments: Mapping[str, object], *, per_endpoint: bool = False) -> dict[str, Any]:
@@ -292,30 +293,29 @@ def validate(arguments: Mapping[str, object], *, per_endpoint: bool = False) -> 
         TypeError: there is no such option, or it is not an option of one endpoint.
     """
     allowed = [name for name in SETTINGS if name in PER_ENDPOINT or not per_endpoint]
-    for name in arguments:
-        if name not in SETTINGS:
-            raise TypeError(_unknown(name, allowed))
-        if name not in allowed:
-            raise TypeError(
-                f"not an option of one endpoint: {name}; set it for the app: "
-                f"SSEMiddleware(app, {name}=...), or {SETTINGS[name].env}"
-            )
+    if unknown := sorted(arguments.keys() - SETTINGS.keys()):
+        raise TypeError(_text_of_unknown(unknown, allowed))
+    for name in sorted(arguments.keys() - set(allowed)):
+        raise TypeError(
+            f"not an option of one endpoint: {name}; set it for the app: "
+            f"SSEMiddleware(app, {name}=...), or {SETTINGS[name].env}"
+        )
     values = {name: SETTINGS[name].convert(value) for name, value in arguments.items()}
     for name, value in values.items():
         if not SETTINGS[name].check(value):
             setting = SETTINGS[name]
-            is_quoted = isinstance(value, str) and _is_text_of(setting, value)
-            hint = "; write it without quotes" * is_quoted
+            hint = _hint(setting, value) if isinstance(value, str) else ""
             raise ConfigurationError(name, setting.redact(value), setting.allowed + hint)
     return values
 
 
-def _is_text_of(setting: fields.Setting, text: str) -> bool:
-    """Return whether a text is an allowed value in the form that a variable has."""
+def _hint(setting: fields.Setting, text: str) -> str:
+    """Return a hint if a text is an allowed value in the form that a variable has."""
     try:
-        return setting.check(setting.parse(text))
+        parsed = setting.parse(text)
     except ValueError:
-        return False
+        return ""
+    return f"; in Python, that is {parsed!r}" if setting.check(parsed) else ""
 
 
 def _with_silence(options: Options) -> Options:

@@ -48,11 +48,11 @@ def endless() -> list[Any]:
 MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "an argument that does not exist": (
         wrap(heartbeat_intervall=3),
-        "no such option: heartbeat_intervall; did you mean heartbeat_interval?",
+        "no such option: heartbeat_intervall; did you mean: heartbeat_interval",
     ),
     "the beginning of an argument": (
         mark(heartbeat=3),
-        "no such option: heartbeat; did you mean heartbeat_interval?",
+        "no such option: heartbeat; did you mean: heartbeat_interval",
     ),
     "an option of the app on a mark": (
         mark(max_streams=3),
@@ -63,7 +63,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a number in quotes": (
         wrap(heartbeat_interval="5"),
-        f"heartbeat_interval is '5', allowed is {SECONDS}; write it without quotes",
+        f"heartbeat_interval is '5', allowed is {SECONDS}; in Python, that is 5.0",
     ),
     "a number out of its bounds": (
         wrap(heartbeat_interval=0),

@@ -138,7 +138,9 @@ def test_seconds_of_another_type_or_out_of_bounds_are_rejected(name: str, value:
         Options.from_environ({}, **{name: value})
     assert caught.value.name == name
     assert caught.value.got is value
-    assert caught.value.allowed == SECONDS_ALLOWED
+    in_python = {"5": "; in Python, that is 5.0", "off": "; in Python, that is None"}
+    hint = in_python.get(value, "") if isinstance(value, str) else ""
+    assert caught.value.allowed == SECONDS_ALLOWED + hint
 
 
 # --- integers ---------------------------------------------------------------------------------
@@ -377,7 +379,7 @@ def test_a_silence_shorter_than_that_between_two_heartbeats_is_warned_of(
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param({"heartbeat": 5}, id="no such field"),
+        pytest.param({"pulse": 5}, id="no such field"),
         pytest.param({"explicit": frozenset(("enabled",))}, id="explicit is no option"),
         pytest.param({"SSE_RETRY_MS": 5}, id="a variable's name"),
     ],
