@@ -36,7 +36,6 @@ from sse_middleware.limits.admission import Admission, admission_for
 from sse_middleware.limits.admission_check import AdmissionCheck, reject_if_draining
 from sse_middleware.observability.logs import StreamLog
 from sse_middleware.observability.metrics import counting_in
-from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.pricing import pricing
 from sse_middleware.observability.tracing import Tracing
 from sse_middleware.own_pages import OwnPages, drains
@@ -57,6 +56,8 @@ from sse_middleware.stream.shutdown import SHUTDOWN
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
+
+    from sse_middleware.observability.observer import Observer
 
 logger = logging.getLogger("sse_middleware")
 
