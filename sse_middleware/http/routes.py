@@ -20,7 +20,7 @@ from sse_middleware.config.options import validate
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.protocol.client_kinds import ClientKind
 from sse_middleware.protocol.end_info import OnEnd
-from sse_middleware.protocol.event_rules import EventRules, TransformOption
+from sse_middleware.protocol.event_rules import Collect, EventRules, TransformOption
 
 logger = logging.getLogger("sse_middleware")
 
@@ -59,6 +59,7 @@ class Mark:
         rerun: whether the app runs for a client whose stream cannot be resumed.
         on_end: is called with the events of each stream that has ended, `None` for nothing.
         rules: the rules for its events, `None` without any.
+        collects: whether clients that accept no event stream get one JSON document.
         is_certain: whether all responses are streams; not so if a path glob matches more paths, or
             if only the settings mark the path.
     """
@@ -67,6 +68,7 @@ class Mark:
         "__weakref__",
         "attach",
         "cache_ttl",
+        "collects",
         "family",
         "is_certain",
         "name",
@@ -114,6 +116,7 @@ class Mark:
         self.rerun = rerun
         self.on_end = on_end
         self.rules = rules
+        self.collects = rules is not None and rules.collect is not None
         self.is_certain = True
 
     def for_glob(self, glob: str) -> "Mark":
@@ -146,6 +149,7 @@ def streaming(
     on_end: OnEnd | None = None,
     transform: TransformOption | None = None,
     order: Sequence[str] | None = None,
+    collect: Collect | None = None,
     **overrides: Unpack[EndpointArguments],
 ) -> Mark: ...
 def streaming(
@@ -163,6 +167,7 @@ def streaming(
     on_end: OnEnd | None = None,
     transform: TransformOption | None = None,
     order: Sequence[str] | None = None,
+    collect: Collect | None = None,
     **overrides: Any,
 ) -> Any:
     """Mark an endpoint as one that streams, with its own options.
@@ -199,6 +204,8 @@ def streaming(
         transform: a function, async or not, that returns the `Event` that is sent in place of one
             of the app, several, or `None`; or a class, which is instantiated for each stream.
         order: the names of events in the order in which they are to be sent.
+        collect: a function, async or not, of the list of events, whose result is sent as JSON to
+            clients that do not accept event streams.
         **overrides: fields of `Options`; `enabled=False` leaves the endpoint alone.
 
     Raises:
@@ -219,7 +226,7 @@ def streaming(
         cache_ttl=cache_ttl,
         rerun=rerun,
         on_end=on_end,
-        rules=EventRules.validated(transform, order),
+        rules=EventRules.validated(transform, order, collect),
     )
     return mark if endpoint is None else mark(endpoint)
 

@@ -23,6 +23,8 @@ class ClientKind(enum.StrEnum):
     """Any other client: receives the bytes of the app, and a comment during a long silence."""
     OPENAI = "openai"
     """A plain client of a stream of chat completion chunks: receives an end that SDKs parse."""
+    JSON = "json"
+    """A client that accepts no event stream: receives one document, if the mark collects them."""
     UNMARKED = "unmarked"
     """Any client of an endpoint without a mark: its stream is measured and gets headers."""
     OFF = "off"

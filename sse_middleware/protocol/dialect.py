@@ -8,7 +8,7 @@ from typing import Final
 
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol import control_events, openai
-from sse_middleware.protocol.client_kinds import CommentForm
+from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
 from sse_middleware.protocol.deadlines import Deadlines
 from sse_middleware.protocol.event_ids import Ending, EventId
 from sse_middleware.protocol.intake import INSIDE_EVENT
@@ -235,6 +235,8 @@ class Dialect:
         """Return the last bytes, and whether the response may end as if it were complete."""
         self.outcome = end.reason
         finished = end.reason is Reason.FINISHED
+        if self.profile.client_kind is ClientKind.JSON:
+            return b"", True  # the response starts now, with a status for the reason
         if end.reason is Reason.INCOMPLETE:
             return b"", False  # the server reports it, as without the middleware
         if (

@@ -40,10 +40,10 @@ class StreamTerms:
         """
         eventsource = client_kind is ClientKind.EVENTSOURCE
         # A plain client cannot be notified of the cap: it would take a part for the whole.
-        is_notified = eventsource or client_kind is ClientKind.OPENAI
+        is_notified = eventsource or client_kind in (ClientKind.OPENAI, ClientKind.JSON)
         capped = is_notified or "stream_max_seconds" in options.explicit
         heartbeat, silence = options.heartbeat_interval, options.silence_threshold
-        if options.comment_style == "off" and not eventsource:
+        if (options.comment_style == "off" and not eventsource) or client_kind is ClientKind.JSON:
             heartbeat = None
             silence = silence if "silence_threshold" in options.explicit else None
         retry_ms = options.retry_ms

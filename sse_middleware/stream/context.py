@@ -12,7 +12,7 @@ from sse_middleware._once import OncePerKey
 from sse_middleware.config.options import Options
 from sse_middleware.http.body_digest import BodyDigest
 from sse_middleware.http.identity import Identities, TrustedProxies
-from sse_middleware.http.request import SSERequest, app_path, stream_key_name
+from sse_middleware.http.request import ANY_STREAM, SSERequest, app_path, stream_key_name
 from sse_middleware.http.response_head import announcing_headers
 from sse_middleware.http.rollout import EVERYONE, Rollout
 from sse_middleware.http.routes import UNMATCHED, Mark, PathMarks, get_mark
@@ -199,10 +199,12 @@ class Context:
             request: the request.
             mark: the mark of its endpoint, if it has one.
         """
-        if not self.rollout.includes(request):
+        if self.rollout.is_partial and not self.rollout.includes(request):
             return ClientKind.OFF
         if mark is None:
             return ClientKind.UNMARKED
+        if mark.collects and ANY_STREAM.isdisjoint(request.accepted_types):
+            return ClientKind.JSON
         if mark.family is not None:
             return mark.family
         return request.client_kind

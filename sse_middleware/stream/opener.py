@@ -27,6 +27,7 @@ from sse_middleware.protocol.intake import Intake
 from sse_middleware.stores.base import LogInfo
 from sse_middleware.stream.app_events import AppEvents
 from sse_middleware.stream.callbacks import StreamCallbacks
+from sse_middleware.stream.collected import CollectedResponse
 from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
@@ -200,9 +201,14 @@ def open_marked(
     """
     context, current, send = owner.context, owner.current, owner.server_send
     profile, timers = context.profile(mark, client_kind), current_timers()
+    if mark.collects:
+        start = {**start, "headers": [*(start.get("headers") or ()), (b"vary", b"Accept")]}
     record, secret = current.record, current.take_secret()
     record.family, record.route = client_kind, route_name(request.scope, mark)
     context.tracing.begin(record, request.scope, status=start["status"])
+    dialect = Dialect(profile, record, secret if profile.reads_control_events else "")
+    if client_kind is ClientKind.JSON:
+        send = CollectedResponse(send, mark, dialect).send
     producer = Producer(
         profile,
         Intake(profile, record),
@@ -212,7 +218,7 @@ def open_marked(
         callbacks=owner,
         linger_queue=context.linger_queue,
     )
-    if mark.rules is not None:
+    if mark.rules is not None and mark.rules.changes_events:
         producer.write = AppEvents(producer, mark.rules).write
     if mark.on_end is not None:
         producer.log.call_at_end(
@@ -234,7 +240,6 @@ def open_marked(
             create_log()
         else:  # most clients cannot resume it without a name
             producer.log.begin_if_named(create_log)
-    dialect = Dialect(profile, record, secret if has_ids else "")
     sender = Sender(send, timers, record, context.observers)
     producer.attach(Connection(dialect, sender, producer))
     current.open(producer, _default_name(mark, request))

@@ -211,6 +211,7 @@ def test_the_client_kinds_have_the_specified_spelling() -> None:
         "eventsource",
         "plain",
         "openai",
+        "json",
         "unmarked",
         "off",
     ]
