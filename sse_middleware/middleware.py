@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
@@ -21,7 +21,14 @@ from sse_middleware.config.arguments import OptionArguments
 from sse_middleware.config.constructor import check_arguments
 from sse_middleware.config.options import Options
 from sse_middleware.errors import ConfigurationError
-from sse_middleware.http.identity import Identify, Identities, TrustedProxies, identity_secret
+from sse_middleware.http.identity import (
+    AsyncIdentify,
+    AwaitedIdentity,
+    Identify,
+    Identities,
+    TrustedProxies,
+    identity_secret,
+)
 from sse_middleware.http.request import (
     SSERequest,
     app_path,
@@ -83,7 +90,8 @@ class SSEMiddleware:
             token or an address), `None` if it has none; without the function, the `Authorization`
             and the cookies of the option `identity_cookies` determine it. A stream is resumed only
             with the identity that has opened it. The function is called when a stream opens and
-            when it is resumed, before the app runs, and must not block.
+            when it is resumed, before the app runs, and must not block. An async function is
+            awaited for each request, before the app runs.
         authorize_resume: a function, async or not, of the request's scope and the stream's
             `LogInfo` that makes the final decision on a resume.
         rollout: a function that returns whether the middleware acts for a scope, `None` to decide
@@ -106,7 +114,7 @@ class SSEMiddleware:
         registry: CollectorRegistry | None = None,
         tracer_provider: "TracerProvider | None" = None,
         store: EventStore | None = None,
-        identify: Identify | None = None,
+        identify: Identify | AsyncIdentify | None = None,
         authorize_resume: Authorize | None = None,
         expires_at: ExpiresAt | None = None,
         rollout: InRollout | None = None,
@@ -122,6 +130,8 @@ class SSEMiddleware:
             expires_at=expires_at,
             rollout=rollout,
         )
+        awaited = AwaitedIdentity.of(identify)
+        known = cast("Identify | None", awaited or identify)
         compiled_marks = compile_marks(marks or {})
         chosen = Options.from_environ({}, **options)  # an invalid argument raises here and now
         observers: tuple[Observer, ...] = (*counting_in(registry or REGISTRY), StreamLog())
@@ -130,7 +140,7 @@ class SSEMiddleware:
         self._misconfigured: ConfigurationError | None = None
         try:
             chosen = Options.from_environ(os.environ, **options)
-            clients = Rollout.from_options(chosen, identify, rollout)
+            clients = Rollout.from_options(chosen, known, rollout)
             observers = (*pricing(is_wanted=chosen.usage_cost), *observers)
             if store is None:
                 store = create_store(
@@ -161,11 +171,13 @@ class SSEMiddleware:
             path_marks=(*compiled_marks, *bare_marks(chosen.mark)),
             observers=observers,
             tracing=Tracing(tracer_provider),
-            identities=Identities(identify, chosen.identity_cookies, secret),
+            identities=Identities(known, chosen.identity_cookies, secret),
             authorize_resume=authorize_resume,
             expires_at=expires_at,
         )
         self._admission = self._create_admission()
+        self._awaited_identity = awaited
+        self._admits_all = self._admission is None and awaited is None
         self._resume = ResumeHandler(
             self._context,
             one_process=own_store and not chosen.redis_url,
@@ -201,7 +213,7 @@ class SSEMiddleware:
             return
         responder: Responder | None
         if (
-            self._admission is None
+            self._admits_all
             and not may_have_event_id(scope)
             and not (self._lingering_paths and request_path(scope) in self._lingering_paths)
             and self._attaching.is_needed is False
@@ -237,6 +249,8 @@ class SSEMiddleware:
         self, scope: Scope, receive: Receive, send: Send, task: "asyncio.Task[Any]"
     ) -> Responder | None:
         """Resume a stream, check the limits or handle a reload; return `None` after a response."""
+        if self._awaited_identity is not None:
+            await self._awaited_identity.load(scope)
         request = SSERequest(scope)
         if may_have_event_id(scope):
             run_app = await self._resume.handle(request, receive, send)

@@ -5,12 +5,14 @@ that header, the last one that is not itself a trusted proxy counts: any client 
 before it.
 """
 
+import functools
 import hashlib
+import inspect
 import ipaddress
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final
 
 from sse_middleware.config.fields import UNIX
@@ -21,6 +23,10 @@ logger = logging.getLogger("sse_middleware")
 
 Identify = Callable[[Any], str | None]
 """Returns the identity that a scope belongs to, `None` or `""` if it has none."""
+AsyncIdentify = Callable[[Any], Awaitable[str | None]]
+"""The same as a coroutine function."""
+
+_LOADED: Final = "sse_middleware.identity"
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -37,6 +43,41 @@ _NO_VALUES: Final = frozenset(
 _SCHEMES: Final = (b"basic", b"bearer", b"token")
 _PREFIX_BITS: Final = 64
 """A client that has one IPv6 address has all addresses with this prefix."""
+
+
+class AwaitedIdentity:
+    """An `Identify` for an async function, which is awaited before the app runs.
+
+    Args:
+        function: the operator's function.
+    """
+
+    def __init__(self, function: AsyncIdentify) -> None:
+        self._function = function
+
+    @classmethod
+    def of(cls, identify: Identify | AsyncIdentify | None) -> "AwaitedIdentity | None":
+        """Return one for a function that is async, `None` for another one."""
+        inner = identify
+        while isinstance(inner, functools.partial):
+            inner = inner.func
+        call = inner if inspect.isroutine(inner) else getattr(inner, "__call__", None)  # noqa: B004
+        return cls(identify) if inspect.iscoroutinefunction(call) else None  # type: ignore[arg-type]
+
+    async def load(self, scope: Any) -> None:
+        """Await the function, and store its result or its exception in a scope."""
+        try:
+            scope[_LOADED] = await self._function(scope)
+        except Exception as exc:  # noqa: BLE001 - raised when the identity is asked for
+            scope[_LOADED] = exc
+
+    def __call__(self, scope: Any) -> str | None:
+        """Return the result in a scope."""
+        found = scope.get(_LOADED)
+        if isinstance(found, Exception):
+            raise found
+        identity: str | None = found
+        return identity
 
 
 class Identities:

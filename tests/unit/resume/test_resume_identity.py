@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -117,9 +118,23 @@ async def test_an_authorization_has_precedence_over_cookies() -> None:
     )
 
 
-async def test_the_result_of_identify_has_precedence() -> None:
+async def awaited_user(scope: Scope) -> str | None:
+    """Return the user after a wait, as a function that asks a database does."""
+    await asyncio.sleep(0)
+    return user(scope)
+
+
+class Users:
+    """A directory of users."""
+
+    async def __call__(self, scope: Scope) -> str | None:
+        return await awaited_user(scope)
+
+
+@pytest.mark.parametrize("identify", [user, awaited_user, partial(awaited_user), Users()])
+async def test_the_result_of_identify_has_precedence(identify: Any) -> None:
     await assert_owned(
-        resumable(Counting(3), identify=user, identity_cookies=("session",)),
+        resumable(Counting(3), identify=identify, identity_cookies=("session",)),
         [(b"x-user", b"ann"), authorization("Bearer a")],
         [[(b"x-user", b"ann"), authorization("Bearer refreshed")], [(b"x-user", b"ann")]],
         [[(b"x-user", b"bob"), authorization("Bearer a")], [authorization("Bearer a")], []],
@@ -186,16 +201,22 @@ async def test_the_same_text_from_another_source_is_another_identity() -> None:
     )
 
 
-async def test_nothing_is_kept_or_resumed_if_identify_fails(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def failing(scope: Scope) -> str | None:
-        if (b"x-fail", b"1") in scope["headers"]:
-            raise ValueError("broken")
-        return "ann"
+def failing(scope: Scope) -> str | None:
+    if (b"x-fail", b"1") in scope["headers"]:
+        raise ValueError("broken")
+    return "ann"
 
+
+async def awaited_failing(scope: Scope) -> str | None:
+    return failing(scope)
+
+
+@pytest.mark.parametrize("identify", [failing, awaited_failing])
+async def test_nothing_is_kept_or_resumed_if_identify_fails(
+    identify: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     counting = Counting(3)
-    app = resumable(counting, identify=failing)
+    app = resumable(counting, identify=identify)
     fail = (b"x-fail", b"1")
     whole = await read(app, fail)
     assert whole.names == ["start", *["message"] * 3, "complete"]
