@@ -22,6 +22,7 @@ from sse_middleware.channels.events import (
 )
 from sse_middleware.channels.redis_connection import PING, RedisConnection, pack_commands
 from sse_middleware.stores.circuit_breaker import Backoff
+from sse_middleware.stores.health import Health
 from sse_middleware.stores.redis.client import FAILURES
 
 logger = logging.getLogger("sse_middleware")
@@ -195,6 +196,7 @@ class PubSubListener:
         connect: makes a connection that calls a function with each reply.
         failed: receives each failure, with the name of the operation.
         connect_timeout: bounds a connect, in seconds.
+        health: is set to the state of the connection.
     """
 
     def __init__(
@@ -202,10 +204,12 @@ class PubSubListener:
         connect: Callable[[Callable[[Any], None]], RedisConnection],
         failed: Callable[[str, BaseException], None],
         connect_timeout: float,
+        health: Health,
     ) -> None:
         self._connect = connect
         self._failed = failed
         self._connect_timeout = connect_timeout
+        self._health = health
         self._subscriptions: dict[bytes, Subscription] = {}
         self._task: asyncio.Task[None] | None = None
         self._connection: RedisConnection | None = None
@@ -239,6 +243,7 @@ class PubSubListener:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._task = None
+        self._health.set("")
 
     async def _run(self) -> None:
         while not self._is_closing:
@@ -248,6 +253,7 @@ class PubSubListener:
                     await connection.open()
                 self._replied_at = time.monotonic()
                 self._connection = connection
+                self._health.set("up")
                 for topics in _chunks(list(self._subscriptions)):
                     self._send("SUBSCRIBE", *topics)
                 await self._watch(connection)
@@ -257,6 +263,7 @@ class PubSubListener:
                 logger.exception("Channels: an unexpected error. Readers read the log instead.")
             finally:
                 self._connection = None
+                self._health.set("down")
                 await connection.close()
             for subscription in list(self._subscriptions.values()):
                 subscription.on_lost()

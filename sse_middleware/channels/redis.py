@@ -38,6 +38,7 @@ from sse_middleware.channels.session_messages import (
     SessionMessages,
 )
 from sse_middleware.observability.observer import Observer
+from sse_middleware.stores.health import Health
 from sse_middleware.stores.redis.client import (
     client_for,
     close_client,
@@ -45,6 +46,7 @@ from sse_middleware.stores.redis.client import (
     timeouts_for,
 )
 from sse_middleware.stores.redis.commands import CommandClient
+from sse_middleware.stores.redis.counted_connection import count_connections
 from sse_middleware.stores.redis.keys import Keys
 
 logger = logging.getLogger("sse_middleware")
@@ -83,6 +85,7 @@ class RedisChannels:
         self._limits = limits or Limits()
         self._observers = observers
         self._redis = client_for(url)
+        count_connections(self._redis, observers, "channels")
         cluster = self._redis if isinstance(self._redis, RedisCluster) else None
         # All nodes of a cluster receive each message, so a listener may use any node.
         self._any_node = self._redis if cluster is None else client_for(first_node_of(url))
@@ -96,7 +99,12 @@ class RedisChannels:
             timeouts=timeouts,
             consequence=_CONSEQUENCE,
         )
-        self._listener = PubSubListener(self._new_connection, self._client.failed, timeouts.read)
+        self._listener = PubSubListener(
+            self._new_connection,
+            self._client.failed,
+            timeouts.read,
+            Health(observers, "listener", "channels"),
+        )
         self._pipeline = PublishPipeline(
             self._new_connection, cluster, self._keys, self._limits, self._client
         )

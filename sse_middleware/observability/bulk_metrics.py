@@ -18,6 +18,8 @@ from prometheus_client.samples import Exemplar
 
 MULTIPROCESS_VARIABLES: Final = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 """The variables with the directory of the multi-process mode of Prometheus."""
+Adder = Callable[[float], None]
+"""Adds to a metric."""
 _VALUE_METHODS: Final = ("inc", "set_exemplar")
 
 
@@ -33,7 +35,7 @@ class _Internals(NamedTuple):
     sum: Any
 
 
-def adder_of(counter: Counter | Gauge) -> Callable[[float], None]:
+def adder_of(counter: Counter | Gauge) -> Adder:
     """Return the function that adds to a counter, or a gauge, which has all its labels.
 
     It is `inc`, but without checks of the labels and of the amount if that is possible.
@@ -42,7 +44,7 @@ def adder_of(counter: Counter | Gauge) -> Callable[[float], None]:
     return add if callable(add) else counter.inc
 
 
-def live_adder_of(gauge: Gauge) -> Callable[[float], None]:
+def live_adder_of(gauge: Gauge) -> Adder:
     """Return the function that adds to a gauge of what is open in this process.
 
     In Prometheus' multi-process mode, the gauge begins at 0 in each process: an earlier process

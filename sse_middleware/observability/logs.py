@@ -79,5 +79,8 @@ class StreamLog:
         """Log a failure of the store, at DEBUG."""
         logger.debug("the store has failed: %s", operation)
 
+    def health_changed(self, component: str, name: str, state: str, more: int) -> None:
+        """Log nothing: failures are logged with their cause."""
+
     def store_flushed(self, seconds: float) -> None:
         """Log nothing."""

@@ -16,6 +16,7 @@ from sse_middleware._once import OncePerKey
 from sse_middleware.observability.bulk_metrics import BulkHistogram, adder_of, live_adder_of
 from sse_middleware.observability.observer import Observer
 from sse_middleware.observability.source_metrics import SourceMetrics
+from sse_middleware.observability.store_metrics import StoreHealthMetrics
 from sse_middleware.observability.stream_record import GAP_BOUNDS, StreamRecord
 
 logger = logging.getLogger("sse_middleware")
@@ -175,6 +176,7 @@ class Metrics:
         self._store_errors = Counter(
             "sse_store_errors", "Failures of the store.", ("operation",), registry=registry
         )
+        self._store_health = StoreHealthMetrics(registry)
         self._flushes = Histogram(
             "sse_store_flush_seconds",
             "Time to write events to the store.",
@@ -252,6 +254,10 @@ class Metrics:
     def store_failed(self, operation: str) -> None:
         """Count a failure of the store."""
         self._store_errors.labels(operation).inc()
+
+    def health_changed(self, component: str, name: str, state: str, more: int) -> None:
+        """Count a component of the access to the store."""
+        self._store_health.add(component, name, state, more)
 
     def store_flushed(self, seconds: float) -> None:
         """Observe a write to the store."""

@@ -52,5 +52,15 @@ class Observer(Protocol):
     def store_failed(self, operation: str) -> None:
         """The store is unavailable; `operation` is one of a few words."""
 
+    def health_changed(self, component: str, name: str, state: str, more: int) -> None:
+        """One component more (1) or less (-1) of the access to the store is in a state.
+
+        Args:
+            component: `connection`, `circuit` or `listener`.
+            name: its purpose: `store` or `channels`; of a circuit, the operation.
+            state: `open` for a connection and a circuit, `up` or `down` for a listener.
+            more: 1 or -1.
+        """
+
     def store_flushed(self, seconds: float) -> None:
         """Events have been written to the store in `seconds`."""

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 from sse_middleware.errors import StoreError
 from sse_middleware.observability.observer import Observer
+from sse_middleware.stores.health import Health
 
 logger = logging.getLogger("sse_middleware")
 
@@ -43,6 +44,9 @@ class FailureReport:
         observers: are notified of each failure.
         describe: returns the failure with its cause and the store's address, as a sentence.
         consequence: the features that still work, and the remedy.
+
+    Attributes:
+        observers: as the argument.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class FailureReport:
         describe: Callable[[BaseException], str],
         consequence: str,
     ) -> None:
-        self._observers = observers
+        self.observers = observers
         self._describe = describe
         self._consequence = consequence
         self._warned_at = -math.inf
@@ -62,7 +66,7 @@ class FailureReport:
         if time.monotonic() > self._warned_at + WARNING_INTERVAL_SECONDS:
             self._warned_at = time.monotonic()
             logger.warning("%s %s", self._describe(exc), self._consequence)
-        for observer in self._observers:
+        for observer in self.observers:
             observer.store_failed(operation)
 
 
@@ -92,6 +96,7 @@ class CircuitBreaker:
         self._failures = failures
         self._report = report
         self._operation = operation
+        self._health = Health(report.observers, "circuit", operation)
         self._open_seconds = open_seconds
         self._is_first = True
 
@@ -128,10 +133,12 @@ class CircuitBreaker:
     def succeeded(self) -> None:
         """Record a success: the next request has the usual time.
 
-        An open circuit stays open, because this request may be older than the one that has failed,
-        or of another kind.
+        A circuit that is still open stays open, because this request may be older than the one that
+        has failed, or of another kind.
         """
         self._is_first = False
+        if self.open_until > -math.inf and not self.is_open:
+            self.close()
 
     def failed(self, exc: BaseException) -> None:
         """Report a failure and open the circuit."""
@@ -142,10 +149,17 @@ class CircuitBreaker:
         """Let requests fail at once, for some time."""
         self._is_first = False
         self.open_until = time.monotonic() + self._open_seconds
+        self._health.set("open")
 
     def close(self) -> None:
         """Send requests again at once."""
         self.open_until = -math.inf
+        self._health.set("")
+
+    def shut_down(self) -> None:
+        """Let all requests fail from now on, because the store is closed."""
+        self.open_until = math.inf
+        self._health.set("")
 
 
 class Backoff:

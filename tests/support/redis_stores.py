@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -65,6 +66,7 @@ class Counting:
     def __init__(self) -> None:
         self.failures: list[str] = []
         self.flushes = 0
+        self.health = Counter[str]()
 
     async def until_failed(self, operation: str) -> None:
         async def failures() -> list[str]:
@@ -74,6 +76,13 @@ class Counting:
 
     def store_failed(self, operation: str) -> None:
         self.failures.append(operation)
+
+    def health_changed(self, component: str, name: str, state: str, more: int) -> None:
+        self.health[f"{component} {name} {state}"] += more
+
+    def now(self) -> dict[str, int]:
+        """Return the components in each state."""
+        return {key: count for key, count in self.health.items() if count}
 
     def store_flushed(self, seconds: float) -> None:
         assert seconds >= 0

@@ -22,6 +22,7 @@ from sse_middleware.errors import StoreError
 from sse_middleware.observability.observer import Observer
 from sse_middleware.stores.base import seal_identity
 from sse_middleware.stores.circuit_breaker import CircuitBreaker, FailureReport
+from sse_middleware.stores.health import Health
 from sse_middleware.stores.redis.client import (
     FAILURES,
     AnyRedis,
@@ -36,6 +37,7 @@ from sse_middleware.stores.redis.client import (
     send_all,
     socket_timeout_of,
 )
+from sse_middleware.stores.redis.counted_connection import count_connections
 from sse_middleware.stores.redis.keys import Keys
 from sse_middleware.stores.redis.process_lease import ProcessLease, lease_milliseconds
 from sse_middleware.stores.redis.scripts import Command, milliseconds
@@ -150,6 +152,8 @@ class QueryCoalescer:
         failures = [answer for answer in answers if isinstance(answer, Exception)]
         if failures:
             self._failed(failures[0])
+        elif self._breaker.open_until > -math.inf:
+            self._breaker.succeeded()
         for query, answer in zip(sent.values(), answers, strict=True):
             _settle(query, answer)
 
@@ -172,6 +176,7 @@ class CommandClient:
         keys: as given.
         secret: the secret that all processes share.
         lease_seconds: as given.
+        listener: is set to the state of the reader of the inbox.
         timeouts: as given.
     """
 
@@ -193,6 +198,8 @@ class CommandClient:
         self.timeouts = timeouts
         self._client = client_for(url, timeouts.read) if client is None else checked(client)
         self._is_ours = client is None
+        if self._is_ours:
+            count_connections(self._client, observers, "store")
         self._block = min(_BLOCK_SECONDS, socket_timeout_of(self._client) / 2)
         self._inbox = keys.inbox(self.process)
         self._last_message = 0  # the milliseconds in the id of the last message
@@ -202,6 +209,7 @@ class CommandClient:
         describe = partial(describe_failure, address_of(self._client))
         self._report = FailureReport(observers, describe, consequence)
         self._breaker = CircuitBreaker(FAILURES, self._report, "read", open_seconds=_OPEN_SECONDS)
+        self.listener = Health(observers, "listener", "store")
         self._failed_at = -math.inf
         self._lease: ProcessLease | None = None
         self._must_reconnect = False
@@ -342,7 +350,7 @@ class CommandClient:
 
     async def close(self) -> None:
         """Give back the lease, close the connections, and let all queries fail."""
-        self._breaker.open_until = math.inf
+        self._breaker.shut_down()
         await self._queries.close()
         if self._lease is not None:
             await self._lease.stop()

@@ -244,6 +244,7 @@ class RedisSession:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.client.listener.set("")
         await self.writer.close(_LAST_WRITE_SECONDS)
         await self.claims.close()
         await self._ended.close()
@@ -272,11 +273,13 @@ class RedisSession:
         try:
             messages = await self.client.read_inbox()
         except FAILURES as exc:
+            self.client.listener.set("down")
             self.client.failed("inbox", exc)
             await asyncio.sleep(self._backoff.next())
             self.client.renew_lease()
             return
         self._backoff.reset()
+        self.client.listener.set("up")
         for fields in messages:
             process = fields.get(b"p", b"").decode()
             words = fields[b"w"].decode().split()
