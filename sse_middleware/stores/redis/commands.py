@@ -314,8 +314,7 @@ class CommandClient:
     def failed(self, operation: str, exc: BaseException) -> None:
         """Report a failure, and let queries fail at once for a moment.
 
-        A refusal does not: Redis may accept other commands. A failed wait for messages does not
-        either: it proves nothing about other connections.
+        A refusal does not: Redis may accept other commands. Nor does a failed wait for messages.
         """
         is_refusal = isinstance(exc, ResponseError) and not isinstance(exc, ClusterError)
         if operation != "inbox" and not is_refusal:

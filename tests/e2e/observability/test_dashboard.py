@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx2 as httpx
@@ -108,7 +109,11 @@ def test_each_panel_has_data(
         if title in WITHOUT_DATA:
             prometheus.query(query)
         else:
-            wait_until(lambda query=query: bool(prometheus.query(query)), f"no data: {query}")
+            wait_until(partial(has_data, prometheus, query), f"no data: {query}")
+
+
+def has_data(prometheus: Prometheus, query: str) -> bool:
+    return bool(prometheus.query(query))
 
 
 def test_each_alert_can_be_evaluated(example: tuple[Server, Prometheus]) -> None:
