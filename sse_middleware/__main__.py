@@ -1,22 +1,44 @@
-"""The command line: `python -m sse_middleware config [--markdown]`."""
+"""The command line: `python -m sse_middleware config`, and `doctor`."""
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
 from sse_middleware.config.fields import OFF
 from sse_middleware.config.options import PER_ENDPOINT, SETTINGS, Options
+from sse_middleware.doctor.command import add_doctor
 from sse_middleware.errors import ConfigurationError
+
+_INTERRUPTED = 128 + signal.SIGINT
+"""The exit status of a command that was interrupted, as shells write it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
+    chosen = command_parser().parse_args(arguments)
+    try:
+        status: int = chosen.run(chosen)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return status
+
+
+def command_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line; `run` of its result runs the command."""
     parser = argparse.ArgumentParser(prog="python -m sse_middleware")
     commands = parser.add_subparsers(dest="command", required=True)
     config = commands.add_parser("config", help="show the settings and where they come from")
     config.add_argument("--markdown", action="store_true", help="as the table of the docs")
-    if parser.parse_args(arguments).markdown:
+    config.set_defaults(run=run_config)
+    add_doctor(commands)
+    return parser
+
+
+def run_config(arguments: argparse.Namespace) -> int:
+    """Print the settings, and return the exit status."""
+    if arguments.markdown:
         print(markdown())  # noqa: T201 - what a command is for
         return 0
     try:

@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "sources": {"errors", "observability", "protocol", "stream.current", "stores.circuit_breaker"},
     "channels": {"errors", "_once", "config", "protocol", "observability", "stores"},
     "client": {"http"},
+    "doctor": {"errors", "protocol"},
 }
 """The other packages that each package of ours may import; `middleware`, `own_pages`, `plugin`,
 `__main__` and `testing` may import all, and no package imports those."""
