@@ -1,4 +1,4 @@
-"""The command line: `python -m sse_middleware config`, and `doctor`."""
+"""The command line: `python -m sse_middleware config`, `doctor` and `smoke`."""
 
 import argparse
 import os
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from sse_middleware.config.fields import OFF
 from sse_middleware.config.options import PER_ENDPOINT, SETTINGS, Options
 from sse_middleware.doctor.command import add_doctor
+from sse_middleware.doctor.smoke_command import add_smoke
 from sse_middleware.errors import ConfigurationError
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -33,6 +34,7 @@ def command_parser() -> argparse.ArgumentParser:
     config.add_argument("--markdown", action="store_true", help="as the table of the docs")
     config.set_defaults(run=run_config)
     add_doctor(commands)
+    add_smoke(commands)
     return parser
 
 

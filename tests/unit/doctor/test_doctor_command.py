@@ -128,7 +128,7 @@ def test_the_docs_have_the_table_of_findings() -> None:
 
 def test_the_commands_of_the_docs_are_valid() -> None:
     commands = [
-        shlex.split(line, comments=True)
+        shlex.split(line.partition(" > ")[0], comments=True)
         for line in DOCUMENT.read_text().splitlines()
         if line.startswith("python -m sse_middleware")
     ]
