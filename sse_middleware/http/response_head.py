@@ -60,6 +60,8 @@ def is_not_event_stream(message: Message) -> bool:
 
 _WITHOUT_CONTENT = (HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT)
 """Statuses whose responses have no body (RFC 9110 15.3.5 and 15.3.6)."""
+OTHER_TYPE = "it is no event stream"
+"""The reason why a response with another content type is left alone."""
 ENCODED = "it has a content-encoding"
 """The reason why an event stream is left alone that cannot be passed on event by event."""
 
@@ -76,7 +78,7 @@ def passthrough_reason(
         elif lower == b"content-encoding":
             encoding = value.strip().lower()
     if content_type.partition(b";")[0].strip().lower() != _EVENT_STREAM:
-        return "it is no event stream"
+        return OTHER_TYPE
     if status not in _SUCCESS:
         return "its status is not 2xx"
     if status in _WITHOUT_CONTENT:

@@ -26,6 +26,7 @@ from sse_middleware.stores.base import EventStore, LogInfo
 from sse_middleware.stream.end_callback import EndCalls
 from sse_middleware.stream.linger import LingerQueue
 from sse_middleware.stream.linger_index import request_key
+from sse_middleware.stream.other_responses import OtherResponses
 from sse_middleware.stream.readers import ReaderPool
 
 logger = logging.getLogger("sse_middleware")
@@ -86,6 +87,7 @@ class Context:
         expires_at: returns the time at which the credentials of a request expire.
         attaching: whether some marks attach requests.
         warned: the warnings that have been logged, each with its route; its size is bounded.
+        other_responses: checks responses that are no event streams.
     """
 
     app: ASGIApp
@@ -108,6 +110,7 @@ class Context:
     expires_at: ExpiresAt | None = None
     attaching: Attaching = field(default_factory=Attaching)
     warned: set[tuple[str, str]] = field(default_factory=set)
+    other_responses: OtherResponses = field(default_factory=OtherResponses)
 
     def profile(self, mark: Mark, client_kind: ClientKind) -> StreamProfile:
         """Return what all streams of a mark and a kind of client have in common."""

@@ -13,6 +13,7 @@ from sse_middleware.http.body_digest import BodyDigest
 from sse_middleware.http.request import SSERequest
 from sse_middleware.http.response_head import (
     ENCODED,
+    OTHER_TYPE,
     has_content_length,
     passthrough_reason,
     serialize_headers,
@@ -111,6 +112,8 @@ def match_stream(owner: StreamOwner, path: str, start: Message) -> tuple[bool, M
     context, current, scope = owner.context, owner.current, owner.scope
     headers = start.get("headers") or ()
     reason = passthrough_reason(scope.get("method", ""), start["status"], headers)
+    if reason is OTHER_TYPE and context.other_responses.unchecked:
+        context.other_responses.check(context, scope, path, start)
     if reason is ENCODED:
         warn_cannot_stream(context, route_name(scope), "content-encoding")
     if reason is None and current.is_answered:

@@ -68,8 +68,7 @@ class Responder:
 
     Args:
         context, current, scope, admission: as the attributes.
-        receive, send: those of the server.
-        task: the task of the request, in which the app runs.
+        receive, send, task: those of the server; the app runs in the task.
 
     Attributes:
         context: the objects that all requests of one middleware share.
@@ -80,7 +79,7 @@ class Responder:
         admission: the admission check of the request, `None` without limits.
         held: the response start while its limits are being checked.
         producer: writes the response, `None` unless it is a stream.
-        unmarked: the stream, if it is not marked and nothing but the app and the client can end it.
+        unmarked: the stream, if it has no mark and only the app and the client can end it.
     """
 
     __slots__ = (
@@ -184,7 +183,7 @@ class Responder:
                     self._prefetch.cancel()
                     await asyncio.wait((self._prefetch,))
 
-    async def send(self, message: Message) -> None:  # noqa: C901 - few calls
+    async def send(self, message: Message) -> None:  # noqa: C901, PLR0912 - few calls
         """Pass a message of the app on, through the producer if the stream is marked."""
         write, stream = self._write, self.unmarked
         if write is not None:
@@ -213,6 +212,8 @@ class Responder:
             await self._decide(message)
         else:
             self._write, self.body = self.server_send, None
+            if self.context.other_responses.unchecked and (self._path or "endpoint" in self.scope):
+                self.context.other_responses.check(self.context, self.scope, self._path, message)
             if self.admission is not None:
                 self.admission.release()
                 self.admission = None

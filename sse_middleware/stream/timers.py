@@ -7,6 +7,7 @@ deadline when the last one is reached.
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -18,6 +19,8 @@ from typing import Protocol
 from sse_middleware._once import OncePerLoop, call_in
 from sse_middleware.stream.background_writer import BackgroundWriter
 from sse_middleware.stream.shutdown import SHUTDOWN
+
+logger = logging.getLogger("sse_middleware")
 
 TICK_SECONDS = 0.002
 """How long a stream coalesces the events that directly follow one that it has sent."""
@@ -34,6 +37,10 @@ _BUCKET_SECONDS = 0.005
 
 _EPOCH_TOLERANCE_SECONDS = 0.001
 """If the system clock deviates more, `epoch` is computed again."""
+
+_BLOCKED_SECONDS = 2.0
+"""A delay of the event loop that is logged: clients notice late heartbeats."""
+_WARNING_INTERVAL_SECONDS = 60.0
 
 _MAX_CALLBACKS_PER_TURN = 64
 """A limit per iteration of the loop, so that a thousand heartbeats do not delay other tasks."""
@@ -70,11 +77,13 @@ class LoopTimers:
         "_buckets",
         "_due",
         "_epoch",
+        "_fires_at",
         "_latest_bucket",
         "_loop",
         "_tick_targets",
         "_timer",
         "_timer_bucket",
+        "_warns_at",
         "background_writer",
         "clock",
         "drain",
@@ -98,6 +107,8 @@ class LoopTimers:
         self._due: deque[TimerTarget] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_bucket = math.inf
+        self._fires_at = 0.0  # of the timer, if there is one
+        self._warns_at = -math.inf
 
     def epoch(self) -> float:
         """Return the seconds since 1970 at which `clock` was 0: one object for many streams.
@@ -167,6 +178,7 @@ class LoopTimers:
         self._disarm()
         self._timer_bucket = bucket
         when = bucket * _BUCKET_SECONDS
+        self._fires_at = max(when, self.clock())  # a deadline may have passed already
         self._timer = self._loop.call_at(when, self._on_timer, context=self.empty_context)
 
     def _disarm(self) -> None:
@@ -176,9 +188,12 @@ class LoopTimers:
             self._timer = None
 
     def _on_timer(self) -> None:
+        now = self.clock()
+        if now - self._fires_at > _BLOCKED_SECONDS:
+            self._warn_of_delay(now, now - self._fires_at)
         self._disarm()
         self._timer_bucket = -math.inf  # calls of `call_at` meanwhile arm no timer
-        now, heap, due = self.clock(), self._bucket_heap, self._due
+        heap, due = self._bucket_heap, self._due
         while heap and heap[0] * _BUCKET_SECONDS <= now:
             due.extend(self._buckets.pop(heappop(heap), ()))
         for _ in range(min(len(due), _MAX_CALLBACKS_PER_TURN)):
@@ -191,6 +206,17 @@ class LoopTimers:
             heappop(heap)
         if heap:
             self._arm(heap[0])
+
+    def _warn_of_delay(self, now: float, late: float) -> None:
+        if now >= self._warns_at:
+            self._warns_at = now + _WARNING_INTERVAL_SECONDS
+            logger.warning(
+                "The event loop was blocked for %.1f s: all streams of this process were late, and "
+                "their heartbeats too. A handler blocks it, such as by a call of a synchronous "
+                "client in an async function (PYTHONASYNCIODEBUG=1 logs it), or the machine is "
+                "overloaded. This is logged at most once a minute.",
+                late,
+            )
 
     def _notify(self, callback: Callable[..., None], *args: float) -> None:
         try:

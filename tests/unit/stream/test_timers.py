@@ -459,3 +459,38 @@ def test_the_clock_is_that_of_a_real_loop() -> None:
 
     before, clock, after = asyncio.run(look())
     assert before <= clock <= after
+
+
+# Warnings
+
+
+async def test_a_blocked_event_loop_is_logged_at_most_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualClockLoop)
+    timers, began = new_timers()
+
+    async def block(seconds: float) -> None:
+        timers.call_at(Target(), timers.clock() + 1)
+        loop.pass_time(1 + seconds)
+        await asyncio.sleep(0.1)
+
+    for seconds in (1.9, 3.0, 9.0):
+        await block(seconds)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "The event loop was blocked for 3.0 s"
+    ]
+    await asyncio.sleep(60)
+    await block(4.0)
+    assert len(caplog.records) == 2
+    assert timers.clock() > began
+
+
+async def test_a_deadline_that_has_passed_already_is_no_blocked_event_loop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    timers, began = new_timers()
+    timers.call_at(Target(), began - 100)
+    await asyncio.sleep(0.1)
+    assert caplog.records == []
