@@ -60,6 +60,7 @@ class OptionArguments(EndpointArguments, total=False):
     exclude: Strings
     only_marked: bool
     ready_path: str
+    drain_path: str
     metrics_path: str
     client_path: str
     rollout_percent: int

@@ -183,6 +183,15 @@ class Options(EndpointOptions):
         pattern=r"(/[^?#\s]+)?",
         allowed="a path with a / first, or nothing",
     )
+    drain_path: str = fields.text(
+        "SSE_DRAIN_PATH",
+        "",
+        "Path of which a GET begins the shutdown of all streams and is answered when they have "
+        "ended, for a `preStop` hook, below the app's `root_path`. Requests with a header of a "
+        "proxy are passed to the app. Empty: none.",
+        pattern=r"(/[^?#\s]+)?",
+        allowed="a path with a / first, or nothing",
+    )
     metrics_path: str = fields.text(
         "SSE_METRICS_PATH",
         "/metrics",

@@ -154,11 +154,17 @@ async def send_empty(
 
 async def send_readiness(send: Send, scope: Scope, *, ready: bool) -> None:
     """Send 200, or 503 if the server drains."""
-    response = PlainTextResponse(
-        "ready\n" if ready else "draining\n",
-        (HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE).value,
-        {"cache-control": "no-store"},
-    )
+    status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+    await _send_text(send, scope, "ready\n" if ready else "draining\n", status)
+
+
+async def send_drained(send: Send, scope: Scope) -> None:
+    """Send 200 after the drain."""
+    await _send_text(send, scope, "drained\n", HTTPStatus.OK)
+
+
+async def _send_text(send: Send, scope: Scope, text: str, status: HTTPStatus) -> None:
+    response = PlainTextResponse(text, status.value, {"cache-control": "no-store"})
     await response(scope, _receive_nothing, send)
 
 

@@ -5,10 +5,13 @@ ends. A server that waits for its connections can then exit.
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
+
+logger = logging.getLogger("sse_middleware")
 
 _WATCH_INTERVAL_SECONDS: Final = 1.0
 """The least time between two looks at the signal handlers, which are slow."""
@@ -24,8 +27,8 @@ class Drainable(Protocol):
     def on_drain(self) -> None:
         """Handle the start of the drain."""
 
-    def on_drain_over(self) -> None:
-        """End."""
+    def on_drain_over(self) -> bool:
+        """End; return whether that cuts the answer of an app."""
 
 
 class Drain:
@@ -42,6 +45,8 @@ class Drain:
     __slots__ = (
         "__weakref__",
         "_began_at",
+        "_cut",
+        "_due",
         "_streams",
         "_watch",
         "_watch_at",
@@ -55,7 +60,9 @@ class Drain:
         self._began_at = math.inf
         self.is_draining = False
         self.servers = 0
-        self._streams: dict[Drainable, None] = {}  # smaller than a set
+        self._streams: dict[Drainable, float | None] = {}  # with the times at which they end
+        self._due = set[float]()  # of those times, the ones with a timer
+        self._cut = 0  # answers that have not been reported yet
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -68,7 +75,8 @@ class Drain:
             self._watch_at = now + _WATCH_INTERVAL_SECONDS
             self._watch()
         if self.is_draining:
-            asyncio.get_running_loop().call_soon(self._notify, stream)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._notify, stream, loop.time())
 
     def remove(self, stream: Drainable) -> None:
         """Remove a stream that has ended."""
@@ -80,13 +88,14 @@ class Drain:
             self.is_draining = True
             self._began_at = asyncio.get_running_loop().time()
             for stream in tuple(self._streams):
-                self._notify(stream)
+                self._notify(stream, self._began_at)
 
     def force(self) -> None:
         """End all streams now."""
         self.begin()
         for stream in tuple(self._streams):
-            stream.on_drain_over()
+            self._end(stream)
+        self._report_cuts()
 
     def seconds_left(self, seconds: float) -> float:
         """Return how many of the `seconds` of a stream are left, all of them before the drain."""
@@ -94,11 +103,33 @@ class Drain:
             return seconds
         return max(0.0, self._began_at + seconds - asyncio.get_running_loop().time())
 
-    def _notify(self, stream: Drainable) -> None:
+    def _notify(self, stream: Drainable, since: float) -> None:
         if stream in self._streams:
-            asyncio.get_running_loop().call_later(stream.drain_seconds, self._on_time_over, stream)
+            at = since + stream.drain_seconds
+            if at not in self._due:
+                self._due.add(at)
+                asyncio.get_running_loop().call_at(at, self._on_time_over, at)
+            self._streams[stream] = at
             stream.on_drain()
 
-    def _on_time_over(self, stream: Drainable) -> None:
+    def _on_time_over(self, at: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._due.remove(at)
+        for stream, ends_at in self._streams.items():
+            if ends_at == at:
+                loop.call_soon(self._end, stream)  # an error in one must not stop the others
+        loop.call_soon(self._report_cuts)
+
+    def _end(self, stream: Drainable) -> None:
         if stream in self._streams:
-            stream.on_drain_over()
+            self._cut += stream.on_drain_over()
+
+    def _report_cuts(self) -> None:
+        cut, self._cut = self._cut, 0
+        if cut:
+            logger.warning(
+                "The shutdown has cut %d answers of apps before their end. SSE_DRAIN_SECONDS is "
+                "the time that they have: set it to your longest answer, and the time after which "
+                "the process is killed to a few seconds more.",
+                cut,
+            )

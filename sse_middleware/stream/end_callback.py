@@ -219,10 +219,11 @@ class EndCallback:
     def on_drain(self) -> None:
         """Continue until the deadline."""
 
-    def on_drain_over(self) -> None:
+    def on_drain_over(self) -> bool:
         """Cancel the call."""
         if self._task is not None:
             self._task.cancel()
+        return False
 
     async def _run(self, info: EndInfo) -> None:
         try:

@@ -181,10 +181,11 @@ class Follower:
         if self._context.store.is_shared and self._dialect.reads_control_events:
             self.on_drain_over()
 
-    def on_drain_over(self) -> None:
+    def on_drain_over(self) -> bool:
         """Disconnect the client, because the server waits for nothing else."""
         self._dialect.prepare_to_drain()
         self._connection.rotate(self._timers.clock())
+        return False
 
     def _start(self) -> Message:
         info = self._info

@@ -70,10 +70,12 @@ class ProducerControl:
             connection.dialect.prepare_to_drain()
             producer.rotate(self._timers.clock())
 
-    def on_drain_over(self) -> None:
+    def on_drain_over(self) -> bool:
         """End the stream, because the server waits for nothing else."""
+        is_cut = self._producer.phase in (ProducerPhase.OPEN, ProducerPhase.DETACHED)
         if self._producer.move(ProducerInput.DRAIN_IS_OVER) is ProducerAction.IGNORE:
             self._producer.connection.give_up()
+        return is_cut
 
     def _evict(self) -> None:
         if not self._expire():

@@ -1,10 +1,10 @@
 """One request between server and app: the `send` and the `receive` that the app gets.
 
 Theory of operation. `send` passes messages on until the response start. There the responder decides
-whether the response is a marked stream. If not, all further messages pass as the same objects;
-those of an unmarked stream are counted. If it is, a producer gets them. A start whose limits are
-being checked is held. The app stays in its own task, and each way in which it can end (return,
-exception, cancellation, cap) leads to the single `finally` of the middleware: `aclose`.
+whether the response is a marked stream. If it is, a producer gets all further messages; if not,
+they pass as the same objects, and those of an unmarked stream are counted. The app stays in its own
+task, and each way in which it can end (return, exception, cancellation, cap) leads to one
+`finally`: `aclose`.
 
 `send` and `receive` are coroutine functions that do nothing until they are awaited: adapters of
 other interfaces call them in one thread and await them in another.
@@ -20,8 +20,7 @@ the app, which may call `receive()` in several tasks or never.
   is needed), `watch_for_disconnect` starts a `receive()` of its own, the prefetch. The message of a
   prefetch is stored for the next call of the app.
 - For a marked stream a disconnect is stored, because some servers send it only once.
-- If the stream is kept, the app gets no disconnect while the stream continues: its `receive()`
-  waits until the stream has ended.
+- If the stream is kept, `receive()` returns no disconnect to the app before the stream has ended.
 """
 
 import asyncio

@@ -148,9 +148,11 @@ class UnmarkedStream:
         """Handle the start of the drain: the stream continues until its time is over."""
         self.record.note("drain")
 
-    def on_drain_over(self) -> None:
+    def on_drain_over(self) -> bool:
         """End the stream, because the server waits for nothing else."""
+        is_cut = self.record.outcome is None
         self._close(Reason.SHUTDOWN)
+        return is_cut
 
     def _close(self, reason: Reason) -> None:
         if self.record.outcome is None:

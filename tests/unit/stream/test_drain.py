@@ -26,7 +26,7 @@ from tests.support.asgi import (
     running,
     stream_start,
 )
-from tests.support.draining import assert_shut_down
+from tests.support.draining import assert_shut_down, draining
 from tests.support.middleware import marking
 from tests.support.resuming import (
     Counting,
@@ -58,17 +58,6 @@ def shared() -> SharedStore:
 
 def now() -> float:
     return asyncio.get_running_loop().time()
-
-
-@asynccontextmanager
-async def draining() -> AsyncIterator[asyncio.Task[None]]:
-    """Begin to drain, as a signal does, and wait for the end of the drain."""
-    task = asyncio.ensure_future(drain())
-    await asyncio.sleep(0.001)
-    try:
-        yield task
-    finally:
-        await task
 
 
 async def deaf(scope: Scope, receive: Receive, send: Send) -> None:

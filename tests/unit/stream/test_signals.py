@@ -323,8 +323,9 @@ class EndlessStream:
     def on_drain(self) -> None:
         """Continue."""
 
-    def on_drain_over(self) -> None:
+    def on_drain_over(self) -> bool:
         """Continue."""
+        return False
 
 
 async def test_a_loop_that_is_added_during_a_drain_is_drained_too() -> None:
