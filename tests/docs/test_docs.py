@@ -201,3 +201,12 @@ def test_the_identity_in_the_docs_cannot_be_forged() -> None:
     assert identity(b"x-user", "ann") is None
     documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     assert not any('b"x-user"' in path.read_text() for path in documents)
+
+
+def test_troubleshooting_has_messages_of_the_package() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text().partition("## Logs and errors")[2]
+    quoted = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    package = "".join(path.read_text() for path in (ROOT / "sse_middleware").rglob("*.py"))
+    joined = re.sub(r'"\n\s*f?"', "", package)
+    of_python = "SSEMiddleware.__call__() missing 2 required positional arguments"
+    assert [message for message in quoted if message not in joined] == [of_python]

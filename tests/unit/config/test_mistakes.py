@@ -243,3 +243,13 @@ async def test_a_request_for_a_name_with_an_unknown_field_fails_with_an_explanat
 def test_the_publisher_of_a_loop_explains_the_same() -> None:
     with pytest.raises(ValueError, match="with a space at position 3"):
         Publisher("").publish("my channel", "step", 1).send(None)
+
+
+@pytest.mark.anyio
+async def test_an_object_in_place_of_the_class() -> None:
+    starlette = Starlette()
+    starlette.add_middleware(SSEMiddleware(app))  # type: ignore[arg-type]
+    with pytest.raises(
+        TypeError, match=r"SSEMiddleware.__call__\(\) missing 2 required positional"
+    ):
+        await starlette({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
