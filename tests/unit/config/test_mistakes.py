@@ -247,9 +247,9 @@ def test_the_publisher_of_a_loop_explains_the_same() -> None:
 
 @pytest.mark.anyio
 async def test_an_object_in_place_of_the_class() -> None:
-    starlette = Starlette()
-    starlette.add_middleware(SSEMiddleware(app))  # type: ignore[arg-type]
+    starlette: Any = Starlette()
+    starlette.add_middleware(SSEMiddleware(app))
     with pytest.raises(
         TypeError, match=r"SSEMiddleware.__call__\(\) missing 2 required positional"
     ):
-        await starlette({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
+        await starlette({"type": "lifespan"}, None, None)
