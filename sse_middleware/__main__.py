@@ -4,14 +4,28 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from sse_middleware import __version__
 from sse_middleware.config.fields import OFF
 from sse_middleware.config.options import PER_ENDPOINT, SETTINGS, Options
 from sse_middleware.doctor.command import add_doctor
 from sse_middleware.doctor.smoke_command import add_smoke
 from sse_middleware.errors import ConfigurationError
 
+_LISTING = """\
+# Marked streams. A mark may have others: @streaming(heartbeat_interval=10).
+{endpoint}
+
+# The app.
+{app}
+
+{exceptions}"""
+_NO_CAP = (
+    "# SSE_STREAM_MAX_SECONDS applies to EventSource clients only, because it is not set: other "
+    "clients\n# cannot be told of it. If it is set, it applies to all."
+)
+_ARGUMENTS = "# Arguments of SSEMiddleware have precedence over variables; they are not known here."
 _INTERRUPTED = 128 + signal.SIGINT
 """The exit status of a command that was interrupted, as shells write it."""
 
@@ -29,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def command_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line; `run` of its result runs the command."""
     parser = argparse.ArgumentParser(prog="python -m sse_middleware")
+    parser.add_argument("--version", action="version", version=f"sse_middleware {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     config = commands.add_parser("config", help="show the settings and where they come from")
     config.add_argument("--markdown", action="store_true", help="as the table of the docs")
@@ -52,20 +67,39 @@ def run_config(arguments: argparse.Namespace) -> int:
 
 
 def listing(environ: Mapping[str, str]) -> str:
-    """Return a line for each setting: its variable, its value, and the source of the value."""
+    """Return a line for each setting: its variable, its value, and the source of the value.
+
+    Those of marked streams come first. The last line says where arguments and marks differ.
+    """
     options = Options.from_environ(environ)
-    rows = [
-        (
+    rows = {
+        name: (
             setting.env,
             shown(setting.redact(getattr(options, name))),
             _source(name, options, environ),
         )
         for name, setting in SETTINGS.items()
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return "\n".join(
-        f"{env:<{widths[0]}}  {value:<{widths[1]}}  {source}" for env, value, source in rows
+    }
+    widths = [max(len(row[column]) for row in rows.values()) for column in (0, 1)]
+
+    def text(names: Collection[str]) -> str:
+        return "\n".join(
+            f"{env:<{widths[0]}}  {value:<{widths[1]}}  {source}"
+            for name, (env, value, source) in rows.items()
+            if name in names
+        )
+
+    return _LISTING.format(
+        endpoint=text(PER_ENDPOINT),
+        app=text(rows.keys() - PER_ENDPOINT),
+        exceptions=_exceptions(options),
     )
+
+
+def _exceptions(options: Options) -> str:
+    """Return the sentences about clients to which some defaults do not apply."""
+    cap = "" if "stream_max_seconds" in options.explicit else f"{_NO_CAP}\n"
+    return f"{cap}{_ARGUMENTS}"
 
 
 def markdown() -> str:

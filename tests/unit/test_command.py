@@ -2,6 +2,7 @@
 
 import pytest
 
+from sse_middleware import __version__
 from sse_middleware.__main__ import main
 
 
@@ -13,7 +14,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    return {row[0]: row[1:] for row in rows}
+    return {row[0]: row[1:] for row in rows if row}
 
 
 def test_config_shows_each_value_and_its_source(
@@ -30,6 +31,28 @@ def test_config_shows_each_value_and_its_source(
     assert shown["SSE_INCLUDE"] == ["/a/*,/b", "SSE_INCLUDE"]
     assert shown["SSE_METRICS_PATH"] == ["SSE_METRICS_PATH"]
     assert shown["SSE_RETRY_MS"] == ["2000", "default"]
+
+
+def test_config_shows_what_the_settings_apply_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config"]) == 0
+    first, _, rest = capsys.readouterr().out.partition("\n# The app.\n")
+    assert first.startswith("# Marked streams.")
+    assert "SSE_HEARTBEAT_INTERVAL" in first
+    assert "SSE_MAX_STREAMS" not in first
+    assert "SSE_MAX_STREAMS" in rest
+    assert "SSE_STREAM_MAX_SECONDS applies to EventSource clients only" in rest
+    monkeypatch.setenv("SSE_STREAM_MAX_SECONDS", "300")
+    assert main(["config"]) == 0
+    assert "EventSource clients only" not in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"sse_middleware {__version__}\n"
 
 
 def test_config_reports_an_error_in_one_line(
