@@ -64,6 +64,7 @@ def log_info(**fields: Any) -> LogInfo:
         "route": "/straße/{number}",
         "app_ids": False,
         "opened_on": 1_800_000_000.125,
+        "traceparent": f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01",
         "terms": StreamTerms(**terms),
     }
     return LogInfo(**(values | fields))

@@ -47,6 +47,13 @@ def gunicorn_preloading(directory: Path, environ: dict[str, str]) -> Ports:
     return gunicorn(directory, environ, "--preload")
 
 
+@contextmanager
+def granian(directory: Path, environ: dict[str, str]) -> Iterator[int]:
+    more = ("--workers", WORKERS, "--respawn-failed-workers")
+    with serving("granian", LIGHT_APP, directory, environ, *more) as server:
+        yield server.port
+
+
 def open_stream(port: int) -> socket.socket:
     """Open a stream of some minutes, and return its connection after the first bytes."""
     connection = socket.create_connection(("127.0.0.1", port), HANG_SECONDS)
@@ -79,7 +86,7 @@ def workers_with_streams(directory: Path) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("serve", [uvicorn, gunicorn, gunicorn_preloading])
+@pytest.mark.parametrize("serve", [uvicorn, gunicorn, gunicorn_preloading, granian])
 def test_the_open_streams_of_all_workers_are_right_after_one_is_killed(
     serve: Callable[[Path, dict[str, str]], Ports], tmp_path: Path
 ) -> None:

@@ -64,7 +64,8 @@ def test_a_field_of_another_type_is_refused_or_harmless(name: str, value: Any) -
     except ValueError:
         return
     assert type(value) in {type(VALID[0][name]), int, float, str, type(None)}
-    for sent in (info.stream_id, info.identity, info.secret, info.terms.event_prefix):
+    texts = (info.stream_id, info.identity, info.secret, info.traceparent)
+    for sent in (*texts, info.terms.event_prefix):
         assert sent.isascii()
         assert "\n" not in sent
     assert b"\n" not in info.headers.replace(b"\r\n", b"")
@@ -98,7 +99,13 @@ def test_metadata_survives_a_round_trip(
 
 def test_the_terms_of_a_stream_are_stored_as_fields_of_the_log() -> None:
     info = log_info(
-        stream_id="s", identity="i", body_digest=None, path="/", route="/", headers=b"a:\xe9\r\n"
+        stream_id="s",
+        identity="i",
+        body_digest=None,
+        path="/",
+        route="/",
+        headers=b"a:\xe9\r\n",
+        traceparent="",
     )
     assert pack_metadata(info, "process", ["name"], b"") == (
         b'[{"stream_id": "s", "path": "/", "identity": "i", "method": "POST", "body_digest": null, '
