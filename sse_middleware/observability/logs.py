@@ -1,7 +1,12 @@
-"""Logs: one structured record for each stream that has ended, without payloads or event ids."""
+"""Logs: one structured record for each stream that has ended, without payloads or event ids.
+
+The fields are in one attribute of the log record, `sse`: an app may have its own attributes, such
+as a `trace_id` that its log record factory sets, and `logging` raises if one is set twice.
+"""
 
 import logging
 
+from sse_middleware.observability.observer import guarded
 from sse_middleware.observability.stream_record import StreamRecord
 
 logger = logging.getLogger("sse_middleware.stream")
@@ -10,8 +15,9 @@ _STREAM = "stream %s of route %s: %s after %.3f s, %d events"
 _READER = "stream %s of route %s, resumed: %s after %.3f s, %d events"
 
 
+@guarded
 class StreamLog:
-    """Log the record of each ended stream, with its numbers as fields of the log record."""
+    """Log each ended stream, with its numbers in the attribute `sse` of the log record."""
 
     def opened(self, record: StreamRecord) -> None:
         """Log the start of a stream, at DEBUG."""
@@ -36,23 +42,25 @@ class StreamLog:
             record.duration_seconds,
             record.chunks,
             extra={
-                "stream_id": record.stream_id,
-                "trace_id": record.trace_id,
-                "route": record.route,
-                "family": record.family,
-                "outcome": record.outcome,
-                "duration_seconds": record.duration_seconds,
-                "time_to_first_event_seconds": record.first_event_seconds,
-                "chunks": record.chunks,
-                "tokens": record.tokens,
-                "sent_bytes": record.sent_bytes,
-                "heartbeats": record.heartbeats,
-                "disconnects": record.disconnects,
-                "resumed_after": record.resumed_after,
-                "cache": record.cache or None,
-                "cache_hit": record.cache != "miss" if record.cache else None,
-                "annotations": dict(record.annotations or {}),
-                **({} if record.sources is None else record.sources.log_fields),
+                "sse": {
+                    "stream_id": record.stream_id,
+                    "trace_id": record.trace_id,
+                    "route": record.route,
+                    "family": record.family,
+                    "outcome": record.outcome,
+                    "duration_seconds": record.duration_seconds,
+                    "time_to_first_event_seconds": record.first_event_seconds,
+                    "chunks": record.chunks,
+                    "tokens": record.tokens,
+                    "sent_bytes": record.sent_bytes,
+                    "heartbeats": record.heartbeats,
+                    "disconnects": record.disconnects,
+                    "resumed_after": record.resumed_after,
+                    "cache": record.cache or None,
+                    "cache_hit": record.cache != "miss" if record.cache else None,
+                    "annotations": dict(record.annotations or {}),
+                    **({} if record.sources is None else record.sources.log_fields),
+                }
             },
         )
 
@@ -69,7 +77,7 @@ class StreamLog:
             "stream of route %s rejected: %s",
             route,
             reason,
-            extra={"route": route, "reason": reason},
+            extra={"sse": {"route": route, "reason": reason}},
         )
 
     def on_end_failed(self, route: str) -> None:

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from sse_middleware._once import OncePerKey
 from sse_middleware.observability.bulk_metrics import BulkHistogram, adder_of, live_adder_of
-from sse_middleware.observability.observer import Observer
+from sse_middleware.observability.observer import Observer, guarded
 from sse_middleware.observability.source_metrics import SourceMetrics
 from sse_middleware.observability.store_metrics import StoreHealthMetrics
 from sse_middleware.observability.stream_record import GAP_BOUNDS, StreamRecord
@@ -127,6 +127,7 @@ class _StreamMetrics:
             route.first_events.observe(record.first_event_seconds, exemplar)
 
 
+@guarded
 class Metrics:
     """Count the streams of a process in a registry; there is one object for each registry.
 

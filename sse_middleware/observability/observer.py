@@ -2,15 +2,29 @@
 
 An observer is notified when a stream opens, every ten seconds or so and at the end, but not of each
 event. The record has all the numbers; an observer that counts remembers what it has counted.
+
+Log handlers, log record factories and metrics belong to the app, and may raise. Neither the app
+that writes a stream nor another observer is concerned by that: the classes of observers are
+`guarded`.
 """
 
-from typing import Protocol
+import functools
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol, TypeVar
 
+from sse_middleware._once import OncePerProcess
 from sse_middleware.observability.stream_record import StreamRecord
+
+logger = logging.getLogger("sse_middleware")
+
+_failed = OncePerProcess(set[str])
+"""The methods of observers that have failed, and are not logged again."""
 
 
 class Observer(Protocol):
-    """An observer of streams. No method may wait, block or raise."""
+    """An observer of streams. No method may wait, or block."""
 
     def opened(self, record: StreamRecord) -> None:
         """A response is a stream, and has started."""
@@ -64,3 +78,40 @@ class Observer(Protocol):
 
     def store_flushed(self, seconds: float) -> None:
         """Events have been written to the store in `seconds`."""
+
+
+ObserverClass = TypeVar("ObserverClass", bound=type[Observer])
+
+
+def guarded(observer_class: ObserverClass) -> ObserverClass:
+    """Have the methods of an observer log their exceptions, the first one of each method."""
+    for name, method in tuple(vars(observer_class).items()):
+        if name in vars(Observer) and not name.startswith("_"):
+            setattr(observer_class, name, _guarded(method))
+    return observer_class
+
+
+def _guarded(method: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(method)
+    def call(*args: Any) -> None:
+        try:
+            method(*args)
+        except Exception as exc:  # noqa: BLE001 - of a log handler or of a metric, for example
+            _log_failure(method.__qualname__, exc)
+
+    return call
+
+
+def _log_failure(name: str, exc: Exception) -> None:
+    failed = _failed()
+    if name in failed:
+        return
+    failed.add(name)
+    with suppress(Exception):  # the log itself may be what fails
+        logger.warning(
+            "%s has failed: %s: %s. Streams continue, but metrics or logs of them may be missing. "
+            "This is logged once.",
+            name,
+            type(exc).__name__,
+            exc,
+        )

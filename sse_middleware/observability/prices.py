@@ -10,7 +10,7 @@ from typing import Final
 
 from genai_prices import Usage, calc_price
 
-from sse_middleware.observability.observer import Observer
+from sse_middleware.observability.observer import Observer, guarded
 from sse_middleware.observability.source_record import TokenUsage
 from sse_middleware.observability.stream_record import StreamRecord
 
@@ -42,6 +42,7 @@ def price_of(usage: TokenUsage, model: str, provider: str = "") -> Decimal | Non
         return None
 
 
+@guarded
 class Prices(Observer):
     """Compute the prices of the calls of each stream that has ended.
 

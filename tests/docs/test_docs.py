@@ -104,8 +104,8 @@ def test_log_lines_are_json_with_the_ids_of_the_stream(name: str) -> None:
     assert {name: of_app[name] for name in IDS} == expected
     assert not texts["no request"].get("trace_id")
     (of_stream,) = [line for text, line in texts.items() if text.startswith("stream ")]
-    assert of_stream["outcome"] == "finished"
-    assert {name: of_stream[name] for name in IDS} == expected
+    assert of_stream["sse"]["outcome"] == "finished"
+    assert {name: of_stream["sse"][name] for name in IDS} == expected
 
 
 def test_the_celery_task_publishes_and_does_a_job_once() -> None:

@@ -17,6 +17,7 @@ from example_app.app import create_app
 from example_app.completions.endpoint import create_handler
 from example_app.completions.sessions import MemorySessions, get_or_create_session
 from tests.support.asgi import Exchange, handle, http_scope, running
+from tests.support.log_records import stream_fields
 from tests.support.upstreams import Answer, Upstream, Visit, upstream_service
 from tests.support.waiting import HANG_SECONDS
 
@@ -289,7 +290,7 @@ async def test_the_own_service_answers_from_the_corpus_and_counts_tokens(
         assert "executes Python bytecode at a time" in text_of(chunks)
         refused = await post(app, messages=[{"role": "user", "content": " "}])
     assert refused.status == 400
-    (record,) = [vars(one) for one in caplog.records if hasattr(one, "tokens")]
+    (record,) = stream_fields(caplog)
     assert (record["family"], record["tokens"]) == ("openai", chunks[-1]["usage"]["total_tokens"])
     assert record["models"] == ["qwen3-max"]
 

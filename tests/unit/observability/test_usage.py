@@ -15,6 +15,7 @@ from sse_middleware.observability.source_metrics import SourceMetrics
 from sse_middleware.observability.source_record import ModelCall, SourceRecord, TokenUsage
 from tests.support import needs
 from tests.support.asgi import EVENTSOURCE, Exchange, body, handle, stream_start
+from tests.support.log_records import stream_fields
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +65,7 @@ async def test_calls_with_keys_of_their_own_add_up(caplog: pytest.LogCaptureFixt
     assert numbers(exchange, "complete") == [50]
     await until(lambda: bool(ended), "on_end was not called")
     assert (ended[0].tokens, ended[0].usage) == (50, TokenUsage(40, 10, 30))
-    (record,) = [vars(record) for record in caplog.records if hasattr(record, "models")]
+    (record,) = [fields for fields in stream_fields(caplog) if "models" in fields]
     assert (record["models"], record["input_tokens"]) == (["gpt-4o", "small"], 40)
     assert record["cost_usd"] is None  # that of one call is not known
 
@@ -84,7 +85,7 @@ async def test_usage_is_priced_if_the_option_is_set(caplog: pytest.LogCaptureFix
     registry = CollectorRegistry()
     for model in ("gpt-4o", "qwen3-max", "unheard of", "unheard of"):
         await ask((chunk(1000, 500, model), {}), registry=registry, usage_cost=True)
-    costs = [vars(record)["cost_usd"] for record in caplog.records if hasattr(record, "cost_usd")]
+    costs = [fields["cost_usd"] for fields in stream_fields(caplog) if "cost_usd" in fields]
     assert costs[2:] == [None, None]
     for cost, model in zip(costs, ("gpt-4o", "qwen3-max"), strict=False):
         assert 0.001 < cost < 0.1

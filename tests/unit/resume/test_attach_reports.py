@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from sse_middleware import Mark, SSEMiddleware, streaming
 from tests.support.asgi import Exchange, body, http_scope, stream_start
+from tests.support.log_records import stream_fields
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +39,7 @@ async def test_each_request_is_a_miss_a_hit_or_coalesced(
     caplog.set_level(logging.INFO, "sse_middleware.stream")
     registry = CollectorRegistry()
     await ask(streaming(name="chat", attach="kept"), registry, 0, 0.5, 2, 3)
-    records = [vars(record) for record in caplog.records if hasattr(record, "cache_hit")]
+    records = stream_fields(caplog)
     found = sorted((record["cache"], record["cache_hit"]) for record in records)
     assert found == [("coalesced", True), ("hit", True), ("hit", True), ("miss", False)]
 
@@ -55,7 +56,7 @@ async def test_a_route_that_attaches_no_request_has_neither(
     caplog.set_level(logging.INFO, "sse_middleware.stream")
     registry = CollectorRegistry()
     await ask(streaming(name="chat"), registry, 0, 2)
-    records = [vars(record) for record in caplog.records if hasattr(record, "cache_hit")]
+    records = stream_fields(caplog)
     assert [(record["cache"], record["cache_hit"]) for record in records] == [(None, None)] * 2
     labels = {"route": "chat", "result": "miss"}
     assert registry.get_sample_value("sse_resumes_total", labels) is None

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from sse_middleware import SSEMiddleware, streaming
 from sse_middleware.sources import Source, UpstreamError, fallback, started
 from tests.support.asgi import Exchange, handle
+from tests.support.log_records import stream_fields
 
 pytestmark = pytest.mark.anyio
 
@@ -51,7 +52,7 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
 
 
 def only_record(caplog: pytest.LogCaptureFixture) -> dict[str, object]:
-    (record,) = [vars(one) for one in caplog.records if one.name == "sse_middleware.stream"]
+    (record,) = stream_fields(caplog)
     return record
 
 
@@ -69,9 +70,7 @@ async def test_the_record_and_the_metrics_show_which_source_has_answered(
     exchange = await ask(*names, registry=registry)
     starts = [m for _, m in exchange.messages if m["type"] == "http.response.start"]
     assert (len(starts), exchange.body) == (1, b"data: 1\n\n")
-    (record,) = [
-        vars(record) for record in caplog.records if record.name == "sse_middleware.stream"
-    ]
+    (record,) = stream_fields(caplog)
     assert (record["source"], record["fallback_used"]) == (source, fallbacks is not None)
     labels = {"route": "/chat/{number}", "source": "up"}
     assert value(registry, "sse_fallbacks_total", **labels) == fallbacks
@@ -92,7 +91,5 @@ async def test_a_stream_without_sources_has_no_fields_for_them(
         return StreamingResponse(up(), media_type="text/event-stream")
 
     await handle(SSEMiddleware(Starlette(routes=[Route("/", app)])))
-    (record,) = [
-        vars(record) for record in caplog.records if record.name == "sse_middleware.stream"
-    ]
+    (record,) = stream_fields(caplog)
     assert "source" not in record

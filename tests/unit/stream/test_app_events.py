@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sse_middleware import ConfigurationError, Event, SSEMiddleware, streaming
 from tests.support.asgi import EVENTSOURCE, Exchange, body, handle, stream_of, stream_start
+from tests.support.log_records import stream_fields
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -131,8 +132,8 @@ async def test_an_event_whose_transform_fails_is_dropped_logged_and_counted(
     assert registry.get_sample_value("sse_transform_errors_total", {"route": "chat"}) == 2
     (error,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert "an event of route chat cannot be transformed, and is dropped" in error.getMessage()
-    (record,) = [record for record in caplog.records if hasattr(record, "transform_errors")]
-    assert vars(record)["transform_errors"] == 2
+    (fields,) = stream_fields(caplog)
+    assert fields["transform_errors"] == 2
 
 
 async def test_what_cannot_be_parsed_is_dropped_if_there_is_a_transform() -> None:

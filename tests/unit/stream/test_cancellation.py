@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -289,7 +290,7 @@ async def test_the_log_has_one_end_of_a_stream_that_expired(
         assert first.task is not None
         await first.task
     (record,) = caplog.records
-    logged: Any = record
+    logged = SimpleNamespace(**record.__dict__["sse"])
     assert (logged.outcome, logged.disconnects) == ("disconnected", 1)
     assert logged.duration_seconds == pytest.approx(LINGER + 1, abs=0.1)
     assert logged.chunks >= LINGER

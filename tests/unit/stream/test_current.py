@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.anyio
 
 def records(caplog: pytest.LogCaptureFixture) -> list[Any]:
     return [
-        record
+        SimpleNamespace(**record.__dict__["sse"])
         for record in caplog.records
         if record.name == "sse_middleware.stream" and record.levelno == logging.INFO
     ]

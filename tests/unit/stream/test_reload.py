@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -333,7 +334,7 @@ async def test_the_stream_ends_as_one_that_has_lingered_long_enough(
         browser = Browser(app, stack)
         first = await browser.leave(cookie("alice"))
         await browser.open(cookie("alice"))
-        logged: Any = caplog.records[0]
+        logged = SimpleNamespace(**caplog.records[0].__dict__["sse"])
         assert (logged.outcome, logged.disconnects) == ("disconnected", 1)
         assert not first.ended
         late = await browser.open(headers=back(id_of(first, 1), cookie("alice")))
