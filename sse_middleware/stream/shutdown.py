@@ -8,12 +8,14 @@ Theory of operation. A server that shuts down waits for its open connections bef
   sse-starlette finds the server. No handler is installed if the default one is active, because it
   ends the process, and none in front of `asyncio.Runner`'s, which cancels the main task.
 - `drain()`. The app calls it if the server gets no signal, for example in a thread.
-- hypercorn stops its workers without a signal. The main task of a worker is recognised by the name
-  of a coroutine, and checked twice a second: when it waits in `asyncio.Server.wait_closed`, the
-  drain begins. If hypercorn or asyncio rename these coroutines, only this way is lost: the drain
-  then does not begin by itself under hypercorn, and `drain()` still works.
+- Some servers stop without a signal: hypercorn stops its workers, and uvicorn and gunicorn end
+  after their maximum of requests. The main task of the server is recognised by the name of a
+  coroutine, and checked twice a second: when it waits in a coroutine of its shutdown, the drain
+  begins. If a server renames these coroutines, only this way is lost: the drain then does not
+  begin by itself without a signal, and `drain()` still works. Of several servers in one loop, one
+  that ends alone starts no drain.
 
-Signals and hypercorn are watched only if a drain can end something: from the lifespan on if a
+Signals and main tasks are watched only if a drain can end something: from the lifespan on if a
 setting shows that, and from the first stream on that a drain would end. Other code may install its
 handlers later; a second server in the same loop does. So the handlers are checked again when
 another server starts, and when streams open, at most once a second. Python installs handlers
@@ -38,6 +40,8 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import PurePath
 from types import CodeType, FrameType
 from typing import Any
 
@@ -48,9 +52,13 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _DUPLICATE_SIGNAL_SECONDS = 1.0
 """A repeated signal within this time is the same Ctrl-C, sent by the parent process."""
 _POLL_SECONDS = 0.02
-_HYPERCORN_POLL_SECONDS = 0.5
-_HYPERCORN_MAIN = "worker_serve"
-"""The name of hypercorn's main coroutine."""
+_SERVER_POLL_SECONDS = 0.5
+_SERVERS = {
+    "hypercorn": ("worker_serve", "wait_closed"),
+    "uvicorn": ("serve", "shutdown"),
+    "gunicorn": ("_serve", "_shutdown"),
+}
+"""By package, the names of a server's main coroutine, and of one that it awaits in its shutdown."""
 
 
 SignalTimes = weakref.WeakKeyDictionary[Drain, float]
@@ -100,7 +108,7 @@ class Shutdown:
         loop = asyncio.get_running_loop()
         if loop not in self._searched:
             self._searched.add(loop)
-            self._find_hypercorn(loop)
+            self._find_server(loop)
         if _is_in_main_thread():
             self._main_loop = weakref.ref(loop)
             self._install_handlers()
@@ -159,25 +167,30 @@ class Shutdown:
         if is_exiting:
             self.on_signal(signalled_at)
 
-    def _find_hypercorn(self, loop: asyncio.AbstractEventLoop) -> None:
-        drain = self.drain_for(loop)
+    def _find_server(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Poll the servers whose main tasks run in a loop."""
         for task in asyncio.all_tasks(loop):
-            if _is_hypercorn_main(task):
-                loop.call_later(_HYPERCORN_POLL_SECONDS, self._poll_hypercorn, loop, task, drain)
+            ending = _ending_of(task)
+            if ending:
+                poll = partial(self._poll_server, loop, task, ending)
+                loop.call_later(_SERVER_POLL_SECONDS, poll)
 
-    def _poll_hypercorn(
-        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], drain: Drain
+    def _poll_server(
+        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], ending: str
     ) -> None:
-        """Start the drain if hypercorn waits for its connections.
+        """Start the drain if the server waits for its connections.
 
-        From Python 3.12.1 on it would wait forever: "wait until ... all active connections have
-        finished" (https://docs.python.org/3/library/asyncio-eventloop.html#asyncio.Server).
+        From Python 3.12.1 on hypercorn would wait forever: "wait until ... all active connections
+        have finished" (https://docs.python.org/3/library/asyncio-eventloop.html#asyncio.Server).
         """
-        if any(code.co_name == "wait_closed" for code in _awaited_code(task)):
+        drain = self.drain_for(loop)
+        is_only = drain.servers <= 1
+        if is_only and any(code.co_name == ending for code in _awaited_code(task)):
             self.is_draining = True
             drain.begin()
         elif not task.done():
-            loop.call_later(_HYPERCORN_POLL_SECONDS, self._poll_hypercorn, loop, task, drain)
+            poll = partial(self._poll_server, loop, task, ending)
+            loop.call_later(_SERVER_POLL_SECONDS, poll)
 
 
 class ChainedSignalHandler:
@@ -224,11 +237,14 @@ def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> Non
         loop.call_soon_threadsafe(call)
 
 
-def _is_hypercorn_main(task: asyncio.Task[Any]) -> bool:
-    return any(
-        code.co_name == _HYPERCORN_MAIN and "hypercorn" in code.co_filename
-        for code in _awaited_code(task)
-    )
+def _ending_of(task: asyncio.Task[Any]) -> str:
+    """Return the name of a coroutine in a server's shutdown if the task is its main one."""
+    for code in _awaited_code(task):
+        folders = PurePath(code.co_filename).parts
+        for package, (main, ending) in _SERVERS.items():
+            if code.co_name == main and package in folders:
+                return ending
+    return ""
 
 
 def _awaited_code(task: asyncio.Task[Any]) -> Iterator[CodeType]:

@@ -41,10 +41,15 @@ class Server:
 
 @contextmanager
 def serving(
-    name: str, app: str, directory: Path, environ: dict[str, str] | None = None, *more: str
+    name: str,
+    app: str,
+    directory: Path,
+    environ: dict[str, str] | None = None,
+    *more: str,
+    port: int | None = None,
 ) -> Iterator[Server]:
     """Serve `app` ("module:attribute") by the server `name` until the block ends."""
-    port = free_port()
+    port = free_port() if port is None else port
     module, *arguments = (part.format(port=port) for part in SERVERS[name])
     command = [sys.executable, "-m", module, *arguments, *more, app]
     with running_process(command, directory / f"{name}.log", environ) as (process, log):

@@ -1,8 +1,7 @@
 """The configurations of docs/deployment.md, with two workers that share nothing."""
 
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -11,49 +10,15 @@ import httpx2 as httpx
 import pytest
 
 from sse_middleware import Event, EventParser
-from tests.support.needs import program
 from tests.support.ports import free_port
+from tests.support.proxies import PROXIES, configured
 from tests.support.raw_http import EVENTSOURCE
 from tests.support.servers import Server, running_process, serving, wait_until_listening
 from tests.support.waiting import HANG_SECONDS
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "deployment.md"
 APP = "tests.e2e.servers.app:app"
 IDLE_SECONDS = 2
 """The timeout of the proxies; the documents set 60 s."""
-
-
-def configured(proxy: str, ports: dict[str, int]) -> str:
-    """Return the configuration of the documents, with other ports and a short timeout."""
-    found = re.search(rf"^```{proxy}\n(.*?)^```", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
-    assert found is not None
-    text = re.sub(r"\b60s\b", f"{IDLE_SECONDS}s", found[1])
-    for documented, port in ports.items():
-        assert f"127.0.0.1:{documented}" in text
-        text = text.replace(f"127.0.0.1:{documented}", f"127.0.0.1:{port}")
-    return text
-
-
-def nginx(directory: Path, text: str) -> list[str]:
-    path = directory / "nginx.conf"
-    temporary = "".join(
-        f"{name}_temp_path {directory}/{name};\n"
-        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    path.write_text(
-        f"daemon off;\nmaster_process off;\npid {directory}/pid;\nerror_log stderr;\n"
-        f"events {{}}\nhttp {{\naccess_log off;\n{temporary}{text}}}\n"
-    )
-    return [program("nginx"), "-c", str(path), "-p", str(directory)]
-
-
-def haproxy(directory: Path, text: str) -> list[str]:
-    path = directory / "haproxy.cfg"
-    path.write_text(text)
-    return [program("haproxy"), "-db", "-f", str(path)]
-
-
-PROXIES: dict[str, Callable[[Path, str], list[str]]] = {"nginx": nginx, "haproxy": haproxy}
 
 
 class Proxied(NamedTuple):
@@ -75,7 +40,7 @@ def proxied(proxy: str, directory: Path, *, app: str = APP, **environ: str) -> I
             serving_one = serving("uvicorn-httptools", app, place, environ)
             workers.append(stack.enter_context(serving_one))
         ports = {"8080": port, "8001": workers[0].port, "8002": workers[1].port}
-        command = PROXIES[proxy](directory, configured(proxy, ports))
+        command = PROXIES[proxy](directory, configured(proxy, ports, idle_seconds=IDLE_SECONDS))
         log = directory / "proxy.log"
         process, log = stack.enter_context(running_process(command, log))
         wait_until_listening(port, process, log)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import httpx2 as httpx
 import pytest
 
-from tests.e2e.servers.test_proxies import PROXIES, proxied
+from tests.e2e.servers.test_proxies import proxied
 from tests.support.answers import numbers
 from tests.support.named_runs import ANN, APP
+from tests.support.proxies import PROXIES
 from tests.support.redis_server import RedisServer
 from tests.support.servers import SERVERS, serving
 from tests.support.waiting import HANG_SECONDS
