@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -35,9 +36,8 @@ from sse_middleware.http.request import (
     may_have_event_id,
     request_path,
 )
-from sse_middleware.http.response_head import passthrough_reason, unmarked_headers
 from sse_middleware.http.rollout import EVERYONE, InRollout, Rollout
-from sse_middleware.http.routes import Mark, PathFilter, bare_marks, compile_marks
+from sse_middleware.http.routes import Mark, PathFilter, PathMarks, bare_marks, compile_marks
 from sse_middleware.http.starlette_routes import warn_of_names
 from sse_middleware.limits.admission import Admission, admission_for
 from sse_middleware.limits.admission_check import AdmissionCheck, reject_if_draining
@@ -46,7 +46,6 @@ from sse_middleware.observability.metrics import counting_in
 from sse_middleware.observability.pricing import pricing
 from sse_middleware.observability.tracing import Tracing
 from sse_middleware.own_pages import OwnPages, drains
-from sse_middleware.protocol.event_ids import new_secret, stream_id
 from sse_middleware.resume.attach import AttachedRequests
 from sse_middleware.resume.handler import ResumeHandler
 from sse_middleware.resume.named import NamedStreams
@@ -55,7 +54,8 @@ from sse_middleware.stores.configured import asked_at_start, create_store
 from sse_middleware.stores.installed import INSTALLED, RedisAddress
 from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.stream.context import Authorize, Context, ExpiresAt
-from sse_middleware.stream.current import CURRENT, IN_SCOPE, CurrentStream
+from sse_middleware.stream.current import CURRENT, IN_SCOPE, LEFT_ALONE, CurrentStream
+from sse_middleware.stream.headers_only import with_headers_only
 from sse_middleware.stream.linger import LingerQueue
 from sse_middleware.stream.readers import ReaderPool, reader_limit
 from sse_middleware.stream.responder import Responder
@@ -101,9 +101,14 @@ class SSEMiddleware:
         **options: fields of `Options`; each has precedence over its `SSE_*` variable.
 
     Raises:
-        ConfigurationError: an argument is out of its bounds. An invalid variable stops the start-up
-            of the server instead.
+        ConfigurationError: an argument is out of its bounds.
         TypeError: there is no such option.
+
+    An invalid variable stops the start-up of the server instead: the lifespan fails. So does an
+    argument if the event loop runs already. Starlette creates its layers only when the lifespan
+    begins, and servers take an exception then for an app without a lifespan.
+
+    The object can be pickled, as Ray Serve does; the copy is created from the same arguments.
     """
 
     def __init__(
@@ -120,26 +125,45 @@ class SSEMiddleware:
         rollout: InRollout | None = None,
         **options: Unpack[OptionArguments],
     ) -> None:
-        check_arguments(
-            os.environ,
-            marks=marks,
-            store=store,
-            redis_url=options.get("redis_url"),
-            identify=identify,
-            authorize_resume=authorize_resume,
-            expires_at=expires_at,
-            rollout=rollout,
-        )
+        self._arguments: dict[str, Any] = {
+            "marks": marks,
+            "registry": registry,
+            "tracer_provider": tracer_provider,
+            "store": store,
+            "identify": identify,
+            "authorize_resume": authorize_resume,
+            "expires_at": expires_at,
+            "rollout": rollout,
+            **options,
+        }
+        compiled_marks: PathMarks = ()
+        self._misconfigured: Exception | None = None
+        try:
+            check_arguments(
+                os.environ,
+                marks=marks,
+                store=store,
+                redis_url=options.get("redis_url"),
+                identify=identify,
+                authorize_resume=authorize_resume,
+                expires_at=expires_at,
+                rollout=rollout,
+            )
+            compiled_marks = compile_marks(marks or {})
+            chosen = Options.from_environ({}, **options)
+        except (ConfigurationError, TypeError) as exc:
+            if running_loop() is None:
+                raise
+            self._misconfigured = exc
+            chosen, store, identify, rollout = Options(), None, None, None
         awaited = AwaitedIdentity.of(identify)
         known = cast("Identify | None", awaited or identify)
-        compiled_marks = compile_marks(marks or {})
-        chosen = Options.from_environ({}, **options)  # an invalid argument raises here and now
         observers: tuple[Observer, ...] = (*counting_in(registry or REGISTRY), StreamLog())
         own_store, clients = store is None, EVERYONE
         self.app = app
-        self._misconfigured: ConfigurationError | None = None
         try:
-            chosen = Options.from_environ(os.environ, **options)
+            if self._misconfigured is None:
+                chosen = Options.from_environ(os.environ, **options)
             clients = Rollout.from_options(chosen, known, rollout)
             observers = (*pricing(is_wanted=chosen.usage_cost), *observers)
             if store is None:
@@ -189,10 +213,14 @@ class SSEMiddleware:
         self._path_filter = PathFilter(chosen.include, chosen.exclude)
         self._pages = OwnPages(chosen, registry)
         # The ends of the paths of requests that `_intercept` handles: those of our pages, or all.
-        all_paths = self._path_filter.is_set or not chosen.enabled or self._misconfigured
+        is_selective = self._path_filter.is_set or self._context.may_leave_alone
+        all_paths = is_selective or not chosen.enabled or self._misconfigured
         self._intercepted = ("",) if all_paths else self._pages.paths
         self._lingering_paths = self._context.linger_queue.paths
-        self._warned_of_loop = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how a copy is created, before it has started."""
+        return partial(type(self), **self._arguments), (self.app,)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: C901, PLR0912 - few calls
         """Handle one connection as ASGI 3 specifies."""
@@ -209,7 +237,7 @@ class SSEMiddleware:
         except RuntimeError:  # the event loop is not asyncio's
             task = None
         if task is None:
-            await self.app(scope, receive, self._with_headers_only(scope, send))
+            await self.app(scope, receive, with_headers_only(self._context, scope, send))
             return
         responder: Responder | None
         if (
@@ -285,7 +313,12 @@ class SSEMiddleware:
             await self._fail_start(self._misconfigured, scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._run_lifespan(scope, receive, send)
-        elif scope["type"] != "http" or IN_SCOPE in scope or not self._context.options.enabled:
+        elif scope["type"] != "http" or not self._context.options.enabled:
+            await self.app(scope, receive, send)
+        elif IN_SCOPE in scope and scope.pop(LEFT_ALONE, False):
+            scope[IN_SCOPE].is_answered = True  # so that the outer one passes our response on
+            return await self._filter(scope, receive, send)
+        elif IN_SCOPE in scope:
             await self.app(scope, receive, send)
         elif (app_send := await self._pages.handle(scope, receive, send)) is not None:
             return await self._filter(scope, receive, app_send)
@@ -297,6 +330,8 @@ class SSEMiddleware:
             logger.debug("request passed through: its path is left out")
             await self.app(scope, receive, send)
             return None
+        if self._context.may_leave_alone and self._context.leaves_alone(app_path(scope)):
+            scope[LEFT_ALONE] = True
         if drains() and await reject_if_draining(self._context, SSERequest(scope), send):
             return None
         return send
@@ -340,40 +375,9 @@ class SSEMiddleware:
 
         return close_and_send
 
-    def _with_headers_only(self, scope: Scope, send: Send) -> Send:
-        """Return a `send` that adds headers, for event loops without asyncio tasks (trio)."""
-        path = app_path(scope)
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = message.get("headers") or ()
-                method = scope.get("method", "")
-                if passthrough_reason(method, message["status"], headers) is None:
-                    if self._context.get_mark(scope, path) is not None:
-                        self._warn_of_loop()
-                    added = unmarked_headers(
-                        headers,
-                        trace_id=SSERequest(scope).trace_id,
-                        stream_id=stream_id(new_secret()),
-                    )
-                    message = {**message, "headers": [*headers, *added]}
-            await send(message)
-
-        return with_headers
-
-    def _warn_of_loop(self) -> None:
-        if not self._warned_of_loop:
-            self._warned_of_loop = True
-            logger.warning(
-                "Marked streams get headers only, neither heartbeats nor a cap. They need asyncio, "
-                "but this server runs the app in another event loop. Use an asyncio worker."
-            )
-
     @staticmethod
-    async def _fail_start(
-        exc: ConfigurationError, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        if scope["type"] != "lifespan":
-            raise exc
-        await receive()
-        await send({"type": "lifespan.startup.failed", "message": str(exc)})
+    async def _fail_start(exc: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.failed", "message": f"SSEMiddleware: {exc}"})
+        raise exc  # also then: test clients take an app that returns for one that has started

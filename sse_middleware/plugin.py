@@ -1,5 +1,6 @@
 """One call for Starlette and FastAPI that adds the middleware at the right position."""
 
+import inspect
 from typing import Any, Unpack
 
 from starlette.applications import Starlette
@@ -7,6 +8,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from sse_middleware.config.arguments import OptionArguments
+from sse_middleware.config.options import Options
 from sse_middleware.middleware import SSEMiddleware
 
 
@@ -29,10 +31,16 @@ def install(app: Starlette, **options: Unpack[OptionArguments]) -> None:
     if app.middleware_stack is not None:
         raise RuntimeError("the app has started; install before it does")
     stack: list[Any] = app.user_middleware
-    if any(entry.cls is SSEMiddleware for entry in stack):
+    if any(_is_a(entry.cls, SSEMiddleware) for entry in stack):
         return
-    SSEMiddleware(app, **options)  # an invalid option raises here, not at the first request
+    Options.from_environ({}, **options)  # an invalid option raises here, not at the first request
     position = 0
-    while position < len(stack) and stack[position].cls is CORSMiddleware:
+    while position < len(stack) and _is_a(stack[position].cls, CORSMiddleware):
         position += 1
     stack.insert(position, Middleware(SSEMiddleware, **options))
+
+
+def _is_a(layer: Any, wanted: type) -> bool:
+    """Return whether a layer is of a class, or of a subclass; agents wrap classes in proxies."""
+    layer_class, wanted = inspect.unwrap(layer), inspect.unwrap(wanted)
+    return isinstance(layer_class, type) and issubclass(layer_class, wanted)

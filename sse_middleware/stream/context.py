@@ -146,7 +146,7 @@ class Context:
             path: the `app_path` before that; a mount of Starlette changes the `root_path`.
         """
         mark = get_mark(scope.get("endpoint"), scope.get("method", ""))
-        return self._mark_of_path(path) if mark is None and self.path_marks else mark
+        return self.mark_of_path(path) if mark is None and self.path_marks else mark
 
     def match_mark(self, scope: Scope) -> Mark | None:
         """Return that mark before the app has found the endpoint."""
@@ -157,7 +157,7 @@ class Context:
         endpoint, template, path_params = route_ahead(dict(scope), self.app)
         mark = get_mark(endpoint, scope.get("method", ""))
         if mark is None and self.path_marks:
-            mark = self._mark_of_path(app_path(scope))
+            mark = self.mark_of_path(app_path(scope))
         name = template or (mark.name if mark else None) or UNMATCHED
         return MatchedRoute(mark, name, path_params)
 
@@ -212,6 +212,19 @@ class Context:
             return mark.family
         return request.client_kind
 
+    def leaves_alone(self, path: str) -> bool:
+        """Return whether the streams of a path are left alone, unless its endpoint has a mark."""
+        mark = self.mark_of_path(path)
+        if mark is None:
+            return self.options.only_marked
+        return mark.overrides.get("enabled") is False
+
+    @property
+    def may_leave_alone(self) -> bool:
+        """Whether `leaves_alone` is true for any path."""
+        disabled = (mark.overrides.get("enabled") is False for _, mark in self.path_marks)
+        return self.options.only_marked or any(disabled)
+
     def is_first_warning(self, warning: str, route: str) -> bool:
         """Return whether a warning has not been logged for a route yet, and store that it is."""
         key = (warning, route)
@@ -220,7 +233,8 @@ class Context:
         self.warned.add(key)
         return True
 
-    def _mark_of_path(self, path: str) -> Mark | None:
+    def mark_of_path(self, path: str) -> Mark | None:
+        """Return the mark of a path by the settings and arguments."""
         for glob, mark in self.path_marks:
             if glob.match(path):
                 return mark

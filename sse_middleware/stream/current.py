@@ -20,6 +20,8 @@ logger = logging.getLogger("sse_middleware")
 
 IN_SCOPE = "sse_middleware"
 """The key of the current stream in the scope; a nested middleware that finds it does nothing."""
+LEFT_ALONE = "sse_middleware.left_alone"
+"""The key in the scope of a request that an outer middleware leaves to a nested one."""
 
 
 class Follow(Protocol):

@@ -285,24 +285,3 @@ def test_under_trio_a_stream_gets_headers_only_and_one_warning(
     warnings = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "asyncio" in warnings[0].getMessage()
-
-
-async def test_a_bad_variable_stops_the_start_up_with_one_clear_message(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("SSE_HEARTBEAT_INTERVAL", "0")
-    app = marking(stream_of(b"data: 1\n\n"))
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return {"type": "lifespan.startup"}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    await app({"type": "lifespan"}, receive, send)
-    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
-    for word in ("SSE_HEARTBEAT_INTERVAL", "'0'", "off"):
-        assert word in sent[0]["message"]
-    with pytest.raises(ValueError, match="SSE_HEARTBEAT_INTERVAL"):
-        await handle(app)

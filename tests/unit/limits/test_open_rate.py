@@ -71,7 +71,8 @@ async def test_without_the_library_the_start_up_stops_and_says_what_to_install(
     lifespan = Exchange({**http_scope(), "type": "lifespan"})
     async with running(SSEMiddleware(stream_of()), lifespan) as exchange:
         assert exchange.task is not None
-        await exchange.task
+        with pytest.raises(ConfigurationError):
+            await exchange.task
     ((_, message),) = exchange.messages
     assert message["type"] == "lifespan.startup.failed"
     assert "SSE_OPEN_RATE is '30/minute'" in message["message"]

@@ -281,9 +281,11 @@ async def test_a_url_that_is_none_is_refused_when_the_app_starts(url: str) -> No
     assert "geheim" not in str(caught.value)
     if not url.startswith("http:"):
         app, said = SSEMiddleware(_app, redis_url=url), list[Message]()
-        await app({"type": "lifespan"}, _start_up, _into(said))
+        with pytest.raises(ConfigurationError) as caught:
+            await app({"type": "lifespan"}, _start_up, _into(said))
+        assert "geheim" not in str(caught.value)
         assert said[0]["type"] == "lifespan.startup.failed"
-        assert said[0]["message"].startswith("SSE_REDIS_URL is ")
+        assert said[0]["message"].startswith("SSEMiddleware: SSE_REDIS_URL is ")
         assert "geheim" not in said[0]["message"]
 
 
