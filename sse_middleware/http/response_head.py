@@ -62,6 +62,8 @@ _WITHOUT_CONTENT = (HTTPStatus.NO_CONTENT, HTTPStatus.RESET_CONTENT)
 """Statuses whose responses have no body (RFC 9110 15.3.5 and 15.3.6)."""
 OTHER_TYPE = "it is no event stream"
 """The reason why a response with another content type is left alone."""
+_NOT_ENCODED = (b"", b"identity", b"none")
+"""`none` is no content coding, but apps send it so that no layer compresses their streams."""
 ENCODED = "it has a content-encoding"
 """The reason why an event stream is left alone that cannot be passed on event by event."""
 
@@ -85,7 +87,7 @@ def passthrough_reason(
         return "its status has no content"
     if method == "HEAD":
         return "the method is HEAD"
-    if encoding not in (b"", b"identity"):
+    if encoding not in _NOT_ENCODED:
         return ENCODED
     return None
 

@@ -72,8 +72,6 @@ class ResumeHandler:
     async def handle(self, request: SSERequest, receive: Receive, send: Send) -> RunApp | None:
         """Send the response to a request with an event id, or return how the app sends it."""
         event_id, held = request.event_id, request.last_event_id
-        if event_id is not None:
-            request.hide_event_id()
         run_app = RunApp(receive, send)
         try:
             if request.is_stop:
@@ -131,9 +129,11 @@ class ResumeHandler:
         """Send the rest of a log that the client may read."""
         info, ended = found.info, found.state is not LogState.RUNNING
         if found.state is LogState.APP_OWNS_IDS:
+            request.hide_event_id()
             request.intent = NO_INTENT
             return run_app
         if ended and event_id.seq > found.last:
+            request.hide_event_id()
             return await self._run_with_reset(request, run_app)
         if found.state in ENDED_BY_APP and event_id.seq == found.last and not found.has_end_frame:
             await self._send_end(request, run_app.send, info.route)
@@ -287,12 +287,19 @@ class ResumeHandler:
             await send_empty(run_app.send, request, HTTPStatus.NO_CONTENT)
 
     async def _run_with_reset(self, request: SSERequest, run_app: RunApp) -> RunApp | None:
-        """Let the app respond, and announce a new stream to a client that has part of the old."""
-        if _never_reruns(self._context.match_mark(request.scope)):
+        """Let the app respond, and announce a new stream to a client that has part of the old.
+
+        The app gets an event id that this middleware does not know: it may be that of another one,
+        in the service to which the app passes the request.
+        """
+        mark = self._context.match_mark(request.scope)
+        if _never_reruns(mark):
             await self._send_gone(request, run_app)
             return None
         event_id = request.intent.event_id
         has_nothing = event_id is not None and not event_id.seq and event_id.ending is None
+        if has_nothing and mark is not None:  # of our `start`; an app with own ids is not to get it
+            request.hide_event_id()
         request.intent = ResumeIntent(event_id, reset="" if has_nothing else "gone")
         if EVENT_STREAM not in request.accepted_types:  # a client of a JSON API, for example
             return run_app

@@ -12,7 +12,8 @@ continue at any time: if another client follows the stream, or if the stream end
 import asyncio
 import logging
 import math
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final
 
 from starlette.types import Message, Send
 
@@ -28,6 +29,8 @@ from sse_middleware.protocol.producer_state import (
 )
 from sse_middleware.protocol.wire import has_data, joined
 from sse_middleware.stream.connection import Connection
+from sse_middleware.stream.file_bodies import PATHSEND, ZEROCOPYSEND, file_chunks
+from sse_middleware.stream.pacing import Pacing
 from sse_middleware.stream.sender import MAX_PENDING_BYTES, Sender
 from sse_middleware.stream.timers import LoopTimers
 
@@ -36,8 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sse_middleware.stream")
 
-_PATHSEND: Final = "http.response.pathsend"
-_PATHSEND_CHUNK_BYTES: Final = 1 << 16
+_FILES: Final = (PATHSEND, ZEROCOPYSEND)
 _MAX_LAG_BYTES: Final = 1 << 16
 """A connection with more pending bytes reads the log, if other clients follow the stream."""
 _MAX_UNREAD_BYTES: Final = 2 << 20
@@ -110,7 +112,7 @@ class AppWriter:
         self._queue = _NOTHING
         self._queue_bytes = 0
         self._queued_at = 0.0
-        self._pacing = _Pacing(options.chunk_delay_ms / 1000) if options.chunk_delay_ms else None
+        self._pacing = Pacing(options.chunk_delay_ms / 1000) if options.chunk_delay_ms else None
         self.may_be_fast = options.batch and self._pacing is None
         self._adds_ids = False
         self.fast = False
@@ -173,6 +175,9 @@ class AppWriter:
             if self._adds_ids:
                 data = self.connection.dialect.number(body, self._record.chunks, count)
                 message = {"type": BODY, "body": data, "more_body": True}
+        elif not body:
+            await self._write_slowly(message, now)
+            return
         elif parts := self._parts(body, now):
             data, count = self._joined_parts(parts, now)
             message = message if data is body else body_message(data)
@@ -211,9 +216,9 @@ class AppWriter:
             else:
                 await self._send(message)
         elif message["type"] == BODY:
-            await self._write_body(message.get("body", b""), now, is_last=is_last)
-        elif message["type"] == _PATHSEND:
-            await self._write_file(message["path"])
+            await self._write_body(message, now, is_last=is_last)
+        elif message["type"] in _FILES:
+            await self._write_file(message)
         elif producer.phase is ProducerPhase.OPEN:
             self._raise_failure()
             self.process_queue()
@@ -221,7 +226,8 @@ class AppWriter:
             self._sender.flush_soon()
             await self._wait_until_written()
 
-    async def _write_body(self, body: Any, now: float, *, is_last: bool) -> None:
+    async def _write_body(self, message: Message, now: float, *, is_last: bool) -> None:
+        body = message.get("body", b"")
         self._raise_failure()
         self.process_queue()
         if self._pacing is not None:
@@ -229,6 +235,8 @@ class AppWriter:
                 await self._write_paced(self._pacing, bytes(body), now)
         elif body:
             self._feed(bytes(body), now)
+        elif not (is_last or self.intake.has_begun):
+            self._sender.append(message)  # with it, some servers send the response head
         if is_last:
             await self._finish()
         else:
@@ -247,7 +255,7 @@ class AppWriter:
         if not (self.producer.log.is_kept or (self._sender.is_idle and self._sender.lost is None)):
             await self._wait_until_written()
 
-    async def _write_paced(self, pacing: "_Pacing", body: bytes, now: float) -> None:
+    async def _write_paced(self, pacing: Pacing, body: bytes, now: float) -> None:
         for number, data in self.intake.feed(body, now):
             if has_data(data):
                 await asyncio.sleep(max(0.0, pacing.next_at - self._clock()))
@@ -258,13 +266,13 @@ class AppWriter:
             await self._flush()
             await self._wait_for_room()
 
-    async def _write_file(self, path: str) -> None:
+    async def _write_file(self, message: Message) -> None:
         """Write the content of a file in place of the server, with our events around it."""
-        # Opened here, not in a thread: a cancellation would leave the file open.
-        with open(path, "rb") as file:  # noqa: ASYNC230, PTH123
-            while chunk := await asyncio.to_thread(file.read, _PATHSEND_CHUNK_BYTES):
+        async with aclosing(file_chunks(message)) as chunks:
+            async for chunk in chunks:
                 await self.write(body_message(chunk))
-        await self.write(body_message(b"", more_body=False))
+        if not message.get("more_body", False):
+            await self.write(body_message(b"", more_body=False))
 
     def _joined_parts(self, parts: list[Part], now: float) -> tuple[bytes, int]:
         """Return unusual bytes as they are to be written, and the number of their events."""
@@ -376,24 +384,6 @@ class AppWriter:
             failure = sender.lost
         if failure is not None:
             raise failure
-
-
-class _Pacing:
-    """The minimum interval of two content events, and the earliest time of the next one.
-
-    Args:
-        seconds: the interval.
-
-    Attributes:
-        turn: the lock of the write that is paced.
-    """
-
-    __slots__ = ("next_at", "seconds", "turn")
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.next_at = 0.0
-        self.turn = asyncio.Lock()
 
 
 _READS_DIRECTLY: Final = (ConnectionPhase.OPENING, ConnectionPhase.LIVE)

@@ -32,6 +32,7 @@ logger = logging.getLogger("sse_middleware.stream")
 _LIVE: Final = ConnectionPhase.LIVE
 _HEAD_BYTES: Final = 2048
 """The most bytes of a followed log in which the first chunk of a chat completion is expected."""
+_NO_TRAILERS: Final = {"type": "http.response.trailers", "headers": [], "more_trailers": False}
 _CLOSE_SECONDS: Final = 1.0
 """The time for the last bytes of a connection whose client resumes the stream."""
 
@@ -71,6 +72,7 @@ class Connection:
     __slots__ = (
         "_close_at",
         "_has_ended",
+        "_has_trailers",
         "_owner",
         "_send_timeout",
         "closed_by",
@@ -86,6 +88,7 @@ class Connection:
         self.closed_by: ConnectionInput | None = None
         self._owner = owner
         self._has_ended = False  # the stream, which may be while the connection is behind
+        self._has_trailers = False  # announced by the app, which has not ended its body
         self._close_at = math.inf
         self._send_timeout = dialect.profile.send_timeout
         sender.owner = self
@@ -108,6 +111,7 @@ class Connection:
         """Send the response start; the first bytes follow with the first event, or soon."""
         if preamble:
             self.sender.append(preamble)
+        self._has_trailers = bool(start.get("trailers"))
         await self.sender.send_start(start)
         self._move(ConnectionInput.STARTED)
         if self.phase is not _LIVE:  # it has ended meanwhile
@@ -146,6 +150,7 @@ class Connection:
             app_flushes: whether the app's call, in which the stream ends, flushes the sender.
         """
         self._has_ended = True
+        self._has_trailers = self._has_trailers and end.reason is not Reason.FINISHED
         if self._move(ConnectionInput.STREAM_ENDS) is not _IGNORE:
             data, clean = self.dialect.end(end, random.random())  # noqa: S311
             self._write_end(data, clean, soon=not app_flushes)
@@ -326,7 +331,12 @@ class Connection:
     def _write_end(self, data: bytes, clean: bool, /, *, soon: bool = True) -> None:  # noqa: FBT001 - a pair
         """Write the last bytes; an unclean end leaves the response to the server."""
         self.dialect.deadlines.stop()
-        self.sender.finish(data, ends=clean)
+        if clean and self._has_trailers:  # the response ends with them
+            for item in (data, body_message(b"", more_body=False), dict(_NO_TRAILERS)):
+                self.sender.append(item)
+            self.sender.finish(b"", ends=False)
+        else:
+            self.sender.finish(data, ends=clean)
         if soon:
             self.sender.flush_soon()
         if not clean and self.sender.is_idle:

@@ -318,8 +318,7 @@ class Producer:
             else:
                 if self._linger is not None:
                     self._linger.count(now)
-                is_watched = self.log.is_kept or self._intake.record.has_upstream
-                if is_watched and not self.connection.is_closed:
+                if not self.connection.is_closed:
                     self.callbacks.watch_for_disconnect()
             if self.connection.on_deadline(now):
                 self._on_connection_cap(now)

@@ -50,6 +50,12 @@ class ProducerControl:
         """Return the bytes sent before the write in progress, `None` if there is no write."""
         return self._producer.connection.blocked_at()
 
+    def stop_if_left(self) -> None:
+        """Stop an app that has not noticed that its client has left, as at the cap."""
+        is_raw = self._producer.writer.intake.is_raw  # as without a mark
+        if self._producer.phase is ProducerPhase.LEFT and not is_raw:
+            self._producer.move(ProducerInput.CAP)
+
     @property
     def drain_seconds(self) -> float:
         """How long the stream may continue when its server shuts down."""

@@ -16,14 +16,15 @@ the app, which may call `receive()` in several tasks or never.
   stream ends on our side, `AppCancellation` cancels the listeners. `_receive_or_disconnect` catches
   this cancellation, undoes it and returns `http.disconnect`. If the task has been cancelled by
   other code too, which `task.uncancel()` shows, the exception is raised.
-- If the app does not receive, and the stream needs to notice a disconnect (it is kept, or its slot
-  is needed), `watch_for_disconnect` starts a `receive()` of its own, the prefetch. The message of a
-  prefetch is stored for the next call of the app.
+- If the app does not receive, and the stream needs to notice a disconnect (it is marked, or its
+  slot is needed), `watch_for_disconnect` starts a `receive()` of its own, the `Prefetch`, which
+  stores a message for the next call of the app.
 - For a marked stream a disconnect is stored, because some servers send it only once.
 - If the stream is kept, `receive()` returns no disconnect to the app before the stream has ended.
 """
 
 import asyncio
+import contextvars
 import logging
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ from sse_middleware.stream.opener import (
     warn_once,
     with_headers,
 )
+from sse_middleware.stream.prefetch import Prefetch
 from sse_middleware.stream.producer import Producer
 from sse_middleware.stream.unmarked import UnmarkedStream
 
@@ -82,6 +84,7 @@ class Responder:
     """
 
     __slots__ = (
+        "_app_context",
         "_cancel_count",
         "_cancellation",
         "_disconnect",
@@ -89,7 +92,6 @@ class Responder:
         "_listeners",
         "_path",
         "_prefetch",
-        "_prefetched",
         "_receive",
         "_task",
         "_write",
@@ -125,8 +127,8 @@ class Responder:
         self._write: Send | None = None  # passes all messages on, once that is decided
         self.held: HeldStart | None = None
         self.body: BodyDigest | None = None
-        self._prefetch: asyncio.Future[Message] | None = None
-        self._prefetched: Message | None = None
+        self._app_context: contextvars.Context | None = None
+        self._prefetch: Prefetch | None = None
         self._is_aborted = False
         self._disconnect = NO_DISCONNECT
         self.producer: Stream | None = None
@@ -179,8 +181,7 @@ class Responder:
             finally:
                 self._write = producer.write  # discards all, if the stream was marked
                 if self._prefetch is not None:
-                    self._prefetch.cancel()
-                    await asyncio.wait((self._prefetch,))
+                    await self._prefetch.aclose()
 
     async def send(self, message: Message) -> None:  # noqa: C901, PLR0912 - few calls
         """Pass a message of the app on, through the producer if the stream is marked."""
@@ -260,9 +261,10 @@ class Responder:
             self._listeners += (task,)
             try:
                 message = None
-                is_gone = self._disconnect and isinstance(self.producer, Producer)
-                if self._prefetch or self._prefetched or is_gone:
-                    message = await self._get_prefetched()
+                if self._prefetch is not None:
+                    message = await self._prefetch.take()
+                if message is None and self._is_gone():
+                    message = {"type": "http.disconnect"}
                 if message is None:
                     message = await self._receive()
                 await self._on_received(message)
@@ -279,6 +281,11 @@ class Responder:
         self._cancellation.disconnect_delivered = True
         return {"type": "http.disconnect"}
 
+    def _is_gone(self) -> bool:
+        """Return whether the app gets the disconnect that has been received already."""
+        is_read = self._prefetch is not None or isinstance(self.producer, Producer)
+        return is_read and self._disconnect is not NO_DISCONNECT
+
     def _was_interrupted(self, task: asyncio.Task[object]) -> bool:
         return self._cancellation is not None and task in self._cancellation.interrupted
 
@@ -293,16 +300,6 @@ class Responder:
                 await self.producer.wait_until_ended()
             self._disconnect = Disconnect.DELIVERED
 
-    async def _get_prefetched(self) -> Message | None:
-        """Return the prefetched message, `None` if there is none."""
-        while (prefetch := self._prefetch) is not None and self._prefetched is None:
-            await asyncio.shield(prefetch)
-            self._on_prefetched(prefetch)
-        if self._prefetched is not None:
-            message, self._prefetched = self._prefetched, None
-            return message
-        return {"type": "http.disconnect"} if self._disconnect else None
-
     def _remove_listener(self, task: asyncio.Task[object]) -> None:
         # A task waits in one `receive()` at a time, so at most one entry is removed.
         listeners = self._listeners
@@ -311,29 +308,20 @@ class Responder:
 
     def watch_for_disconnect(self) -> None:
         """Receive the client's disconnect if the app does not receive."""
-        if not (self._listeners or self._prefetch or self._prefetched or self._disconnect):
-            self._start_prefetch()
+        if not (self._listeners or self._disconnect):
+            if self._prefetch is None:
+                context = self._app_context or contextvars.copy_context()
+                self._prefetch = Prefetch(self._receive, context, self._on_app_missed)
+            self._prefetch.start()
 
-    def _start_prefetch(self) -> None:
-        self._prefetch = asyncio.ensure_future(self._receive())
-        self._prefetch.add_done_callback(self._on_prefetched)
-
-    def _on_prefetched(self, prefetch: asyncio.Future[Message]) -> None:
-        if prefetch is not self._prefetch:
-            return  # handled already
-        self._prefetch = None
-        if prefetch.cancelled() or prefetch.exception() is not None or self._disconnect:
-            return
+    def _on_app_missed(self) -> None:
+        """Handle a disconnect that the app has not received."""
         assert self.producer is not None
-        message = prefetch.result()
-        if message["type"] == "http.disconnect":
+        if not self._disconnect:
             self._disconnect = Disconnect.RECEIVED
             self.producer.on_disconnect()
-            return
-        # For the app. After the last part of a body only a disconnect can follow.
-        self._prefetched = message
-        if not message.get("more_body", False):
-            self._start_prefetch()
+            if isinstance(self.producer, Producer) and not self._listeners:
+                self.producer.control.stop_if_left()
 
     async def _open(self, start: Message, mark: Mark | None) -> None:
         """Turn the response into a stream, and send its start at once."""
@@ -345,12 +333,15 @@ class Responder:
             self.producer = stream = open_unmarked(self, start, mark, kind)
             if self.admission is not None:
                 stream.report.slot = self.admission.attach(stream)
-            self._write = stream.write if stream.can_be_ended else None
-            self.unmarked, self.body = None if stream.can_be_ended else stream, None
+            self.unmarked, self.body = stream, None
+            if stream.can_be_ended:
+                self._write, self.unmarked = stream.write, None
+                self._app_context = contextvars.copy_context()
             await stream.open(with_headers(self.context, stream.record, start))
             return
         self.producer, opening = open_marked(self, request, start, mark, kind)
         self._write, self.body = self.producer.write, None
+        self._app_context = contextvars.copy_context()
         if self.admission is not None:
             self.producer.report.slot = self.admission.attach(self.producer.control)
         await opening

@@ -353,7 +353,7 @@ class Sender:
         if self.message_count:
             message, size, self._pending = first_message(self._pending)
             self.pending_bytes -= size
-            self.message_count -= message["type"] != BODY
+            self.message_count -= not size
             return message, size
         parts, self._pending = self._pending, _NOTHING
         self.pending_bytes = self.pending_events = 0
@@ -364,7 +364,7 @@ class Sender:
 
     def _on_exception(self, exc: Exception) -> None:
         if not is_client_gone(exc):
-            logger.error(
+            logger.warning(
                 "The server, or a middleware around sse_middleware, has raised %s for a write of "
                 "stream %s. Its connection has ended.",
                 type(exc).__name__,

@@ -28,6 +28,7 @@ EVENT_STREAM = (b"content-type", b"text/event-stream")
         pytest.param([(b"Content-Type", b" Text/Event-Stream ;x")], id="any case, spaces"),
         pytest.param([EVENT_STREAM, (b"content-encoding", b"identity")], id="identity"),
         pytest.param([EVENT_STREAM, (b"Content-Encoding", b" Identity ")], id="identity, any case"),
+        pytest.param([EVENT_STREAM, (b"content-encoding", b"none")], id="no coding at all"),
         pytest.param([(b"content-length", b"5"), EVENT_STREAM], id="other headers"),
     ],
 )

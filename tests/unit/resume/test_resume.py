@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from sse_middleware import streaming
+from sse_middleware import SSEMiddleware, streaming
 from tests.support.asgi import EVENTSOURCE, Exchange, body, handle, http_scope, stream_start
 from tests.support.resuming import (
     REFUSING,
@@ -121,11 +122,37 @@ async def test_a_path_that_a_layer_has_changed_for_the_app_is_the_same_on_the_wi
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "HEAD"])
 @pytest.mark.parametrize("ending", ["", ".cut"])
-async def test_the_app_never_sees_an_event_id_of_ours(method: str, ending: str) -> None:
+@pytest.mark.parametrize("options", [{}, {"mark": ()}], ids=["marked", "unmarked"])
+async def test_an_event_id_of_another_middleware_is_passed_on(
+    method: str, ending: str, options: dict[str, Any]
+) -> None:
     counting = Counting(1)
-    await handle(resumable(counting), headers=back(UNKNOWN + ending), method=method)
+    headers = back(UNKNOWN + ending)
+    await handle(resumable(counting, **options), headers=headers, method=method)
     (scope,) = counting.scopes
-    assert scope["headers"] == EVENTSOURCE
+    assert scope["headers"] == headers
+
+
+async def test_the_app_never_sees_the_event_id_of_a_start() -> None:
+    """The client has it until the first id of an app that sets its own, and may read no others."""
+    counting, cursor = Counting(1), UNKNOWN.replace("-3", "-0")
+    await handle(resumable(counting), headers=back(cursor))
+    assert counting.scopes[0]["headers"] == EVENTSOURCE
+    await handle(resumable(counting, mark=()), headers=back(cursor))
+    assert counting.scopes[1]["headers"] == back(cursor)
+
+
+async def test_two_services_in_a_row_of_which_the_inner_one_is_marked() -> None:
+    """A gateway with the middleware passes requests and responses on, as by `httpx`."""
+    service = resumable(Counting(5))
+
+    async def gateway(scope: Scope, receive: Receive, send: Send) -> None:
+        await service({**http_scope(headers=scope["headers"])}, receive, send)
+
+    app = SSEMiddleware(gateway)
+    first = await read(app)
+    assert texts(await resume(app, id_of(first, 2))) == ["3", "4", "5"]
+    assert (await resume(app, first.last_event_id)).status == 204
 
 
 # The start of a resumed response
@@ -477,14 +504,15 @@ async def test_the_log_lines_of_a_reader_and_of_the_first_client_differ(
     async with left(app, 2) as first:
         again = await resume(app, first.last_event_id)
     records: list[Any] = caplog.records
-    assert [record.resumed_after for record in records] == [None, 2]
-    assert [record.outcome for record in records] == ["finished", "finished"]
-    assert [record.disconnects for record in records] == [1, 0]
-    assert {record.stream_id for record in records} == {first.headers[b"x-stream-id"].decode()}
-    assert records[0].trace_id == first.headers[b"x-trace-id"].decode()
-    assert records[1].trace_id == again.headers[b"x-trace-id"].decode()
+    fields: list[dict[str, Any]] = [record.sse for record in records]
+    assert [of["resumed_after"] for of in fields] == [None, 2]
+    assert [of["outcome"] for of in fields] == ["finished", "finished"]
+    assert [of["disconnects"] for of in fields] == [1, 0]
+    assert {of["stream_id"] for of in fields} == {first.headers[b"x-stream-id"].decode()}
+    assert fields[0]["trace_id"] == first.headers[b"x-trace-id"].decode()
+    assert fields[1]["trace_id"] == again.headers[b"x-trace-id"].decode()
     assert ", resumed: finished after" in records[1].getMessage()
-    assert records[1].sent_bytes == len(again.body)
+    assert fields[1]["sent_bytes"] == len(again.body)
 
 
 async def test_a_reader_that_leaves_an_endless_stream_is_reported_as_disconnected(
@@ -501,7 +529,7 @@ async def test_a_reader_that_leaves_an_endless_stream_is_reported_as_disconnecte
             assert again.task is not None
             await again.task
         (record,) = caplog.records
-        logged: Any = record
+        logged = SimpleNamespace(**record.__dict__["sse"])
         assert (logged.outcome, logged.disconnects, logged.resumed_after) == ("disconnected", 1, 1)
         assert value(registry, "sse_streams_active") == 1
         assert value(registry, "sse_disconnects_total") == 1
