@@ -6,8 +6,8 @@ clients that use `fetch` or run on a server. The latter receive no bytes but tho
 therefore numbers its events itself. Neither endpoint implements heartbeats, resuming, limits or
 trace ids: the line `app.add_middleware(SSEMiddleware)` adds them. Its `client_path` serves the
 client that the page uses. A third stream, `POST /v1/react/sessions`, is produced by a worker in
-another process, and a fourth, `POST /v1/chat/completions`, by an upstream service with another
-dialect.
+another process, and others by an upstream service with another dialect: `POST
+/v1/chat/completions`, and `POST /threads/{thread_id}/messages` with a cache and a second provider.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from example_app.completions.endpoint import add_completions, create_handler
 from example_app.cut import Cutter
 from example_app.react_agent import react_session
 from example_app.search import Answer, SearchIndex, load_passages, split_tokens
+from example_app.threads.endpoint import PATHS as THREADS_PATHS
+from example_app.threads.endpoint import add_threads, create_threads, identity_of, thread_mark
 from example_app.worker import Worker
 from sse_middleware import SSEMiddleware, current_stream, streaming
 from sse_middleware.channels import Publisher, close_channels
@@ -133,12 +135,18 @@ def create_app(
     app.state.qwen = qwen
     # The answers of this path are streams or JSON, so a glob marks it, which is no promise of a
     # stream; the other two endpoints carry their marks.
-    marks = {"/search*": streaming(ids="app", stream_key=session_of)}
-    app.add_middleware(SSEMiddleware, marks=marks, client_path=CLIENT_PATH)
+    marks = {
+        "/search*": streaming(
+            ids="app", stream_key=session_of, order=("token", "citation", "done")
+        ),
+        THREADS_PATHS: thread_mark(),
+    }
+    app.add_middleware(SSEMiddleware, marks=marks, client_path=CLIENT_PATH, identify=identity_of)
     app.add_middleware(Cutter)  # outermost, so that it sees the stream ids
     app.get("/stream/search", response_class=EventSourceResponse)(stream_search)
     app.post("/search", response_model=None)(search)
     add_completions(app)
+    add_threads(app)
     app.post("/v1/react/sessions", response_model=None)(react_session)
     app.exception_handler(RequestValidationError)(_refuse)
     for path, (name, media_type) in _PAGE_FILES.items():
@@ -150,9 +158,9 @@ def create_app(
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Index the corpus in a thread, so that the loop stays free while it starts."""
     app.state.index = index = await to_thread.run_sync(lambda: SearchIndex(load_passages()))
-    app.state.completions = create_handler(
-        index, token_delay_seconds=app.state.token_delay_seconds, client=app.state.qwen
-    )
+    pause, qwen = app.state.token_delay_seconds, app.state.qwen
+    app.state.completions = create_handler(index, token_delay_seconds=pause, client=qwen)
+    app.state.threads = create_threads(index, token_delay_seconds=pause, client=qwen)
     works: list[asyncio.Task[None]] = []
     if not os.environ.get("SSE_REDIS_URL"):  # jobs do not reach other processes
         worker = Worker(index, Publisher(), app.state.token_delay_seconds)

@@ -1,6 +1,5 @@
 """The endpoint: OpenAI's request, and the answer as an event stream or as one document."""
 
-import os
 from typing import Annotated, Any, Final, Literal
 
 import httpx2
@@ -12,12 +11,7 @@ from example_app.completions.handler import SSE_HEADERS, SSEHandler
 from example_app.completions.in_process import InProcessTransport
 from example_app.completions.qwen_client import QwenClient, transform_openai_to_qwen
 from example_app.completions.qwen_service import create_qwen_service
-from example_app.completions.sessions import (
-    MemorySessions,
-    RedisSessions,
-    SessionManager,
-    get_or_create_session,
-)
+from example_app.completions.sessions import create_sessions, get_or_create_session
 from example_app.completions.transformer import AttemptCompletion
 from example_app.search import SearchIndex
 from sse_middleware import streaming
@@ -75,20 +69,19 @@ def create_handler(
         token_delay_seconds: the pause between two pieces of an answer.
         client: reaches Qwen; by default it reaches the service in this process.
     """
+    qwen = create_qwen_client(index, token_delay_seconds=token_delay_seconds, client=client)
+    return SSEHandler(qwen, create_sessions())
+
+
+def create_qwen_client(
+    index: SearchIndex, *, token_delay_seconds: float, client: httpx2.AsyncClient | None = None
+) -> QwenClient:
+    """Return a client of Qwen, with the arguments of `create_handler`."""
     if client is None:
         service = create_qwen_service(index, token_delay_seconds=token_delay_seconds)
         transport = InProcessTransport(service)
         client = httpx2.AsyncClient(transport=transport, base_url="http://qwen", timeout=30)
-    return SSEHandler(QwenClient(client), _sessions())
-
-
-def _sessions() -> SessionManager:
-    url = os.environ.get("SSE_REDIS_URL", "")
-    if not url:
-        return MemorySessions()
-    import redis.asyncio  # noqa: PLC0415 - only if Redis is used
-
-    return RedisSessions(redis.asyncio.from_url(url, decode_responses=True))
+    return QwenClient(client)
 
 
 @streaming(family="openai")

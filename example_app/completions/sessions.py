@@ -7,6 +7,7 @@ by the caller and the first question. With `SSE_REDIS_URL`, all workers share th
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -65,6 +66,22 @@ class RedisSessions:
     async def update_session(self, session_id: str, parent_id: str) -> None:
         """Store the answer after which a session continues."""
         await self._redis.set(_key(session_id), parent_id, ex=_KEEP_SECONDS)
+
+
+def create_sessions() -> SessionManager:
+    """Return the sessions of this process, or with `SSE_REDIS_URL` those of all workers."""
+    redis = shared_redis()
+    return MemorySessions() if redis is None else RedisSessions(redis)
+
+
+def shared_redis() -> Any:
+    """Return a client of the Redis that all workers share, `None` without one."""
+    url = os.environ.get("SSE_REDIS_URL", "")
+    if not url:
+        return None
+    import redis.asyncio  # noqa: PLC0415 - only if Redis is used
+
+    return redis.asyncio.from_url(url, decode_responses=True)
 
 
 def get_or_create_session(messages: Sequence[dict[str, Any]], authorization: str) -> str:

@@ -1,5 +1,6 @@
 """The example as a visitor uses it: by its command, by HTTP, and in Chromium."""
 
+import json
 import re
 import socket
 import sys
@@ -61,6 +62,8 @@ def test_stream_search_as_an_eventsource(url: str) -> None:
     assert names[-1] == "complete"
     assert names.count("complete") == 1
     assert set(names) == {"start", "heartbeat", "content_chunk", "complete"}
+    beats = [json.loads(event.data) for event in events_of(response) if event.event == "heartbeat"]
+    assert beats[-1]["total_tokens"] == beats[-1]["total_chunks"] > 0
 
 
 def test_stream_search_as_a_plain_client(url: str) -> None:
