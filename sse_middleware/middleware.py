@@ -18,6 +18,8 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware._once import OncePerKey, running_loop
+from sse_middleware.admin.live_streams import LiveStreams, live_streams
+from sse_middleware.admin.pages import AdminPages
 from sse_middleware.config.arguments import OptionArguments
 from sse_middleware.config.constructor import check_arguments
 from sse_middleware.config.options import Options
@@ -161,11 +163,14 @@ class SSEMiddleware:
         observers: tuple[Observer, ...] = (*counting_in(registry or REGISTRY), StreamLog())
         own_store, clients = store is None, EVERYONE
         self.app = app
+        live: LiveStreams | None = None
         try:
             if self._misconfigured is None:
                 chosen = Options.from_environ(os.environ, **options)
             clients = Rollout.from_options(chosen, known, rollout)
             observers = (*pricing(is_wanted=chosen.usage_cost), *observers)
+            if (live := live_streams(chosen)) is not None:
+                observers = (*observers, live)
             if store is None:
                 store = create_store(
                     chosen.redis_url,
@@ -215,7 +220,9 @@ class SSEMiddleware:
         # The ends of the paths of requests that `_intercept` handles: those of our pages, or all.
         is_selective = self._path_filter.is_set or self._context.may_leave_alone
         all_paths = is_selective or not chosen.enabled or self._misconfigured
-        self._intercepted = ("",) if all_paths else self._pages.paths
+        self._admin = None if live is None else AdminPages(self._context, live, self._follow_named)
+        paths = self._pages.paths + (self._admin.paths if self._admin else ())
+        self._intercepted = ("",) if all_paths else paths
         self._lingering_paths = self._context.linger_queue.paths
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -320,6 +327,8 @@ class SSEMiddleware:
             return await self._filter(scope, receive, send)
         elif IN_SCOPE in scope:
             await self.app(scope, receive, send)
+        elif self._admin is not None and self._admin.serves(scope):
+            await self._admin(scope, receive, send)
         elif (app_send := await self._pages.handle(scope, receive, send)) is not None:
             return await self._filter(scope, receive, app_send)
         return None

@@ -62,6 +62,9 @@ class OptionArguments(EndpointArguments, total=False):
     ready_path: str
     drain_path: str
     metrics_path: str
+    admin_path: str
+    admin_token: str
+    admin_payloads: bool
     client_path: str
     rollout_percent: int
     rollout_users: Strings

@@ -201,6 +201,20 @@ class Options(EndpointOptions):
         pattern=r"(/[^?#\s]+)?",
         allowed="a path with a / first, or nothing",
     )
+    admin_path: str = fields.text(
+        "SSE_ADMIN_PATH",
+        "",
+        "Path of a live page for operators, such as `/sse-admin`, below the app's `root_path`; it "
+        "needs `SSE_ADMIN_TOKEN`. Empty: none.",
+        pattern=r"(/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-])?",
+        allowed="a path with a / first and of A-Z, a-z, 0-9 and . _ ~ / -, or nothing",
+    )
+    admin_token: str = fields.secret("SSE_ADMIN_TOKEN", "Token for the live page.")
+    admin_payloads: bool = fields.boolean(
+        "SSE_ADMIN_PAYLOADS",
+        "Whether the live page may show the frames of a stream.",
+        default=False,
+    )
     client_path: str = fields.text(
         "SSE_CLIENT_PATH",
         "",

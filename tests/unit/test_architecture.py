@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "sources": {"errors", "observability", "protocol", "stream.current", "stores.circuit_breaker"},
     "channels": {"errors", "_once", "config", "protocol", "observability", "stores"},
     "client": {"http"},
+    "admin": {"errors", "_once", "config", "protocol", "http", "observability", "stream"},
     "doctor": {"errors", "protocol"},
 }
 """The other packages that each package of ours may import; `middleware`, `own_pages`, `plugin`,
@@ -53,6 +54,7 @@ THIRD_PARTY = {
     "channels": {"prometheus_client", "redis", "hiredis"},
     "stores": {"redis", "hiredis"},
     "client": {"starlette"},
+    "admin": {"starlette"},
     "middleware": {"starlette", "prometheus_client", "opentelemetry"},
     "own_pages": {"starlette", "prometheus_client"},
     "plugin": {"starlette"},
