@@ -53,9 +53,7 @@ class Spans:
         self._failed = failed
         self._tracer = trace.get_tracer(_NAME, tracer_provider=provider)
 
-    def start(
-        self, record: StreamRecord, scope: Mapping[str, Any], status: int, link: str, cache: str
-    ) -> None:
+    def start(self, record: StreamRecord, scope: Mapping[str, Any], status: int, link: str) -> None:
         """Start the span of a stream, as `Tracing.begin` specifies."""
         if self._provider is None and isinstance(
             trace.get_tracer_provider(), trace.ProxyTracerProvider
@@ -64,8 +62,8 @@ class Spans:
         context, kind = _parent(scope)
         attributes = _request_attributes(record, scope, kind)
         attributes["http.response.status_code"] = status
-        if cache:
-            attributes["sse.cache"] = cache
+        if record.cache:
+            attributes["sse.cache"] = record.cache
         span = self._tracer.start_span(
             f"{attributes['http.request.method']} {attributes['sse.route']} stream",
             context=context,

@@ -23,9 +23,7 @@ _API: Final = "opentelemetry.trace"
 class _Spans(Protocol):
     """Starts spans; the only implementation imports OpenTelemetry."""
 
-    def start(
-        self, record: StreamRecord, scope: Mapping[str, Any], status: int, link: str, cache: str
-    ) -> None:
+    def start(self, record: StreamRecord, scope: Mapping[str, Any], status: int, link: str) -> None:
         """Start the span of a stream, if there is a tracer provider."""
 
 
@@ -49,7 +47,6 @@ class Tracing:
         *,
         status: int = 200,
         link: str = "",
-        cache: str = "",
     ) -> None:
         """Start the span of a stream, and give the record its trace id.
 
@@ -60,12 +57,11 @@ class Tracing:
             status: that of the response.
             link: the `traceparent` of the span of the stream that the request has resumed, `""` for
                 none.
-            cache: how the stream of another request is used: `hit`, `coalesced` or `""`.
         """
         spans = self._spans or self._load()
         if spans is not None:
             try:
-                spans.start(record, scope, status, link, cache)
+                spans.start(record, scope, status, link)
             except Exception as exc:  # noqa: BLE001 - of the SDK
                 self.failed(exc)
 

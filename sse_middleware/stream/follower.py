@@ -138,7 +138,7 @@ class Follower:
         """Begin the span, report the opening, and return the preamble."""
         record, info, scope = self._record, self._info, self._request.scope
         record.opened_at = now - max(0.0, time.time() - info.opened_on)
-        self._context.tracing.begin(record, scope, link=info.traceparent, cache=record.cache)
+        self._context.tracing.begin(record, scope, link=info.traceparent)
         preamble = self._dialect.open(
             now,
             self._timers.epoch(),

@@ -229,7 +229,7 @@ async def test_a_request_that_is_attached_is_linked_too_and_names_the_cache() ->
     for _ in range(2):
         await read(app)
     first, second = traces.spans
-    assert "sse.cache" not in attributes_of(first)
+    assert attributes_of(first)["sse.cache"] == "miss"
     assert attributes_of(second)["sse.cache"] == "hit"
     assert [link.context.span_id for link in second.links] == [span_id_of(first)]
 
