@@ -208,5 +208,5 @@ def test_troubleshooting_has_messages_of_the_package() -> None:
     quoted = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
     package = "".join(path.read_text() for path in (ROOT / "sse_middleware").rglob("*.py"))
     joined = re.sub(r'"\n\s*f?"', "", package)
-    of_python = "SSEMiddleware.__call__() missing 2 required positional arguments"
-    assert [message for message in quoted if message not in joined] == [of_python]
+    assert [message for message in quoted if message not in joined] == []
+    assert len(quoted) > 5
