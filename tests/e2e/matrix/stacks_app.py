@@ -9,13 +9,21 @@ from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import Annotated, Any
 
+from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from opentelemetry.sdk.trace import TracerProvider
+from sentry_sdk.integrations.asgi import SentryAsgiMiddleware
+from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser, SimpleUser
 from starlette.middleware import Middleware
+from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.sessions import SessionMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -50,6 +58,13 @@ class Dispatches(BaseHTTPMiddleware):
         return response
 
 
+class Anyone(AuthenticationBackend):
+    """Authenticate each request as the same user."""
+
+    async def authenticate(self, _: HTTPConnection) -> tuple[AuthCredentials, BaseUser]:
+        return AuthCredentials(["authenticated"]), SimpleUser("user")
+
+
 OTHERS = {
     "gzip": [Middleware(GZipMiddleware, minimum_size=10)],
     "cors": [
@@ -58,6 +73,13 @@ OTHERS = {
     "base": [Middleware(Dispatches)],
     "two bases": [Middleware(Dispatches), Middleware(Dispatches)],
 }
+OTHERS["agents"] = [
+    Middleware(OpenTelemetryMiddleware, tracer_provider=TracerProvider()),
+    Middleware(SentryAsgiMiddleware),
+    Middleware(CorrelationIdMiddleware, generator=lambda: "the same for both"),
+    Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]),
+    Middleware(AuthenticationMiddleware, backend=Anyone()),
+]
 OTHERS["all"] = [*OTHERS["gzip"], *OTHERS["cors"], *OTHERS["base"]]
 
 SESSION = Middleware(SessionMiddleware, secret_key="matrix")

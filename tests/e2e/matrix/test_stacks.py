@@ -22,7 +22,7 @@ from tests.support.servers import Server, serving
 APP = "tests.e2e.matrix.stacks_app:app"
 STACKS = [
     f"{other}-{where}"
-    for other in ("alone", "gzip", "cors", "base", "two-bases", "all")
+    for other in ("alone", "gzip", "cors", "base", "two-bases", "agents", "all")
     for where in ("outside", "inside")
 ] + ["base-around"]
 MODES = {
@@ -97,7 +97,8 @@ async def come_back(client: RecordingClient, stack: str) -> Answer:
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Answers]]:
-    for module in ("fastapi", "itsdangerous", "uvicorn"):
+    packages = ("asgi_correlation_id", "fastapi", "itsdangerous", "sentry_sdk")
+    for module in (*packages, "opentelemetry.instrumentation.asgi", "uvicorn"):
         needs.module(module)
     directory = tmp_path_factory.mktemp("stacks")
 
