@@ -1,7 +1,7 @@
 """The share of each random sample and of each sweep that is run, in the variable `SAMPLE_SHARE`.
 
-It is 1 unless the variable is set. tox sets it where only an old package is tested, which any part
-of a sample uses as the whole does.
+It is 1 unless the variable is set. tox sets it where another Python or an old package is tested,
+which any part of a sample uses as the whole does.
 """
 
 import os
