@@ -1,15 +1,18 @@
-"""The example's chat completions, with the official clients, by one worker and by three."""
+"""The example in front of its upstream, by one worker and by three: completions, and threads."""
 
+import asyncio
 import re
 import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import httpx2 as httpx
 import pytest
 
 from tests.support import needs
 from tests.support.redis_server import RedisServer
 from tests.support.servers import running_process, until_logged
+from tests.support.waiting import HANG_SECONDS
 from tests.support.workers import working
 
 pytestmark = pytest.mark.anyio
@@ -108,3 +111,26 @@ def test_a_failure_before_the_answer_is_an_error_of_the_sdk(example: Example) ->
                 "param": None,
                 "code": None,
             }
+
+
+async def test_equal_messages_of_a_thread_are_answered_once_by_all_workers(
+    example: Example,
+) -> None:
+    async with httpx.AsyncClient(timeout=HANG_SECONDS) as client:
+
+        async def post(number: int) -> httpx.Response:
+            address = example.addresses[number % len(example.addresses)]
+            accept = {"accept": "text/event-stream"}
+            body = {"content": "What is a generator?"}
+            return await client.post(f"{address}/threads/1/messages", json=body, headers=accept)
+
+        responses = await asyncio.gather(*map(post, range(100)))
+        responses += [await post(number) for number in range(3)]
+        assert {response.status_code for response in responses} == {200}
+        assert len({response.content for response in responses}) == 1
+        caches = [response.headers.get("x-stream-cache") for response in responses]
+        assert caches.count(None) == 1
+        assert caches[-3:] == ["hit"] * 3
+        for address in example.addresses:
+            turns = (await client.get(f"{address}/threads/1/messages")).json()
+            assert [turn["role"] for turn in turns] == ["user", "assistant"]

@@ -23,6 +23,7 @@ from sse_middleware import (
     streaming,
 )
 from tests.support.asgi import Exchange, body, handle, http_scope, running, stream_of, stream_start
+from tests.support.log_records import stream_fields
 
 pytestmark = pytest.mark.anyio
 
@@ -190,7 +191,7 @@ async def test_tokens_and_the_record_are_those_of_a_stream(
         await stream_of(*CHUNKS)(scope, receive, send)
 
     await handle(collecting(app), headers=JSON)
-    (record,) = [vars(record) for record in caplog.records if hasattr(record, "tokens")]
+    (record,) = stream_fields(caplog)
     assert (record["family"], record["tokens"], record["chunks"]) == ("json", 3, 3)
 
 
