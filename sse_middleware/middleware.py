@@ -56,7 +56,13 @@ from sse_middleware.stores.configured import asked_at_start, create_store
 from sse_middleware.stores.installed import INSTALLED, RedisAddress
 from sse_middleware.stores.memory import MemoryStore
 from sse_middleware.stream.context import Authorize, Context, ExpiresAt
-from sse_middleware.stream.current import CURRENT, IN_SCOPE, LEFT_ALONE, CurrentStream
+from sse_middleware.stream.current import (
+    CURRENT,
+    IN_SCOPE,
+    LEFT_ALONE,
+    CurrentStream,
+    StreamCell,
+)
 from sse_middleware.stream.headers_only import with_headers_only
 from sse_middleware.stream.linger import LingerQueue
 from sse_middleware.stream.readers import ReaderPool, reader_limit
@@ -230,8 +236,7 @@ class SSEMiddleware:
         return partial(type(self), **self._arguments), (self.app,)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: C901, PLR0912 - few calls
-        """Handle one connection as ASGI 3 specifies."""
-        # This runs for every request of the app: as few calls and objects as possible.
+        """Handle one connection as ASGI 3 specifies, with as few calls and objects as possible."""
         if (
             scope["type"] != "http"
             or scope.get("path", "").endswith(self._intercepted)
@@ -253,12 +258,12 @@ class SSEMiddleware:
             and not (self._lingering_paths and request_path(scope) in self._lingering_paths)
             and self._attaching.is_needed is False
         ):
-            current = CurrentStream(scope.get("headers") or (), self._follow_named)
-            responder = Responder(self._context, current, scope, receive, send, task)
+            cell: StreamCell = {"headers": scope.get("headers") or (), "follow": self._follow_named}
+            responder = Responder(self._context, cell, scope, receive, send, task)
         elif (responder := await self._admit(scope, receive, send, task)) is None:
             return
-        scope[IN_SCOPE] = current = responder.current
-        token = CURRENT.set(current)
+        scope[IN_SCOPE] = cell = responder.cell
+        token = CURRENT.set(cell)
         try:
             await self.app(scope, responder.receive, responder.send)
         except BaseException as exc:
@@ -274,9 +279,10 @@ class SSEMiddleware:
                 except ValueError:  # the app's caller continues in another context
                     CURRENT.set(None)
                 scope.pop(IN_SCOPE, None)
-                current.request = None
-                if current.claimed:
-                    self._context.store.release(current.claimed, current.stream_id)
+                if (current := cell.get("current")) is not None:
+                    current.request = None
+                    if current.claimed:
+                        self._context.store.release(current.claimed, current.stream_id)
                 if responder.admission is not None:
                     responder.admission.release()
 
@@ -312,7 +318,7 @@ class SSEMiddleware:
                 self._context.store.release(current.claimed, current.stream_id)
         if self._lingering_paths:
             self._context.end_repeated(request)
-        return Responder(self._context, current, scope, receive, send, task, check)
+        return Responder(self._context, {"current": current}, scope, receive, send, task, check)
 
     async def _intercept(self, scope: Scope, receive: Receive, send: Send) -> Send | None:
         """Handle a call that needs no responder and return `None`, or return the app's `send`."""

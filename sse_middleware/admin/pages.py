@@ -27,7 +27,13 @@ from sse_middleware.http.routes import streaming
 from sse_middleware.protocol.event_ids import is_stream_id
 from sse_middleware.protocol.wire import format_sse_event
 from sse_middleware.stream.context import Context
-from sse_middleware.stream.current import CURRENT, IN_SCOPE, CurrentStream, Follow
+from sse_middleware.stream.current import (
+    CURRENT,
+    IN_SCOPE,
+    CurrentStream,
+    Follow,
+    StreamCell,
+)
 from sse_middleware.stream.responder import Responder
 
 _SNAPSHOT_SECONDS: Final = 1.0
@@ -145,9 +151,10 @@ class AdminPages:
         task = asyncio.current_task()
         assert task is not None
         current = CurrentStream(scope.get("headers") or (), self._follow)
-        responder = Responder(self._context, current, scope, receive, send, task)
-        scope[IN_SCOPE], scope["endpoint"] = current, _endpoint
-        token = CURRENT.set(current)
+        cell: StreamCell = {"current": current}
+        responder = Responder(self._context, cell, scope, receive, send, task)
+        scope[IN_SCOPE], scope["endpoint"] = cell, _endpoint
+        token = CURRENT.set(cell)
         response = StreamingResponse(
             events(current), headers=_HEADERS, media_type="text/event-stream"
         )

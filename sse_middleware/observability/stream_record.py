@@ -104,6 +104,11 @@ class StreamRecord:
         self.disconnects = 1
         self.note("disconnect")
 
+    def count_first_chunk(self, now: float) -> None:
+        """Count the first body message of an unmarked stream, whose events are not known."""
+        self.chunks = 1
+        self.first_event_at = now
+
     def age(self, now: float) -> float:
         """Return how long the stream has been open, in seconds to three places."""
         return round(now - self.opened_at, 3)

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from sse_middleware.observability.stream_record import StreamRecord
-from sse_middleware.protocol.event_ids import EventId
 from sse_middleware.protocol.stream_end import StreamEnd
 from sse_middleware.protocol.stream_terms import StreamTerms
 
@@ -39,7 +38,7 @@ def start_or_reset(
     *,
     reset: str,
     resumed: bool,
-    event_id: EventId | str | None,
+    event_id: str | None,
     retry_ms: int,
 ) -> bytes:
     """Return `start`, or `reset` if the client cannot resume at its event id.
@@ -49,7 +48,7 @@ def start_or_reset(
         terms: the terms of the stream.
         reset: the reason of the `reset`, `""` for a `start`.
         resumed: whether the connection resumes a stream.
-        event_id: the id of the event, if it has one; a string is an id of the app.
+        event_id: the id of the event, if it has one.
         retry_ms: the reconnection time.
     """
     name = terms.event_prefix + ("reset" if reset else "start")
@@ -93,7 +92,7 @@ def complete(
     record: StreamRecord,
     terms: StreamTerms,
     end: StreamEnd,
-    event_id: EventId | None,
+    event_id: str | None,
     retry_ms: int | None,
 ) -> bytes:
     """Return `complete`, the last event of a stream that has not failed."""
@@ -105,9 +104,7 @@ def complete(
     return _event(terms.event_prefix + "complete", data, event_id=event_id, retry_ms=retry_ms)
 
 
-def error(
-    record: StreamRecord, terms: StreamTerms, end: StreamEnd, event_id: EventId | None
-) -> bytes:
+def error(record: StreamRecord, terms: StreamTerms, end: StreamEnd, event_id: str | None) -> bytes:
     """Return `error`; its content is generic, because the text of an exception may be a secret."""
     return _error(record, terms, SERVER_ERROR, end.trace_id, event_id=event_id)
 
@@ -123,7 +120,7 @@ def _error(
     fields: Mapping[str, str],
     trace_id: str,
     *,
-    event_id: EventId | None = None,
+    event_id: str | None = None,
     retry_ms: int | None = None,
 ) -> bytes:
     data = encode_json({"error": fields, "trace_id": trace_id, "stream_id": record.stream_id})
@@ -131,7 +128,7 @@ def _error(
 
 
 def _event(
-    name: str, data: str, *, event_id: EventId | str | None = None, retry_ms: int | None = None
+    name: str, data: str, *, event_id: str | None = None, retry_ms: int | None = None
 ) -> bytes:
     """Return an event whose data is one line.
 

@@ -10,7 +10,7 @@ from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol import control_events, openai
 from sse_middleware.protocol.client_kinds import ClientKind, CommentForm
 from sse_middleware.protocol.deadlines import Deadlines
-from sse_middleware.protocol.event_ids import Ending, EventId
+from sse_middleware.protocol.event_ids import Ending, format_event_id
 from sse_middleware.protocol.intake import INSIDE_EVENT
 from sse_middleware.protocol.stream_end import Reason, StreamEnd
 from sse_middleware.protocol.stream_profile import StreamProfile
@@ -116,7 +116,7 @@ class Dialect:
         if not self.reads_control_events:
             return b""
         is_new = not resumed and event_id is None
-        first_id = EventId(self._secret, 0) if is_new and self._secret else event_id
+        first_id = format_event_id(self._secret, 0) if is_new and self._secret else event_id
         return self._start_or_reset(reset, first_id, resumed=resumed)
 
     def number(self, data: bytes, last: int, count: int) -> bytes:
@@ -228,7 +228,7 @@ class Dialect:
         """Return the `reset` of a client that has missed events up to the event `last`."""
         if not self.reads_control_events:
             return b""
-        event_id = EventId(self._secret, last) if self._id_prefix else None
+        event_id = format_event_id(self._secret, last) if self._id_prefix else None
         return self._start_or_reset("truncated", event_id, resumed=True)
 
     def end(self, end: StreamEnd, jitter: float) -> tuple[bytes, bool]:
@@ -289,9 +289,7 @@ class Dialect:
         self._wrote_lf = True
         return b"\n"
 
-    def _start_or_reset(
-        self, reset: str, event_id: EventId | str | None, *, resumed: bool
-    ) -> bytes:
+    def _start_or_reset(self, reset: str, event_id: str | None, *, resumed: bool) -> bytes:
         return control_events.start_or_reset(
             self.record,
             self.terms,
@@ -321,14 +319,14 @@ class Dialect:
             last = control_events.complete(self.record, self.terms, end, event_id, retry_ms)
         return self._complete_line_end() + last, True
 
-    def _last_event_id(self, end: StreamEnd) -> EventId | None:
+    def _last_event_id(self, end: StreamEnd) -> str | None:
         """Return the id of the end event, `None` if the client keeps an id of the app."""
         if end.reason is Reason.EVICTED and self._secret:
             # A client that reconnected would evict the stream that has evicted this one.
-            return EventId(self._secret, end.chunks, Ending.FINAL)
+            return format_event_id(self._secret, end.chunks, Ending.FINAL)
         if not self._has_end_id:
             return None
         ending = Ending.CUT
         if end.reason in (Reason.FINISHED, Reason.CANCELLED):
             ending = Ending.FINAL
-        return EventId(self._secret, end.chunks, ending)
+        return format_event_id(self._secret, end.chunks, ending)

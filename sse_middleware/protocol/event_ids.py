@@ -9,10 +9,12 @@ import enum
 import hashlib
 import os
 import re
-from base64 import urlsafe_b64encode
+from binascii import b2a_base64
 from dataclasses import dataclass, field
 
 _SECRET_BYTES = 16  # 128 bits, as a UUID or an RFC 6750 token would at least carry
+_SECRET_LENGTH = 22  # characters, without the padding
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _MAX_LENGTH = 64
 _STREAM_ID = re.compile(r"[0-9a-f]{32}")
 _EVENT_ID = re.compile(r"([A-Za-z0-9_-]{22})-(0|[1-9][0-9]{0,14})(?:\.(end|cut))?")
@@ -20,8 +22,8 @@ _EVENT_ID = re.compile(r"([A-Za-z0-9_-]{22})-(0|[1-9][0-9]{0,14})(?:\.(end|cut))
 
 def new_secret() -> str:
     """Return 128 random bits as 22 url-safe characters."""
-    # As `secrets.token_urlsafe`, with four calls less.
-    return urlsafe_b64encode(os.urandom(_SECRET_BYTES)).rstrip(b"=").decode()
+    # As `secrets.token_urlsafe`, with six calls less.
+    return b2a_base64(os.urandom(_SECRET_BYTES))[:_SECRET_LENGTH].translate(_URL_SAFE).decode()
 
 
 def stream_id(secret: str) -> str:
@@ -52,7 +54,12 @@ class EventId:
     ending: Ending | None = None
 
     def __str__(self) -> str:
-        return f"{self.secret}-{self.seq}{f'.{self.ending}' if self.ending else ''}"
+        return format_event_id(self.secret, self.seq, self.ending)
+
+
+def format_event_id(secret: str, seq: int, ending: Ending | None = None) -> str:
+    """Write an event id."""
+    return f"{secret}-{seq}.{ending}" if ending else f"{secret}-{seq}"
 
 
 def parse_event_id(text: str) -> EventId | None:

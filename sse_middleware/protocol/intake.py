@@ -204,8 +204,12 @@ class Intake:
 
     def _needs_a_look(self, chunk: bytes) -> bool:
         """Return whether usual events have to be examined one by one."""
-        if self._profile.trace_in_data or self._is_openai is None:
+        if self._profile.trace_in_data:
             return True
+        if self._is_openai is None:
+            if chunk.find(openai.CHUNK_TYPE) >= 0:
+                return True
+            self._set_dialect(is_openai=False)  # the first event decides
         if self._is_openai:
             has_first = self.first_chunk is None and chunk.find(openai.CHUNK_TYPE) >= 0
             return has_first or chunk.find(openai.DONE) >= 0
@@ -240,18 +244,19 @@ class Intake:
                     self.record.family = ClientKind.OPENAI
                     if self.record.span is not None:
                         self.record.span.on_completion(self.first_chunk)
-            if self._is_openai is None:
-                self._is_openai = self.first_chunk is not None
-            self._examines_all = self._profile.trace_in_data or (
-                self._is_openai and not self.first_chunk
-            )
-            self._marker = openai.DONE if self._is_openai else b"event:"
+            is_openai = self.first_chunk is not None if self._is_openai is None else self._is_openai
+            self._set_dialect(is_openai=is_openai)
         if self._is_openai:
             if block.find(openai.DONE) >= 0 and event_data(block) == openai.DONE:
                 self.has_own_end = True
         elif block.find(b"event") >= 0 and (name := event_name(block)) in self._profile.end_names:
             self.has_own_end = True
             self.has_own_error = name.endswith(_ERROR)
+
+    def _set_dialect(self, *, is_openai: bool) -> None:
+        self._is_openai = is_openai
+        self._examines_all = self._profile.trace_in_data or (is_openai and not self.first_chunk)
+        self._marker = openai.DONE if is_openai else b"event:"
 
     def _on_app_id(self) -> None:
         self.has_ids = True

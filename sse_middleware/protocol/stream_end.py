@@ -31,7 +31,10 @@ class Reason(enum.StrEnum):
     """The store cannot be reached."""
 
 
-_OUTCOMES: Final = {Reason.GONE: "disconnected", Reason.LOST: "aborted"}
+_OUTCOMES: Final = {reason: reason.value for reason in Reason} | {
+    Reason.GONE: "disconnected",
+    Reason.LOST: "aborted",
+}
 _BOOLEANS: Final = ("false", "true")
 
 
@@ -83,7 +86,7 @@ def outcome_of(reason: Reason, *, is_lost: bool) -> str:
         reason: the reason.
         is_lost: whether clients learn that the producer is lost.
     """
-    return "aborted" if is_lost else _OUTCOMES.get(reason, reason.value)
+    return "aborted" if is_lost else _OUTCOMES[reason]
 
 
 def unpack_end(data: bytes, reason: Reason) -> StreamEnd:

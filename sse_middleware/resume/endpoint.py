@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.http.routes import StreamName, name_in, streaming
-from sse_middleware.stream.current import IN_SCOPE, CurrentStream
+from sse_middleware.stream.current import IN_SCOPE, CurrentStream, StreamCell, current_in
 
 _METHODS: Final = ("GET", "HEAD", "POST", "DELETE")
 _ALLOW: Final = {"allow": ", ".join((*_METHODS, "OPTIONS"))}
@@ -32,7 +32,8 @@ class ResumeEndpoint:
             await Response(status_code=status.value, headers=_ALLOW)(scope, receive, send)
             return
         name = "" if self._name is None else name_in(self._name, scope)
-        current: CurrentStream = scope.get(IN_SCOPE, CurrentStream())
+        cell: StreamCell | None = scope.get(IN_SCOPE)
+        current = CurrentStream() if cell is None else current_in(cell)
         await current.follow(name, scope, receive, send, replays=self._replays)
 
 

@@ -24,7 +24,14 @@ from sse_middleware.http.request import NO_INTENT, RESUMABLE_METHODS, ResumeInte
 from sse_middleware.http.routes import UNMATCHED, Mark
 from sse_middleware.http.starlette_routes import route_ahead
 from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind
-from sse_middleware.protocol.event_ids import Ending, EventId, new_secret, parse_event_id, stream_id
+from sse_middleware.protocol.event_ids import (
+    Ending,
+    EventId,
+    format_event_id,
+    new_secret,
+    parse_event_id,
+    stream_id,
+)
 from sse_middleware.resume.app_ids import AppIds
 from sse_middleware.resume.authorization import Authorization, cors_headers
 from sse_middleware.resume.endpoint import ResumeEndpoint
@@ -212,7 +219,7 @@ class ResumeHandler:
         truncated = after < found.first - 1
         after = max(after, found.first - 1)
         if secret and event_id is None:
-            event_id = str(EventId(secret, after))
+            event_id = format_event_id(secret, after)
         try:
             follower = Follower(
                 self._context,
@@ -317,7 +324,7 @@ class ResumeHandler:
         """
         self._report(UNMATCHED, "gone")
         secret = new_secret()
-        end = str(EventId(secret, 0, Ending.FINAL))
+        end = format_event_id(secret, 0, Ending.FINAL)
         options, name = self._context.options, stream_id(secret)
         return ended_stream(request, options, name, event_id=end, reset="gone")
 

@@ -48,9 +48,9 @@ ENDED_BY_APP: Final = (LogState.FINISHED, LogState.FAILED)
 """The states in which a log without a frame at its end has been ended by the app's own event."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: that would double the cost of a log's start
 class LogInfo:
-    """The metadata of a stream, known from its beginning.
+    """The metadata of a stream, known from its beginning; it never changes.
 
     Attributes:
         stream_id: its public id, which is also that of the log.

@@ -76,7 +76,9 @@ class MemoryStore:
             if (earlier := self._logs.get(info.stream_id)) is not None:
                 self.drop(earlier)
             self._logs[info.stream_id] = log
-            self.recount(log)
+            self.total_bytes += log.size
+            if self.total_bytes > self._max_total_bytes or self._ranking.is_active:
+                self.recount(log)
         return log
 
     async def find(self, stream_id: str) -> LogSnapshot | None:

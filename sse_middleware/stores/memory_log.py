@@ -43,7 +43,7 @@ class MemoryLog:
     ) -> None:
         self.info = info
         self.names: tuple[str, ...] = ()
-        self.size = self.tokens = 0
+        self.tokens = 0
         self._store = store
         self._frames = frames
         self._frame = b""
@@ -54,6 +54,7 @@ class MemoryLog:
         self._readers = 0
         self._waiting: dict[asyncio.Future[None], None] | None = None
         self._fixed_size = _LOG_BYTES + len(info.headers) + len(info.path) + len(info.origin)
+        self.size = self._fixed_size + frames.size
 
     def append(self, first: int, data: bytes, count: int = 1) -> None:
         """Append the frames of `count` events from `first` on."""

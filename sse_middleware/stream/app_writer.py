@@ -15,9 +15,8 @@ import math
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
-from starlette.types import Message, Send
+from starlette.types import Message
 
-from sse_middleware.config.options import Options
 from sse_middleware.http.response_head import BODY, body_message
 from sse_middleware.protocol.connection_state import ConnectionPhase
 from sse_middleware.protocol.intake import Intake, Part
@@ -31,7 +30,7 @@ from sse_middleware.protocol.wire import has_data, joined
 from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.file_bodies import PATHSEND, ZEROCOPYSEND, file_chunks
 from sse_middleware.stream.pacing import Pacing
-from sse_middleware.stream.sender import MAX_PENDING_BYTES, Sender
+from sse_middleware.stream.sender import MAX_PENDING_BYTES
 from sse_middleware.stream.timers import LoopTimers
 
 if TYPE_CHECKING:
@@ -55,18 +54,18 @@ class AppWriter:
 
     Args:
         producer: the producer of the stream.
+        connection: as the attribute.
         intake: processes the bytes of the app.
-        options: the settings, including those of the mark.
         timers: the timers of the running loop.
-        send: the server's `send`.
 
     Attributes:
         busy_deadline: the time at which the producer has something to do, even if the app never
             yields to the event loop.
         coalesce_until: the time until which events are queued.
-        connection: the connection of the client that has opened the stream; set by `attach`.
+        connection: the connection of the client that has opened the stream.
         fast: whether usual events take the fast path.
         intake: as the argument.
+        queue: the bytes of the current tick, which have not been processed.
         unread_bytes: the number of bytes that no client has read yet.
     """
 
@@ -74,11 +73,9 @@ class AppWriter:
         "_adds_ids",
         "_clock",
         "_pacing",
-        "_queue",
         "_queue_bytes",
         "_queued_at",
         "_record",
-        "_send",
         "_sender",
         "_timers",
         "_unthrottled_bytes",
@@ -89,27 +86,22 @@ class AppWriter:
         "intake",
         "may_be_fast",
         "producer",
+        "queue",
         "unread_bytes",
     )
 
-    connection: Connection
-    _sender: Sender
-
     def __init__(
-        self,
-        producer: "Producer",
-        intake: Intake,
-        options: Options,
-        timers: LoopTimers,
-        send: Send,
+        self, producer: "Producer", connection: Connection, intake: Intake, timers: LoopTimers
     ) -> None:
+        options = producer.profile.options
         self.producer = producer
+        self.connection = connection
+        self._sender = connection.sender
         self.intake = intake
         self._record = intake.record
         self._timers = timers
         self._clock = timers.clock
-        self._send = send
-        self._queue = _NOTHING
+        self.queue = _NOTHING
         self._queue_bytes = 0
         self._queued_at = 0.0
         self._pacing = Pacing(options.chunk_delay_ms / 1000) if options.chunk_delay_ms else None
@@ -119,11 +111,6 @@ class AppWriter:
         self.coalesce_until = 0.0
         self.busy_deadline = math.inf
         self.unread_bytes = self._unthrottled_bytes = 0
-
-    def attach(self, connection: Connection) -> None:
-        """Set the connection of the client that has opened the stream."""
-        self.connection = connection
-        self._sender = connection.sender
 
     def resume_fast_path(self) -> None:
         """Take the fast path if the connection of the app's own client is live."""
@@ -146,18 +133,22 @@ class AppWriter:
         Raises:
             Exception: the exception of the server in this write or in an earlier one.
         """
-        now = self._clock()
+        clock = self._clock
+        now = clock()
         if message["type"] != BODY or not message.get("more_body"):
-            await self._write_slowly(message, now)
+            if self.fast and message["type"] == BODY and now < self.busy_deadline:
+                await self._write_body(message, now, is_last=True)
+            else:
+                await self._write_slowly(message, now)
             return
         body = message.get("body", b"")
         if type(body) is not bytes:
             body = bytes(body)
         if now < self.coalesce_until:
-            if self._queue:
-                self._queue.append(body)
+            if self.queue:
+                self.queue.append(body)
             else:
-                self._queue, self._queued_at = [body], now
+                self.queue, self._queued_at = [body], now
                 self._timers.flush_after_tick(self)
             self._queue_bytes += len(body)
             if self._queue_bytes >= MAX_PENDING_BYTES:
@@ -167,7 +158,7 @@ class AppWriter:
             await self._write_slowly(message, now)
             return
         self.coalesce_until = now + self._timers.tick_seconds
-        if self._queue:
+        if self.queue:
             self.process_queue()
         count = self.intake.feed_usual(body, now)
         if count:
@@ -200,7 +191,7 @@ class AppWriter:
         """Process a message that is not coalesced, such as the end of the response."""
         producer = self.producer
         if now >= self.busy_deadline:  # timers do not fire if the app never yields to the loop
-            producer.check_deadlines(now)
+            producer.on_timer(now)
         is_last = message["type"] == BODY and not message.get("more_body", False)
         given = ProducerInput.APP_ENDS if is_last else ProducerInput.APP_WRITES
         action = PRODUCER_TABLE[producer.phase, given].action
@@ -214,7 +205,7 @@ class AppWriter:
             if self._sender.is_writing:  # it blocks, and the connection has been closed
                 await producer.callbacks.on_write_after_end()
             else:
-                await self._send(message)
+                await self._sender.send(message)
         elif message["type"] == BODY:
             await self._write_body(message, now, is_last=is_last)
         elif message["type"] in _FILES:
@@ -229,7 +220,8 @@ class AppWriter:
     async def _write_body(self, message: Message, now: float, *, is_last: bool) -> None:
         body = message.get("body", b"")
         self._raise_failure()
-        self.process_queue()
+        if self.queue:
+            self.process_queue()
         if self._pacing is not None:
             async with self._pacing.turn:
                 await self._write_paced(self._pacing, bytes(body), now)
@@ -237,21 +229,19 @@ class AppWriter:
             self._feed(bytes(body), now)
         elif not (is_last or self.intake.has_begun):
             self._sender.append(message)  # with it, some servers send the response head
-        if is_last:
-            await self._finish()
-        else:
+        if not is_last:
             await self._flush()
             await self._throttle(len(body))
             await self._wait_for_room()
-
-    async def _finish(self) -> None:
-        """End the stream because the app has ended its response."""
+            return
         if self.connection.dialect.reads_control_events or self.intake.first_chunk is not None:
             # FastAPI's event streams end the response before they raise the exception of their
             # generator, and cancel this write in the next iteration of the loop.
             await asyncio.sleep(0)
         self.producer.move(ProducerInput.APP_ENDS)
-        await self._flush()
+        suspended = self._sender.flush()
+        if suspended is not None:
+            await suspended
         if not (self.producer.log.is_kept or (self._sender.is_idle and self._sender.lost is None)):
             await self._wait_until_written()
 
@@ -293,9 +283,9 @@ class AppWriter:
 
     def process_queue(self) -> None:
         """Process the events of a tick together, as of the time of the first one."""
-        if not self._queue:
+        if not self.queue:
             return
-        queue, self._queue = self._queue, _NOTHING
+        queue, self.queue = self.queue, _NOTHING
         self._queue_bytes = 0
         chunk, now = joined(queue), self._queued_at
         count = self.intake.feed_usual(chunk, now)

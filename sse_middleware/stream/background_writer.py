@@ -48,25 +48,25 @@ class Flushable(Protocol):
 
 
 class BackgroundWriter:
-    """Write for the streams of `loop` while there are any."""
+    """Write for the streams of `loop` while there are any.
 
-    __slots__ = ("_active", "_due", "_loop", "_stream_count", "_workers")
+    Attributes:
+        stream_count: the number of streams that may have pending bytes.
+    """
+
+    __slots__ = ("_active", "_due", "_loop", "_workers", "stream_count")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._stream_count = 0
+        self.stream_count = 0
         self._due: deque[Flushable] = deque()
         self._active: _Worker | None = None
         self._workers: set[_Worker] = set()
 
-    def attach(self) -> None:
-        """Count a stream that may have pending bytes."""
-        self._stream_count += 1
-
     def detach(self) -> None:
         """Remove a stream from the count; after the last one the task ends."""
-        self._stream_count -= 1
-        if not self._stream_count and self._active is not None:
+        self.stream_count -= 1
+        if not self.stream_count and self._active is not None:
             self._active.wake()
 
     def write_soon(self, stream: Flushable) -> None:
@@ -106,7 +106,7 @@ class BackgroundWriter:
 
     async def _run(self, worker: "_Worker") -> None:
         try:
-            while self._active is worker and (self._due or self._stream_count):
+            while self._active is worker and (self._due or self.stream_count):
                 if not self._due:
                     await worker.sleep(self._loop)
                 for _ in range(min(len(self._due), _MAX_WRITES_PER_TURN)):

@@ -347,12 +347,13 @@ class Connection:
             return
         action = self._move(given)
         if action is ConnectionAction.ABANDON:
+            self.dialect.deadlines.stop()
             self.sender.abandon()
         elif action is ConnectionAction.CUT:
+            self.dialect.deadlines.stop()
             # A part of the write may have arrived, so that no event may follow it.
             self.sender.cut(ends=self.dialect.reads_control_events)
         self.closed_by = given
-        self.dialect.deadlines.stop()
         self.sender.release()
         self._owner.on_connection_closed(self)
 

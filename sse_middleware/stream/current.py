@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection
 from contextvars import ContextVar
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from starlette.types import Receive, Scope, Send
 
@@ -19,7 +19,7 @@ from sse_middleware.stream.callbacks import StreamCallbacks
 logger = logging.getLogger("sse_middleware")
 
 IN_SCOPE = "sse_middleware"
-"""The key of the current stream in the scope; a nested middleware that finds it does nothing."""
+"""The key of the `StreamCell` in the scope; a nested middleware that finds it does nothing."""
 LEFT_ALONE = "sse_middleware.left_alone"
 """The key in the scope of a request that an outer middleware leaves to a nested one."""
 
@@ -300,15 +300,36 @@ class CurrentStream:
         self._stream = None
 
 
-CURRENT: ContextVar[CurrentStream | None] = ContextVar("sse_middleware_stream", default=None)
+class StreamCell(TypedDict, total=False):
+    """The current stream of a request, or what it is created from when it is used first.
+
+    Most requests are no streams and never use it, and a dictionary costs less than an object. Tasks
+    that outlive the request may keep it, so it has no reference to the scope.
+    """
+
+    headers: Collection[tuple[bytes, bytes]]
+    follow: Follow
+    current: CurrentStream
+
+
+def current_in(cell: StreamCell) -> CurrentStream:
+    """Return the current stream of a request."""
+    current = cell.get("current")
+    if current is None:  # of two threads, one is first
+        current = cell.setdefault("current", CurrentStream(cell["headers"], cell["follow"]))
+    return current
+
+
+CURRENT: ContextVar[StreamCell | None] = ContextVar("sse_middleware_stream", default=None)
 
 
 def current_stream() -> CurrentStream:
     """Return the stream of the request that is being handled."""
-    return CURRENT.get() or CurrentStream()
+    cell = CURRENT.get()
+    return CurrentStream() if cell is None else current_in(cell)
 
 
 def current_trace_id() -> str | None:
     """Return the trace id of the request that is being handled, `None` outside of one."""
-    current = CURRENT.get()
-    return None if current is None else current.trace_id
+    cell = CURRENT.get()
+    return None if cell is None else current_in(cell).trace_id

@@ -44,6 +44,6 @@ class DiscardedResponse:
     async def wait_until_ended(self) -> None:
         """Return at once."""
 
-    async def aclose(self, grace_seconds: float) -> None:  # noqa: ARG002
+    async def aclose(self, *, is_aborted: bool) -> None:  # noqa: ARG002
         """Release the object that runs the app, which has a reference to this one."""
         self._callbacks = NO_CALLBACKS

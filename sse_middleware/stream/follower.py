@@ -36,7 +36,7 @@ from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.report import Report
 from sse_middleware.stream.sender import Sender
-from sse_middleware.stream.timers import StreamTimer, current_timers
+from sse_middleware.stream.timers import current_timers
 
 _LOG_END_SECONDS = 0.1
 """A little more than the time of the stream in a drain, so that its end arrives first."""
@@ -83,7 +83,7 @@ class Follower:
         self._after = after
         self._tasks: list[asyncio.Task[None]] = []
         self._timers = current_timers()
-        self._timer = StreamTimer(self._timers, self._on_timer)
+        self._timer_bucket: int | None = None
         self._record = StreamRecord(
             info.stream_id,
             request.trace_id,
@@ -161,7 +161,10 @@ class Follower:
         """Send the first bytes, if no event has come with them."""
         self._connection.sender.flush_soon()
 
-    def _on_timer(self, now: float) -> None:
+    def on_timer(self, now: float) -> None:
+        """Perform the actions that are due, and set the timer for the next ones."""
+        if self._timer_bucket is None:  # it has been cancelled meanwhile
+            return
         try:
             self._report.progress(now)
             if self._connection.on_deadline(now):
@@ -217,7 +220,8 @@ class Follower:
         self._connection.on_disconnect()
 
     def _set_timer(self, now: float) -> None:
-        self._timer.set(self._connection.deadline(now))
+        deadline = self._connection.deadline(now)
+        self._timer_bucket = self._timers.move(self, self._timer_bucket, deadline)
 
     async def _aclose(self, grace_seconds: float) -> None:
         sender, connection = self._connection.sender, self._connection

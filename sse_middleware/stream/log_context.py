@@ -4,7 +4,7 @@ import logging
 from collections.abc import MutableMapping
 from typing import Any
 
-from sse_middleware.stream.current import CURRENT
+from sse_middleware.stream.current import CURRENT, current_in
 
 
 class StreamLogFilter(logging.Filter):
@@ -38,7 +38,8 @@ def add_stream_context(
 
 
 def _ids() -> dict[str, str]:
-    current = CURRENT.get()
-    if current is None:
+    cell = CURRENT.get()
+    if cell is None:
         return {"trace_id": "", "stream_id": ""}
+    current = current_in(cell)
     return {"trace_id": current.trace_id, "stream_id": current.known_stream_id}

@@ -216,13 +216,10 @@ def open_marked(
         profile,
         Intake(profile, record),
         timers,
-        send,
         observers=context.observers,
         callbacks=owner,
         linger_queue=context.linger_queue,
     )
-    if mark.rules is not None and mark.rules.changes_events:
-        producer.write = AppEvents(producer, mark.rules).write
     if mark.on_end is not None:
         producer.log.call_at_end(
             EndCallback(
@@ -245,6 +242,8 @@ def open_marked(
             producer.log.begin_if_named(create_log)
     sender = Sender(send, timers, record, context.observers)
     producer.attach(Connection(dialect, sender, producer))
+    if mark.rules is not None and mark.rules.changes_events:
+        producer.write = AppEvents(producer, mark.rules).write
     current.open(producer, _default_name(mark, request))
     if mark.attach != "never" and not current.is_matched:
         context.attaching.is_needed = True  # the route may be newer than the first request

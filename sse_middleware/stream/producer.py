@@ -14,7 +14,7 @@ from typing import Final
 from starlette.types import Message, Send
 
 from sse_middleware.observability.observer import Observer
-from sse_middleware.protocol.connection_state import ConnectionInput
+from sse_middleware.protocol.connection_state import ConnectionInput, ConnectionPhase
 from sse_middleware.protocol.intake import Intake
 from sse_middleware.protocol.producer_state import (
     PRODUCER_TABLE,
@@ -26,13 +26,13 @@ from sse_middleware.protocol.stream_end import Reason, outcome_of
 from sse_middleware.protocol.stream_profile import StreamProfile
 from sse_middleware.stream.app_writer import AppWriter
 from sse_middleware.stream.callbacks import NO_CALLBACKS, StreamCallbacks, discard
-from sse_middleware.stream.cancellation import SHUTDOWN_GRACE_SECONDS
+from sse_middleware.stream.cancellation import SHUTDOWN_GRACE_SECONDS, last_write_seconds
 from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.linger import Linger, LingerQueue
 from sse_middleware.stream.producer_control import ProducerControl
 from sse_middleware.stream.producer_log import ProducerLog
 from sse_middleware.stream.report import Report
-from sse_middleware.stream.timers import LoopTimers, StreamTimer
+from sse_middleware.stream.timers import LoopTimers
 
 logger = logging.getLogger("sse_middleware.stream")
 
@@ -44,20 +44,19 @@ class Producer:
         profile, callbacks: as the attributes.
         intake: processes the bytes of the app.
         timers: the timers of the running loop.
-        send: the server's `send`.
         observers: are notified of the stream.
         linger_queue: the streams that wait for a reader.
 
     Attributes:
         callbacks: those of the object that runs the app.
-        connection: the connection of the client that has opened the stream.
+        connection: the connection of the client that has opened the stream; set by `attach`.
         control: ends the stream for other objects.
         log: keeps the events.
         phase: its state.
         profile: the common part of streams like this one.
         report: reports the stream.
-        write: processes a message of the app.
-        writer: processes the messages of the app.
+        write: processes a message of the app; set by `attach`.
+        writer: processes the messages of the app; set by `attach`.
     """
 
     __slots__ = (
@@ -67,7 +66,7 @@ class Producer:
         "_linger_queue",
         "_outcome",
         "_reason",
-        "_timer",
+        "_timer_bucket",
         "_timers",
         "callbacks",
         "connection",
@@ -81,13 +80,14 @@ class Producer:
     )
 
     connection: Connection
+    write: Send
+    writer: AppWriter
 
     def __init__(
         self,
         profile: StreamProfile,
         intake: Intake,
         timers: LoopTimers,
-        send: Send,
         *,
         observers: Sequence[Observer],
         callbacks: StreamCallbacks,
@@ -105,19 +105,18 @@ class Producer:
         self._reason: Reason | None = None
         self._outcome = "aborted"
         self.log = ProducerLog(self, intake)
-        self._timer = StreamTimer(timers, self.check_deadlines)
+        self._timer_bucket: int | None = None
         self._cap_at = math.inf
-        self.writer = AppWriter(self, intake, profile.options, timers, send)
-        self.write: Send = self.writer.write
 
     def attach(self, connection: Connection) -> None:
         """Set the connection of the client that has opened the stream."""
         self.connection = connection
-        self.writer.attach(connection)
+        self.writer = AppWriter(self, connection, self._intake, self._timers)
+        self.write = self.writer.write
         connection.sender.app_may_cancel = not self.log.is_kept  # a reader would miss an event
 
     async def open(self, start: Message, preamble: bytes) -> None:
-        """Send the response start at once; the preamble follows with the first event, or soon."""
+        """Send the response start; the preamble follows with an event in this turn, or after it."""
         connection, now, terms = self.connection, self._timers.clock(), self.profile.terms
         if terms.max_seconds is not None and not terms.rotates:
             self._cap_at = self._intake.record.opened_at + terms.max_seconds
@@ -126,7 +125,7 @@ class Producer:
         self._set_timer(now)
         await connection.open(start, preamble)
         if not connection.sender.is_idle:
-            self._timers.flush_after_tick(self.writer)
+            self._timers.call_soon(connection.sender.flush_soon)
         self.writer.resume_fast_path()
 
     @property
@@ -260,15 +259,15 @@ class Producer:
     def _end(self, action: ProducerAction, reason: Reason) -> None:
         """End the stream: the only place that ends the log, and stops the app."""
         connection, dialect = self.connection, self.connection.dialect
-        self._reason = reason
-        is_lost = action is ProducerAction.LOSE
+        self._reason, is_lost = reason, action is ProducerAction.LOSE
         self._outcome = outcome_of(reason, is_lost=is_lost)
         self.writer.leave_fast_path()
         if self._linger is not None:
             self._stop_lingering()
         if reason is Reason.SHUTDOWN and dialect.reads_control_events:
             dialect.prepare_to_drain()
-        self.writer.process_queue()  # may set a cap
+        if self.writer.queue:
+            self.writer.process_queue()  # may set a cap
         has_cap = self.phase is ProducerPhase.LEFT and not self._intake.is_raw
         self._cap_at = min(self._cap_at, dialect.ends_at) if has_cap else math.inf
         end, in_log = self._intake.end(reason, self._intake.record.age(self._timers.clock()))
@@ -281,7 +280,7 @@ class Producer:
         connection.sender.release_app()
         if action is ProducerAction.STOP:
             self.callbacks.on_end()
-        if connection.is_closed:
+        if connection.phase is ConnectionPhase.CLOSED:
             self.report.end(self._outcome)
         # The timer stays: it is early enough for the deadline of a blocked write.
 
@@ -306,8 +305,10 @@ class Producer:
         if not self.is_ended:
             self.report.set_lingering(lingers=False)
 
-    def check_deadlines(self, now: float) -> None:
+    def on_timer(self, now: float) -> None:
         """Perform the actions that are due, and set the timer for the next ones."""
+        if self._timer_bucket is None:  # it has been cancelled meanwhile
+            return
         try:
             if now >= self.report.progress_at:
                 self.report.progress(now)
@@ -350,26 +351,26 @@ class Producer:
         self.connection.rotate(now)
 
     def _set_timer(self, now: float) -> None:
-        connection, linger = self.connection, self._linger
-        deadline = min(self._cap_at, connection.deadline(now))
+        deadline, linger = min(self._cap_at, self.connection.deadline(now)), self._linger
         if linger is not None:
             deadline = min(deadline, linger.deadline, linger.counts_at)
-        busy_deadline = connection.dialect.deadlines.busy_deadline()
-        self.writer.busy_deadline = min(self._cap_at, busy_deadline)
+        deadlines = self.connection.dialect.deadlines
+        self.writer.busy_deadline = min(self._cap_at, deadlines.busy_deadline())
         if self.phase is ProducerPhase.DETACHED or self.log.has_readers:
             deadline = min(deadline, self.report.progress_at)
-        self._timer.set(deadline)
+        self._timer_bucket = self._timers.move(self, self._timer_bucket, deadline)
 
-    async def aclose(self, grace_seconds: float) -> None:
-        """Write the rest, unfinished within a time, report the outcome and release references."""
-        on, log, draining = ProducerInput, self.log, self.is_draining
+    async def aclose(self, *, is_aborted: bool) -> None:
+        """Write the rest, in a short time if the server `is_aborted`, and release references."""
+        on, log, draining = ProducerInput, self.log, self._timers.drain.is_draining
         if self._reason is None:
             self.move(on.APP_STOPS_FOR_DRAIN if draining else on.APP_RETURNS)
         try:
-            if not self.connection.is_closed:
+            if self.connection.phase is not ConnectionPhase.CLOSED:
                 has_time = self._reason is Reason.FINISHED and not draining
+                grace = last_write_seconds(is_urgent=is_aborted or draining)
                 self.connection.sender.flush_now()
-                async with asyncio.timeout(None if has_time else grace_seconds):
+                async with asyncio.timeout(None if has_time else grace):
                     await self.connection.until_closed()
         except TimeoutError:
             logger.debug("stream %s ended with bytes unsent", self._intake.record.stream_id)
@@ -383,14 +384,13 @@ class Producer:
     def _release(self) -> None:
         """Break the reference cycles: the objects are freed without the garbage collector."""
         self.connection.release()
-        self.report.end(self._outcome)
-        self._timer.set(math.inf)
+        self._timer_bucket = self._timers.move(self, self._timer_bucket, math.inf)
         self._timers.drain.remove(self.control)
         self.phase = ProducerPhase.ENDED
         self.writer.busy_deadline = math.inf
         self.callbacks = NO_CALLBACKS
         self.write = discard
-        del self.writer, self.control, self.log, self._timer
+        del self.writer, self.control, self.log
 
 
 _ENDED: Final = (ProducerPhase.COMPLETE, ProducerPhase.ENDED)

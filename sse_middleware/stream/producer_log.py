@@ -133,6 +133,8 @@ class ProducerLog:
             can_resume: whether clients can return at all.
         """
         self._begin = None  # a name that comes later finds nothing
+        if self._log is None and self._on_end is None:
+            return
         state = LogState.LOST if is_lost else _STATES[end.reason]
         if not can_resume:
             state = LogState.GONE

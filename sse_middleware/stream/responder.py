@@ -13,7 +13,7 @@ other interfaces call them in one thread and await them in another.
 the app, which may call `receive()` in several tasks or never.
 
 - A `receive()` of the app waits in the task that calls it. The task is in `_listeners`. If the
-  stream ends on our side, `AppCancellation` cancels the listeners. `_receive_or_disconnect` catches
+  stream ends on our side, `AppCancellation` cancels the listeners. `receive` catches
   this cancellation, undoes it and returns `http.disconnect`. If the task has been cancelled by
   other code too, which `task.uncancel()` shows, the exception is raised.
 - If the app does not receive, and the stream needs to notice a disconnect (it is marked, or its
@@ -26,6 +26,7 @@ the app, which may call `receive()` in several tasks or never.
 import asyncio
 import contextvars
 import logging
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from starlette.types import Message, Receive, Scope, Send
@@ -38,10 +39,9 @@ from sse_middleware.stream.cancellation import (
     NO_DISCONNECT,
     AppCancellation,
     Disconnect,
-    last_write_seconds,
 )
 from sse_middleware.stream.context import Context
-from sse_middleware.stream.current import CurrentStream
+from sse_middleware.stream.current import CurrentStream, StreamCell, current_in
 from sse_middleware.stream.discarded_response import DiscardedResponse
 from sse_middleware.stream.held_start import HeldStart
 from sse_middleware.stream.opener import (
@@ -58,6 +58,7 @@ from sse_middleware.stream.unmarked import UnmarkedStream
 
 if TYPE_CHECKING:
     from sse_middleware.http.body_digest import BodyDigest
+    from sse_middleware.observability.stream_record import StreamRecord
 
 Stream = Producer | UnmarkedStream | DiscardedResponse
 
@@ -68,25 +69,26 @@ class Responder:
     """The state of one request.
 
     Args:
-        context, current, scope, admission: as the attributes.
+        context, cell, scope, admission: as the attributes.
         receive, send, task: those of the server; the app runs in the task.
 
     Attributes:
         context: the objects that all requests of one middleware share.
-        current: the handler's view of the stream.
+        cell: the handler's view of the stream, or what it is created from.
+        current: that view, from the response start on.
         scope: the scope of the request; the app adds to it when it has routed it.
         server_send: the server's `send`.
         body: the digest of the received part of the request body, if it identifies the stream.
         admission: the admission check of the request, `None` without limits.
         held: the response start while its limits are being checked.
         producer: writes the response, `None` unless it is a stream.
-        unmarked: the stream, if it has no mark and only the app and the client can end it.
     """
 
     __slots__ = (
         "_app_context",
         "_cancel_count",
         "_cancellation",
+        "_counted",
         "_disconnect",
         "_is_aborted",
         "_listeners",
@@ -97,19 +99,21 @@ class Responder:
         "_write",
         "admission",
         "body",
+        "cell",
         "context",
         "current",
         "held",
         "producer",
         "scope",
         "server_send",
-        "unmarked",
     )
+
+    current: CurrentStream
 
     def __init__(  # noqa: PLR0917 - ordered as in an ASGI call
         self,
         context: Context,
-        current: CurrentStream,
+        cell: StreamCell,
         scope: Scope,
         receive: Receive,
         send: Send,
@@ -118,7 +122,7 @@ class Responder:
     ) -> None:
         self.context = context
         self.admission = admission
-        self.current = current
+        self.cell = cell
         self.scope = scope
         self._path = app_path(scope) if context.path_marks else ""
         self._receive = receive
@@ -132,7 +136,7 @@ class Responder:
         self._is_aborted = False
         self._disconnect = NO_DISCONNECT
         self.producer: Stream | None = None
-        self.unmarked: UnmarkedStream | None = None
+        self._counted: StreamRecord | None = None
         self._listeners: tuple[asyncio.Task[object], ...] = ()
         self._cancellation: AppCancellation | None = None
 
@@ -168,48 +172,46 @@ class Responder:
                 await self._close_stream(self.producer)
 
     async def _close_stream(self, producer: Stream) -> None:
-        is_urgent = self._is_aborted or producer.is_draining
         try:
             if self._cancellation is not None:
                 await self._cancellation.aclose()
         finally:
             self.current.close()
-            self.unmarked, self._write = None, producer.write
+            self._counted, self._write = None, producer.write
             self._disconnect = Disconnect.RECEIVED  # for tasks that receive later
             try:
-                await producer.aclose(last_write_seconds(is_urgent=is_urgent))
+                await producer.aclose(is_aborted=self._is_aborted)
             finally:
                 self._write = producer.write  # discards all, if the stream was marked
                 if self._prefetch is not None:
                     await self._prefetch.aclose()
 
-    async def send(self, message: Message) -> None:  # noqa: C901, PLR0912 - few calls
+    async def send(self, message: Message) -> None:  # noqa: C901 - few calls
         """Pass a message of the app on, through the producer if the stream is marked."""
-        write, stream = self._write, self.unmarked
-        if write is not None:
-            await write(message)
-        elif stream is not None and message.get("more_body"):
+        record, send = self._counted, self.server_send
+        if record is not None and message.get("more_body"):
             # `UnmarkedStream.write`, inlined for the usual message: a call costs more than this.
             body = message.get("body")
-            if body:
-                record = stream.record
-                if record.chunks:
-                    record.chunks += 1
-                else:
-                    stream.on_first_chunk()
+            if body and record.chunks:
+                record.chunks += 1
+            elif body:
+                record.count_first_chunk(asyncio.get_running_loop().time())
             try:
-                await self.server_send(message)
+                await send(message)
             except Exception:
-                stream.on_failed_write()
+                assert isinstance(self.producer, UnmarkedStream)
+                self.producer.on_failed_write()
                 raise
             if body:
                 record.sent_bytes += len(body)
-        elif stream is not None:
-            await stream.write(message)
+        elif (write := self._write) is not None:
+            await write(message)
         elif self.held is not None or message.get("type") != "http.response.start":
             await self._send_undecided(message)
         elif not is_not_event_stream(message):
-            await self._decide(message)
+            write_start = self._decide(message)
+            if write_start is not None:
+                await write_start
         else:
             self._write, self.body = self.server_send, None
             if self.context.other_responses.unchecked and (self._path or "endpoint" in self.scope):
@@ -217,7 +219,7 @@ class Responder:
             if self.admission is not None:
                 self.admission.release()
                 self.admission = None
-            await self.server_send(message)
+            await send(message)
 
     async def _send_undecided(self, message: Message) -> None:
         """Pass on a message before the response start, or after one that is held."""
@@ -230,29 +232,30 @@ class Responder:
             self._write = self.server_send
         await self.send(message)
 
-    async def _decide(self, start: Message) -> None:
-        """Open a stream, or pass the response start on if the response is not to be one."""
+    def _decide(self, start: Message) -> Awaitable[None] | None:
+        """Open a stream, or pass the response start on if the response is not to be one.
+
+        Returns:
+            The write of the response start, `None` if it is held.
+        """
         self._cancel_count = self._task.cancelling()
+        self.current = current_in(self.cell)
         is_stream, mark = match_stream(self, self._path, start)
         if not is_stream:
             self._write, self.body = self.server_send, None
             if self.admission is not None:
                 self.admission.release()
-            await self.server_send(start)
-        elif self.admission is None or self.admission.is_admitted_at_once(mark):
-            await self._open(start, mark)
-        else:
-            self.held = HeldStart(start, self.server_send)
-            self.held.begin(self._check(self.held, self.admission, mark))
+            return self.server_send(start)
+        if self.admission is None or self.admission.is_admitted_at_once(mark):
+            return self._open(start, mark)
+        self.held = HeldStart(start, self.server_send)
+        self.held.begin(self._check(self.held, self.admission, mark))
+        return None
 
-    async def receive(self) -> Message:
+    async def receive(self) -> Message:  # noqa: C901, PLR0912 - few calls
         """Return the server's next message, or a disconnect after the stream has ended."""
         if self._write is self.server_send:
             return await self._receive()
-        return await self._receive_or_disconnect()
-
-    async def _receive_or_disconnect(self) -> Message:
-        """Wait for the server's next message; `AppCancellation` can interrupt it."""
         if self._cancellation is None:
             task = asyncio.current_task()
             if task is None:  # a coroutine that other code than a task runs
@@ -267,16 +270,22 @@ class Responder:
                     message = {"type": "http.disconnect"}
                 if message is None:
                     message = await self._receive()
-                await self._on_received(message)
+                if message["type"] == "http.disconnect":
+                    await self._on_disconnect()
+                elif self.producer is None:
+                    self._hash_body(message)
             except asyncio.CancelledError:
                 if not self._was_interrupted(task) or task.uncancel() > cancel_count:
                     raise
             else:
-                if self._was_interrupted(task):
+                if self._cancellation is not None and self._was_interrupted(task):
                     task.uncancel()
                 return message
             finally:
-                self._remove_listener(task)
+                if len(self._listeners) == 1:  # this one
+                    self._listeners = ()
+                else:  # a task waits in one `receive()` at a time, so at most one is removed
+                    self._listeners = tuple([one for one in self._listeners if one is not task])
         assert self._cancellation is not None
         self._cancellation.disconnect_delivered = True
         return {"type": "http.disconnect"}
@@ -289,22 +298,14 @@ class Responder:
     def _was_interrupted(self, task: asyncio.Task[object]) -> bool:
         return self._cancellation is not None and task in self._cancellation.interrupted
 
-    async def _on_received(self, message: Message) -> None:
-        if message["type"] == "http.request":
-            self._hash_body(message)
-        elif message["type"] == "http.disconnect":
-            self._disconnect = self._disconnect or Disconnect.RECEIVED
-            if self.held is not None:
-                self.held.on_disconnect()
-            if self.producer is not None and self.producer.on_disconnect():
-                await self.producer.wait_until_ended()
-            self._disconnect = Disconnect.DELIVERED
-
-    def _remove_listener(self, task: asyncio.Task[object]) -> None:
-        # A task waits in one `receive()` at a time, so at most one entry is removed.
-        listeners = self._listeners
-        is_only = len(listeners) == 1
-        self._listeners = () if is_only else tuple([one for one in listeners if one is not task])
+    async def _on_disconnect(self) -> None:
+        """Handle that the app receives the disconnect of its client."""
+        self._disconnect = self._disconnect or Disconnect.RECEIVED
+        if self.held is not None:
+            self.held.on_disconnect()
+        if self.producer is not None and self.producer.on_disconnect():
+            await self.producer.wait_until_ended()
+        self._disconnect = Disconnect.DELIVERED
 
     def watch_for_disconnect(self) -> None:
         """Receive the client's disconnect if the app does not receive."""
@@ -323,8 +324,8 @@ class Responder:
             if isinstance(self.producer, Producer) and not self._listeners:
                 self.producer.control.stop_if_left()
 
-    async def _open(self, start: Message, mark: Mark | None) -> None:
-        """Turn the response into a stream, and send its start at once."""
+    def _open(self, start: Message, mark: Mark | None) -> Awaitable[None]:
+        """Turn the response into a stream, and return the write of its start."""
         kind = ClientKind.UNMARKED
         if mark is not None or self.context.rollout.is_partial:
             request = self.current.request_in(self.scope)
@@ -333,18 +334,18 @@ class Responder:
             self.producer = stream = open_unmarked(self, start, mark, kind)
             if self.admission is not None:
                 stream.report.slot = self.admission.attach(stream)
-            self.unmarked, self.body = stream, None
+            self._write, self.body = stream.write, None
             if stream.can_be_ended:
-                self._write, self.unmarked = stream.write, None
                 self._app_context = contextvars.copy_context()
-            await stream.open(with_headers(self.context, stream.record, start))
-            return
+            else:
+                self._counted = stream.record
+            return stream.open(with_headers(self.context, stream.record, start))
         self.producer, opening = open_marked(self, request, start, mark, kind)
         self._write, self.body = self.producer.write, None
         self._app_context = contextvars.copy_context()
         if self.admission is not None:
             self.producer.report.slot = self.admission.attach(self.producer.control)
-        await opening
+        return opening
 
     async def _check(self, held: HeldStart, admission: StreamAdmission, mark: Mark | None) -> None:
         """Open the stream if it is admitted, else send a rejection in its place."""
@@ -360,11 +361,11 @@ class Responder:
 
     def _hash_body(self, part: Message) -> None:
         """Add a part of the body of a POST to the digest that identifies a kept stream."""
-        if self.scope.get("method") == "POST" and self.producer is None:
+        if part["type"] == "http.request" and self.scope.get("method") == "POST":
             body = self.body = self.body or self.context.new_body_digest(self.scope, self._path)
             body.add(part)
             if body.is_complete and self.context.linger_queue.paths:
-                self.context.end_repeated(self.current.request_in(self.scope), body)
+                self.context.end_repeated(current_in(self.cell).request_in(self.scope), body)
 
     def warn(self, warning: str) -> None:
         """Log a warning about the stream, once per route."""

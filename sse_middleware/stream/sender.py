@@ -54,6 +54,7 @@ class Sender:
         owner: is notified of the end of writes.
         pending_bytes: the number of pending bytes.
         pending_events: the number of events that have these bytes.
+        send: as the argument.
         write_started: the start of the write in progress, or of the last one.
         write_task: the task in which a write of this stream is suspended.
     """
@@ -67,7 +68,6 @@ class Sender:
         "_record",
         "_reports_idle",
         "_room",
-        "_send",
         "_suspended",
         "_timers",
         "app_context",
@@ -82,6 +82,7 @@ class Sender:
         "owner",
         "pending_bytes",
         "pending_events",
+        "send",
         "write_started",
         "write_task",
     )
@@ -95,7 +96,7 @@ class Sender:
         record: StreamRecord,
         observers: Sequence[Observer],
     ) -> None:
-        self._send = send
+        self.send = send
         self._timers = timers
         self._clock = timers.clock
         self._record = record
@@ -117,7 +118,7 @@ class Sender:
         self.lost: Exception | None = None
         self.is_broken = False
         self.app_context = timers.empty_context
-        timers.background_writer.attach()
+        timers.background_writer.stream_count += 1
 
     @property
     def is_idle(self) -> bool:
@@ -157,8 +158,9 @@ class Sender:
             return self.flush()
         self.is_writing = True
         self.write_started = now
+        send, clock = self.send, self._clock  # a call of an attribute is slower in Python 3.11
         try:
-            steps = self._send(message).__await__()
+            steps = send(message).__await__()
             awaited = next(steps, DONE)
             if awaited is not DONE:
                 rest = self._write_rest(StartedSteps(steps, awaited), len(data))
@@ -169,7 +171,7 @@ class Sender:
         except BaseException:
             self._on_write_done()
             raise
-        if self._clock() > now + STALL_SECONDS:
+        if clock() > now + STALL_SECONDS:
             self._report_stall()
         self.is_writing = False
         if not self.is_free:  # something has happened meanwhile
@@ -211,7 +213,8 @@ class Sender:
             data: the bytes.
             ends: whether the response ends with them.
         """
-        self.append(data)
+        if data:
+            self.append(data)
         self._ends = ends
         self._reports_idle = True
         self.is_free = False
@@ -242,7 +245,7 @@ class Sender:
                 message, size = self._take_message()
                 if self._room is not None:
                     self.release()
-                yield from self._send(message).__await__()
+                yield from self.send(message).__await__()
                 self._record.sent_bytes += size
                 if self._clock() > started + STALL_SECONDS:
                     self._report_stall()
@@ -287,15 +290,12 @@ class Sender:
     def abandon(self) -> None:
         """Discard all pending bytes; nothing more is written."""
         self.is_broken = True
-        self.is_free = False
-        self.drop_pending()
-        if self._suspended is not None:
-            self._suspended.release()
+        self.cut(ends=False)
 
     def detach(self) -> None:
         """Release all that the sender holds, and cancel a write that is in progress."""
         self._timers.background_writer.detach()
-        if not self.is_idle or self._room is not None:
+        if self.is_writing or self._pending or self._ends or self._room is not None:
             self.abandon()
         self.is_broken, self.is_free = True, False
         if self.is_writing and self.write_task is not None:
@@ -334,7 +334,7 @@ class Sender:
         self.is_writing = True
         self.write_started = self._clock()
         try:
-            yield from self._send(start).__await__()
+            yield from self.send(start).__await__()
         except Exception as exc:  # noqa: BLE001 - raised in the app's call
             self._on_exception(exc)
         except asyncio.CancelledError:

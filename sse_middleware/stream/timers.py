@@ -130,6 +130,10 @@ class LoopTimers:
             self._loop.call_later(self.tick_seconds, self._on_tick, context=self.empty_context)
         self._tick_targets.append(target)
 
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Call a function in the next iteration of the loop, without the current context."""
+        self._loop.call_soon(function, context=self.empty_context)
+
     def call_at(self, target: TimerTarget, at: float) -> int:
         """Call `target.on_timer` once, at the time `at` or a few milliseconds later.
 
@@ -155,6 +159,16 @@ class LoopTimers:
         if bucket < self._timer_bucket:
             self._arm(bucket)
         return bucket
+
+    def move(self, target: TimerTarget, bucket: int | None, at: float) -> int | None:
+        """Call `target.on_timer` at the time `at` in place of `bucket`; never if `at` is infinite.
+
+        Returns:
+            The bucket, `None` if the call is cancelled.
+        """
+        if bucket is not None:
+            self.cancel(target, bucket)
+        return self.call_at(target, at) if at < math.inf else None
 
     def cancel(self, target: TimerTarget, bucket: int) -> None:
         """Cancel the call; no effect if it has already been made."""
@@ -228,36 +242,6 @@ class LoopTimers:
                     "exception": exc,
                 }
             )
-
-
-class StreamTimer:
-    """The timer of one stream: it calls a function at one time.
-
-    Args:
-        timers: the timers of the loop.
-        callback: is called with the time.
-    """
-
-    __slots__ = ("_bucket", "_callback", "_timers")
-
-    def __init__(self, timers: LoopTimers, callback: Callable[[float], None]) -> None:
-        self._timers = timers
-        self._callback = callback
-        self._bucket: int | None = None
-
-    def set(self, at: float) -> None:
-        """Call the function at the time `at` and not before, infinite for never."""
-        if self._bucket is not None:
-            self._timers.cancel(self, self._bucket)
-            self._bucket = None
-        if at < math.inf:
-            self._bucket = self._timers.call_at(self, at)
-
-    def on_timer(self, now: float) -> None:
-        """Call the function, unless the call has been cancelled."""
-        if self._bucket is not None:
-            self._bucket = None
-            self._callback(now)
 
 
 def _select_clock(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:

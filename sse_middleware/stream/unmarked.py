@@ -95,11 +95,6 @@ class UnmarkedStream:
             self._drain.add(self)
         await self.write(start)
 
-    def on_first_chunk(self) -> None:
-        """Count the first chunk, and store its time."""
-        self.record.chunks = 1
-        self.record.first_event_at = self._loop.time()
-
     def on_failed_write(self) -> None:
         """Handle an exception of the server in a write: usually the client has disconnected."""
         self._broken = True
@@ -114,7 +109,7 @@ class UnmarkedStream:
             if self.record.chunks:
                 self.record.chunks += 1
             else:
-                self.on_first_chunk()
+                self.record.count_first_chunk(self._loop.time())
         self._writes += 1
         try:
             await self._send(message)
@@ -204,7 +199,7 @@ class UnmarkedStream:
     async def wait_until_ended(self) -> None:
         """Return at once."""
 
-    async def aclose(self, grace_seconds: float) -> None:  # noqa: ARG002
+    async def aclose(self, *, is_aborted: bool) -> None:  # noqa: ARG002
         """Report the end if nothing else has, and release the object that runs the app."""
         self.end(Reason.INCOMPLETE)
         self._callbacks = NO_CALLBACKS

@@ -55,7 +55,7 @@ class FakeFlushable:
 def writer_for(*, streams: int) -> BackgroundWriter:
     writer = BackgroundWriter(asyncio.get_running_loop())
     for _ in range(streams):
-        writer.attach()
+        writer.stream_count += 1
     return writer
 
 

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from sse_middleware import current_trace_id
+from sse_middleware.stream.current import current_in
 from tests.support.asgi import (
     EVENTSOURCE,
     Exchange,
@@ -347,7 +348,7 @@ async def test_the_trace_id_is_in_the_scope_the_context_and_every_control_event(
     seen: list[str | None] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        seen.extend((scope["sse_middleware"].trace_id, current_trace_id()))
+        seen.extend((current_in(scope["sse_middleware"]).trace_id, current_trace_id()))
         await stream_of(b"data: 1\n\n", pause=6)(scope, receive, send)
 
     exchange = await handle(marking(app), headers=[*EVENTSOURCE, (b"x-trace-id", b"abc.DEF-1_2")])

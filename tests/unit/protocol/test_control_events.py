@@ -9,7 +9,6 @@ import pytest
 from sse_middleware import Event, EventParser
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol import control_events
-from sse_middleware.protocol.event_ids import Ending, EventId
 from sse_middleware.protocol.stream_end import Reason, StreamEnd
 from sse_middleware.protocol.stream_terms import NO_TERMS, StreamTerms
 
@@ -26,7 +25,7 @@ def parsed(data: bytes) -> tuple[Event, dict[str, Any]]:
 
 
 def start_or_reset(
-    terms: StreamTerms, event_id: EventId | str | None, *, reset: str = ""
+    terms: StreamTerms, event_id: str | None, *, reset: str = ""
 ) -> tuple[Event, dict[str, Any]]:
     return parsed(
         control_events.start_or_reset(
@@ -37,7 +36,7 @@ def start_or_reset(
 
 @pytest.mark.parametrize("reset", ["", "gone"])
 def test_a_start_announces_the_terms_and_a_reset_its_reason_too(reset: str) -> None:
-    event, data = start_or_reset(TERMS, EventId(SECRET, 0), reset=reset)
+    event, data = start_or_reset(TERMS, f"{SECRET}-0", reset=reset)
     name = "sse-reset" if reset else "sse-start"
     assert (event.event, event.id, event.retry) == (name, f"{SECRET}-0", 5)
     assert data == {
@@ -98,7 +97,7 @@ def test_a_complete_has_the_totals_and_the_id_of_the_end() -> None:
             RECORD,
             TERMS,
             StreamEnd(Reason.FINISHED, "t", 2.5, 3, 2),
-            EventId(SECRET, 3, Ending.FINAL),
+            f"{SECRET}-3.end",
             None,
         )
     )

@@ -198,7 +198,7 @@ async def test_a_stream_that_joins_after_the_last_one_left_is_served() -> None:
     before, log = other_tasks(), list[str]()
     writer = writer_for(streams=0)
     for number in range(5):
-        writer.attach()
+        writer.stream_count += 1
         flushable = FakeFlushable("a", log)
         writer.write_soon(flushable)
         await turns()

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from sse_middleware.stream.current import current_in
 from tests.support.asgi import EVENTSOURCE, Exchange, body, http_scope, running, stream_start
 from tests.support.clock import VirtualClockLoop
 from tests.support.resuming import Counting, Deaf, Listening, now, opened, resumable, value
@@ -193,7 +194,8 @@ async def test_an_app_that_is_stopped_before_the_cap_is_stopped_once(way: str) -
         await first.until("message")
         first.disconnect()
         await asyncio.sleep(1)
-        control = first.scope["sse_middleware"]._stream.control
+        stream: Any = current_in(first.scope["sse_middleware"])._stream
+        control = stream.control
         (control.on_drain_over if way == "drain" else control.evict)()
         stopped = now()
         assert first.task is not None

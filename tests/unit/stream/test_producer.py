@@ -37,7 +37,6 @@ async def new_producer(sent: list[Message]) -> Producer:
         profile,
         Intake(profile, record),
         timers,
-        send,
         observers=(),
         callbacks=NO_CALLBACKS,
         linger_queue=LingerQueue(1, ()),
@@ -62,7 +61,7 @@ async def test_a_write_that_the_server_takes_at_once_cannot_be_cancelled() -> No
         loop.pass_time(1.5)
         assert turns(producer) == 0  # a heartbeat is due, and goes out in the next turn or now
         await asyncio.sleep(0)
-    await producer.aclose(1)
+    await producer.aclose(is_aborted=False)
 
 
 async def test_an_app_that_never_yields_does_not_delay_the_heartbeats() -> None:
@@ -73,5 +72,5 @@ async def test_an_app_that_never_yields_does_not_delay_the_heartbeats() -> None:
     for _ in range(40):
         loop.pass_time(0.25)
         assert turns(producer) == 0
-    await producer.aclose(1)
+    await producer.aclose(is_aborted=False)
     assert sum(b"event: heartbeat" in message.get("body", b"") for message in sent) == 10

@@ -127,7 +127,6 @@ class Driver:
             new_profile(kind, **SETTINGS),
             intake,
             timers,
-            self.send,
             observers=[self.reports],
             callbacks=self.callbacks,
             linger_queue=self.queue,
@@ -228,7 +227,7 @@ class Driver:
         if producer.phase in (COMPLETE, ENDED):  # set by the last bytes of a plain client
             producer.on_openai()
         is_over = producer.is_ended or producer.phase is LEFT
-        producer.check_deadlines(self.record.opened_at + 60)
+        producer.on_timer(self.record.opened_at + 60)
         assert self.callbacks.caps == (not is_over)
         assert producer.remaining_seconds() is None
 
@@ -323,7 +322,7 @@ async def test_each_cell_of_the_table_has_its_effect(
         assert driver.slot.released == 0
 
     driver.gate.set()
-    await producer.aclose(1.0)
+    await producer.aclose(is_aborted=False)
     assert len(driver.reports.outcomes) == driver.slot.released == 1
     if reason is not None:
         is_lost = action is ProducerAction.LOSE
@@ -339,7 +338,7 @@ async def test_a_stream_that_is_resumed_before_it_expires_continues() -> None:
     driver.producer.control.expire()  # requested by another event loop before that
     assert driver.producer.phase is DETACHED
     assert driver.log.ends == []
-    await driver.producer.aclose(1.0)
+    await driver.producer.aclose(is_aborted=False)
 
 
 def test_each_input_has_a_driver_and_each_cell_is_visited() -> None:
@@ -385,7 +384,7 @@ class Walk:
             self.check()
             self.dice.choice(steps)()
             self.check()
-        closing = asyncio.ensure_future(producer.aclose(1.0))
+        closing = asyncio.ensure_future(producer.aclose(is_aborted=False))
         await asyncio.sleep(0.5)
         driver.gate.set()
         await closing
@@ -429,7 +428,7 @@ class Walk:
             self.producer.log.on_readers_changed(has_readers=has_readers)
 
     def step_time(self) -> None:
-        self.producer.check_deadlines(self.driver.timers.clock())
+        self.producer.on_timer(self.driver.timers.clock())
 
     def step_control(self) -> None:
         control = self.producer.control
