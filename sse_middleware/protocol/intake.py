@@ -148,7 +148,8 @@ class Intake:
         pieces = self._splitter.feed(chunk)
         for kind, data in pieces:
             if kind is Kind.BLOCK:
-                parts.append(self._process_block(data, now, is_last=data is pieces[-1][1]))
+                is_last = self._splitter.ended_in_cr and data is pieces[-1][1]
+                parts.append(self._process_block(data, now, ends_in_cr=is_last))
             elif kind is Kind.PART:
                 parts.append((INSIDE_EVENT, data))
             else:
@@ -217,7 +218,7 @@ class Intake:
             chunk.find(name) >= 0 for name in self._profile.end_names
         )
 
-    def _process_block(self, block: bytes, now: float, *, is_last: bool) -> Part:
+    def _process_block(self, block: bytes, now: float, *, ends_in_cr: bool) -> Part:
         if has_id(block):
             self._on_app_id()
         if not has_data(block):
@@ -229,7 +230,7 @@ class Intake:
         self._examine(block)
         if self.log is not None:
             frame = self._take_loose() + block if self._loose else block
-            if is_last and block.endswith(b"\r") and b"\n" in block:
+            if ends_in_cr and b"\n" in block:
                 self._lacks_lf = number, frame
             else:
                 self.log.append(number, frame)

@@ -67,24 +67,25 @@ class Splitter:
 
     Attributes:
         at_rest: whether the next byte begins a line between two blocks and the buffer is empty.
+        ended_in_cr: whether all bytes are returned, and end in CR: a LF that follows completes it.
     """
 
     __slots__ = (
         "_at_start",
         "_buffer",
-        "_ended_in_cr",
         "_in_long_block",
         "_is_endless",
         "_limit",
         "_searched",
         "at_rest",
+        "ended_in_cr",
     )
 
     def __init__(self, max_block_bytes: int, *, at_start: bool = True) -> None:
         self._limit = max_block_bytes
         self._buffer = _NOTHING
         self._searched = 0  # no blank line begins before this offset; no byte is searched twice
-        self._ended_in_cr = False  # the last piece ended in CR: a LF that follows completes it
+        self.ended_in_cr = False
         self._in_long_block = False
         self._is_endless = False
         self._at_start = at_start
@@ -127,13 +128,13 @@ class Splitter:
         else:
             self._buffer = bytearray(chunk)
         if not self._at_start or self._emit_bom(pieces):
-            if self._ended_in_cr:
+            if self.ended_in_cr:
                 self._emit_missing_lf(pieces)
             self._emit_blocks(pieces)
         if not self._buffer:
             self._buffer = _NOTHING
         self.at_rest = not (
-            self._buffer or self._at_start or self._ended_in_cr or self._in_long_block
+            self._buffer or self._at_start or self.ended_in_cr or self._in_long_block
         )
         return pieces
 
@@ -181,7 +182,7 @@ class Splitter:
         return True
 
     def _emit_missing_lf(self, pieces: list[Piece]) -> None:
-        self._ended_in_cr = False
+        self.ended_in_cr = False
         if self._buffer.startswith(b"\n"):
             self._emit(pieces, Kind.LINE, 1)
 
@@ -227,7 +228,7 @@ class Splitter:
         data = bytes(self._buffer[:length])
         del self._buffer[:length]
         self._searched = 0
-        self._ended_in_cr = data.endswith(b"\r") and not self._buffer
+        self.ended_in_cr = data.endswith(b"\r") and not self._buffer
         pieces.append((kind, data))
 
 

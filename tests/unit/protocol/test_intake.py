@@ -105,6 +105,12 @@ def test_chunks_that_are_joined_give_the_same_bytes_as_single_ones(
 @some
 @given(kinds, two_chunkings(WITH_IDS), st.booleans(), st.sampled_from(list(Reason)))
 @example(ClientKind.PLAIN, ([b"data: a\r\n\r", b"\n"], [b"data: a\r\n\r\n"]), False, Reason.ERROR)  # noqa: FBT003
+@example(
+    ClientKind.PLAIN,
+    ([b"data: a\r\n\r", b"data: b\n\n"], [b"data: a\r\n\rdata: b", b"\n\n"]),
+    False,  # noqa: FBT003
+    Reason.ERROR,
+)
 def test_any_chunking_gives_the_same_events_numbers_and_log(
     client_kind: ClientKind,
     chunkings: tuple[list[bytes], list[bytes]],
