@@ -62,6 +62,7 @@ from sse_middleware.stream.current import (
     LEFT_ALONE,
     CurrentStream,
     StreamCell,
+    current_in,
 )
 from sse_middleware.stream.headers_only import with_headers_only
 from sse_middleware.stream.linger import LingerQueue
@@ -329,7 +330,7 @@ class SSEMiddleware:
         elif scope["type"] != "http" or not self._context.options.enabled:
             await self.app(scope, receive, send)
         elif IN_SCOPE in scope and scope.pop(LEFT_ALONE, False):
-            scope[IN_SCOPE].is_answered = True  # so that the outer one passes our response on
+            current_in(scope[IN_SCOPE]).is_answered = True  # the outer one passes ours on
             return await self._filter(scope, receive, send)
         elif IN_SCOPE in scope:
             await self.app(scope, receive, send)
