@@ -80,8 +80,9 @@ class Prefetch:
 
     def _receive_next(self) -> None:
         if not self._is_over:
+            # Not by the loop's task factory: an eager task would enter the context a second time.
             loop = asyncio.get_running_loop()
-            self._task = loop.create_task(self._call(), context=self._context)
+            self._task = asyncio.Task(self._call(), loop=loop, context=self._context)
             self._task.add_done_callback(self._on_received, context=self._context)
 
     async def _call(self) -> Message:

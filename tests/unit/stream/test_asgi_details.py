@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -156,4 +157,5 @@ async def test_json_that_is_nested_deeply_raises_nothing_into_the_app() -> None:
         await send(body(b"", more=False))
 
     exchange = await handle(marking(app, trace_in_data=True))
-    assert exchange.body == deep * 2
+    # From Python 3.13 on, it can be decoded, so that the events have the trace id.
+    assert re.sub(rb',? ?"trace_id": ?"[^"]*",? ?', b"", exchange.body) == deep * 2
