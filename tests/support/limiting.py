@@ -1,6 +1,7 @@
 """Requests of several clients and their responses, for the tests of limits."""
 
 import json
+import time
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -14,6 +15,18 @@ PLAIN = [(b"accept", b"text/event-stream")]
 """A client that is no `EventSource` and wants a stream."""
 ANY = [(b"accept", b"*/*")]
 """A client that accepts any response."""
+
+
+def steady_rate(count: int) -> str:
+    """Return a rate whose window neither begins nor ends during a test.
+
+    The windows of `limits` begin at multiples of their length: at each full hour, for example, half
+    of the openings before it are allowed again.
+    """
+    now, margin = time.time(), 600
+    hours = (1, 2, 3, 5, 7, 11)
+    steady = (n for n in hours if margin < now % (n * 3600) < n * 3600 - margin)
+    return f"{count} per {next(steady)} hours"
 
 
 def limited(app: ASGIApp, **options: Any) -> SSEMiddleware:

@@ -15,7 +15,7 @@ from sse_middleware.stores.base import LogState
 from sse_middleware.stores.redis import RedisStore
 from sse_middleware.testing import FakeStream, Reader
 from tests.support.channel_contract import take, whole
-from tests.support.limiting import PLAIN, answer, asked, limited, tab
+from tests.support.limiting import PLAIN, answer, asked, limited, steady_rate, tab
 from tests.support.redis_channels import ask
 from tests.support.redis_server import RedisServer
 from tests.support.resuming import Counting
@@ -118,7 +118,7 @@ async def test_limits(any_server: RedisServer) -> None:
 @pytest.mark.skipif(not supports_installed_redis(), reason="limits needs redis-py 5.2")
 async def test_rates(any_server: RedisServer) -> None:
     url = url_of_user(any_server, "limits.md")
-    apps = [limited_app(url, open_rate="3/hour") for _ in range(2)]
+    apps = [limited_app(url, open_rate=steady_rate(3)) for _ in range(2)]
     outcomes: list[tuple[int, str]] = []
     for number in range(4):
         async with asked(apps[number % 2], PLAIN) as exchange:

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from sse_middleware import ConfigurationError, Options, SSEMiddleware
 from sse_middleware.testing import Exchange, http_scope, running
 from tests.support.asgi import handle, stream_of
-from tests.support.limiting import ANY, PLAIN, answer, asked, limited, tab
+from tests.support.limiting import ANY, PLAIN, answer, asked, limited, steady_rate, tab
 from tests.support.resuming import Counting, resume, value
 
 pytestmark = pytest.mark.anyio
@@ -97,7 +97,7 @@ async def test_so_many_openings_are_let_in_and_others_have_theirs(
 ) -> None:
     pytest.importorskip("limits")
     counting, registry = Counting(1), CollectorRegistry()
-    app = limited(counting, open_rate="3/day", registry=registry)
+    app = limited(counting, open_rate=steady_rate(3), registry=registry)
     got = []
     for _ in range(5):
         async with asked(app, headers) as exchange:
@@ -115,15 +115,15 @@ async def test_so_many_openings_are_let_in_and_others_have_theirs(
 async def test_an_eventsource_is_put_off_and_not_stopped_for_good() -> None:
     pytest.importorskip("limits")
     counting = Counting(1)
-    app = limited(counting, open_rate="1/minute")
+    app = limited(counting, open_rate=steady_rate(1))
     async with tab(app) as one:
         await one.until("complete")
     async with tab(app) as two:
         await two.until_end()
         assert (two.status, two.names) == (200, ["start"])
-        assert 1000 <= int(two.retry or 0) <= 120_000
+        assert int(two.retry or 0) >= 1000
     assert len(counting.scopes) == 1
-    rejecting = limited(counting, open_rate="1/minute", limit_action="reject")
+    rejecting = limited(counting, open_rate=steady_rate(1), limit_action="reject")
     async with tab(rejecting) as three, tab(rejecting) as four:
         assert await answer(three) == LET_IN
         assert await answer(four) == OFTEN
@@ -136,7 +136,8 @@ async def test_neither_what_is_no_stream_nor_a_resume_counts() -> None:
         return JSONResponse({})
 
     app = limited(
-        Starlette(routes=[Route("/page", page), Route("/", Counting(3))]), open_rate="2/day"
+        Starlette(routes=[Route("/page", page), Route("/", Counting(3))]),
+        open_rate=steady_rate(2),
     )
     for headers in (PLAIN, ANY) * 3:
         assert (await handle(app, headers=headers, path="/page")).status == 200

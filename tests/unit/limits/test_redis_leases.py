@@ -19,7 +19,7 @@ from sse_middleware.limits.slots import SlotPool
 from sse_middleware.stores import circuit_breaker
 from sse_middleware.stores.redis.commands import circuit_breaker_for
 from tests.support.asgi import Exchange  # noqa: TC001 - as the others
-from tests.support.limiting import ANY, PLAIN, answer, asked, limited, reasons, tab
+from tests.support.limiting import ANY, PLAIN, answer, asked, limited, reasons, steady_rate, tab
 from tests.support.redis_sentinel import sentinel_of, url_of
 from tests.support.redis_server import RedisServer
 from tests.support.resuming import Counting, value
@@ -336,7 +336,7 @@ async def test_keys_name_no_client_and_run_out(server: RedisServer) -> None:
 async def test_a_url_of_sentinels(server: RedisServer, tmp_path: Path) -> None:
     with sentinel_of(server, tmp_path) as sentinel:
         url = f"{url_of(sentinel)}?socket_timeout=30"
-        async with processes(server, redis_url=url, open_rate="2/hour") as (here, there):
+        async with processes(server, redis_url=url, open_rate=steady_rate(2)) as (here, there):
             async with asked(here, PLAIN) as one:
                 assert await answer(one) == LET_IN
                 assert await opens(there) == MANY
@@ -349,7 +349,7 @@ async def test_the_rate_counts_for_all_processes_and_alone_while_redis_hangs(
     server: RedisServer,
 ) -> None:
     often = (429, "open_rate_exceeded")
-    async with processes(server, open_rate="3/hour", max_streams_per_client=None) as apps:
+    async with processes(server, open_rate=steady_rate(3), max_streams_per_client=None) as apps:
         got = [await opens(apps[number % 2]) for number in range(6)]
         assert got == [LET_IN] * 3 + [often] * 3
         assert await opens(apps[0], address="192.0.2.2") == LET_IN

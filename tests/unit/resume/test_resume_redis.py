@@ -14,6 +14,7 @@ from sse_middleware import EndInfo, Event, SSEMiddleware, resume_endpoint, strea
 from sse_middleware.limits.open_rate import supports_installed_redis
 from sse_middleware.stores.redis import RedisStore
 from tests.support.asgi import EVENTSOURCE, Exchange, handle, http_scope, running
+from tests.support.limiting import steady_rate
 from tests.support.redis_server import RedisServer
 from tests.support.resuming import UNKNOWN
 from tests.support.waiting import until
@@ -210,7 +211,7 @@ async def test_an_unknown_id_over_the_open_rate_costs_no_command(
 ) -> None:
     """The ids that no stream has are counted like openings, and over the rate not looked up."""
     answers = Answers()
-    rate = {"open_rate": "2/hour", "redis_url": running_server.patient_url}
+    rate = {"open_rate": steady_rate(2), "redis_url": running_server.patient_url}
     cursor = (b"last-event-id", UNKNOWN.encode())
     async with (
         workers(running_server, answers, **rate) as (here, _),
