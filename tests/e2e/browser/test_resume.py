@@ -161,6 +161,14 @@ def test_two_pages_follow_one_job(site: Site, page: "Page") -> None:
     assert site.runs() == [""]
 
 
+def held_ids(follower: Follower) -> set[str]:
+    """Return the event ids that a page has had.
+
+    The app may get one whose stream is not known: it may be that of a service behind the app.
+    """
+    return {"", *(event.last_event_id for event in follower.events())}
+
+
 def test_an_app_that_fails_sends_error_and_begins_again(site: Site, page: "Page") -> None:
     visit(page, site.page())
     site.proxy.cut(rb"data: 3")
@@ -172,7 +180,7 @@ def test_an_app_that_fails_sends_error_and_begins_again(site: Site, page: "Page"
     assert names[:2] == ["error", "reset"]
     assert "complete" not in names
     assert follower.events("reset")[0].json["reason"] == "gone"
-    assert set(site.runs()) == {""}
+    assert set(site.runs()) <= held_ids(follower)
 
 
 def test_a_stream_that_a_new_process_does_not_know_is_reset(
@@ -195,7 +203,7 @@ def test_a_stream_that_a_new_process_does_not_know_is_reset(
     assert events[at].json["reason"] == "gone"
     assert not events[at].json["resumed"]
     assert_whole(events[at:], 100)
-    assert site.runs() == [""]
+    assert set(site.runs()) <= held_ids(follower)
 
 
 # A page that polls by reconnection: its stream is not marked, since a marked one ends for good
@@ -306,7 +314,9 @@ def test_a_page_that_does_not_close_after_the_cap_begins_again(capped: Site, pag
     again = numbers.index(0, 1)
     assert_gapless(numbers[:again])
     assert_gapless(numbers[again:])
-    assert capped.runs() == ["", ""]
+    first, second = capped.runs()
+    assert first == ""
+    assert second in held_ids(follower)
 
 
 # Apps with ids of their own
