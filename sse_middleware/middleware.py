@@ -148,16 +148,7 @@ class SSEMiddleware:
         compiled_marks: PathMarks = ()
         self._misconfigured: Exception | None = None
         try:
-            check_arguments(
-                os.environ,
-                marks=marks,
-                store=store,
-                redis_url=options.get("redis_url"),
-                identify=identify,
-                authorize_resume=authorize_resume,
-                expires_at=expires_at,
-                rollout=rollout,
-            )
+            check_arguments(self._arguments, os.environ)
             compiled_marks = compile_marks(marks or {})
             chosen = Options.from_environ({}, **options)
         except (ConfigurationError, TypeError) as exc:

@@ -10,30 +10,29 @@ from sse_middleware.errors import ConfigurationError
 logger = logging.getLogger("sse_middleware")
 
 _STORE_METHODS: Final = ("create", "find", "find_named", "follow", "close")
+_FUNCTIONS: Final = ("identify", "authorize_resume", "expires_at", "rollout")
 _METRICS_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
-def check_arguments(
-    environ: Mapping[str, str],
-    *,
-    marks: object,
-    store: Any,
-    redis_url: object,
-    **functions: object,
-) -> None:
+def check_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> None:
     """Check the arguments, and that the directory of the metrics of several processes exists.
+
+    Args:
+        arguments: of the constructor, by name; those that are settings are checked elsewhere.
+        environ: the variables.
 
     Raises:
         ConfigurationError: one is not allowed.
     """
+    marks, store = arguments["marks"], arguments["store"]
     if marks is not None and not isinstance(marks, Mapping):
         allowed = 'a mapping such as {"/chat/*": streaming()}; for paths alone, use mark="/chat/*"'
         raise ConfigurationError("marks", marks, allowed)
-    for name, function in functions.items():
-        if function is not None and not callable(function):
-            raise ConfigurationError(name, function, "a function, or None")
+    for name in _FUNCTIONS:
+        if arguments[name] is not None and not callable(arguments[name]):
+            raise ConfigurationError(name, arguments[name], "a function, or None")
     if store is not None:
-        _check_store(store, redis_url)
+        _check_store(store, arguments.get("redis_url"))
     directory = environ.get(_METRICS_DIRECTORY) or environ.get(_METRICS_DIRECTORY.lower())
     if directory and not Path(directory).is_dir():
         allowed = "an existing directory; create it, empty, before the server starts"

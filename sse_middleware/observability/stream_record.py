@@ -113,6 +113,12 @@ class StreamRecord:
         """Return how long the stream has been open, in seconds to three places."""
         return round(now - self.opened_at, 3)
 
+    def source_record(self) -> SourceRecord:
+        """Return the report of its sources, made when it is needed first."""
+        if self.sources is None:
+            self.sources = SourceRecord()
+        return self.sources
+
     @property
     def has_upstream(self) -> bool:
         """Whether the app may wait for an upstream for long, also after its client has left."""

@@ -18,7 +18,6 @@ from starlette.types import Message
 
 from sse_middleware.errors import SSEError
 from sse_middleware.http.response_head import BODY, body_message
-from sse_middleware.observability.source_record import SourceRecord
 from sse_middleware.protocol import openai
 from sse_middleware.protocol.event_order import OrderCheck
 from sse_middleware.protocol.event_rules import EventRules
@@ -141,7 +140,7 @@ class AppEvents:
         record = self._record
         debug_logger.debug("event %.80a of stream %s", event.event, record.stream_id)
         if after := self._order.add(event.event):
-            sources = record.sources = record.sources or SourceRecord()
+            sources = record.source_record()
             sources.order_violations += 1
             if sources.order_violations == 1:
                 logger.warning(
@@ -155,7 +154,7 @@ class AppEvents:
 
     def _on_failure(self, reason: str, exc: Exception | None = None) -> None:
         record = self._record
-        sources = record.sources = record.sources or SourceRecord()
+        sources = record.source_record()
         sources.transform_errors += 1
         if sources.transform_errors == 1:
             logger.error(

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from sse_middleware.http.request import LONGEST_NAME, SSERequest, trace_id_of
 from sse_middleware.http.routes import UNMATCHED
-from sse_middleware.observability.source_record import ModelCall, SourceRecord
+from sse_middleware.observability.source_record import ModelCall
 from sse_middleware.observability.stream_record import StreamRecord
 from sse_middleware.protocol.event_ids import new_secret, stream_id
 from sse_middleware.protocol.token_usage import read_usage
@@ -161,8 +161,7 @@ class CurrentStream:
         if found is None:
             return
         usage, reported_model = found
-        self.record.sources = sources = self.record.sources or SourceRecord()
-        one = sources.calls.setdefault(call, ModelCall())
+        one = self.record.source_record().calls.setdefault(call, ModelCall())
         one.model = model or reported_model or one.model
         one.provider = provider or one.provider
         one.cost = cost if cost is not None else one.cost
@@ -198,13 +197,13 @@ class CurrentStream:
 
     def note_source(self, name: str, *, is_fallback: bool) -> None:
         """Store the name of the source that answers, and whether it is not the first one."""
-        self.record.sources = record = self.record.sources or SourceRecord()
+        record = self.record.source_record()
         record.source = name
         record.fallback_used = record.fallback_used or is_fallback
 
     def note_upstream(self) -> None:
         """Have the app stopped when its client has left for good, although it does not receive."""
-        self.record.sources = record = self.record.sources or SourceRecord()
+        record = self.record.source_record()
         if not record.has_upstream:
             record.has_upstream = True
             self._watch_for_disconnect()

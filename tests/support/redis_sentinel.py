@@ -27,15 +27,24 @@ class WatchedMaster(NamedTuple):
 
 
 @contextmanager
-def sentinel_of(master: RedisServer, directory: Path) -> Iterator[RedisServer]:
-    """Run a Sentinel, which lets a replica take over half a second after a failure."""
+def sentinel_of(
+    master: RedisServer, directory: Path, *lines: str, user: str | None = None
+) -> Iterator[RedisServer]:
+    """Run a Sentinel, which lets a replica take over half a second after a failure.
+
+    Args:
+        master: the master that it watches.
+        directory: of its configuration.
+        *lines: more of its configuration.
+        user: as for `RedisServer`.
+    """
     configuration = directory / "sentinel.conf"
     configuration.write_text(
         f"sentinel monitor {SERVICE} 127.0.0.1 {master.port} 1\n"
         f"sentinel down-after-milliseconds {SERVICE} 500\n"
-        f"sentinel failover-timeout {SERVICE} 3000\n"
+        f"sentinel failover-timeout {SERVICE} 3000\n" + "".join(f"{line}\n" for line in lines)
     )
-    with RedisServer(directory, "--sentinel", file=str(configuration)) as sentinel:
+    with RedisServer(directory, "--sentinel", file=str(configuration), user=user) as sentinel:
         yield sentinel
 
 

@@ -3,9 +3,8 @@
 import json
 import shlex
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ from sse_middleware.doctor.client import Target
 from sse_middleware.doctor.diagnosis import Diagnosis, locate
 from sse_middleware.doctor.findings import FINDINGS, Finding, markdown
 from sse_middleware.doctor.report import as_json, text
+from tests.support.socket_server import answering
 from tests.support.visits import MARKED, START, complete, frame, visit_of
-from tests.support.waiting import HANG_SECONDS
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "doctor.md"
 WHOLE = START + frame(1, "swordfish") + frame(2) + complete(0.1, total=2)
@@ -31,25 +30,14 @@ def response(body: bytes) -> bytes:
 @contextmanager
 def stream() -> Iterator[str]:
     """Serve a stream that can be resumed, by a server that knows the ids by heart."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def serve() -> None:
-            with suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    with connection:
-                        request = connection.recv(65536).lower()
-                        resumes = b"last-event-id: " in request and b"-0\r\n" not in request
-                        connection.sendall(response(REST if resumes else WHOLE))
+    def respond(request: bytes, _number: int) -> bytes:
+        lower = request.lower()
+        resumes = b"last-event-id: " in lower and b"-0\r\n" not in lower
+        return response(REST if resumes else WHOLE)
 
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.getsockname()[1]}/stream?token=hunter2"
-        finally:
-            with suppress(OSError):
-                server.shutdown(socket.SHUT_RDWR)
-            thread.join(HANG_SECONDS)
+    with answering(respond) as port:
+        yield f"http://127.0.0.1:{port}/stream?token=hunter2"
 
 
 def test_a_good_stream_is_reported_without_payload_id_or_query(

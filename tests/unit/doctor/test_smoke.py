@@ -2,10 +2,9 @@
 
 import json
 import math
-import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from sse_middleware.doctor.rollup import read_runs, rollup
 from sse_middleware.doctor.smoke import Run, StreamResult, Thresholds, percentile, result_of
 from sse_middleware.doctor.smoke_command import visit_all
 from sse_middleware.doctor.visit import Ending, Visit
+from tests.support.socket_server import answering
 from tests.support.visits import HEADERS, MARKED, START, complete, control, frame, visit_of
 from tests.support.waiting import HANG_SECONDS
 
@@ -143,25 +143,12 @@ def stream(*, fails_after: int) -> Iterator[str]:
     head = (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
-    with socket.create_server(("127.0.0.1", 0)) as server:
 
-        def serve() -> None:
-            with suppress(OSError):
-                for number in range(1000):
-                    connection, _ = server.accept()
-                    with connection:
-                        connection.recv(65536)
-                        end = b"0\r\n\r\n" if number < fails_after else b""
-                        connection.sendall(head + body + end)
+    def respond(_request: bytes, number: int) -> bytes:
+        return head + body + (b"0\r\n\r\n" if number < fails_after else b"")
 
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.getsockname()[1]}/stream?token=swordfish"
-        finally:
-            with suppress(OSError):
-                server.shutdown(socket.SHUT_RDWR)
-            thread.join(HANG_SECONDS)
+    with answering(respond) as port:
+        yield f"http://127.0.0.1:{port}/stream?token=swordfish"
 
 
 def test_a_run_is_reported_recorded_and_rolled_up(

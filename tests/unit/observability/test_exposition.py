@@ -314,6 +314,17 @@ asyncio.run(main())
 """
 
 
+def printed_by(program: str, directory: Path) -> str:
+    """Run a program whose metrics are those of several processes, and return its output."""
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
 def active(directory: Path) -> float:
     """Return the open streams of all processes that a new process shows."""
     program = """
@@ -324,13 +335,7 @@ from tests.support.asgi import handle
 app = SSEMiddleware(PlainTextResponse("no", 404))
 print(asyncio.run(handle(app, path="/metrics")).body.decode())
 """
-    shown = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(directory)},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    shown = printed_by(program, directory)
     (line,) = [line for line in shown.splitlines() if line.startswith("sse_streams_active ")]
     return float(line.split()[1])
 
@@ -384,12 +389,6 @@ registry = CollectorRegistry()
 MultiProcessCollector(registry)
 print(generate_latest(registry).decode())
 """
-    shown = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    shown = printed_by(program, tmp_path)
     assert "sse_streams_active 1.0" in shown
     assert "sse_lingering_streams 0.0" in shown

@@ -29,6 +29,7 @@ from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
 from tests.support.ports import free_port
 from tests.support.redis_cluster import RedisCluster
+from tests.support.redis_sentinel import sentinel_of
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
@@ -371,9 +372,7 @@ async def test_a_client_of_tls(server: RedisServer) -> None:
 async def test_a_client_of_a_sentinel(
     server: RedisServer, tmp_path: Path, uncollected: None
 ) -> None:
-    configuration = tmp_path / "sentinel.conf"
-    configuration.write_text(f"sentinel monitor main 127.0.0.1 {server.port} 1\n")
-    with RedisServer(tmp_path, "--sentinel", file=str(configuration)) as sentinel:
+    with sentinel_of(server, tmp_path) as sentinel:
         watch = Sentinel([("127.0.0.1", sentinel.port)])  # type: ignore[no-untyped-call]
         login: dict[str, Any] = {"username": "app", "password": PASSWORD}
         await check_clients(lambda: watch.master_for("main", **login), server)
@@ -385,14 +384,12 @@ async def test_a_client_of_a_sentinel(
 async def test_a_url_of_sentinels_has_their_password_and_that_of_the_master(
     server: RedisServer, tmp_path: Path, uncollected: None
 ) -> None:
-    configuration = tmp_path / "sentinel.conf"
-    configuration.write_text(
-        f"sentinel monitor main 127.0.0.1 {server.port} 1\n"
-        "user default off\n"
-        "user observer on >geheim +ping +client +hello +sentinel\n"
-        "user test on nopass +@all\n"
+    users = (
+        "user default off",
+        "user observer on >geheim +ping +client +hello +sentinel",
+        "user test on nopass +@all",
     )
-    with RedisServer(tmp_path, "--sentinel", file=str(configuration), user="test") as sentinel:
+    with sentinel_of(server, tmp_path, *users, user="test") as sentinel:
         hosts = f"127.0.0.1:{free_port()},127.0.0.1:{sentinel.port}"  # the first is out of reach
         url = f"redis+sentinel://app:{QUOTED}@{hosts}/main"
         await check_url(

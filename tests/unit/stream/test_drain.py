@@ -26,7 +26,7 @@ from tests.support.asgi import (
     running,
     stream_start,
 )
-from tests.support.draining import assert_shut_down, draining
+from tests.support.draining import assert_shut_down, deaf, draining, now
 from tests.support.middleware import marking
 from tests.support.resuming import (
     Counting,
@@ -54,17 +54,6 @@ class SharedStore(MemoryStore):
 
 def shared() -> SharedStore:
     return SharedStore(ttl=60.0, clock=asyncio.get_running_loop().time)
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-async def deaf(scope: Scope, receive: Receive, send: Send) -> None:
-    await send(stream_start())
-    for number in range(1, 1000):
-        await send(body(b"data: %d\n\n" % number))
-        await asyncio.sleep(1)
 
 
 @pytest.mark.parametrize("app", [Counting(1000), deaf], ids=["listening", "deaf"])

@@ -6,29 +6,17 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware
 from sse_middleware.stream.shutdown import SHUTDOWN
-from tests.support.asgi import Exchange, body, handle, http_scope, running, stream_start
-from tests.support.draining import assert_shut_down, draining
+from tests.support.asgi import Exchange, handle, http_scope, running
+from tests.support.draining import assert_shut_down, deaf, draining, now
 from tests.support.middleware import marking
 from tests.support.resuming import Counting, id_of, opened, resumable, resume
 
 pytestmark = pytest.mark.anyio
 
 DRAIN = 5.0
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-async def deaf(scope: Scope, receive: Receive, send: Send) -> None:
-    await send(stream_start())
-    for number in range(1, 1000):
-        await send(body(b"data: %d\n\n" % number))
-        await asyncio.sleep(1)
 
 
 # The warning
