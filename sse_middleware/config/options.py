@@ -299,8 +299,9 @@ def _warn_of_variable(variable: str) -> None:
 def _text_of_unknown(names: Collection[str], allowed: Collection[str]) -> str:
     """Return a text about options that do not exist."""
     similar = [match for name in names for match in get_close_matches(name, allowed, n=1)]
-    known = "did you mean" if len(similar) == len(names) else "there are"
-    listed = similar if len(similar) == len(names) else allowed
+    known, listed = (
+        ("there are", allowed) if len(similar) < len(names) else ("did you mean", similar)
+    )
     return f"no such option: {', '.join(names)}; {known}: {', '.join(listed)}"
 
 
