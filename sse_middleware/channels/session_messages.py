@@ -11,7 +11,8 @@ if it is so slow that messages have to be dropped.
 import json
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from itertools import takewhile
 from typing import Final
 
 from sse_middleware.channels.base import Feed, Limits
@@ -134,6 +135,23 @@ class FeedWithMessages:
         if self._queue.has_lost and not result.entries:
             return result._replace(is_whole=False)
         return result
+
+
+def messages_before_end(
+    entries: Sequence[StoredEvent], terminal: Collection[str]
+) -> Sequence[StoredEvent]:
+    """Return the entries of one read without those after the end of the channel.
+
+    A read returns the messages after the events of the channel, which has an order of its own. So
+    they are put before the event that ends the channel, except those after a terminal message.
+    """
+    events = list(takewhile(lambda entry: entry.position != EMPTY, entries))
+    before_end = list(takewhile(lambda entry: entry.event not in terminal, events))
+    if len(before_end) == len(events):
+        return entries
+    messages = entries[len(events) :]
+    in_time = takewhile(lambda message: message.event not in terminal, messages)
+    return [*before_end, *in_time, events[len(before_end)]]
 
 
 def parse_session_message(message: bytes) -> StoredEvent | None:

@@ -8,7 +8,7 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,8 +20,10 @@ from sse_middleware.channels.events import (
     EventFormat,
     Position,
     ReadResult,
+    StoredEvent,
     parse_position,
 )
+from sse_middleware.channels.session_messages import messages_before_end
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.circuit_breaker import Backoff
 
@@ -101,7 +103,10 @@ class ChannelReader:
                     result = await self._next(feed, position)
                     position = result.position
                     self._ack_deadline = math.inf  # any event shows that a worker is there
-                    for entry in result.entries:
+                    entries: Sequence[StoredEvent] = result.entries
+                    if with_messages:
+                        entries = messages_before_end(entries, terminal)
+                    for entry in entries:
                         yield entry.write(event_format)
                         if entry.event in terminal:
                             return

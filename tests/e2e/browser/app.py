@@ -134,6 +134,7 @@ async def search(request: Request) -> Response:
         for word in request.query_params["query"].split():
             yield f"event: content_chunk\ndata: {json.dumps({'content': f'{word} '})}\n\n"
             await asyncio.sleep(0.3)
+        await released["search"].wait()
         yield 'event: complete\ndata: {"sources": ["a", "b"]}\n\n'
 
     return StreamingResponse(events(), media_type="text/event-stream")

@@ -66,6 +66,10 @@ def test_the_hook_appends_text_and_reports_the_fields_of_the_end(page: "Page", s
     load(page, site, "19", PAGE)
     site.proxy.cut(rb"machine")
     page.evaluate("mountSearch()")
+    page.wait_for_function(
+        "search.answer.endsWith('learning? ') && search.heartbeatData?.trace_id === search.traceId"
+    )
+    page.evaluate("fetch('/release/search', { method: 'POST' })")
     page.wait_for_function("search.sources.length > 0 && !search.isConnected")
     search = page.evaluate("search")
     assert search["answer"] == "What is machine learning? "

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sse_middleware.channels import (
+    BlockingPublisher,
     ChannelEvent,
     Publisher,
     close_channels,
@@ -16,7 +17,12 @@ from sse_middleware.channels import (
     subscribe,
 )
 from sse_middleware.channels.base import Limits
-from sse_middleware.channels.session_messages import MessageQueue, parse_session_message
+from sse_middleware.channels.events import EMPTY, Position, StoredEvent
+from sse_middleware.channels.session_messages import (
+    MessageQueue,
+    messages_before_end,
+    parse_session_message,
+)
 from tests.support.channel_contract import code, new_channel, parsed, take, whole
 from tests.support.redis_channels import ask, count
 from tests.support.redis_cluster import RedisCluster
@@ -123,6 +129,48 @@ async def test_a_reader_receives_the_events_of_the_channel_too(
         assert (event.id is not None) is (b"\nid: " in bytes(event)) is in_channel
     rest = await whole(subscribe(session, history=events[0].id))
     assert parsed(rest) == [*(("page", number) for number in range(3)), parsed(events)[-1]]
+
+
+@pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        ("a b", "a b"),
+        ("A B", "A B"),
+        ("a b A B", "a b A B"),
+        ("a end A B", "a A B end"),
+        ("end b A", "A end"),
+        ("a end b end A", "a A end"),
+        ("a end A END B", "a A end"),
+        ("a A END B", "a A END B"),  # the reader ends at END
+        ("a end", "a end"),
+        ("end", "end"),
+    ],
+)
+async def test_the_messages_of_a_read_are_before_the_end_of_the_channel(
+    read: str, expected: str
+) -> None:
+    """Lower case: events of the channel; upper case: messages."""
+    entries = [
+        StoredEvent(EMPTY if name.isupper() else Position("a", number), name, "")
+        for number, name in enumerate(read.split())
+    ]
+    found = messages_before_end(entries, {"end", "END"})
+    assert " ".join(entry.event for entry in found) == expected
+
+
+async def test_a_reader_that_is_late_receives_the_messages_before_the_end(
+    server: RedisServer,
+) -> None:
+    session = new_channel()
+    async with reading(server, session) as task:
+        with BlockingPublisher(server.patient_url) as publisher:  # the reader cannot run meanwhile
+            for number in range(3):
+                say(server, session, "step", number)
+                publisher.publish(session, "page", number)
+            publisher.finish(session)
+        names = [event.event for event in await task if event.event != "worker_ack"]
+    assert sorted(names[:-1]) == ["page"] * 3 + ["step"] * 3
+    assert names[-1] == "complete"
 
 
 async def test_messages_are_read_on_request_only(server: RedisServer) -> None:
