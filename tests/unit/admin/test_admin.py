@@ -97,7 +97,7 @@ async def test_the_streams_their_numbers_and_no_secret_are_shown() -> None:
     async with opened(app) as exchange:
         await exchange.until_count(3, "message")
         shown = await snapshot(app)
-        (secret,) = {event.id.partition("-")[0] for event in exchange.events if event.id}
+        (secret,) = {event.id.rpartition("-")[0] for event in exchange.events if event.id}
     assert shown["open"] == 2
     own, stream = shown["streams"]
     assert own["route"] == "sse-admin"
