@@ -18,17 +18,16 @@ from starlette.types import Receive, Scope, Send
 
 from sse_middleware.__main__ import markdown
 from sse_middleware.channels import subscribe
+from tests.docs.snippets import PAGES, snippets_of
 from tests.support.asgi import body, handle, stream_start
 from tests.support.middleware import marking
 
 IDS = ("trace_id", "stream_id")
 ROOT = Path(__file__).parents[2]
 SNIPPETS = [
-    pytest.param(snippet, id=f"{path.stem}-{number}")
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    for number, snippet in enumerate(
-        re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
-    )
+    pytest.param(snippet.text, id=snippet.name)
+    for path in PAGES
+    for snippet in snippets_of(path, "python")
 ]
 
 
@@ -61,6 +60,8 @@ def run(snippet: str) -> dict[str, Any]:
     for extra in ("fastapi", "redis", "httpx2", "structlog", "genai_prices"):
         if extra in snippet:
             pytest.importorskip(extra, reason=f"the minimal environment has no {extra}")
+    if "from openai" in snippet:
+        pytest.importorskip("openai", reason="only the environment with clients has openai")
     names: dict[str, Any] = {"__name__": "snippet"}
     exec(compile(snippet, "snippet", "exec"), names)
     return names
@@ -177,7 +178,7 @@ def test_the_settings_page_has_the_generated_table() -> None:
 
 
 def test_each_link_of_the_documents_has_a_target() -> None:
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for path in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
@@ -199,8 +200,7 @@ def test_the_identity_in_the_docs_cannot_be_forged() -> None:
     for cookie in ("", "user=ann", "user=ann.", f"user=bob.{signature}", "user=ann.\xe9", "user=."):
         assert identity(b"cookie", cookie) is None
     assert identity(b"x-user", "ann") is None
-    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    assert not any('b"x-user"' in path.read_text() for path in documents)
+    assert not any('b"x-user"' in path.read_text() for path in PAGES)
 
 
 def test_troubleshooting_has_messages_of_the_package() -> None:

@@ -60,7 +60,8 @@ def bundle(script: str, directory: Path, **modules: str) -> str:
     program = packages / ".bin" / "esbuild"
     if not program.exists():
         needs.missing("esbuild is not installed: npm install --prefix tests/e2e/clients")
-    command = [str(program), script, "--bundle", "--format=esm", "--log-level=warning"]
+    command = [str(program), script, "--bundle", "--format=esm", "--loader:.mjs=jsx"]
+    command.append("--log-level=warning")
     command.append('--define:process.env.NODE_ENV="development"')
     for name, source in modules.items():
         path = directory / f"{name}.mjs"

@@ -1,17 +1,12 @@
-"""The server of docs/browser.md."""
+"""The server of a page of the documents: its first Python snippet, or the one that is named."""
 
-import re
-from pathlib import Path
+import os
 from typing import Any
 
-DOCS = Path(__file__).parents[3] / "docs" / "browser.md"
+from tests.docs.snippets import snippets
 
-
-def snippets(language: str) -> list[str]:
-    """Return the snippets of the page in a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```", DOCS.read_text(), re.DOTALL | re.MULTILINE)
-
-
+_page = os.environ.get("DOCS_PAGE", "browser.md")
+_number = int(os.environ.get("DOCS_SNIPPET", "0"))
 _names: dict[str, Any] = {"__name__": "docs"}
-exec(compile(snippets("python")[0], str(DOCS), "exec"), _names)
+exec(compile(snippets("python", _page)[_number], _page, "exec"), _names)
 app = _names["app"]

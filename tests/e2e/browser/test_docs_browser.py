@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.browser.docs_app import snippets
+from tests.docs.snippets import snippets
 from tests.e2e.browser.react_module import PACKAGES, react_module
 from tests.e2e.browser.thread_proxy import ThreadProxy, running_proxy
 from tests.support import needs

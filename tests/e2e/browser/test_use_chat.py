@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from tests.docs.snippets import snippets
 from tests.e2e.browser.chats import Balanced, Chat, balanced, bundle, log_in
-from tests.e2e.browser.docs_app import snippets
 from tests.e2e.clients.resume_app import TEXT, WORDS
 
 if TYPE_CHECKING:
