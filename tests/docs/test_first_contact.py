@@ -54,8 +54,8 @@ def data(*exchanges: Exchange) -> list[Any]:
 def test_the_first_snippet_of_the_readme_continues_after_a_cut_and_stops() -> None:
     (snippet, *_) = snippets_of(README, "python")
     app = run(snippet.text)["app"]
-    live = {"path": "/chats/42/live", "headers": ANN}
-    post = {"path": "/chats/42", "method": "POST", "headers": ANN}
+    live: dict[str, Any] = {"path": "/chats/42/live", "headers": ANN}
+    post: dict[str, Any] = {"path": "/chats/42", "method": "POST", "headers": ANN}
 
     async def story() -> None:
         returning = {**live, "query_string": b"after=1"}
