@@ -61,6 +61,7 @@ from sse_middleware.stream.current import (
     IN_SCOPE,
     LEFT_ALONE,
     CurrentStream,
+    RequestServices,
     StreamCell,
     current_in,
 )
@@ -210,7 +211,9 @@ class SSEMiddleware:
             one_process=own_store and not chosen.redis_url,
             limit=self._admission if store.is_shared else None,
         )
-        self._follow_named = NamedStreams(self._context, self._resume).respond
+        self._services = RequestServices(
+            NamedStreams(self._context, self._resume).respond, self._context.tracing
+        )
         self._attached = AttachedRequests(self._context, self._resume)
         self._attaching = self._context.attaching
         self._path_filter = PathFilter(chosen.include, chosen.exclude)
@@ -218,7 +221,7 @@ class SSEMiddleware:
         # The ends of the paths of requests that `_intercept` handles: those of our pages, or all.
         is_selective = self._path_filter.is_set or self._context.may_leave_alone
         all_paths = is_selective or not chosen.enabled or self._misconfigured
-        self._admin = None if live is None else AdminPages(self._context, live, self._follow_named)
+        self._admin = None if live is None else AdminPages(self._context, live, self._services)
         paths = self._pages.paths + (self._admin.paths if self._admin else ())
         self._intercepted = ("",) if all_paths else paths
         self._lingering_paths = self._context.linger_queue.paths
@@ -250,7 +253,7 @@ class SSEMiddleware:
             and not (self._lingering_paths and request_path(scope) in self._lingering_paths)
             and self._attaching.is_needed is False
         ):
-            cell: StreamCell = {"headers": scope.get("headers") or (), "follow": self._follow_named}
+            cell: StreamCell = {"headers": scope.get("headers") or (), "services": self._services}
             responder = Responder(self._context, cell, scope, receive, send, task)
         elif (responder := await self._admit(scope, receive, send, task)) is None:
             return
@@ -284,13 +287,13 @@ class SSEMiddleware:
         """Resume a stream, check the limits or handle a reload; return `None` after a response."""
         if self._awaited_identity is not None:
             await self._awaited_identity.load(scope)
-        request = SSERequest(scope)
+        request = SSERequest(scope, tracing=self._context.tracing)
         if may_have_event_id(scope):
             run_app = await self._resume.handle(request, receive, send)
             if run_app is None:
                 return None
             receive, send = run_app
-        current = CurrentStream(request.headers.items(), self._follow_named, request)
+        current = CurrentStream(request.headers.items(), self._services, request)
         if self._attaching.is_needed is not False and self._context.attaches():
             run_app = await self._attached.handle(request, current, receive, send)
             if run_app is None:

@@ -31,7 +31,7 @@ from sse_middleware.stream.current import (
     CURRENT,
     IN_SCOPE,
     CurrentStream,
-    Follow,
+    RequestServices,
     StreamCell,
 )
 from sse_middleware.stream.responder import Responder
@@ -75,11 +75,11 @@ class AdminPages:
         paths: the paths of the page.
     """
 
-    def __init__(self, context: Context, live: LiveStreams, follow: Follow) -> None:
+    def __init__(self, context: Context, live: LiveStreams, services: RequestServices) -> None:
         options = context.options
         self._context = context
         self._live = live
-        self._follow = follow
+        self._services = services
         self._path = options.admin_path
         self._token = options.admin_token.encode()
         self._shows_payloads = options.admin_payloads
@@ -150,7 +150,7 @@ class AdminPages:
         """Send events as a marked stream, without an admission check."""
         task = asyncio.current_task()
         assert task is not None
-        current = CurrentStream(scope.get("headers") or (), self._follow)
+        current = CurrentStream(scope.get("headers") or (), self._services)
         cell: StreamCell = {"current": current}
         responder = Responder(self._context, cell, scope, receive, send, task)
         scope[IN_SCOPE], scope["endpoint"] = cell, _endpoint

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 from starlette.types import Scope
 
 from sse_middleware.http.routes import Mark
-from sse_middleware.observability.tracing import span_trace_id
+from sse_middleware.observability.tracing import Tracing, span_trace_id
 from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind, detect_client_kind
 from sse_middleware.protocol.event_ids import EventId, parse_event_id
 
@@ -76,6 +76,8 @@ class SSERequest:
 
     Args:
         scope: as the attribute.
+        trace_id: the trace id if it is known.
+        tracing: determines the trace id if the request has a context of OpenTelemetry, or none.
 
     Attributes:
         scope: the ASGI scope; the app's routing adds to it while the request is handled.
@@ -95,6 +97,7 @@ class SSERequest:
     __slots__ = (
         "_accepted_types",
         "_trace_id",
+        "_tracing",
         "cancel_target",
         "event_id",
         "headers",
@@ -105,7 +108,9 @@ class SSERequest:
         "scope",
     )
 
-    def __init__(self, scope: Scope, *, trace_id: str | None = None) -> None:
+    def __init__(
+        self, scope: Scope, *, trace_id: str | None = None, tracing: Tracing | None = None
+    ) -> None:
         self.scope = scope
         self.method: str = scope.get("method", "")
         self.headers = headers = _parse_headers(scope.get("headers") or ())
@@ -116,6 +121,7 @@ class SSERequest:
         self.intent = NO_INTENT
         self._accepted_types: AbstractSet[bytes] | None = None
         self._trace_id = trace_id
+        self._tracing = tracing
         query = scope.get("query_string")
         if _EVENT_ID_HEADER in headers or (query and _PARAMETER.search(query)):
             self._parse_event_ids(query or b"")
@@ -166,7 +172,7 @@ class SSERequest:
     def trace_id(self) -> str:
         """The trace id: of the current span, of `traceparent`, of its own header, or a new one."""
         if self._trace_id is None:
-            self._trace_id = _parse_trace_id(self.headers)
+            self._trace_id = _parse_trace_id(self.headers, self._tracing)
         return self._trace_id
 
     @property
@@ -304,16 +310,21 @@ def _joined_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return {name: _SEPARATORS.get(name, b", ").join(found) for name, found in values.items()}
 
 
-def trace_id_of(raw: Collection[tuple[bytes, bytes]]) -> str:
+def trace_id_of(raw: Collection[tuple[bytes, bytes]], tracing: Tracing | None) -> str:
     """Return the trace id of a request with these headers, as `SSERequest.trace_id` does."""
-    return _parse_trace_id(_parse_headers(raw))
+    return _parse_trace_id(_parse_headers(raw), tracing)
 
 
-def _parse_trace_id(headers: Mapping[bytes, bytes]) -> str:
-    if found_id := span_trace_id():
-        return found_id
+def _parse_trace_id(headers: Mapping[bytes, bytes], tracing: Tracing | None) -> str:
+    found_id = span_trace_id()
+    if not found_id and tracing is not None:
+        found_id = tracing.incoming_trace_id(headers)
+    return found_id or _header_trace_id(headers) or _new_trace_id(tracing)
+
+
+def _header_trace_id(headers: Mapping[bytes, bytes]) -> str:
     if _TRACE_HEADERS.isdisjoint(headers):
-        return f"{random.getrandbits(128):032x}"
+        return ""
     if b"traceparent" in headers:
         found = _TRACEPARENT.fullmatch(headers[b"traceparent"])
         if found is not None and (found[1] != b"00" or found[3] is None):
@@ -321,7 +332,12 @@ def _parse_trace_id(headers: Mapping[bytes, bytes]) -> str:
     for name in (b"x-trace-id", b"x-request-id"):
         if name in headers and _TRACE_ID.fullmatch(headers[name]):
             return headers[name].decode()
-    return f"{random.getrandbits(128):032x}"
+    return ""
+
+
+def _new_trace_id(tracing: Tracing | None) -> str:
+    made_id = "" if tracing is None else tracing.new_trace_id()
+    return made_id or f"{random.getrandbits(128):032x}"
 
 
 def _decoded(value: bytes) -> str | None:

@@ -9,6 +9,7 @@ when it ends, with the times at which it has happened; no event of the app costs
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final, cast
 
 from opentelemetry import trace
@@ -17,6 +18,7 @@ from opentelemetry.propagate import extract
 from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import Link, SpanContext, SpanKind, StatusCode, TraceFlags, TracerProvider
 
+from sse_middleware.observability.first_trace_id import FirstTraceIds, is_trace_id
 from sse_middleware.observability.stream_record import StreamRecord
 
 _NAME: Final = "sse_middleware"
@@ -51,29 +53,57 @@ class Spans:
     ) -> None:
         self._provider = provider
         self._failed = failed
-        self._tracer = trace.get_tracer(_NAME, tracer_provider=provider)
+        self._tracer: trace.Tracer | None = None
+        self._first_ids: FirstTraceIds | None = None
+
+    def incoming_trace_id(self, headers: Mapping[bytes, bytes]) -> str:
+        """Return the trace id of the context of a request, as `Tracing` specifies."""
+        if self._find_tracer() is None:
+            return ""
+        context = extract(headers.items(), get_current(), _GETTER)
+        return _trace_id(trace.get_current_span(context).get_span_context())
+
+    def new_trace_id(self) -> str:
+        """Return the id of a new trace, as `Tracing` specifies."""
+        if self._find_tracer() is None or self._first_ids is None:
+            return ""
+        return self._first_ids.new()
+
+    def _find_tracer(self) -> trace.Tracer | None:
+        if self._tracer is None:
+            provider = self._provider or trace.get_tracer_provider()
+            if isinstance(provider, trace.ProxyTracerProvider):
+                return None  # the app has set none
+            self._tracer = provider.get_tracer(_NAME)
+            self._first_ids = FirstTraceIds.of(self._tracer)
+        return self._tracer
 
     def start(self, record: StreamRecord, scope: Mapping[str, Any], status: int, link: str) -> None:
         """Start the span of a stream, as `Tracing.begin` specifies."""
-        if self._provider is None and isinstance(
-            trace.get_tracer_provider(), trace.ProxyTracerProvider
-        ):
-            return  # the app has set none
+        tracer = self._find_tracer()
+        if tracer is None:
+            return
         context, kind = _parent(scope)
         attributes = _request_attributes(record, scope, kind)
         attributes["http.response.status_code"] = status
         if record.cache:
             attributes["sse.cache"] = record.cache
-        span = self._tracer.start_span(
+        if not is_trace_id(record.trace_id):  # the log lines of the handler may have it
+            attributes["sse.request_id"] = _text(record.trace_id)
+        start = partial(
+            tracer.start_span,
             f"{attributes['http.request.method']} {attributes['sse.route']} stream",
             context=context,
             kind=kind,
             attributes=attributes,
             links=_links(link),
         )
-        ids = span.get_span_context()
-        if ids.is_valid:
-            record.trace_id = f"{ids.trace_id:032x}"
+        if self._first_ids is None or trace.get_current_span(context).get_span_context().is_valid:
+            span = start()
+        else:
+            span = self._first_ids.call(start, record.trace_id, scope.get("headers") or ())
+        if trace_id := _trace_id(span.get_span_context()):
+            record.trace_id = trace_id
             record.span = StreamSpan(span, self._failed)
 
 
@@ -170,6 +200,10 @@ def _parent(scope: Mapping[str, Any]) -> tuple[Context, SpanKind]:
     if not current.is_valid:
         return extract(scope.get("headers") or (), context, _GETTER), SpanKind.SERVER
     return context, SpanKind.SERVER if current.is_remote else SpanKind.INTERNAL
+
+
+def _trace_id(ids: SpanContext) -> str:
+    return f"{ids.trace_id:032x}" if ids.is_valid else ""
 
 
 def _links(traceparent: str) -> list[Link]:

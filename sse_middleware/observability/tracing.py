@@ -26,6 +26,12 @@ class _Spans(Protocol):
     def start(self, record: StreamRecord, scope: Mapping[str, Any], status: int, link: str) -> None:
         """Start the span of a stream, if there is a tracer provider."""
 
+    def incoming_trace_id(self, headers: Mapping[bytes, bytes]) -> str:
+        """Return the trace id of the context of a request, `""` without one."""
+
+    def new_trace_id(self) -> str:
+        """Return the id of a new trace, `""` if the span could not have it."""
+
 
 class Tracing:
     """Start the spans of the streams of one middleware.
@@ -64,6 +70,41 @@ class Tracing:
                 spans.start(record, scope, status, link)
             except Exception as exc:  # noqa: BLE001 - of the SDK
                 self.failed(exc)
+
+    def incoming_trace_id(self, headers: Mapping[bytes, bytes]) -> str:
+        """Return the trace id of the context that a request has brought for the span of its stream.
+
+        Args:
+            headers: by name, in lower case.
+
+        Returns:
+            32 hexadecimal digits; `""` without a context, without a tracer provider, or after a
+            failure of OpenTelemetry.
+        """
+        spans = self._spans or self._load()
+        if spans is not None:
+            try:
+                return spans.incoming_trace_id(headers)
+            except Exception as exc:  # noqa: BLE001 - of a propagator
+                self.failed(exc)
+        return ""
+
+    def new_trace_id(self) -> str:
+        """Return an id for a trace that the span of the stream will begin.
+
+        A handler may read it long before the stream has a span. `begin` starts the span with it.
+
+        Returns:
+            32 hexadecimal digits, in the form of the id generator of the tracer provider; `""`
+            without one, or after a failure of OpenTelemetry.
+        """
+        spans = self._spans or self._load()
+        if spans is not None:
+            try:
+                return spans.new_trace_id()
+            except Exception as exc:  # noqa: BLE001 - of the SDK
+                self.failed(exc)
+        return ""
 
     def _load(self) -> _Spans | None:
         if not self._is_usable or _API not in sys.modules:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from contextvars import ContextVar
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol, TypedDict
 
@@ -12,6 +13,7 @@ from sse_middleware.http.request import LONGEST_NAME, SSERequest, trace_id_of
 from sse_middleware.http.routes import UNMATCHED
 from sse_middleware.observability.source_record import ModelCall
 from sse_middleware.observability.stream_record import StreamRecord
+from sse_middleware.observability.tracing import Tracing
 from sse_middleware.protocol.event_ids import new_secret, stream_id
 from sse_middleware.protocol.token_usage import read_usage
 from sse_middleware.stream.callbacks import StreamCallbacks
@@ -31,6 +33,19 @@ class Follow(Protocol):
         self, name: str, request: SSERequest, receive: Receive, send: Send, *, replays: bool
     ) -> Awaitable[None]:
         """Respond; `replays` is whether a stream that has finished is sent too."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestServices:
+    """What the middleware does for its requests when their handlers ask for it.
+
+    Attributes:
+        follow: responds with the stream of a name.
+        tracing: determines the trace ids.
+    """
+
+    follow: Follow
+    tracing: Tracing
 
 
 class OpenStream(Protocol):
@@ -63,11 +78,11 @@ class CurrentStream:
 
     # All values are computed on demand: most requests are no streams.
     __slots__ = (
-        "_follow",
         "_headers",
         "_name",
         "_record",
         "_secret",
+        "_services",
         "_stream",
         "_trace_id",
         "claimed",
@@ -80,11 +95,11 @@ class CurrentStream:
     def __init__(
         self,
         headers: Collection[tuple[bytes, bytes]] | None = None,
-        follow: Follow | None = None,
+        services: RequestServices | None = None,
         request: SSERequest | None = None,
     ) -> None:
         self._headers = headers
-        self._follow = follow
+        self._services = services
         self.request = request
         self.is_answered = False
         self.claimed = ""  # the store's name that the stream is to have
@@ -102,8 +117,15 @@ class CurrentStream:
             if self.request is not None:
                 self._trace_id = self.request.trace_id
             else:
-                self._trace_id = "" if self._headers is None else trace_id_of(self._headers)
+                self._trace_id = self._read_trace_id()
         return self._trace_id
+
+    def _read_trace_id(self) -> str:
+        return "" if self._headers is None else trace_id_of(self._headers, self._tracing)
+
+    @property
+    def _tracing(self) -> Tracing | None:
+        return None if self._services is None else self._services.tracing
 
     @property
     def stream_id(self) -> str:
@@ -222,7 +244,8 @@ class CurrentStream:
         if self.request is not None:
             return self.request.with_scope(scope)
         if self._trace_id is None and scope.get("headers") is self._headers:
-            request = SSERequest(scope)  # reads the headers, which `trace_id` would do again
+            # It reads the headers, which `trace_id` would do again.
+            request = SSERequest(scope, tracing=self._tracing)
             self._trace_id = request.trace_id
             return request
         return SSERequest(scope, trace_id=self.trace_id)
@@ -284,10 +307,11 @@ class CurrentStream:
         Raises:
             RuntimeError: the request did not pass the middleware.
         """
-        if self._follow is None:
+        if self._services is None:
             raise RuntimeError("resume_endpoint needs SSEMiddleware around the app")
         self.is_answered = True
-        await self._follow(name, self.request_in(scope), receive, send, replays=replays)
+        follow = self._services.follow
+        await follow(name, self.request_in(scope), receive, send, replays=replays)
 
     def on_app_raised(self, exc: BaseException) -> None:
         """Store the exception that the app has raised, for the span of the stream."""
@@ -307,7 +331,7 @@ class StreamCell(TypedDict, total=False):
     """
 
     headers: Collection[tuple[bytes, bytes]]
-    follow: Follow
+    services: RequestServices
     current: CurrentStream
 
 
@@ -315,7 +339,7 @@ def current_in(cell: StreamCell) -> CurrentStream:
     """Return the current stream of a request."""
     current = cell.get("current")
     if current is None:  # of two threads, one is first
-        current = cell.setdefault("current", CurrentStream(cell["headers"], cell["follow"]))
+        current = cell.setdefault("current", CurrentStream(cell["headers"], cell["services"]))
     return current
 
 
