@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from sse_middleware.doctor.codings import codings_of, describe
 from sse_middleware.doctor.delays import arrived_at_once, longest_delay, longest_server_pause
 from sse_middleware.doctor.findings import Finding
 from sse_middleware.doctor.hops import cache_evidence, suspects
@@ -58,10 +59,11 @@ def _buffering(visit: Visit) -> Iterator[Finding]:
 
 def _encoding(visit: Visit) -> Iterator[Finding]:
     encoding = visit.header("content-encoding")
-    if encoding and encoding != "identity":
-        yield Finding("compressed", f"Content-Encoding: {encoding}.")
-    if not visit.body.is_readable:
-        yield Finding("unreadable", f"Content-Encoding: {encoding}.")
+    if codings_of(encoding):
+        yield Finding("compressed", f"Content-Encoding: {describe(encoding)}.")
+    if visit.body.unreadable:
+        detail = f"Content-Encoding: {describe(encoding)}. {visit.body.unreadable}"
+        yield Finding("unreadable", detail)
     if length := visit.header("content-length"):
         yield Finding("content_length", f"Content-Length: {length}.")
 
@@ -89,7 +91,7 @@ def _end(visit: Visit) -> Iterator[Finding]:
         item.event.event == "error" for item in visit.app_events
     ):
         yield Finding("failed", f"The trace id is {visit.header('x-trace-id') or 'unknown'}.")
-    if visit.ending in _ENDED and visit.body.is_readable:
+    if visit.ending in _ENDED and not visit.body.unreadable:
         if not visit.app_events:
             yield Finding("no_events", f"It has {visit.body.size} bytes.")
         if visit.body.rest:

@@ -7,6 +7,7 @@ from typing import Final
 
 from sse_middleware.doctor.checks import examine, examine_cors
 from sse_middleware.doctor.client import Target, fetch, offers_http2
+from sse_middleware.doctor.codings import accepted
 from sse_middleware.doctor.findings import Finding, Severity
 from sse_middleware.doctor.resume import (
     Resume,
@@ -28,8 +29,6 @@ _BROWSER: Final = {
 """The headers by which the middleware and proxies know a browser's `EventSource`."""
 _NAMED: Final = {**_BROWSER, "accept": f"{EVENT_STREAM};events=named"}
 """Those of the browser client, for other methods than GET."""
-_WITH_COMPRESSION: Final = {"accept-encoding": "gzip, deflate"}
-"""As a browser asks for it, as far as the command can undo it."""
 _OF_A_HOP: Final = frozenset(
     (
         *("buffered", "arrived_at_once", "compressed", "content_length", "unreadable", "cached"),
@@ -90,7 +89,7 @@ def diagnose(target: Target, plan: Plan, progress: Progress) -> Diagnosis:
     if plan.origin:
         headers["origin"] = plan.origin
     progress(f"reads {target.shown} for at most {plan.seconds:g} s")
-    visit = fetch(target, {**headers, **_WITH_COMPRESSION}, seconds=plan.seconds)
+    visit = fetch(target, {**headers, "accept-encoding": accepted()}, seconds=plan.seconds)
     findings = examine(visit)
     http2 = None if visit.failure else offers_http2(target)
     if http2 is False:

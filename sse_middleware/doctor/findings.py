@@ -93,14 +93,15 @@ FINDINGS: Final[Mapping[str, Kind]] = {
         _WARNING,
         "The stream is compressed.",
         "Most hops that compress collect bytes first, and thereby hold events back. Exclude "
-        "`text/event-stream`: nginx: remove it from `gzip_types`; a compressing middleware of the "
-        "app: exclude the path; a CDN: turn off compression for it.",
+        "`text/event-stream`: nginx: remove it from `gzip_types`, `brotli_types` and `zstd_types`; "
+        "a compressing middleware of the app: exclude the path; a CDN: turn off compression for "
+        "it. Marked streams have `no-transform`, which CDNs obey.",
     ),
     "unreadable": Kind(
         _ERROR,
         "The body cannot be decoded.",
-        "The content encoding was not asked for, or the data does not fit it. Turn off compression "
-        "for `text/event-stream` at each hop.",
+        "The content coding was not asked for, or the data does not fit it. The events were not "
+        "examined. Turn off compression for `text/event-stream` at each hop.",
     ),
     "content_length": Kind(
         _ERROR,

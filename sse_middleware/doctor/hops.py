@@ -2,6 +2,7 @@
 
 from typing import Final, NamedTuple
 
+from sse_middleware.doctor.codings import codings_of
 from sse_middleware.doctor.visit import Visit
 
 
@@ -60,7 +61,8 @@ def suspects(visit: Visit) -> str:
         sentences.append(f"The headers show: {', '.join(names)}.")
     if via := visit.header("via"):
         sentences.append(f"Via: {via}.")
-    if encoding := visit.header("content-encoding"):
+    encoding = visit.header("content-encoding")
+    if codings_of(encoding):
         sentences.append(f"The hop that compresses ({encoding}) is the first suspect.")
     elif "no" in visit.header("x-accel-buffering").lower():
         sentences.append(

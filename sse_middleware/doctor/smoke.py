@@ -54,7 +54,7 @@ def _error(visit: Visit) -> str:
     found = (
         ("cut", visit.ending is Ending.CUT),
         ("no end in time", visit.ending is Ending.LEFT),
-        ("unknown encoding", not visit.body.is_readable),
+        ("unknown encoding", bool(visit.body.unreadable)),
         ("error event", _has_error(visit)),
         ("no event", not visit.app_events),
     )

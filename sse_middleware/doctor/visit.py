@@ -7,12 +7,12 @@ function of them: no I/O, no clock. All times are seconds after the request was 
 import enum
 import itertools
 import json
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from sse_middleware.doctor.codings import DecodeError, codings_of, decoder_of
 from sse_middleware.protocol.parser import Event, EventParser
 from sse_middleware.protocol.wire import EOL, Splitter
 
@@ -20,7 +20,6 @@ EVENT_STREAM = "text/event-stream"
 MAX_BODY_BYTES = 16 << 20
 """The largest part of a body that is read, also after it is decompressed."""
 
-_GZIP_OR_ZLIB = 47  # window bits for which zlib detects the format
 _MAX_COMMENT_BYTES = 256
 _CONTROL_FIELDS = {
     "uptime_seconds": "heartbeat",
@@ -30,7 +29,6 @@ _CONTROL_FIELDS = {
     "resumed": "start",
 }
 """A field by which the data of a control event is recognised; the first one counts."""
-_ENCODINGS = ("gzip", "x-gzip", "deflate")
 
 
 class Ending(enum.StrEnum):
@@ -149,7 +147,7 @@ class Body:
         rest: the number of bytes after the last blank line, which a client discards.
         breaks: the times at which a chunk arrived that ends within an event.
         size: the number of bytes.
-        is_readable: whether the content encoding is known and its data is valid.
+        unreadable: why the body cannot be decoded, in a sentence; `""` if it can.
     """
 
     events: list[TimedEvent]
@@ -157,16 +155,16 @@ class Body:
     rest: int
     breaks: list[float]
     size: int
-    is_readable: bool
+    unreadable: str
 
 
 def read_body(chunks: Iterable[Chunk], encoding: str) -> Body:
     """Parse the chunks of a body with a content encoding."""
     parser, splitter = EventParser(), Splitter(MAX_BODY_BYTES)
     events, comments = list[TimedEvent](), list[TimedComment]()
-    breaks, size, is_readable = list[float](), 0, True
+    breaks, size, unreadable = list[float](), 0, ""
     try:
-        for at, data in _decoded(chunks, encoding.strip().lower()):
+        for at, data in _decoded(chunks, encoding):
             size += len(data)
             events += (TimedEvent(at, event) for event in parser.feed(data))
             comments += (
@@ -177,27 +175,25 @@ def read_body(chunks: Iterable[Chunk], encoding: str) -> Body:
             )
             if data and not splitter.at_rest:
                 breaks.append(at)
-    except (zlib.error, ValueError):
-        is_readable = False
+    except DecodeError as exc:
+        unreadable = str(exc)
     return Body(
         events=events,
         comments=comments,
         rest=len(splitter.flush()),
         breaks=breaks,
         size=size,
-        is_readable=is_readable,
+        unreadable=unreadable,
     )
 
 
 def _decoded(chunks: Iterable[Chunk], encoding: str) -> Iterator[Chunk]:
-    if encoding in ("", "identity"):
+    if not codings_of(encoding):
         yield from chunks
         return
-    if encoding not in _ENCODINGS:
-        raise ValueError(encoding)
-    decoder, size = zlib.decompressobj(_GZIP_OR_ZLIB), 0
+    decode, size = decoder_of(encoding), 0
     for at, data in chunks:
-        decoded = decoder.decompress(data, MAX_BODY_BYTES - size)
+        decoded = decode(data, MAX_BODY_BYTES - size)
         yield Chunk(at, decoded)
         size += len(decoded)
         if size >= MAX_BODY_BYTES:

@@ -31,7 +31,10 @@ NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
         (visit_of((0.0, b"{}"), headers={"content-type": "application/json"}), "no event stream"),
         (visit_of((0.0, b"data: 1\n\n"), ending=Ending.CUT), "cut"),
         (visit_of((0.0, b"data: 1\n\n"), ending=Ending.LEFT), "no end in time"),
-        (visit_of((0.0, b"x"), headers={**HEADERS, "content-encoding": "br"}), "unknown encoding"),
+        (
+            visit_of((0.0, b"x"), headers={**HEADERS, "content-encoding": "compress"}),
+            "unknown encoding",
+        ),
         (visit_of((0.0, START + control("error", error={})), headers=MARKED), "error event"),
         (visit_of((0.0, b"event: error\ndata: no\n\n")), "error event"),
         (visit_of((0.0, b'data: {"error": {"code": 1}}\n\n')), "error event"),

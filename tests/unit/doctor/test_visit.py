@@ -29,12 +29,39 @@ def test_compressed_bodies_are_read(encoding: str, compress: object) -> None:
     data = compress(BYTES)
     body = read_body([Chunk(0.0, data[:9]), Chunk(1.0, data[9:])], encoding)
     assert [item.event.data for item in body.events] == ["1", "2"]
-    assert body.is_readable
+    assert not body.unreadable
 
 
-@pytest.mark.parametrize(("encoding", "data"), [("br", b"x"), ("gzip", b"data: 1\n\n")])
-def test_other_encodings_are_not_readable(encoding: str, data: bytes) -> None:
-    assert not read_body([Chunk(0.0, data)], encoding).is_readable
+@pytest.mark.parametrize("wbits", [zlib.MAX_WBITS, -zlib.MAX_WBITS])
+def test_deflate_is_read_with_and_without_its_wrapper(wbits: int) -> None:
+    compressor = zlib.compressobj(wbits=wbits)
+    data = compressor.compress(BYTES) + compressor.flush()
+    body = read_body([Chunk(0.0, data[:9]), Chunk(1.0, data[9:])], "deflate")
+    assert [item.event.data for item in body.events] == ["1", "2"]
+
+
+@pytest.mark.parametrize("encoding", ["", "identity", "none", "None, identity"])
+def test_what_is_no_coding_changes_nothing(encoding: str) -> None:
+    assert len(read_body([Chunk(0.0, BYTES)], encoding).events) == 2
+
+
+@pytest.mark.parametrize("encoding", ["gzip, gzip", "X-GZIP,gzip"])
+def test_codings_that_were_applied_after_one_another_are_undone(encoding: str) -> None:
+    data = gzip.compress(gzip.compress(BYTES))
+    assert len(read_body([Chunk(0.0, data)], encoding).events) == 2
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data", "text"),
+    [
+        ("gzip", b"data: 1\n\n", "The data is not valid: "),
+        ("compress", b"x", "The doctor cannot decode LZW."),
+        ("gzip, dcb", b"x", "The doctor cannot decode Brotli with a dictionary."),
+        ("something", b"x", "The coding is not known."),
+    ],
+)
+def test_a_body_that_cannot_be_decoded_has_a_reason(encoding: str, data: bytes, text: str) -> None:
+    assert text in read_body([Chunk(0.0, data)], encoding).unreadable
 
 
 def test_a_small_body_that_is_large_when_decompressed_is_read_up_to_a_limit() -> None:
