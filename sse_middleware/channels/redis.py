@@ -88,7 +88,10 @@ class RedisChannels:
         count_connections(self._redis, observers, "channels")
         cluster = self._redis if isinstance(self._redis, RedisCluster) else None
         # All nodes of a cluster receive each message, so a listener may use any node.
-        self._any_node = self._redis if cluster is None else client_for(first_node_of(url))
+        self._any_node = self._redis
+        if cluster is not None:
+            self._any_node = client_for(first_node_of(url))
+            count_connections(self._any_node, observers, "channels")
         timeouts = timeouts_for(url)
         self._client = CommandClient(
             "",

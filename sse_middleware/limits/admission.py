@@ -7,6 +7,7 @@ that it has left: if it seems to have too many, the check waits a moment and run
 import asyncio
 import hashlib
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from sse_middleware._once import OncePerLoop
@@ -219,7 +220,8 @@ class Admission:
         options = self._context.options
         breaker = _breaker(self._context)
         address = (options.redis_url, options.redis_prefix)
-        return lambda: Leases(*address, self.slots, limit_per_client, breaker)
+        on_client = _counts_connections(self._context)
+        return lambda: Leases(*address, self.slots, limit_per_client, breaker, on_client=on_client)
 
     def _warn_of_no_address(self) -> None:
         if not self._warned_of_no_address:
@@ -263,7 +265,15 @@ def _open_rate(context: Context) -> "OpenRate | None":
         raise ConfigurationError("SSE_OPEN_RATE", options.open_rate, allowed)
     url, prefix = options.redis_url, options.redis_prefix
     breaker = _breaker(context)
-    return OpenRate(options.open_rate, lambda: shared_by_redis(url, prefix), breaker)
+    on_client = _counts_connections(context)
+    return OpenRate(options.open_rate, lambda: shared_by_redis(url, prefix, on_client), breaker)
+
+
+def _counts_connections(context: Context) -> "Callable[[object], None]":
+    """Return a function that has observers count the connections of a client."""
+    from sse_middleware.stores.redis.counted_connection import count_connections  # noqa: PLC0415
+
+    return partial(count_connections, observers=context.observers, name="limits")
 
 
 def _breaker(context: Context) -> "CircuitBreaker":

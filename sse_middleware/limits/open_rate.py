@@ -44,8 +44,14 @@ def supports_installed_redis() -> bool:
     return tuple(int(part) for part in redis.__version__.split(".")[:2]) >= _OLDEST_REDIS
 
 
-def shared_by_redis(url: str, prefix: str) -> Shared:
-    """Return the counters in Redis, with a client of their own; it needs both extras."""
+def shared_by_redis(url: str, prefix: str, on_client: Callable[[object], None]) -> Shared:
+    """Return the counters in Redis, with a client of their own; it needs both extras.
+
+    Args:
+        url: of Redis.
+        prefix: of all Redis keys.
+        on_client: gets the client before it connects.
+    """
     from limits.aio.storage import RedisClusterStorage, RedisStorage  # noqa: PLC0415
 
     from sse_middleware.stores.redis.client import (  # noqa: PLC0415
@@ -67,6 +73,7 @@ def shared_by_redis(url: str, prefix: str) -> Shared:
         client = client_for(url)
         options["connection_pool"] = client.connection_pool
         storage = RedisStorage("async+redis://", **options)
+    on_client(client)
     secret = SharedSecret(keys.secret(), partial(send_all, client))
     return Shared(storage, secret.load, partial(close_client, client))
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -49,6 +49,7 @@ class Leases:
         slots: the slots that have leases.
         max_per_client: the most leases of one client.
         breaker: sends the requests for new leases.
+        on_client: gets the client before it connects.
     """
 
     def __init__(
@@ -58,8 +59,12 @@ class Leases:
         slots: SlotPool,
         max_per_client: int,
         breaker: CircuitBreaker,
+        *,
+        on_client: Callable[[object], None] | None = None,
     ) -> None:
         self._client: Any = client_for(url)
+        if on_client is not None:
+            on_client(self._client)
         self._keys = Keys(prefix)
         self._secret = SharedSecret(self._keys.secret(), partial(send_all, self._client))
         self._slots = slots

@@ -71,7 +71,7 @@ class Observer(Protocol):
 
         Args:
             component: `connection`, `circuit` or `listener`.
-            name: its purpose: `store` or `channels`; of a circuit, the operation.
+            name: its purpose: `store`, `channels` or `limits`; of a circuit, the operation.
             state: `open` for a connection and a circuit, `up` or `down` for a listener.
             more: 1 or -1.
         """
