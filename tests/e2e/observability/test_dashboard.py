@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import httpx2 as httpx
 import pytest
@@ -39,6 +40,19 @@ def panels() -> list[tuple[str, list[str]]]:
         for panel in dashboard["panels"]
         if "targets" in panel
     ]
+
+
+def test_the_image_of_the_docs_shows_each_panel_with_its_queries() -> None:
+    image = ET.parse(DOCS / "dashboard.svg")
+    space = "{http://www.w3.org/2000/svg}"
+    shown = {
+        group.findtext(f"{space}title"): group.findtext(f"{space}desc")
+        for group in image.iter(f"{space}g")
+        if group.find(f"{space}desc") is not None
+    }
+    assert shown == {title: " ; ".join(queries) for title, queries in panels()}
+    curves = [path for path in image.iter(f"{space}path") if "curve" in path.get("class", "")]
+    assert len(curves) > len(shown)
 
 
 def filled_in(query: str) -> str:

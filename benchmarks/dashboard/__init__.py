@@ -1,0 +1,1 @@
+"""The image of the dashboard in docs/metrics.md: `python -m benchmarks.dashboard`."""
