@@ -7,7 +7,7 @@ so a test sees each message when it is sent, and can run on an event loop with a
 import asyncio
 from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from starlette.types import ASGIApp, Message, Scope
 
@@ -19,6 +19,9 @@ EVENTSOURCE_HEADERS = [
     (b"user-agent", b"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"),
 ]
 """The headers by which a native `EventSource` is recognised."""
+
+TIMEOUT_SECONDS = 10.0
+"""How long a test waits for an event, or for a whole response, unless it sets another limit."""
 
 
 def http_scope(
@@ -59,9 +62,11 @@ class Exchange:
     Args:
         scope: the request's scope, as `http_scope` makes it.
         body: the request's body.
+        timeout: the limit of each wait in seconds, by the clock of the event loop; `None` for none.
 
     Attributes:
         scope: the request's.
+        timeout: the limit of each wait.
         messages: the messages of the app, each with the loop's time.
         refusal: the exception that each write raises, as servers do after a disconnect.
         overlaps: how often a write began while another was under way.
@@ -69,13 +74,17 @@ class Exchange:
         task: the app's task, while it is `running`; awaiting it raises the app's exception.
     """
 
-    def __init__(self, scope: Scope, *, body: bytes = b"") -> None:
+    def __init__(
+        self, scope: Scope, *, body: bytes = b"", timeout: float | None = TIMEOUT_SECONDS
+    ) -> None:
         self.scope = scope
+        self.timeout = timeout
         self.messages: list[tuple[float, MutableMapping[str, Any]]] = []
         self.refusal: Exception | None = None
         self.overlaps = 0
         self.receives = 0
         self.task: asyncio.Task[None] | None = None
+        self._request = dict(scope), body  # apps add to their scope
         self._body: bytes | None = body
         self._disconnected = asyncio.Event()
         self._readable = asyncio.Event()
@@ -119,6 +128,29 @@ class Exchange:
     def disconnect(self) -> None:
         """Disconnect: `receive` returns `http.disconnect`. For failing writes, set `refusal`."""
         self._disconnected.set()
+
+    def reconnect(
+        self, *, headers: list[tuple[bytes, bytes]] | None = None, **others: object
+    ) -> Self:
+        """Disconnect, and return the next request of the same client.
+
+        It is the same request, with the `Last-Event-ID` that an `EventSource` sends. Let the app
+        run on this exchange meanwhile, as it does on a server:
+
+            async with running(app, exchange.reconnect()) as again:
+                await again.until("complete")
+
+        Args:
+            headers: other headers, such as those of another user.
+            **others: other keys of the scope with other values.
+        """
+        self.disconnect()
+        scope, body = self._request
+        kept = scope["headers"] if headers is None else headers
+        sent = [pair for pair in kept if pair[0] != b"last-event-id"]
+        if self.last_event_id:
+            sent.append((b"last-event-id", self.last_event_id.encode()))
+        return type(self)({**scope, "headers": sent, **others}, body=body, timeout=self.timeout)
 
     @property
     def start(self) -> MutableMapping[str, Any]:
@@ -178,7 +210,7 @@ class Exchange:
         """Wait for an event of the type `name` and return the latest one.
 
         Raises:
-            AssertionError: the stream has ended without one.
+            AssertionError: the stream has ended without one, or the time is over.
         """
         await self._until(lambda: name in self.names, f"an event {name!r}")
         return next(event for event in reversed(self.events) if event.event == name)
@@ -191,7 +223,7 @@ class Exchange:
             name: their type; any by default.
 
         Raises:
-            AssertionError: the stream has ended before that.
+            AssertionError: the stream has ended before that, or the time is over.
         """
 
         def found() -> list[Event]:
@@ -204,7 +236,7 @@ class Exchange:
         """Wait for the end of the response.
 
         Raises:
-            AssertionError: the app has returned or failed without one.
+            AssertionError: the app has returned or failed without one, or the time is over.
         """
         await self._until(lambda: self.ended, "an end of the response")
 
@@ -214,12 +246,20 @@ class Exchange:
         self._parsed = len(self.messages)
 
     async def _until(self, holds: Callable[[], bool], what: str) -> None:
-        while not holds():
-            if self.ended or (self.task is not None and self.task.done()):
-                message = f"the stream has ended without {what}, it had {', '.join(self.names)}"
-                raise AssertionError(message) from self._failure()
-            self._news.clear()
-            await self._news.wait()
+        try:
+            async with asyncio.timeout(self.timeout):
+                while not holds():
+                    if self.ended or (self.task is not None and self.task.done()):
+                        message = f"the stream has ended without {what}, {self._received()}"
+                        raise AssertionError(message) from self._failure()
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError as exc:
+            message = f"{what} has not arrived within {self.timeout:g} s, {self._received()}"
+            raise AssertionError(message) from exc
+
+    def _received(self) -> str:
+        return f"it had {', '.join(self.names) or 'no event'}"
 
     def _failure(self) -> BaseException | None:
         if self.task is None or not self.task.done() or self.task.cancelled():
@@ -230,8 +270,11 @@ class Exchange:
         self._news.set()
 
 
+AnyExchange = TypeVar("AnyExchange", bound=Exchange)
+
+
 @asynccontextmanager
-async def running(app: ASGIApp, exchange: Exchange) -> AsyncIterator[Exchange]:
+async def running(app: ASGIApp, exchange: AnyExchange) -> AsyncIterator[AnyExchange]:
     """Run `app` on `exchange` in a separate task, and end it after the block.
 
     After the block the app has returned, failed, or was cancelled. Its exception is not raised
@@ -256,6 +299,7 @@ async def handle(
     *,
     headers: list[tuple[bytes, bytes]] | None = None,
     body: bytes = b"",
+    timeout: float | None = TIMEOUT_SECONDS,  # noqa: ASYNC109 - its error has the events
     **scope: Any,
 ) -> Exchange:
     """Run `app` on one request to its end, with a client that reads everything.
@@ -264,11 +308,23 @@ async def handle(
         app: the app.
         headers: the request's headers.
         body: the request's body.
+        timeout: the limit in seconds, by the clock of the event loop; `None` for none.
         **scope: other arguments of `http_scope`.
 
     Returns:
         The exchange, with all messages of the app. The app's exception is raised.
+
+    Raises:
+        AssertionError: the app has not returned within `timeout`; it is cancelled.
     """
-    exchange = Exchange(http_scope(headers=headers, **scope), body=body)
-    await app(exchange.scope, exchange.receive, exchange.send)
+    exchange = Exchange(http_scope(headers=headers, **scope), body=body, timeout=timeout)
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            await app(exchange.scope, exchange.receive, exchange.send)
+    except TimeoutError as exc:
+        if not limit.expired():
+            raise  # the app's own
+        message = f"the app has not returned within {timeout:g} s, {exchange._received()}"  # noqa: SLF001
+        raise AssertionError(message) from exc
     return exchange

@@ -1,11 +1,15 @@
-"""What the tests of this project ask for, beside the in-process client that all may use."""
+"""What the tests of this project ask for, beside the in-process client that all may use.
+
+Its waits have no limit here: on the virtual clock, an hour passes in no time.
+"""
 
 import asyncio
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Scope
 
-from sse_middleware.testing import EVENTSOURCE_HEADERS, Exchange, handle, http_scope, running
+from sse_middleware import testing
+from sse_middleware.testing import EVENTSOURCE_HEADERS, http_scope, running
 
 __all__ = [
     "EVENTSOURCE",
@@ -19,6 +23,26 @@ __all__ = [
 ]
 
 EVENTSOURCE = EVENTSOURCE_HEADERS
+
+
+class Exchange(testing.Exchange):
+    """One request, without a limit for waits."""
+
+    def __init__(self, scope: Scope, *, body: bytes = b"", timeout: float | None = None) -> None:
+        super().__init__(scope, body=body, timeout=timeout)
+
+
+async def handle(
+    app: ASGIApp,
+    *,
+    headers: list[tuple[bytes, bytes]] | None = None,
+    body: bytes = b"",
+    **scope: Any,
+) -> Exchange:
+    """Run `app` on one request to its end, however long it takes."""
+    exchange = Exchange(http_scope(headers=headers, **scope), body=body)
+    await app(exchange.scope, exchange.receive, exchange.send)
+    return exchange
 
 
 def stream_of(*chunks: bytes, pause: float = 0.0, headers: list[Any] | None = None) -> ASGIApp:

@@ -23,8 +23,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware, plugin
-from sse_middleware.testing import EVENTSOURCE_HEADERS, Exchange, handle, http_scope, running
-from tests.support.asgi import body, stream_start
+from sse_middleware.testing import EVENTSOURCE_HEADERS
+from tests.support.asgi import Exchange, body, handle, http_scope, running, stream_start
 from tests.support.clock import VirtualClockLoop
 
 MODES: dict[str, dict[str, Any] | None] = {"bare": None, "unmarked": {}, "marked": {"mark": "*"}}

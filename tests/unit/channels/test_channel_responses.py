@@ -13,7 +13,8 @@ from starlette.types import ASGIApp
 from sse_middleware import EventParser
 from sse_middleware.channels import publish_event, subscribe
 from sse_middleware.errors import EventFormatError
-from sse_middleware.testing import EVENTSOURCE_HEADERS, Exchange, handle, http_scope, running
+from sse_middleware.testing import EVENTSOURCE_HEADERS
+from tests.support.asgi import Exchange, handle, http_scope, running
 from tests.support.channel_contract import new_channel
 from tests.support.middleware import marking
 from tests.support.resuming import memory, resumable, resume

@@ -14,8 +14,8 @@ from starlette.responses import StreamingResponse
 
 from sse_middleware.channels import Publisher, close_channels, subscribe
 from sse_middleware.channels.redis_connection import RedisConnection, pack_commands
-from sse_middleware.testing import Exchange, http_scope, running
 from sse_middleware.testing.streams import eventually
+from tests.support.asgi import Exchange, http_scope, running
 from tests.support.channel_contract import new_channel, parsed, take, whole
 from tests.support.middleware import marking
 from tests.support.redis_server import RedisServer

@@ -13,8 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sse_middleware import ConfigurationError, Options, SSEMiddleware
-from sse_middleware.testing import Exchange, http_scope, running
-from tests.support.asgi import handle, stream_of
+from tests.support.asgi import Exchange, handle, http_scope, running, stream_of
 from tests.support.limiting import ANY, PLAIN, answer, asked, limited, steady_rate, tab
 from tests.support.resuming import Counting, resume, value
 

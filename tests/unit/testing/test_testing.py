@@ -105,6 +105,74 @@ async def test_to_wait_for_an_app_that_was_cancelled_fails() -> None:
             await exchange.until("x")
 
 
+@pytest.mark.parametrize("seconds", [10.0, 0.5])
+async def test_a_wait_has_a_limit_and_fails_with_the_received_events(seconds: float) -> None:
+    exchange = Exchange(http_scope(), timeout=seconds)
+    async with running(endless, exchange):
+        loop = asyncio.get_running_loop()
+        await exchange.until("n")
+        began = loop.time()
+        with pytest.raises(AssertionError, match=rf"'x' has not arrived within {seconds:g} s, it"):
+            await exchange.until("x")
+        assert loop.time() - began == pytest.approx(seconds)
+    assert Exchange(http_scope()).timeout == 10
+
+
+async def test_a_wait_without_a_limit_takes_as_long_as_the_event() -> None:
+    app = stream_of(b"event: a\ndata: 1\n\n", pause=3600)
+    async with running(app, Exchange(http_scope(), timeout=None)) as exchange:
+        assert (await exchange.until("a")).data == "1"
+    assert (await handle(app, timeout=None)).names == ["a"]
+
+
+async def test_an_app_that_does_not_return_in_time_is_cancelled() -> None:
+    ended: list[str] = []
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await stream_of(b"event: a\ndata: 1\n\n", pause=6)(scope, receive, send)
+        finally:
+            ended.append("finally")
+
+    with pytest.raises(AssertionError, match="has not returned within 10 s, it had a"):
+        await handle(slow)
+    assert ended == ["finally"]
+
+
+async def test_a_timeout_of_the_app_is_raised_as_it_is() -> None:
+    async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+        raise TimeoutError("of a database")
+
+    with pytest.raises(TimeoutError, match="of a database"):
+        await handle(failing)
+
+
+async def test_a_client_reconnects_with_its_last_event_id() -> None:
+    received: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["path"] = "changed"
+        received.append((scope["method"], scope["headers"], await receive()))
+        await stream_of(b"id: %d\ndata: 1\n\n" % len(received))(scope, receive, send)
+
+    headers = [(b"accept", b"*/*"), (b"last-event-id", b"0")]
+    exchange = Exchange(http_scope(method="POST", path="/a", headers=headers), body=b"{}")
+    async with running(app, exchange):
+        await exchange.until("message")
+        async with running(app, exchange.reconnect(query_string=b"q")) as again:
+            await again.until_end()
+            assert again.scope["query_string"] == b"q"
+    request = {"type": "http.request", "body": b"{}", "more_body": False}
+    assert received == [
+        ("POST", headers, request),
+        ("POST", [headers[0], (b"last-event-id", b"1")], request),
+    ]
+    other = again.reconnect(headers=[(b"x", b"y")])
+    assert other.scope["headers"] == [(b"x", b"y"), (b"last-event-id", b"2")]
+    assert (other.scope["path"], other.timeout) == ("/a", again.timeout)
+    assert Exchange(http_scope()).reconnect().scope["headers"] == []
+
+
 async def test_a_response_that_has_not_started_has_no_status() -> None:
     with pytest.raises(AssertionError, match="has not started"):
         _ = Exchange(http_scope()).status
