@@ -19,7 +19,7 @@ from sse_middleware.stream.shutdown import SHUTDOWN
 
 drain = SHUTDOWN.drain
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "ConfigurationError",

@@ -1,7 +1,7 @@
 // The browser client of sse_middleware, documented in sse-client.d.ts: EventParser reads,
 // StreamMachine decides, SSEClient acts.
 
-export const VERSION = "0.1.0.dev0";
+export const VERSION = "0.1.0";
 
 const MAX_EVENT_LENGTH = 1 << 24;
 const MIN_DELAY = 100;

@@ -1,6 +1,7 @@
 """The files of the browser client: paths, headers, caching, and their presence in the wheel."""
 
 import gzip
+import json
 import subprocess
 import sys
 import zipfile
@@ -140,6 +141,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
         yield opened
 
 
-def test_wheel_contains_the_client_the_hook_and_their_types(wheel: zipfile.ZipFile) -> None:
-    for name in ("sse-client.js", "sse-client.d.ts", "use-sse-stream.js", "use-sse-stream.d.ts"):
+def test_wheel_contains_the_client_as_a_package_of_npm(wheel: zipfile.ZipFile) -> None:
+    files = json.loads((FILES / "package.json").read_text())["files"]
+    for name in ("package.json", *files):
         assert wheel.read(f"sse_middleware/client/{name}") == (FILES / name).read_bytes()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ANSWER = "to be or not to be"
 PLAIN, CALLBACKS, LOOP, VUE, HTMX = snippets("html")
 (REACT,) = snippets("jsx")
-AI, _ = snippets("js")  # for the other one see `test_use_chat`
+AI = snippets("js")[1]  # for the others see `test_docs_sign_in` and `test_use_chat`
 IMPORTS = """<script type="importmap">{"imports": {
     "react": "/react.js",
     "react-dom/client": "/react.js",

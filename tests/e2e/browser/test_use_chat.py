@@ -32,7 +32,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Balanced]:
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory: pytest.TempPathFactory) -> str:
-    _, transport = snippets("js")
+    transport = snippets("js")[2]
     return bundle("use-chat.mjs", tmp_path_factory.mktemp("script"), transport=transport)
 
 
