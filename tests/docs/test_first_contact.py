@@ -7,10 +7,11 @@ import subprocess
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from sse_middleware.testing import EVENTSOURCE_HEADERS, Exchange, http_scope, running
+from sse_middleware.testing import EVENTSOURCE_HEADERS
 from tests.docs.snippets import DOCS, PAGES, snippets, snippets_of
 from tests.docs.test_docs import run
 from tests.support import needs
+from tests.support.asgi import Exchange, http_scope, running
 from tests.support.waiting import HANG_SECONDS
 
 README = PAGES[0]
