@@ -32,7 +32,8 @@ from pydantic import BaseModel, StringConstraints
 from sse_starlette import EventSourceResponse as SseStarletteResponse
 from starlette.datastructures import Headers
 
-from example_app.completions.endpoint import add_completions, create_handler
+from example_app.agents import Agents
+from example_app.completions.endpoint import add_completions, create_handler, create_qwen_client
 from example_app.cut import Cutter
 from example_app.react_agent import react_session
 from example_app.search import Answer, SearchIndex, load_passages, split_tokens
@@ -163,7 +164,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.threads = create_threads(index, token_delay_seconds=pause, client=qwen)
     works: list[asyncio.Task[None]] = []
     if not os.environ.get("SSE_REDIS_URL"):  # jobs do not reach other processes
-        worker = Worker(index, Publisher(), app.state.token_delay_seconds)
+        agents = Agents(index, create_qwen_client(index, token_delay_seconds=0, client=qwen))
+        worker = Worker(agents, Publisher(), pause)
         works.append(asyncio.create_task(worker.run()))
     yield
     for work in works:

@@ -16,6 +16,7 @@ from fastapi import HTTPException
 from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel, StringConstraints
 
+from example_app.agents import DEFAULT_ALIAS, ModelAlias
 from sse_middleware import StoreError, streaming
 from sse_middleware.channels import publish_event, sse_event_streamer
 
@@ -27,22 +28,21 @@ IDLE_SECONDS: Final = float(os.environ.get("EXAMPLE_IDLE_SECONDS", "15"))
 _PUBLISH_TIMEOUT_SECONDS: Final = 3.0
 
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
-Alias = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 
 
 class ReactRequest(BaseModel):
-    """The body; every alias selects the only model."""
+    """The body; the alias selects the agent."""
 
     user_query: Words
-    model_alias: Alias = "extractive"
+    model_alias: ModelAlias = DEFAULT_ALIAS
 
 
 class Job(BaseModel):
-    """A question for a worker."""
+    """A question for a worker, which ignores one with an alias that it does not know."""
 
     session_id: str
     user_query: str
-    model_alias: str
+    model_alias: ModelAlias
     expires_at: float
 
 

@@ -12,18 +12,22 @@ import signal
 import sys
 import time
 from contextlib import aclosing, suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from anyio import to_thread
 from pydantic import ValidationError
 
+from example_app.agents import Agents
+from example_app.completions.endpoint import create_qwen_client
 from example_app.react_agent import END, JOBS, Job
-from example_app.search import SearchIndex, load_passages, split_tokens
+from example_app.search import SearchIndex, load_passages
 from sse_middleware import StoreError
 from sse_middleware.channels import Publisher, subscribe
 
+if TYPE_CHECKING:
+    from example_app.agents import Step
+
 WORD_SECONDS: Final = float(os.environ.get("EXAMPLE_WORD_SECONDS", "0.025"))
-TOOL: Final = "search_documentation"
 _JOBS_AT_ONCE: Final = 1000
 _LAST_SECONDS: Final = 10.0
 _PAUSE_SECONDS: Final = 1.0
@@ -33,17 +37,17 @@ class Worker:
     """Do jobs, each in a separate task."""
 
     def __init__(
-        self, index: SearchIndex, publisher: Publisher, word_seconds: float = WORD_SECONDS
+        self, agents: Agents, publisher: Publisher, word_seconds: float = WORD_SECONDS
     ) -> None:
         """Store the arguments.
 
         Args:
-            index: of the corpus.
+            agents: answer the questions.
             publisher: publishes the answers.
             word_seconds: the pause after a word.
 
         """
-        self._index = index
+        self._agents = agents
         self._publisher = publisher
         self._word_seconds = word_seconds
         self._room = asyncio.Semaphore(_JOBS_AT_ONCE)
@@ -92,26 +96,28 @@ class Worker:
                 await self._publisher.fail(session, "worker_failed", "The agent has failed.")
 
     async def _answer(self, job: Job) -> None:
-        publish = self._publisher.publish
-        await self._stream(job, "AgentThoughtStream", f"I search for: {job.user_query}")
-        await publish(job.session_id, "AgentToolCallStart", {"tool_name": TOOL})
-        answer = await to_thread.run_sync(self._index.answer, job.user_query)
-        await self._stream(job, "FinalAnswerStream", answer.text)
-        await publish(job.session_id, END, {})
+        async with aclosing(self._agents.run(job.model_alias, job.user_query)) as steps:
+            async for step in steps:
+                await self._publish(job, step)
+        await self._publisher.publish(job.session_id, END, {})
 
-    async def _stream(self, job: Job, event: str, text: str) -> None:
-        """Publish a text by its characters, those of a word together."""
-        publish = self._publisher.publish
-        for word in split_tokens(text):
-            await asyncio.gather(*(publish(job.session_id, event, {"char": it}) for it in word))
-            await asyncio.sleep(self._word_seconds)
+    async def _publish(self, job: Job, step: Step) -> None:
+        """Publish a step; a text by its characters, those of a word together."""
+        publish, session = self._publisher.publish, job.session_id
+        if step.kind == "tool":
+            await publish(session, "AgentToolCallStart", {"tool_name": step.text})
+            return
+        event = "AgentThoughtStream" if step.kind == "thought" else "FinalAnswerStream"
+        await asyncio.gather(*(publish(session, event, {"char": it}) for it in step.text))
+        await asyncio.sleep(self._word_seconds)
 
 
 async def main() -> None:
     """Work until Ctrl-C or SIGTERM."""
     index = await to_thread.run_sync(lambda: SearchIndex(load_passages()))
+    agents = Agents(index, create_qwen_client(index, token_delay_seconds=0))
     async with Publisher() as publisher:
-        work = asyncio.create_task(Worker(index, publisher).run())
+        work = asyncio.create_task(Worker(agents, publisher).run())
         for sign in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(sign, work.cancel)
         print("The worker is ready (stop it with Ctrl-C)", flush=True)

@@ -112,9 +112,11 @@ def answer() -> str:
     return SearchIndex(load_passages()).answer(QUESTION).text
 
 
-async def ask(client: httpx.AsyncClient, web: str, question: str = QUESTION) -> list[Any]:
+async def ask(
+    client: httpx.AsyncClient, web: str, question: str = QUESTION, alias: str = "smart_agent"
+) -> list[Any]:
     """Return the events of a session, each as its name and payload."""
-    body = {"user_query": question, "model_alias": "any"}
+    body = {"user_query": question, "model_alias": alias}
     response = await client.post(web + SESSIONS, json=body)
     assert response.status_code == 200, response.text
     events = EventParser().feed(response.content)
@@ -182,11 +184,26 @@ async def test_two_workers_do_each_job_once(
         assert session == whole_session(QUESTION, answer)
 
 
+async def test_the_alias_selects_the_agent_of_the_worker(
+    site: Site, client: httpx.AsyncClient, answer: str
+) -> None:
+    site.workers(2)
+    two = f"{QUESTION} What is a generator?"
+    tools = {"extractive": 1, "smart_agent": 2, "qwen3-max": 0}
+    for number, (alias, calls) in enumerate(tools.items()):
+        session = await ask(client, site.webs[number % 2], two, alias)
+        assert [name for name, _ in session].count("AgentToolCallStart") == calls
+        assert session[-1] == ("FinalAnswerStreamEnd", {})
+    session = await ask(client, site.webs[0], alias="qwen3-max")
+    pieces = [payload["char"] for name, payload in session if name == "FinalAnswerStream"]
+    assert "".join(pieces) == answer
+
+
 async def events(
     client: httpx.AsyncClient, web: str, headers: dict[str, str] | None = None
 ) -> AsyncGenerator[Event, None]:
     """Yield events as they arrive."""
-    body = {"user_query": QUESTION, "model_alias": "any"}
+    body = {"user_query": QUESTION, "model_alias": "smart_agent"}
     parser = EventParser()
     async with client.stream("POST", web + SESSIONS, json=body, headers=headers) as response:
         assert response.status_code == 200
@@ -233,7 +250,13 @@ async def test_a_worker_that_dies_during_a_job_is_reported(
 async def test_an_error_before_the_stream_is_a_detail_in_json(
     site: Site, client: httpx.AsyncClient
 ) -> None:
-    for body in ({"user_query": " "}, {"model_alias": "any"}, {"user_query": "x" * 1001}):
+    question = {"user_query": QUESTION}
+    for body in (
+        {"user_query": " "},
+        {"model_alias": "smart_agent"},
+        {"user_query": "x" * 1001},
+        {**question, "model_alias": "any"},
+    ):
         response = await client.post(site.webs[0] + SESSIONS, json=body)
         assert response.status_code == 422
         assert response.json().keys() == {"detail"}
