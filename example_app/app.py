@@ -7,7 +7,8 @@ therefore numbers its events itself. Neither endpoint implements heartbeats, res
 trace ids: the line `app.add_middleware(SSEMiddleware)` adds them. Its `client_path` serves the
 client that the page uses. A third stream, `POST /v1/react/sessions`, is produced by a worker in
 another process, and others by an upstream service with another dialect: `POST
-/v1/chat/completions`, and `POST /threads/{thread_id}/messages` with a cache and a second provider.
+/v1/chat/completions`, `POST /v1/responses`, which may run in the background, and `POST
+/threads/{thread_id}/messages` with a cache and a second provider.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ from starlette.datastructures import Headers
 from example_app.agents import Agents
 from example_app.completions.endpoint import add_completions, create_handler, create_qwen_client
 from example_app.cut import Cutter
+from example_app.identity import identity_of
 from example_app.react_agent import react_session
+from example_app.responses.endpoint import add_responses, create_responses
 from example_app.search import Answer, SearchIndex, load_passages, split_tokens
 from example_app.threads.endpoint import PATHS as THREADS_PATHS
-from example_app.threads.endpoint import add_threads, create_threads, identity_of, thread_mark
+from example_app.threads.endpoint import add_threads, create_threads, thread_mark
 from example_app.worker import Worker
 from sse_middleware import SSEMiddleware, current_stream, streaming
 from sse_middleware.channels import Publisher, close_channels
@@ -147,6 +150,7 @@ def create_app(
     app.get("/stream/search", response_class=EventSourceResponse)(stream_search)
     app.post("/search", response_model=None)(search)
     add_completions(app)
+    add_responses(app)
     add_threads(app)
     app.post("/v1/react/sessions", response_model=None)(react_session)
     app.exception_handler(RequestValidationError)(_refuse)
@@ -162,12 +166,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     pause, qwen = app.state.token_delay_seconds, app.state.qwen
     app.state.completions = create_handler(index, token_delay_seconds=pause, client=qwen)
     app.state.threads = create_threads(index, token_delay_seconds=pause, client=qwen)
+    app.state.responses = create_responses(app, index, token_delay_seconds=pause, client=qwen)
     works: list[asyncio.Task[None]] = []
     if not os.environ.get("SSE_REDIS_URL"):  # jobs do not reach other processes
         agents = Agents(index, create_qwen_client(index, token_delay_seconds=0, client=qwen))
         worker = Worker(agents, Publisher(), pause)
         works.append(asyncio.create_task(worker.run()))
     yield
+    await app.state.responses.inner.aclose()
     for work in works:
         work.cancel()
     await asyncio.gather(*works, return_exceptions=True)

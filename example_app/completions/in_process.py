@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import logging
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.types import ASGIApp, Message
+
+logger = logging.getLogger(__name__)
 
 
 class InProcessTransport(httpx2.AsyncBaseTransport):
@@ -27,12 +29,27 @@ class InProcessTransport(httpx2.AsyncBaseTransport):
     def __init__(self, app: ASGIApp) -> None:
         """Store the app."""
         self._app = app
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Run the app until its response starts."""
         exchange = _Exchange(self._app, request, await request.aread())
+        self._tasks.add(exchange.task)
+        exchange.task.add_done_callback(self._on_return)
         start = await exchange.next_message()
         return httpx2.Response(start["status"], headers=start["headers"], stream=exchange)
+
+    async def aclose(self) -> None:
+        """Stop the apps that run."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _on_return(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            logger.error("an app in this process has failed", exc_info=exc)
 
 
 class _Exchange(httpx2.AsyncByteStream):
@@ -56,7 +73,7 @@ class _Exchange(httpx2.AsyncByteStream):
             "client": ("127.0.0.1", 0),
             "server": (request.url.host, request.url.port),
         }
-        self._task = asyncio.ensure_future(self._run(app, scope))
+        self.task = asyncio.create_task(self._run(app, scope))
 
     async def next_message(self) -> Message:
         """Return the next message of the app; raise if it ends without one."""
@@ -74,18 +91,20 @@ class _Exchange(httpx2.AsyncByteStream):
                 return
 
     async def aclose(self) -> None:
-        """Disconnect, and stop the app."""
+        """Disconnect; as with a server, it is the app that ends."""
         self._disconnected.set()
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        while not self._messages.empty():  # the app may wait for room
+            self._messages.get_nowait()
 
     async def _run(self, app: ASGIApp, scope: dict[str, Any]) -> None:
         try:
-            await app(scope, self._receive, self._messages.put)
+            await app(scope, self._receive, self._send)
         finally:
-            if not self._disconnected.is_set():
-                await self._messages.put(None)
+            await self._send(None)
+
+    async def _send(self, message: Message | None) -> None:
+        if not self._disconnected.is_set():
+            await self._messages.put(message)
 
     async def _receive(self) -> Message:
         if self._body is not None:

@@ -5,7 +5,7 @@ The cache is the mark's: an equal request follows the kept stream of another one
 
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Annotated, Any, Final
 
@@ -13,7 +13,6 @@ import httpx2
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, StringConstraints
-from starlette.datastructures import Headers
 
 from example_app.completions.endpoint import create_qwen_client
 from example_app.completions.sessions import create_sessions, shared_redis
@@ -77,12 +76,6 @@ def thread_mark() -> Mark:
         order=("delta", "done"),
         on_end=log_turn,
     )
-
-
-def identity_of(scope: Mapping[str, Any]) -> str | None:
-    """Return the identity of a request: its `Authorization`; threads are public without one."""
-    authorization = Headers(raw=scope["headers"]).get("authorization")
-    return authorization or ("public" if scope["path"].startswith("/threads/") else None)
 
 
 def log_turn(info: EndInfo, events: list[Event]) -> None:

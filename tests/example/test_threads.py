@@ -14,7 +14,8 @@ import pytest
 from asgi_lifespan import LifespanManager
 
 from example_app.app import create_app
-from example_app.threads.endpoint import create_threads, identity_of
+from example_app.identity import identity_of
+from example_app.threads.endpoint import create_threads
 from example_app.threads.memory import ProcessMemory, Turn
 from tests.support.asgi import Exchange, handle
 from tests.support.log_records import stream_fields
