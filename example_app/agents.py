@@ -6,12 +6,11 @@ corpus; they differ in how they get there, as the models of a product do.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
-
-from anyio import to_thread
 
 from example_app.completions.qwen_client import transform_openai_to_qwen
 from example_app.completions.transformer import SSETransformer
@@ -100,7 +99,7 @@ class Agents:
             raise UpstreamError("Qwen has ended its stream before the answer was finished")
 
     async def _search(self, question: str) -> str:
-        return (await to_thread.run_sync(self._index.answer, question)).text
+        return (await asyncio.to_thread(self._index.answer, question)).text
 
 
 def split_question(question: str) -> list[str]:

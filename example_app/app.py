@@ -14,24 +14,15 @@ another process, and others by an upstream service with another dialect: `POST
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import re
-import secrets
 from collections.abc import AsyncIterator  # noqa: TC003  # FastAPI reads it at run time
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from anyio import to_thread
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
-from fastapi.sse import EventSourceResponse, ServerSentEvent
-from pydantic import BaseModel, StringConstraints
-from sse_starlette import EventSourceResponse as SseStarletteResponse
-from starlette.datastructures import Headers
 
 from example_app.agents import Agents
 from example_app.completions.endpoint import add_completions, create_handler, create_qwen_client
@@ -39,26 +30,24 @@ from example_app.cut import Cutter
 from example_app.identity import identity_of
 from example_app.react_agent import react_session
 from example_app.responses.endpoint import add_responses, create_responses
-from example_app.search import Answer, SearchIndex, load_passages, split_tokens
+from example_app.search import SearchIndex, load_passages
+from example_app.search_endpoints import search, session_of, stream_search
 from example_app.threads.endpoint import PATHS as THREADS_PATHS
 from example_app.threads.endpoint import add_threads, create_threads, thread_mark
 from example_app.worker import Worker
-from sse_middleware import SSEMiddleware, current_stream, streaming
+from sse_middleware import SSEMiddleware, streaming
 from sse_middleware.channels import Publisher, close_channels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, MutableMapping
+    from collections.abc import Callable
 
     import httpx2
 
 # About 40 words a second: the pace of a fast model, and slow enough to see a stream at work.
 TOKEN_DELAY_SECONDS: Final = 0.025
-MAX_DELAY_MS: Final = 2000
-MAX_QUERY_CHARACTERS: Final = 1000
 
 CLIENT_PATH: Final = "/sse-client.js"
 
-_EVENT_ID: Final = re.compile("([0-9a-f]{32})-[0-9]{1,9}")
 _STATIC: Final = Path(__file__).parent / "static"
 # With explicit types, because the system's table may map a script to text/plain.
 _PAGE_FILES: Final = {
@@ -73,48 +62,6 @@ _PAGE_HEADERS: Final = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
 }
-
-QueryText = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_QUERY_CHARACTERS),
-]
-
-
-class SearchRequest(BaseModel):
-    """The body of `POST /search`."""
-
-    query: QueryText
-
-
-class Searcher:
-    """The index, and the pause between two pieces of an answer."""
-
-    def __init__(
-        self,
-        request: Request,
-        delay_ms: Annotated[
-            int | None,
-            Query(ge=0, le=MAX_DELAY_MS, description="Pause between two pieces, milliseconds."),
-        ] = None,
-    ) -> None:
-        """Use the index of the app, and the pause of the request or else of the app."""
-        self._index: SearchIndex = request.app.state.index
-        default: float = request.app.state.token_delay_seconds
-        self._delay_seconds = default if delay_ms is None else delay_ms / 1000
-
-    async def answer(self, query: str) -> Answer:
-        """Answer in a thread: a query would block the event loop for a millisecond or two."""
-        return await to_thread.run_sync(self._index.answer, query)
-
-    async def pieces(self, answer: Answer) -> AsyncIterator[str]:
-        """Yield the answer word by word, at the requested pace."""
-        for piece in split_tokens(answer.text):
-            current_stream().add_tokens(1)  # for heartbeats, `complete` and the log
-            yield piece
-            await asyncio.sleep(self._delay_seconds)
-
-
-SearcherOfRequest = Annotated[Searcher, Depends(Searcher)]
 
 
 def create_app(
@@ -147,7 +94,7 @@ def create_app(
     }
     app.add_middleware(SSEMiddleware, marks=marks, client_path=CLIENT_PATH, identify=identity_of)
     app.add_middleware(Cutter)  # outermost, so that it sees the stream ids
-    app.get("/stream/search", response_class=EventSourceResponse)(stream_search)
+    app.get("/stream/search", response_model=None)(stream_search)
     app.post("/search", response_model=None)(search)
     add_completions(app)
     add_responses(app)
@@ -162,7 +109,7 @@ def create_app(
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Index the corpus in a thread, so that the loop stays free while it starts."""
-    app.state.index = index = await to_thread.run_sync(lambda: SearchIndex(load_passages()))
+    app.state.index = index = await asyncio.to_thread(lambda: SearchIndex(load_passages()))
     pause, qwen = app.state.token_delay_seconds, app.state.qwen
     app.state.completions = create_handler(index, token_delay_seconds=pause, client=qwen)
     app.state.threads = create_threads(index, token_delay_seconds=pause, client=qwen)
@@ -190,77 +137,6 @@ async def _refuse(_request: Request, problem: RequestValidationError) -> JSONRes
         {"detail": [{field: error[field] for field in shown} for error in problem.errors()]},
         status_code=422,
     )
-
-
-@streaming
-async def stream_search(
-    query: QueryText,
-    searcher: SearcherOfRequest,
-) -> AsyncIterator[ServerSentEvent]:
-    """Answer as events for an `EventSource`: `content_chunk` per word, then `complete`."""
-    answer = await searcher.answer(query)
-    async for piece in searcher.pieces(answer):
-        yield ServerSentEvent(event="content_chunk", data={"content": piece})
-    yield ServerSentEvent(
-        event="complete",
-        data={
-            "sources": [asdict(citation) for citation in answer.citations],
-            "confidence_score": answer.confidence_score,
-        },
-    )
-
-
-def session_of(scope: MutableMapping[str, Any]) -> str:
-    """Return the session of a search: a new one, or that in the event id of a client that resumes.
-
-    An event id is the session, which cannot be guessed, and the number of the event.
-    """
-    found = _EVENT_ID.fullmatch(Headers(scope=scope).get("last-event-id", ""))
-    session = found[1] if found else secrets.token_hex(16)
-    return str(scope.setdefault("example_app.session", session))
-
-
-async def search(
-    request: Request,
-    body: SearchRequest,
-    searcher: SearcherOfRequest,
-) -> Response | dict[str, Any]:
-    """Answer as events if the client accepts them, else as one JSON body."""
-    answer = await searcher.answer(body.query)
-    accepted = ",".join(request.headers.getlist("accept")).lower()
-    if "text/event-stream" in accepted:
-        events = _answer_events(answer, searcher)
-        return SseStarletteResponse(_numbered(events, session_of(request.scope)))
-    return {
-        "answer": answer.text,
-        "citations": [asdict(citation) for citation in answer.citations],
-        "confidence_score": answer.confidence_score,
-        "results": [asdict(hit) for hit in answer.results],
-    }
-
-
-async def _answer_events(answer: Answer, searcher: Searcher) -> AsyncIterator[dict[str, str]]:
-    """Return an answer as events: `token` per word, `citation` per source, then `done`."""
-    async for piece in searcher.pieces(answer):
-        yield _event("token", {"text": piece})
-    for citation in answer.citations:
-        yield _event("citation", asdict(citation))
-    yield _event("done", {"confidence_score": answer.confidence_score})
-
-
-async def _numbered(
-    events: AsyncIterator[dict[str, str]], session: str
-) -> AsyncIterator[dict[str, str]]:
-    """Give each event an id, from 1."""
-    number = 0
-    async for event in events:
-        number += 1
-        yield {**event, "id": f"{session}-{number}"}
-
-
-def _event(name: str, data: dict[str, Any]) -> dict[str, str]:
-    """Return an event in the form that every release of sse-starlette accepts."""
-    return {"event": name, "data": json.dumps(data)}
 
 
 def _page_file(name: str, media_type: str) -> Callable[[], FileResponse]:

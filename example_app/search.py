@@ -14,18 +14,21 @@ import json
 import logging
 import math
 import re
-import textwrap
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import bm25s  # type: ignore[import-untyped]  # the library ships no type information
 
+from example_app.citations import MARK, Citation, excerpt, find_citations
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
 CORPUS_PATH: Final = Path(__file__).parent / "corpus" / "passages.jsonl"
+KnowledgeBase = Literal["faq", "glossary", "howto", "library", "reference", "tutorial"]
+"""The parts of the corpus in which a search may be made."""
 NOTHING_FOUND: Final = "I found nothing about that in the Python documentation I know."
 
 RESULT_LIMIT: Final = 10
@@ -35,11 +38,9 @@ SENTENCE_LIMIT: Final = 5
 SHARE_OF_BEST: Final = 0.5
 # Below this confidence a passage shares a stray word with the question, and does not answer it.
 CONFIDENCE_FLOOR: Final = 0.25
-EXCERPT_CHARACTERS: Final = 200
 
 _WORD: Final = re.compile(r"[^\W_]+")
 _PIECE: Final = re.compile(r"\s*\S+\s*|\s+")
-_MARK: Final = re.compile(r"\[([0-9]+)\]")
 _SENTENCE_END: Final = re.compile(r"[.!?][\"'\u201d\u2019)\]]*\s+(?=[A-Z0-9\"'\u201c\u2018(_@*])")
 _ABBREVIATION: Final = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|resp)\.$")
 _LEANS_ON_THE_ONE_BEFORE: Final = re.compile(
@@ -72,6 +73,11 @@ class Passage:
     url: str
     text: str
 
+    @property
+    def kb_id(self) -> str:
+        """The knowledge base of the passage, such as `howto` of "Python HOWTO: Sorting"."""
+        return self.document_name.partition(":")[0].rpartition(" ")[2].lower()
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:
@@ -85,23 +91,23 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class Citation:
-    """The passage that a mark `[number]` of an answer stands for."""
-
-    number: int
-    document_name: str
-    excerpt: str
-    url: str
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer: its text with marks, what the marks stand for, and how sure we are."""
+    """A whole answer: its text with marks, what the marks stand for, and how sure we are.
+
+    The confidence is from 0 to 100.
+    """
 
     text: str
     citations: tuple[Citation, ...]
-    confidence_score: float
+    confidence_score: int
     results: tuple[Hit, ...]
+
+    def shortened(self, max_tokens: int) -> Answer:
+        """Return the beginning of the answer, with the citations that it marks."""
+        text = "".join(split_tokens(self.text)[:max_tokens])
+        marked = {int(number) for number in MARK.findall(text)}
+        citations = tuple(one for one in self.citations if one.number in marked)
+        return replace(self, text=text, citations=citations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,31 +161,6 @@ def split_sentences(text: str) -> list[str]:
     return [*sentences, rest] if rest else sentences
 
 
-def find_citations(text: str, sources: Mapping[int, Passage]) -> tuple[Citation, ...]:
-    """Read the marks `[n]` out of a finished answer.
-
-    Args:
-        text: the answer.
-        sources: the passage that each number stands for.
-
-    Returns:
-        One citation for each number that the text marks and the sources know, in the order in
-        which the text first marks them.
-
-    """
-    marked = dict.fromkeys(int(number) for number in _MARK.findall(text))
-    return tuple(
-        Citation(
-            number=number,
-            document_name=sources[number].document_name,
-            excerpt=_excerpt(sources[number].text),
-            url=sources[number].url,
-        )
-        for number in marked
-        if number in sources
-    )
-
-
 class SearchIndex:
     """The corpus, indexed once; questions do not change it, so that threads may share it."""
 
@@ -203,17 +184,18 @@ class SearchIndex:
         """Count the passages."""
         return len(self._passages)
 
-    def answer(self, question: str) -> Answer:
+    def answer(self, question: str, kb_ids: Collection[KnowledgeBase] | None = None) -> Answer:
         """Answer a question with two to five quoted sentences, or with `NOTHING_FOUND`.
 
         `confidence_score` is the BM25 score of the best passage as a share of the score that no
         passage can exceed for this question: in Lucene's variant a term adds at most its inverse
         document frequency, so the bound is the sum of those, unknown words included. The share
-        lies in 0..1 and grows with the score. Below `CONFIDENCE_FLOOR` the answer is
+        lies in 0..100 and grows with the score. Below `CONFIDENCE_FLOOR` the answer is
         `NOTHING_FOUND`, with confidence 0 and without citations.
 
         Args:
             question: any text; only words count.
+            kb_ids: the knowledge bases in which to search, `None` for all.
 
         Returns:
             The answer. A passage that consists of a single sentence and is alone in matching
@@ -223,26 +205,31 @@ class SearchIndex:
         terms = set(_terms(question))
         if (heading := _heading_term(question)) in self._document_frequency:
             terms.add(heading)
-        ranked = self._rank(terms, RESULT_LIMIT)
+        ranked = self._rank(terms, RESULT_LIMIT, kb_ids)
         if not ranked:
-            return Answer(NOTHING_FOUND, (), 0.0, ())
+            return Answer(NOTHING_FOUND, (), 0, ())
         attainable = sum(self._weight(term) for term in terms)
         confidence = min(1.0, ranked[0].score / attainable)
         quotes = self._choose_quotes(terms, ranked) if confidence >= CONFIDENCE_FLOOR else []
         results = tuple(_hit(entry) for entry in ranked)
         if not quotes:
-            return Answer(NOTHING_FOUND, (), 0.0, results)
+            return Answer(NOTHING_FOUND, (), 0, results)
         text, sources = _compose(quotes)
-        return Answer(text, find_citations(text, sources), round(confidence, 4), results)
+        return Answer(text, find_citations(text, sources), round(100 * confidence), results)
 
-    def _rank(self, terms: set[str], limit: int) -> list[_Ranked]:
+    def _rank(self, terms: set[str], limit: int, kb_ids: Collection[str] | None) -> list[_Ranked]:
         """Order the passages that share a term with the question by their score, best first."""
         known = sorted(term for term in terms if term in self._document_frequency)
         if not known:
             return []
         scores: list[float] = self._ranker.get_scores(known).tolist()
-        best = heapq.nlargest(limit, range(len(scores)), key=scores.__getitem__)
-        return [_Ranked(n, self._passages[n], scores[n]) for n in best if scores[n] > 0]
+        searched = [
+            n
+            for n, passage in enumerate(self._passages)
+            if scores[n] > 0 and (kb_ids is None or passage.kb_id in kb_ids)
+        ]
+        best = heapq.nlargest(limit, searched, key=scores.__getitem__)
+        return [_Ranked(n, self._passages[n], scores[n]) for n in best]
 
     def _weight(self, term: str) -> float:
         """Return the weight of a term: its inverse document frequency in Lucene's form."""
@@ -308,7 +295,7 @@ def _reading_order(ranked: Sequence[_Ranked]) -> list[_Ranked]:
 
 def _unfit_to_quote(sentence: str) -> bool:
     """Return whether a sentence contains a mark like ours, or only refers to another place."""
-    return _MARK.search(sentence) is not None or _POINTS_ELSEWHERE.match(sentence) is not None
+    return MARK.search(sentence) is not None or _POINTS_ELSEWHERE.match(sentence) is not None
 
 
 def _compose(quotes: Sequence[tuple[Passage, str]]) -> tuple[str, dict[int, Passage]]:
@@ -328,12 +315,8 @@ def _hit(entry: _Ranked) -> Hit:
         section=passage.section,
         url=passage.url,
         score=round(entry.score, 4),
-        excerpt=_excerpt(passage.text),
+        excerpt=excerpt(passage.text),
     )
-
-
-def _excerpt(text: str) -> str:
-    return textwrap.shorten(text, EXCERPT_CHARACTERS, placeholder=" …")
 
 
 def _document_terms(passage: Passage) -> list[str]:

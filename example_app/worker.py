@@ -14,7 +14,6 @@ import time
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Final
 
-from anyio import to_thread
 from pydantic import ValidationError
 
 from example_app.agents import Agents
@@ -114,7 +113,7 @@ class Worker:
 
 async def main() -> None:
     """Work until Ctrl-C or SIGTERM."""
-    index = await to_thread.run_sync(lambda: SearchIndex(load_passages()))
+    index = await asyncio.to_thread(lambda: SearchIndex(load_passages()))
     agents = Agents(index, create_qwen_client(index, token_delay_seconds=0))
     async with Publisher() as publisher:
         work = asyncio.create_task(Worker(agents, publisher).run())

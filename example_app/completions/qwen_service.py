@@ -11,7 +11,6 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -37,7 +36,7 @@ def create_qwen_service(index: SearchIndex, *, token_delay_seconds: float) -> St
         question = body["messages"][-1]["content"]
         if not question.strip():
             return JSONResponse({"code": "bad_request", "message": "no question"}, 400)
-        answer = await to_thread.run_sync(index.answer, question)
+        answer = await asyncio.to_thread(index.answer, question)
         events = _events(answer.text, question, body, token_delay_seconds)
         return StreamingResponse(events, media_type="text/event-stream")
 

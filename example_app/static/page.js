@@ -195,7 +195,7 @@ function clearAnswer() {
 
 function showSources(sources, confidence) {
   element("confidence-meter").value = confidence;
-  showText("confidence", `${Math.round(confidence * 100)} %`);
+  showText("confidence", `${confidence} %`);
   element("sources").replaceChildren(...sources.map(source));
   element("evidence").hidden = sources.length === 0;
 }

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
-
-from anyio import to_thread
 
 from example_app.completions.qwen_client import transform_openai_to_qwen
 from example_app.completions.transformer import SSETransformer
@@ -70,6 +69,6 @@ class Router:
             await self._sessions.update_session(session_id, transformer.parent_id)
 
     async def _ask_corpus(self, user_content: str) -> AsyncIterator[str]:
-        answer = await to_thread.run_sync(self._index.answer, user_content)
+        answer = await asyncio.to_thread(self._index.answer, user_content)
         for piece in split_tokens(answer.text):
             yield piece

@@ -5,25 +5,21 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import httpx2 as httpx
 import pytest
-from asgi_lifespan import LifespanManager
 
 import example_app
-from example_app.app import MAX_DELAY_MS, MAX_QUERY_CHARACTERS, create_app
-from example_app.search import NOTHING_FOUND
-from sse_middleware import EventParser
+from example_app.citations import remove_marks
+from example_app.search_endpoints import MAX_DELAY_MS, MAX_QUERY_CHARACTERS, MAX_TOKENS
+from tests.support.example_client import QUESTION, events_of, example_client, post
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-pytestmark = pytest.mark.anyio
+    import httpx2 as httpx
 
-QUESTION = "What is the global interpreter lock?"
-# The events that the middleware may add to a stream.
-CONTROL_EVENTS = {"start", "heartbeat", "error", "reset"}
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(scope="module")
@@ -33,123 +29,8 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 async def client() -> AsyncIterator[httpx.AsyncClient]:
-    async with (
-        LifespanManager(create_app(token_delay_seconds=0)) as manager,
-        httpx.AsyncClient(
-            transport=httpx.ASGITransport(app=manager.app),
-            base_url="http://example.test",
-        ) as client,
-    ):
+    async with example_client() as client:
         yield client
-
-
-def events_of(response: httpx.Response) -> list[tuple[str, dict[str, Any]]]:
-    """List the app's own events of a stream: name and decoded data."""
-    events = []
-    for block in re.split(r"\r?\n\r?\n", response.text):
-        fields = dict(
-            line.split(": ", 1) for line in block.splitlines() if line and not line.startswith(":")
-        )
-        if "data" in fields and fields.get("event") not in CONTROL_EVENTS:
-            events.append((fields.get("event", "message"), json.loads(fields["data"])))
-    return events
-
-
-async def post(client: httpx.AsyncClient, query: object, accept: str) -> httpx.Response:
-    return await client.post("/search", json={"query": query}, headers={"Accept": accept})
-
-
-@pytest.mark.parametrize(
-    "accept",
-    ["text/event-stream", "Text/Event-Stream", "application/json, text/event-stream;q=0.9"],
-)
-async def test_search_with_sse_accept_header_returns_event_stream(
-    client: httpx.AsyncClient,
-    accept: str,
-) -> None:
-    response = await post(client, QUESTION, accept)
-    assert response.status_code == 200
-    assert response.headers["content-type"].startswith("text/event-stream")
-
-
-async def test_sse_events_streamed_in_correct_order(client: httpx.AsyncClient) -> None:
-    names = [name for name, _ in events_of(await post(client, QUESTION, "text/event-stream"))]
-    assert re.fullmatch(r"(token )+(citation )+done ", "".join(f"{name} " for name in names))
-
-
-async def test_sse_token_events_contain_incremental_text(client: httpx.AsyncClient) -> None:
-    events = events_of(await post(client, QUESTION, "text/event-stream"))
-    pieces = [data["text"] for name, data in events if name == "token"]
-    whole = (await post(client, QUESTION, "application/json")).json()["answer"]
-    assert len(pieces) > 20
-    assert all(len(piece.split()) == 1 for piece in pieces)
-    assert "".join(pieces) == whole
-
-
-async def test_sse_citation_events_contain_metadata(client: httpx.AsyncClient) -> None:
-    events = events_of(await post(client, QUESTION, "text/event-stream"))
-    text = "".join(data["text"] for name, data in events if name == "token")
-    citations = [data for name, data in events if name == "citation"]
-    assert [f"[{citation['number']}]" for citation in citations] == list(
-        dict.fromkeys(re.findall(r"\[[0-9]+\]", text)),
-    )
-    for citation in citations:
-        assert citation["document_name"].startswith("Python ")
-        assert citation["excerpt"]
-        assert citation["url"].startswith("https://docs.python.org/3/")
-
-
-async def test_sse_reconnection_resumes_from_last_event(client: httpx.AsyncClient) -> None:
-    whole = EventParser().feed((await post(client, QUESTION, "text/event-stream")).content)
-    for at in (1, len(whole) // 2, len(whole) - 1):
-        response = await client.post(
-            "/search",
-            json={"query": QUESTION},
-            headers={"Accept": "text/event-stream", "Last-Event-ID": whole[at - 1].id or ""},
-        )
-        assert response.status_code == 200
-        assert EventParser().feed(response.content) == whole[at:]
-    last = {"Accept": "text/event-stream", "Last-Event-ID": whole[-1].id or ""}
-    response = await client.post("/search", json={"query": QUESTION}, headers=last)
-    assert response.status_code == 204
-
-
-async def test_sse_reconnection_without_the_stream_starts_over(client: httpx.AsyncClient) -> None:
-    whole = events_of(await post(client, QUESTION, "text/event-stream"))
-    for held in ("0" * 32 + "-5", "5", "x", "\xff"):
-        headers = [(b"Accept", b"text/event-stream"), (b"Last-Event-ID", held.encode("latin-1"))]
-        response = await client.post("/search", json={"query": QUESTION}, headers=headers)
-        assert events_of(response) == whole
-
-
-async def test_sse_done_event_carries_the_confidence(client: httpx.AsyncClient) -> None:
-    name, data = events_of(await post(client, QUESTION, "text/event-stream"))[-1]
-    assert name == "done"
-    assert 0 < data["confidence_score"] <= 1
-
-
-@pytest.mark.parametrize("accept", ["application/json", "*/*"])
-async def test_search_without_sse_header_returns_non_streaming(
-    client: httpx.AsyncClient,
-    accept: str,
-) -> None:
-    response = await post(client, QUESTION, accept)
-    body = response.json()
-    assert response.headers["content-type"] == "application/json"
-    assert set(body) == {"answer", "citations", "confidence_score", "results"}
-    assert "only one thread executes Python bytecode at a time" in body["answer"]
-    assert set(body["citations"][0]) == {"number", "document_name", "excerpt", "url"}
-    assert set(body["results"][0]) == {"document_name", "section", "url", "score", "excerpt"}
-
-
-async def test_an_unanswerable_question_streams_one_honest_sentence(
-    client: httpx.AsyncClient,
-) -> None:
-    events = events_of(await post(client, "xyzzy plugh", "text/event-stream"))
-    text = "".join(data["text"] for name, data in events if name == "token")
-    assert text == NOTHING_FOUND
-    assert events[-1] == ("done", {"confidence_score": 0.0})
-    assert "citation" not in dict(events)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +75,25 @@ async def test_stream_search_chunks_concatenate_to_the_answer_of_search(
 ) -> None:
     events = events_of(await client.get("/stream/search", params={"query": QUESTION}))
     whole = (await post(client, QUESTION, "application/json")).json()
-    assert "".join(data["content"] for _, data in events[:-1]) == whole["answer"]
+    text = "".join(data["content"] for _, data in events[:-1])
+    assert remove_marks(text) == whole["answer"]
     assert events[-1][1]["sources"] == whole["citations"]
+
+
+async def test_stream_search_sends_no_more_tokens_than_requested(
+    client: httpx.AsyncClient,
+) -> None:
+    whole = events_of(await client.get("/stream/search", params={"query": QUESTION}))
+    for max_tokens in (1, 20, len(whole) - 1, MAX_TOKENS):
+        params = {"query": QUESTION, "max_tokens": str(max_tokens)}
+        *chunks, (_, end) = events_of(await client.get("/stream/search", params=params))
+        assert chunks == whole[:-1][:max_tokens]
+        text = "".join(data["content"] for _, data in chunks)
+        marked = dict.fromkeys(int(number) for number in re.findall(r"\[([0-9]+)\]", text))
+        assert [source["number"] for source in end["sources"]] == list(marked)
+    for max_tokens in (0, MAX_TOKENS + 1):
+        params = {"query": QUESTION, "max_tokens": str(max_tokens)}
+        assert (await client.get("/stream/search", params=params)).status_code == 422
 
 
 @pytest.mark.parametrize(

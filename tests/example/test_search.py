@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
+from example_app.citations import find_citations
 from example_app.search import (
     CORPUS_PATH,
     NOTHING_FOUND,
     Passage,
     SearchIndex,
-    find_citations,
     load_passages,
     split_sentences,
     split_tokens,
@@ -148,12 +148,12 @@ def test_results_are_ranked_and_have_positive_scores(index: SearchIndex) -> None
     assert all(hit.document_name and hit.section and hit.url and hit.excerpt for hit in results)
 
 
-def test_confidence_is_between_0_and_1_and_falls_with_each_unknown_word(
+def test_confidence_is_between_0_and_100_and_falls_with_each_unknown_word(
     index: SearchIndex,
 ) -> None:
     questions = ["global interpreter lock", "global interpreter lock zyzzyva"]
     sure, unsure = (index.answer(question).confidence_score for question in questions)
-    assert 0 < unsure < sure <= 1
+    assert 0 < unsure < sure <= 100
 
 
 @pytest.mark.parametrize(

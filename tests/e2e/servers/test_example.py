@@ -195,9 +195,9 @@ def test_no_word_is_lost_if_the_page_cuts_its_connections(page: "Page", url: str
         cut_after_words(page, 8 * cuts)
         page.wait_for_selector(f"#connections:text-is('{cuts + 1}')")
     page.wait_for_selector("#answer[data-state=complete]")
-    body = httpx.post(f"{url}/search", json={"query": QUESTION}, timeout=HANG_SECONDS).json()
-    marked = re.sub(r"\[(\d+)\]", r"\1", body["answer"])
-    assert page.text_content("#answer") == marked
+    response = httpx.get(f"{url}/stream/search?delay_ms=0", params={"query": QUESTION})
+    chunks = [json.loads(event.data).get("content", "") for event in events_of(response)]
+    assert page.text_content("#answer") == re.sub(r"\[(\d+)\]", r"\1", "".join(chunks))
     assert page.inner_text("#connections") == "3"
     assert "event: start" in page.inner_text("#debug")
     assert "event: reset" not in page.inner_text("#debug")
