@@ -104,7 +104,7 @@ async def test_an_answer_is_complete_after_an_interruption(cut_after: int) -> No
 
     assert answer(exchange, rest) == answer(whole)
     ids = [event.id for one in (exchange, rest) for event in one.events if event.id]
-    numbers = [int(found.partition("-")[2].partition(".")[0]) for found in ids]
+    numbers = [int(found.rpartition("-")[2].partition(".")[0]) for found in ids]
     assert sorted(set(numbers)) == list(range(max(numbers) + 1))
 
 

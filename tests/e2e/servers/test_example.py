@@ -63,7 +63,9 @@ def test_stream_search_as_an_eventsource(url: str) -> None:
     assert names.count("complete") == 1
     assert set(names) == {"start", "heartbeat", "content_chunk", "complete"}
     beats = [json.loads(event.data) for event in events_of(response) if event.event == "heartbeat"]
-    assert beats[-1]["total_tokens"] == beats[-1]["total_chunks"] > 0
+    assert beats[-1]["total_chunks"] > 0
+    # The app counts a token before it sends the chunk.
+    assert beats[-1]["total_tokens"] - beats[-1]["total_chunks"] in (0, 1)
 
 
 def test_stream_search_as_a_plain_client(url: str) -> None:
