@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from sse_middleware import __version__
 from sse_middleware.config.fields import OFF
+from sse_middleware.config.groups import GROUPS
 from sse_middleware.config.options import PER_ENDPOINT, SETTINGS, Options
 from sse_middleware.doctor.command import add_doctor
 from sse_middleware.doctor.smoke_command import add_smoke
@@ -46,7 +47,7 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sse_middleware {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     config = commands.add_parser("config", help="show the settings and where they come from")
-    config.add_argument("--markdown", action="store_true", help="as the table of the docs")
+    config.add_argument("--markdown", action="store_true", help="as the tables of the docs")
     config.set_defaults(run=run_config)
     add_doctor(commands)
     add_smoke(commands)
@@ -103,13 +104,17 @@ def _exceptions(options: Options) -> str:
 
 
 def markdown() -> str:
-    """Return the table of all settings, as docs/settings.md has it."""
+    """Return the tables of all settings, as docs/settings.md has them."""
+    return "\n\n".join(f"### {title}\n\n{_table(names)}" for title, names in GROUPS.items())
+
+
+def _table(names: Sequence[str]) -> str:
     rows = [
-        "| variable | argument | mark | default | allowed | meaning |",
+        "| variable | argument | per endpoint | default | allowed | meaning |",
         "|---|---|---|---|---|---|",
     ]
-    for name, setting in SETTINGS.items():
-        default = shown(getattr(Options(), name))
+    for name in names:
+        setting, default = SETTINGS[name], shown(getattr(Options(), name))
         legacy = f", `{setting.legacy_env}`" if setting.legacy_env else ""
         cells = (
             f"`{setting.env}`{legacy}",

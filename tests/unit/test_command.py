@@ -4,6 +4,8 @@ import pytest
 
 from sse_middleware import __version__
 from sse_middleware.__main__ import main
+from sse_middleware.config.groups import GROUPS
+from sse_middleware.config.options import PER_ENDPOINT, SETTINGS
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +68,14 @@ def test_config_reports_an_error_in_one_line(
         assert word in message
 
 
-def test_config_can_write_the_table_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_can_write_the_tables_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--markdown"]) == 0
-    assert capsys.readouterr().out.startswith("| variable | argument |")
+    rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines() if row[:3] == "| `"]
+    assert {row[1].strip("`"): row[2] == "yes" for row in rows} == {
+        name: name in PER_ENDPOINT for name in SETTINGS
+    }
+
+
+def test_each_setting_is_in_one_group() -> None:
+    names = [name for group in GROUPS.values() for name in group]
+    assert sorted(names) == sorted(SETTINGS)
