@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 # About 40 words a second: the pace of a fast model, and slow enough to see a stream at work.
 TOKEN_DELAY_SECONDS: Final = 0.025
 
+# All that ask a thread the same at the same time are readers of one stream.
+MAX_READERS: Final = 1000
+
 CLIENT_PATH: Final = "/sse-client.js"
 
 _STATIC: Final = Path(__file__).parent / "static"
@@ -92,7 +95,13 @@ def create_app(
         ),
         THREADS_PATHS: thread_mark(),
     }
-    app.add_middleware(SSEMiddleware, marks=marks, client_path=CLIENT_PATH, identify=identity_of)
+    app.add_middleware(
+        SSEMiddleware,
+        marks=marks,
+        client_path=CLIENT_PATH,
+        identify=identity_of,
+        max_readers=MAX_READERS,
+    )
     app.add_middleware(Cutter)  # outermost, so that it sees the stream ids
     app.get("/stream/search", response_model=None)(stream_search)
     app.post("/search", response_model=None)(search)

@@ -2,27 +2,24 @@
 
 import asyncio
 import re
-import sys
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2 as httpx
 import pytest
 
 from tests.support import needs
-from tests.support.redis_server import RedisServer
-from tests.support.servers import running_process, until_logged
+from tests.support.example_site import ONE_AND_THREE, Site, running_example
 from tests.support.waiting import HANG_SECONDS
-from tests.support.workers import working
 
 pytestmark = pytest.mark.anyio
 
-APP = "example_app.app:app"
 MESSAGES = [{"role": "user", "content": "What is the global interpreter lock?"}]
 MORE = [
     {"role": "assistant", "content": "..."},
     {"role": "user", "content": "What is a generator?"},
 ]
+MISSES = r'^sse_resumes_total\{.*result="miss".*\} (\S+)'
 
 
 @pytest.fixture(scope="module")
@@ -30,35 +27,19 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-class Example(NamedTuple):
-    """The addresses of the running workers, and their Redis if they are several."""
-
-    addresses: list[str]
-    redis: RedisServer | None = None
-
-
-@pytest.fixture(scope="module", params=["one worker", "three workers"])
+@pytest.fixture(scope="module", params=ONE_AND_THREE)
 def example(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Example]:
-    directory = tmp_path_factory.mktemp("completions")
-    if request.param == "one worker":
-        command = [sys.executable, "-m", "example_app", "--port", "0"]
-        with running_process(command, directory / "example.log") as (_, log):
-            yield Example([until_logged(log, r"http://\S+?:\d+")])
-        return
-    with (
-        RedisServer(directory) as redis,
-        working(APP, 3 * [redis.patient_url], directory, {}) as workers,
-    ):
-        yield Example([worker.server.url for worker in workers], redis)
+) -> Iterator[Site]:
+    with running_example(request.param, tmp_path_factory.mktemp("completions")) as site:
+        yield site
 
 
 def arguments(address: str, path: str = "/v1") -> dict[str, Any]:
     return {"api_key": "none", "base_url": f"{address}{path}", "max_retries": 0}
 
 
-def test_a_stream_has_the_answer_the_usage_and_the_default_model(example: Example) -> None:
+def test_a_stream_has_the_answer_the_usage_and_the_default_model(example: Site) -> None:
     openai = needs.module("openai")
     for address in example.addresses:
         with openai.OpenAI(**arguments(address)) as client:
@@ -74,7 +55,7 @@ def test_a_stream_has_the_answer_the_usage_and_the_default_model(example: Exampl
         assert document.usage == chunks[-1].usage
 
 
-async def test_the_turns_of_a_conversation_may_be_at_different_workers(example: Example) -> None:
+async def test_the_turns_of_a_conversation_may_be_at_different_workers(example: Site) -> None:
     openai = needs.module("openai")
     texts, parents = list[str](), set[bytes]()
     for turn in range(3):
@@ -97,7 +78,7 @@ async def test_the_turns_of_a_conversation_may_be_at_different_workers(example: 
     assert texts[1] == texts[2] != texts[0]
 
 
-def test_a_failure_before_the_answer_is_an_error_of_the_sdk(example: Example) -> None:
+def test_a_failure_before_the_answer_is_an_error_of_the_sdk(example: Site) -> None:
     openai = needs.module("openai")
     with openai.OpenAI(**arguments(example.addresses[0])) as client:
         for stream in (True, False):
@@ -113,24 +94,31 @@ def test_a_failure_before_the_answer_is_an_error_of_the_sdk(example: Example) ->
             }
 
 
-async def test_equal_messages_of_a_thread_are_answered_once_by_all_workers(
-    example: Example,
+async def test_five_hundred_equal_messages_are_answered_by_one_run_on_all_workers(
+    example: Site,
 ) -> None:
-    async with httpx.AsyncClient(timeout=HANG_SECONDS) as client:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(timeout=HANG_SECONDS, limits=limits) as client:
 
         async def post(number: int) -> httpx.Response:
-            address = example.addresses[number % len(example.addresses)]
+            url = f"{example.address(number)}/threads/1/messages"
             accept = {"accept": "text/event-stream"}
             body = {"content": "What is a generator?"}
-            return await client.post(f"{address}/threads/1/messages", json=body, headers=accept)
+            return await client.post(url, json=body, headers=accept)
 
-        responses = await asyncio.gather(*map(post, range(100)))
+        async def runs() -> int:
+            pages = [(await client.get(f"{url}/metrics")).text for url in example.addresses]
+            found = re.findall(MISSES, "\n".join(pages), re.MULTILINE)
+            return sum(int(float(count)) for count in found)
+
+        responses = await asyncio.gather(*map(post, range(500)))
         responses += [await post(number) for number in range(3)]
         assert {response.status_code for response in responses} == {200}
         assert len({response.content for response in responses}) == 1
         caches = [response.headers.get("x-stream-cache") for response in responses]
         assert caches.count(None) == 1
         assert caches[-3:] == ["hit"] * 3
+        assert await runs() == 1
         for address in example.addresses:
             turns = (await client.get(f"{address}/threads/1/messages")).json()
             assert [turn["role"] for turn in turns] == ["user", "assistant"]

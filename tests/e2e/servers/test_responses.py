@@ -1,55 +1,30 @@
 """The example's `/v1/responses` with OpenAI's SDKs, on one worker and on three."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import cycle, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2 as httpx
 import pytest
 
 from tests.e2e.clients.client_runs import Dispatch, Outcomes, by_node, in_threads
 from tests.support import needs
-from tests.support.redis_server import RedisServer
-from tests.support.servers import running_process, until_logged
+from tests.support.example_site import ONE_AND_THREE, Site, running_example
 from tests.support.waiting import HANG_SECONDS, wait_until
-from tests.support.workers import Worker, working
 
-APP = "example_app.app:app"
 QUESTION = "What is the global interpreter lock?"
 SCENARIOS = ["whole", "continued", "polled", "cancelled"]
 
 
-class Site(NamedTuple):
-    """The running example.
-
-    Attributes:
-        addresses: those of its workers.
-        workers: the workers, if they can be killed.
-    """
-
-    addresses: list[str]
-    workers: list[Worker]
-
-
-@pytest.fixture(scope="module", params=["one worker", "three workers"])
+@pytest.fixture(scope="module", params=ONE_AND_THREE)
 def site(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
-    directory = tmp_path_factory.mktemp("responses")
-    if request.param == "one worker":
-        command = [sys.executable, "-m", "example_app", "--port", "0"]
-        with running_process(command, directory / "example.log") as (_, log):
-            yield Site([until_logged(log, r"http://\S+?:\d+")], [])
-        return
-    with (
-        RedisServer(directory) as redis,
-        working(APP, 3 * [redis.patient_url], directory, {}) as workers,
-    ):
-        yield Site([worker.server.url for worker in workers], workers)
+    with running_example(request.param, tmp_path_factory.mktemp("responses")) as running:
+        yield running
 
 
 class PythonClient:
