@@ -24,7 +24,7 @@ class Worker:
 
     def start(self) -> None:
         """Start it, and wait until it accepts connections."""
-        self._directory.mkdir(exist_ok=True)
+        self._directory.mkdir(parents=True, exist_ok=True)
         run = serving("uvicorn-httptools", self._app, self._directory, self._environ)
         self.server = self._runs.enter_context(run)
 

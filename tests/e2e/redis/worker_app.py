@@ -1,6 +1,7 @@
 """The app of workers that share a Redis: the scripted app, and endless streams.
 
-`LEASE_SECONDS`, if it is set, is the time after which the streams of a dead worker are lost.
+`LEASE_SECONDS`, if it is set, is the time after which the streams of a dead worker are lost, and
+`KEY_SCHEMA` another version of the keys in Redis.
 """
 
 import asyncio
@@ -14,8 +15,12 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from sse_middleware import SSEMiddleware, current_stream, resume_endpoint, streaming
-from sse_middleware.stores.redis import RedisStore
+from sse_middleware.stores.redis import RedisStore, keys
 from tests.support import scripted_app
+from tests.support.product_constants import override
+
+if "KEY_SCHEMA" in os.environ:
+    override(int(os.environ["KEY_SCHEMA"]), "SCHEMA", keys)
 
 
 @streaming()
