@@ -130,7 +130,7 @@ def add_responses(app: FastAPI) -> None:
     app.add_route(one, RetrieveResponse(), methods=["GET"])  # type: ignore[arg-type]  # an ASGI app
     app.delete(one)(delete_response)
     app.post(f"{one}/cancel", response_model=None)(cancel_response)
-    app.add_route(f"{one}/live", resume_endpoint(_NAME), methods=["GET", "HEAD", "DELETE"])  # type: ignore[arg-type]
+    app.add_route(f"{one}/live", resume_endpoint(_NAME), methods=["GET", "HEAD", "DELETE"])
 
 
 def create_responses(

@@ -1,8 +1,9 @@
 """The endpoint that serves a stream by its name or its public id, after a reload or elsewhere."""
 
 from http import HTTPStatus
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, overload
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from sse_middleware.errors import ConfigurationError
@@ -21,7 +22,12 @@ class ResumeEndpoint:
         self._replays = replays
         streaming(enabled=False, stream_name=name)(self)  # its response is no new stream
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    # Starlette calls it as an ASGI app, and `add_route` has the type of a function of a request.
+    @overload
+    async def __call__(self, scope: Any, receive: Any, send: Any, /) -> None: ...
+    @overload
+    async def __call__(self, request: Request, /) -> Response: ...
+    async def __call__(self, scope: Any, receive: Any = None, send: Any = None, /) -> Any:
         """Send the stream, or 204 if none is open; or stop it."""
         if scope["type"] != "http":
             raise RuntimeError(f"a resume_endpoint is for http, got {scope['type']}")

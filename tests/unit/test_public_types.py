@@ -1,10 +1,16 @@
 """The types that users write: mypy checks this file, and the tests run it."""
 
 from collections.abc import Mapping
-from typing import assert_type
+from typing import TYPE_CHECKING, assert_type
+
+from starlette.applications import Starlette
+from starlette.routing import Route
 
 from sse_middleware import EndInfo, Event, Mark, OnEnd, resume_endpoint, streaming
 from sse_middleware.resume.endpoint import ResumeEndpoint
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 
 async def save(info: EndInfo, events: list[Event]) -> None:
@@ -44,3 +50,10 @@ def test_a_name_of_a_resume_endpoint_is_optional() -> None:
     assert_type(resume_endpoint("chat:{chat}"), ResumeEndpoint)
     endpoint = resume_endpoint(lambda scope: str(scope["path"]), finished="replay")
     assert isinstance(endpoint, ResumeEndpoint)
+
+
+def test_a_resume_endpoint_is_a_route_and_an_app() -> None:
+    app, endpoint = Starlette(), resume_endpoint("chat:{chat}")
+    app.add_route("/chats/{chat}/live", endpoint, methods=["GET", "DELETE"])
+    asgi: ASGIApp = endpoint
+    assert Route("/live", endpoint).app is asgi

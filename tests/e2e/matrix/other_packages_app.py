@@ -33,7 +33,6 @@ from fastapi_resumable_stream import (
 )
 from redis.asyncio import Redis
 from sse_starlette import EventSourceResponse as SSEStarletteResponse
-from starlette.routing import Route
 
 from sse_middleware import SSEMiddleware, resume_endpoint, streaming
 
@@ -136,5 +135,4 @@ async def marked(name: str, events: int = 20) -> Response:
     return StreamingResponse(chunks(), media_type="text/event-stream")
 
 
-_live = Route("/marked/{name}", resume_endpoint("{name}"), methods=["GET", "DELETE"])
-app.router.routes.append(_live)
+app.add_route("/marked/{name}", resume_endpoint("{name}"), methods=["GET", "DELETE"])
