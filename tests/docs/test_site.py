@@ -73,7 +73,8 @@ def test_each_page_is_in_the_navigation_once() -> None:
 
 def test_the_site_loads_nothing_from_elsewhere() -> None:
     assert "font: false" in CONFIGURATION
-    assert not re.search(r"^(repo_url|extra_javascript|extra_css):", CONFIGURATION, re.MULTILINE)
+    assert not re.search(r"^(repo_url|extra_javascript):", CONFIGURATION, re.MULTILINE)
+    assert "extra_css: [stylesheets/site.css]\n" in CONFIGURATION
 
 
 @pytest.mark.parametrize("path", PUBLIC)

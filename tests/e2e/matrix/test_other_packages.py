@@ -167,12 +167,12 @@ async def test_what_a_shutdown_does(
     package: str, tmp_path: Path, running_server: "RedisServer"
 ) -> None:
     with served(tmp_path, running_server) as server:
-        async with request(server, "POST", f"/{package}/term?events=40") as answer:
+        async with request(server, "POST", f"/{package}/term?events=30") as answer:
             await answer.read(3)
             server.process.send_signal(signal.SIGTERM)
             await answer.read()
     said = row("SIGTERM: uvicorn")[package]
-    assert (len(answer.numbers) == 40) == said.startswith("waits")
+    assert (len(answer.numbers) == 30) == said.startswith("waits")
 
 
 @pytest.mark.parametrize("package", PACKAGES)
