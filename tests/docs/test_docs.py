@@ -24,7 +24,7 @@ from tests.support.middleware import marking
 
 IDS = ("trace_id", "stream_id")
 ROOT = Path(__file__).parents[2]
-RUN_ELSEWHERE = ("frameworks", "migration")
+RUN_ELSEWHERE = ("frameworks", "migration", "recipes")
 """Pages whose snippets a file beside this one runs, with the packages that they need."""
 SNIPPETS = [
     pytest.param(snippet.text, id=snippet.name)
