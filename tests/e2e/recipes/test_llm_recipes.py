@@ -25,6 +25,11 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would load the newest one
+
+
 def fake_model() -> Any:
     """Return a model of the Agents SDK that says always the same."""
     agents, responses = needs.module("agents"), needs.module("openai.types.responses")
@@ -73,8 +78,7 @@ async def test_the_openai_agents_sdk() -> None:
     assert types_of(exchange)[-1] == "complete"
 
 
-async def test_litellm(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would load the newest one
+async def test_litellm(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sse_middleware.stream")
     names = run_program("LiteLLM", "litellm")
     names["OPTIONS"]["mock_response"] = "to be continued"
