@@ -32,9 +32,10 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fake_model() -> Any:
     """Return a model of the Agents SDK that says always the same."""
-    agents, responses = needs.module("agents"), needs.module("openai.types.responses")
+    responses = needs.module("openai.types.responses")
+    model: Any = needs.module("agents").Model
 
-    class FakeModel(agents.Model):  # type: ignore[misc]  # not known to mypy
+    class FakeModel(model):  # type: ignore[misc]  # it is not known to mypy
         async def get_response(self, *_: Any, **__: Any) -> Any:
             raise NotImplementedError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from typing import Any
 
 import pytest
 
@@ -76,7 +77,14 @@ async def test_a_run_of_langgraph_is_joined_by_its_thread() -> None:
 
 async def test_ag_ui() -> None:
     app = run_program("AG-UI", "ag_ui")["app"]
-    run = {"threadId": "t", "runId": "r", "state": {}, "messages": [], "tools": [], "context": []}
+    run: dict[str, Any] = {
+        "threadId": "t",
+        "runId": "r",
+        "state": {},
+        "messages": [],
+        "tools": [],
+        "context": [],
+    }
     exchange = await request(app, "POST", "/agent", **run, forwardedProps={})
     assert types_of(exchange) == ["message"] * 6
     events = [json.loads(event.data) for event in exchange.events]
