@@ -6,7 +6,9 @@ Theory of operation. A server that shuts down waits for its open connections bef
 - Signals. A handler is installed in front of the server's own for SIGTERM and SIGINT. It starts the
   drain and then calls the server's handler. It has the `__self__` of that handler, by which
   sse-starlette finds the server. No handler is installed if the default one is active, because it
-  ends the process, and none in front of `asyncio.Runner`'s, which cancels the main task.
+  ends the process, and none in front of `asyncio.Runner`'s, which cancels the main task. The one
+  exception is a worker of hypercorn, which has the default handler: as soon as one worker has
+  ended, the parent terminates the others, whose streams would be cut.
 - `drain()`. The app calls it if the server gets no signal, for example in a thread.
 - Some servers stop without a signal: hypercorn stops its workers, and uvicorn and gunicorn end
   after their maximum of requests. The main task of the server is recognised by the name of a
@@ -34,6 +36,7 @@ when a server starts there after all others have ended.
 """
 
 import asyncio
+import multiprocessing
 import signal
 import threading
 import time
@@ -53,6 +56,8 @@ _DUPLICATE_SIGNAL_SECONDS = 1.0
 """A repeated signal within this time is the same Ctrl-C, sent by the parent process."""
 _POLL_SECONDS = 0.02
 _SERVER_POLL_SECONDS = 0.5
+_SERVER_ENDS_SECONDS = 10.0
+"""The time for the end of a worker itself, with its lifespan, when its streams have ended."""
 _SERVERS = {
     "hypercorn": ("worker_serve", "wait_closed"),
     "uvicorn": ("serve", "shutdown"),
@@ -78,6 +83,7 @@ class Shutdown:
         self._is_watching = False
         self._main_loop: weakref.ref[asyncio.AbstractEventLoop] | None = None
         self._searched = weakref.WeakSet[asyncio.AbstractEventLoop]()
+        self._is_worker_of_hypercorn = False
 
     @contextmanager
     def serving(self, *, can_end_streams: bool) -> Iterator[None]:
@@ -154,11 +160,13 @@ class Shutdown:
             await asyncio.sleep(_POLL_SECONDS)
 
     def _install_handlers(self) -> None:
-        """Install our handlers in front of those of a server; default handlers stay."""
+        """Install our handlers in front of those of a server; other default handlers stay."""
         signalled_at: SignalTimes = weakref.WeakKeyDictionary()
         is_exiting = False
         for number in _SIGNALS:
             handler = signal.getsignal(number)
+            if handler is signal.SIG_DFL and self._is_worker_of_hypercorn:
+                handler = partial(_end_after_drain, self)
             if callable(handler) and _is_of_server(handler):
                 with suppress(ValueError):  # in a sub-interpreter
                     signal.signal(number, ChainedSignalHandler(self, handler, signalled_at))
@@ -170,10 +178,12 @@ class Shutdown:
     def _find_server(self, loop: asyncio.AbstractEventLoop) -> None:
         """Poll the servers whose main tasks run in a loop."""
         for task in asyncio.all_tasks(loop):
-            ending = _ending_of(task)
-            if ending:
-                poll = partial(self._poll_server, loop, task, ending)
+            server = _server_of(task)
+            if server:
+                poll = partial(self._poll_server, loop, task, _SERVERS[server][1])
                 loop.call_later(_SERVER_POLL_SECONDS, poll)
+            if server == "hypercorn" and multiprocessing.parent_process() is not None:
+                self._is_worker_of_hypercorn = True
 
     def _poll_server(
         self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], ending: str
@@ -219,6 +229,26 @@ class ChainedSignalHandler:
             self._handler(number, frame)
 
 
+def _end_after_drain(shutdown: Shutdown, number: int, _: FrameType | None) -> None:
+    """End the process as the default handler does, but after its streams, and the server itself.
+
+    A server that ends by itself meanwhile also ends the loop, and so the timers.
+    """
+
+    def poll(loop: asyncio.AbstractEventLoop) -> None:
+        if any(len(drain) for _, drain in shutdown.drain_for.items()):
+            loop.call_later(_SERVER_POLL_SECONDS, poll, loop)
+        else:
+            loop.call_later(_SERVER_ENDS_SECONDS, end)
+
+    def end() -> None:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    for loop in [found for found, _ in shutdown.drain_for.items()]:
+        _call_soon(loop, partial(poll, loop))
+
+
 def _is_of_server(handler: Callable[..., Any]) -> bool:
     """Return whether a handler is neither ours nor one of Python's own that end the program."""
     function = getattr(handler, "func", handler)  # asyncio's own is partial
@@ -237,13 +267,13 @@ def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> Non
         loop.call_soon_threadsafe(call)
 
 
-def _ending_of(task: asyncio.Task[Any]) -> str:
-    """Return the name of a coroutine in a server's shutdown if the task is its main one."""
+def _server_of(task: asyncio.Task[Any]) -> str:
+    """Return the package of the server whose main task it is, `""` if it is none."""
     for code in _awaited_code(task):
         folders = PurePath(code.co_filename).parts
-        for package, (main, ending) in _SERVERS.items():
+        for package, (main, _) in _SERVERS.items():
             if code.co_name == main and package in folders:
-                return ending
+                return package
     return ""
 
 

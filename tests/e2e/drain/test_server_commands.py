@@ -1,6 +1,7 @@
 """The commands of docs/servers.md, at SIGTERM: open streams, new connections, and own limits."""
 
 import asyncio
+import os
 import re
 import shlex
 import signal
@@ -101,16 +102,20 @@ async def reading(server: Server, count: int) -> AsyncIterator[list[DrainedStrea
             task.cancel()
 
 
-async def new_connection(port: int) -> str:
-    """Return what happens to a new connection, once the server does not serve them as before."""
+async def new_connection(port: int, streams: list[DrainedStream]) -> str:
+    """Return what happens to a new connection, once the server does not serve them as before.
+
+    A connection that comes just before the server closes its socket is reset, while the streams
+    are still open. Only one that is reset after all of them have ended was never answered.
+    """
     while True:
         try:
             answer = await get(port, "/ready")
         except ConnectionRefusedError:
             return REFUSED
-        if not answer:
+        await asyncio.sleep(0.05 if answer else 0.5)
+        if not answer and all(stream.ended_at for stream in streams):
             return UNANSWERED
-        await asyncio.sleep(0.05)
 
 
 def row_of(name: str) -> str:
@@ -143,7 +148,7 @@ async def test_open_streams_end_in_order_and_new_connections_do_as_documented(
         await until_all_run(server.port, workers)
         async with reading(server, 4 * workers) as streams:
             server.process.send_signal(signal.SIGTERM)
-            outcome = await new_connection(server.port)
+            outcome = await new_connection(server.port, streams)
             if outcome == REFUSED:  # and not because the server has ended
                 before = [len(stream.numbers) for stream in streams]
                 await until(
@@ -186,15 +191,27 @@ async def test_hypercorn_ends_its_streams_in_order_at_its_limit_or_after_the_dra
     assert [(stream.whole, stream.reason) for stream in streams] == [(True, "shutdown")] * 4
 
 
-async def test_a_worker_of_hypercorn_that_ends_first_cuts_the_streams_of_the_others(
+async def test_a_worker_of_hypercorn_keeps_its_streams_though_another_one_has_ended(
     tmp_path: Path,
 ) -> None:
-    with started(COMMANDS["hypercorn"], tmp_path, NEVER, "--workers", "2") as server:
+    with started(COMMANDS["hypercorn"], tmp_path, DRAIN_SECONDS, "--workers", "2") as server:
         await until_all_run(server.port, 2)
         async with reading(server, 1) as streams:
             server.process.send_signal(signal.SIGTERM)
         await exit_status(server.process)
-    assert not streams[0].whole
+    assert (streams[0].whole, streams[0].reason) == (True, "shutdown")
+
+
+async def test_a_worker_of_hypercorn_that_is_terminated_alone_drains_and_ends(
+    tmp_path: Path,
+) -> None:
+    with started(COMMANDS["hypercorn"], tmp_path, 1) as server:
+        worker = int((await get(server.port, "/pid")).rpartition(b"\r\n\r\n")[2])
+        assert worker != server.process.pid
+        async with reading(server, 2) as streams:
+            os.kill(worker, signal.SIGTERM)
+        await exit_status(server.process)  # the parent ends after its worker
+    assert [(stream.whole, stream.reason) for stream in streams] == [(True, "shutdown")] * 2
 
 
 async def test_uvicorn_drains_its_streams_after_its_maximum_of_requests(tmp_path: Path) -> None:

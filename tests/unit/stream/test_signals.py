@@ -134,6 +134,27 @@ async def test_signals_that_no_server_handles_are_left_alone() -> None:
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+async def test_a_worker_of_hypercorn_ends_as_by_the_default_handler_but_after_its_streams(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SHUTDOWN, "_is_worker_of_hypercorn", True)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    async with opened(resumable(Counting(1000))) as exchange:
+        await exchange.until_count(2, "message")
+        signal.raise_signal(signal.SIGTERM)
+        raised: list[int] = []
+        monkeypatch.setattr(signal, "raise_signal", raised.append)
+        began = now()
+        await exchange.until_end()
+        assert now() - began == pytest.approx(DRAIN, abs=0.05)
+        assert_shut_down(exchange)
+        await asyncio.sleep(9)  # for the lifespan of the app
+        assert raised == []
+        await asyncio.sleep(2)
+        assert raised == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 # When a handler is installed
 
 
