@@ -274,7 +274,8 @@ class SSEMiddleware:
                 except ValueError:  # the app's caller continues in another context
                     CURRENT.set(None)
                 scope.pop(IN_SCOPE, None)
-                if (current := cell.get("current")) is not None:
+                if "current" in cell:
+                    current = cell["current"]
                     current.request = None
                     if current.claimed:
                         self._context.store.release(current.claimed, current.stream_id)

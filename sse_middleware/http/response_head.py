@@ -94,7 +94,10 @@ def passthrough_reason(
 
 def has_content_length(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Return whether a response has a `content-length`."""
-    return any(name.lower() == b"content-length" for name, _ in headers)
+    for name, _ in headers:  # a generator costs more than the comparison
+        if name.lower() == b"content-length":
+            return True
+    return False
 
 
 def unmarked_headers(

@@ -43,12 +43,14 @@ class OtherResponses:
             start: the response start.
         """
         self.unchecked -= 1
-        status, headers = start["status"], start.get("headers") or ()
+        headers = start.get("headers") or ()
+        if has_content_length(headers):  # most of them
+            return
+        status = start["status"]
         if (
             status not in _SUCCESS
             or status == _NO_CONTENT
             or scope.get("method") not in _WITH_BODY
-            or has_content_length(headers)
         ):
             return
         mark = context.get_mark(scope, path)
