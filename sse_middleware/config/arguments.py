@@ -56,6 +56,7 @@ class OptionArguments(EndpointArguments, total=False):
     open_rate: str
     trusted_proxies: Strings
     mark: Strings
+    compression: Strings
     include: Strings
     exclude: Strings
     only_marked: bool

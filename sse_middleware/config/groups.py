@@ -24,6 +24,7 @@ GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
         "chunk_delay_ms",
         "max_event_bytes",
         "send_timeout",
+        "compression",
     ),
     "The end of a stream": (
         "stream_max_seconds",

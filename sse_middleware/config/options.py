@@ -169,6 +169,12 @@ class Options(EndpointOptions):
         "Paths whose streams are marked, such as `/chat/*,/feed` (`*` also matches `/`); `*`: all; "
         "empty: none. A mark on the endpoint has precedence.",
     )
+    compression: tuple[str, ...] = fields.codings(
+        "SSE_COMPRESSION",
+        "Content codings in which marked streams are sent, the best one first, such as "
+        "`zstd,gzip`; empty: none. A response with a `Content-Encoding` is left alone, also with "
+        "`identity`.",
+    )
     include: tuple[str, ...] = fields.globs(
         "SSE_INCLUDE", "Paths that the middleware acts on; empty: all."
     )

@@ -94,7 +94,7 @@ def passthrough_reason(
 
 def has_content_length(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Return whether a response has a `content-length`."""
-    for name, _ in headers:  # a generator costs more than the comparison
+    for name, _ in headers:  # noqa: SIM110 - a generator costs more than the comparison
         if name.lower() == b"content-length":
             return True
     return False

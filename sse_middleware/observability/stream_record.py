@@ -52,7 +52,7 @@ class StreamRecord:
         last_event_at: the time of the last one, minus infinity before the first.
         chunks: the number of events of the app; of an unmarked stream that of its body messages.
         tokens: the tokens that the app has counted.
-        sent_bytes: all bytes of the body that the server has accepted.
+        sent_bytes: all bytes of the body that the server has accepted, before a content coding.
         heartbeats: the number of heartbeat events or comments.
         disconnects: the number of disconnects of the client before the end.
         resumed_after: the event after which a client has resumed a stream, `None` for the client

@@ -32,6 +32,7 @@ from sse_middleware.protocol.stream_end import Reason
 from sse_middleware.protocol.stream_profile import StreamProfile
 from sse_middleware.stores.base import LogInfo
 from sse_middleware.stream.cancellation import LAST_WRITE_SECONDS, SHUTDOWN_GRACE_SECONDS
+from sse_middleware.stream.compressed import compressed
 from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.report import Report
@@ -106,6 +107,7 @@ class Follower:
         )
         self._dialect = Dialect(profile, self._record, secret if has_ids else "")
         self._report = Report(self._record, context.observers, self._timers.clock)
+        send = compressed(send, request, context.options.compression)
         sender = Sender(send, self._timers, self._record, context.observers)
         self._connection = Connection(self._dialect, sender, self)
 

@@ -29,6 +29,7 @@ from sse_middleware.stores.base import LogInfo
 from sse_middleware.stream.app_events import AppEvents
 from sse_middleware.stream.callbacks import StreamCallbacks
 from sse_middleware.stream.collected import CollectedResponse
+from sse_middleware.stream.compressed import compressed
 from sse_middleware.stream.connection import Connection
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.current import CurrentStream
@@ -212,6 +213,8 @@ def open_marked(
     dialect = Dialect(profile, record, secret if profile.reads_control_events else "")
     if client_kind is ClientKind.JSON:
         send = CollectedResponse(send, mark, dialect).send
+    else:
+        send = compressed(send, request, context.options.compression)
     producer = Producer(
         profile,
         Intake(profile, record),

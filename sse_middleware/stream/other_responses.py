@@ -47,11 +47,7 @@ class OtherResponses:
         if has_content_length(headers):  # most of them
             return
         status = start["status"]
-        if (
-            status not in _SUCCESS
-            or status == _NO_CONTENT
-            or scope.get("method") not in _WITH_BODY
-        ):
+        if status not in _SUCCESS or status == _NO_CONTENT or scope.get("method") not in _WITH_BODY:
             return
         mark = context.get_mark(scope, path)
         if mark is None or mark.overrides.get("enabled") is False:

@@ -54,6 +54,12 @@ def capped(servers: Start) -> Iterator[Site]:
     yield from site_of(*servers(UVICORN, {"SSE_STREAM_MAX_SECONDS": "1"}))
 
 
+@pytest.fixture
+def compressing(request: pytest.FixtureRequest, servers: Start) -> Iterator[Site]:
+    """A server that sends streams in a coding."""
+    yield from site_of(*servers(UVICORN, {"SSE_COMPRESSION": request.param}))
+
+
 @pytest.fixture(scope="package")
 def browser() -> Iterator["BrowserContext"]:
     chromium, playwright = needs.chromium(), needs.module("playwright.sync_api")
