@@ -7,6 +7,7 @@ own in any case.
 import functools
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
+from typing import Final
 
 from starlette.types import Message
 
@@ -98,6 +99,10 @@ def has_content_length(headers: Iterable[tuple[bytes, bytes]]) -> bool:
         if name.lower() == b"content-length":
             return True
     return False
+
+
+NUMBER_OF_UNMARKED_HEADERS: Final = 4
+"""The headers that an unmarked stream gets if its app sets none of them."""
 
 
 def unmarked_headers(

@@ -29,13 +29,13 @@ from sse_middleware.protocol.event_ids import (
     EventId,
     format_event_id,
     new_secret,
-    parse_event_id,
     stream_id,
 )
 from sse_middleware.resume.app_ids import AppIds
 from sse_middleware.resume.authorization import Authorization, cors_headers
 from sse_middleware.resume.endpoint import ResumeEndpoint
 from sse_middleware.resume.lookup import LimitReachedError, Lookup, MissLimit
+from sse_middleware.resume.stop import read_stop
 from sse_middleware.stores.base import ENDED_BY_APP, LogSnapshot, LogState
 from sse_middleware.stream.context import Context
 from sse_middleware.stream.follower import Follower
@@ -44,8 +44,6 @@ logger = logging.getLogger("sse_middleware")
 
 _UNSTARTED: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 """Statuses of an app that cannot start the stream again."""
-_EVENT_ID_BYTES: Final = 64
-"""The longest event id of ours."""
 
 
 class RunApp(NamedTuple):
@@ -82,8 +80,7 @@ class ResumeHandler:
         run_app = RunApp(receive, send)
         try:
             if request.is_stop:
-                await self._stop(request, receive, send)
-                return None
+                return await self._stop(request, run_app)
             if held is None or request.method not in RESUMABLE_METHODS:
                 return run_app
             if event_id is None:
@@ -126,7 +123,7 @@ class ResumeHandler:
                 return await self._continue(found, event_id, request, run_app)
         elif found is not None:
             await self.lookup.find_nothing(request)
-        elif event_id.ending is None:
+        elif event_id.ending is None and not self._is_passed_on(request):
             self._warn_of_processes()
         return await self._run_with_reset(request, run_app)
 
@@ -262,15 +259,14 @@ class ResumeHandler:
         else:
             await send_rejection(send, request, limit.reason, limit.retry_after)
 
-    async def _stop(self, request: SSERequest, receive: Receive, send: Send) -> None:
+    async def _stop(self, request: SSERequest, run_app: RunApp) -> RunApp | None:
         """End a stream if the client may read it; the response does not show whether there is one.
 
-        The app never handles the request: for a stream of another process, it would run anew.
+        The app does not handle the request, unless it may pass it on to the service that has the
+        stream: for a stream of another process, it would run anew.
         """
-        target, cors = request.cancel_target, []
-        if target is None:
-            target = parse_event_id(await _read_short_body(receive))
-        found = None
+        target, receive = await read_stop(request, run_app.receive)
+        found, cors = None, []
         if target is not None:
             found = await self.lookup.find(stream_id(target.secret), request)
         if self._access.is_opened_by(found, request) and await self._access.may_resume(
@@ -281,9 +277,16 @@ class ResumeHandler:
             cors = cors_headers(found.info, request)
         elif found is not None:
             await self.lookup.find_nothing(request)
+        elif self._is_passed_on(request):
+            return RunApp(receive, run_app.send)
         else:
             self._warn_of_processes()
-        await send_empty(send, request, HTTPStatus.NO_CONTENT, cors)
+        await send_empty(run_app.send, request, HTTPStatus.NO_CONTENT, cors)
+        return None
+
+    def _is_passed_on(self, request: SSERequest) -> bool:
+        """Return whether the app may pass a request on to a service that has its stream."""
+        return self._context.inner_services.serve(request.request_path)
 
     async def _send_gone(self, request: SSERequest, run_app: RunApp) -> None:
         """Send a client `reset` and the end if its stream is gone and must not start again."""
@@ -300,12 +303,14 @@ class ResumeHandler:
         in the service to which the app passes the request.
         """
         mark = self._context.match_mark(request.scope)
-        if _never_reruns(mark):
+        is_passed_on = self._is_passed_on(request)
+        if _never_reruns(mark) and not is_passed_on:
             await self._send_gone(request, run_app)
             return None
         event_id = request.intent.event_id
         has_nothing = event_id is not None and not event_id.seq and event_id.ending is None
-        if has_nothing and mark is not None:  # of our `start`; an app with own ids is not to get it
+        if has_nothing and mark is not None and not is_passed_on:
+            # It is of our `start`; an app with own ids is not to get it.
             request.hide_event_id()
         request.intent = ResumeIntent(event_id, reset="" if has_nothing else "gone")
         if EVENT_STREAM not in request.accepted_types:  # a client of a JSON API, for example
@@ -366,16 +371,6 @@ def _never_reruns(mark: Mark | None) -> bool:
 def warn_unavailable(exc: StoreError) -> None:
     """Log that a client cannot resume or stop its stream."""
     logger.warning("A stream cannot be resumed or ended now: the store is unavailable (%s)", exc)
-
-
-async def _read_short_body(receive: Receive) -> str:
-    """Return the body of a stop, `""` if it is too long for an event id."""
-    body, more = b"", True
-    while more and len(body) <= _EVENT_ID_BYTES:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    return body.decode("latin-1") if len(body) <= _EVENT_ID_BYTES else ""
 
 
 async def read_post_body(request: SSERequest, run_app: RunApp) -> tuple[BodyDigest | None, RunApp]:

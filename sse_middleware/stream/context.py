@@ -12,6 +12,7 @@ from sse_middleware._once import OncePerKey
 from sse_middleware.config.options import Options
 from sse_middleware.http.body_digest import BodyDigest
 from sse_middleware.http.identity import Identities, TrustedProxies
+from sse_middleware.http.inner_service import InnerServices
 from sse_middleware.http.request import ANY_STREAM, SSERequest, app_path, stream_key_name
 from sse_middleware.http.response_head import announcing_headers
 from sse_middleware.http.rollout import EVERYONE, Rollout
@@ -86,6 +87,7 @@ class Context:
         authorize_resume: permits or denies a resume after all other checks.
         expires_at: returns the time at which the credentials of a request expire.
         attaching: whether some marks attach requests.
+        inner_services: the paths at which the app passes on streams of another instance.
         warned: the warnings that have been logged, each with its route; its size is bounded.
         other_responses: checks responses that are no event streams.
     """
@@ -109,6 +111,7 @@ class Context:
     authorize_resume: Authorize | None = None
     expires_at: ExpiresAt | None = None
     attaching: Attaching = field(default_factory=Attaching)
+    inner_services: InnerServices = field(default_factory=InnerServices)
     warned: set[tuple[str, str]] = field(default_factory=set)
     other_responses: OtherResponses = field(default_factory=OtherResponses)
 

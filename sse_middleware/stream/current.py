@@ -235,6 +235,11 @@ class CurrentStream:
             self._stream.callbacks.watch_for_disconnect()
 
     @property
+    def has_name(self) -> bool:
+        """Whether the handler has set a name."""
+        return bool(self._name)
+
+    @property
     def known_stream_id(self) -> str:
         """The public id if the stream has opened or the handler has read it, else `""`."""
         return "" if self._record is None else self._record.stream_id

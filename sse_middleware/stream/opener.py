@@ -10,9 +10,11 @@ from typing import Any, Final, Protocol
 from starlette.types import Message, Scope, Send
 
 from sse_middleware.http.body_digest import BodyDigest
-from sse_middleware.http.request import SSERequest
+from sse_middleware.http.inner_service import is_of_inner_service
+from sse_middleware.http.request import SSERequest, request_path
 from sse_middleware.http.response_head import (
     ENCODED,
+    NUMBER_OF_UNMARKED_HEADERS,
     OTHER_TYPE,
     has_content_length,
     passthrough_reason,
@@ -144,7 +146,9 @@ def open_unmarked(
     record, options = current.record, context.options
     record.family, record.route = kind, route_name(owner.scope, mark)
     context.tracing.begin(record, owner.scope, status=start["status"])
-    is_drained = kind is ClientKind.UNMARKED and "drain_seconds" in options.explicit
+    # The stream of an inner service, which has a mark here, is resumed from that service.
+    may_end = mark is not None or "drain_seconds" in options.explicit
+    is_drained = kind is ClientKind.UNMARKED and may_end
     stream = UnmarkedStream(
         record,
         owner.server_send,
@@ -157,16 +161,35 @@ def open_unmarked(
     return stream
 
 
-def with_headers(context: Context, record: StreamRecord, start: Message) -> Message:
+def with_headers(owner: StreamOwner, record: StreamRecord, start: Message) -> Message:
     """Return the response start of an unmarked stream with our headers, if the client gets any."""
     if record.family is ClientKind.OFF:
         return start
-    headers = start.get("headers") or ()
-    log_hint_once(record.route)
+    headers, context = start.get("headers") or (), owner.context
+    added = unmarked_headers(headers, trace_id=record.trace_id, stream_id=record.stream_id)
+    if len(added) < NUMBER_OF_UNMARKED_HEADERS and is_of_inner_service(headers):
+        context.inner_services.add(request_path(owner.scope))
+    else:
+        log_hint_once(record.route)
     if has_content_length(headers):
         warn_cannot_stream(context, record.route, "content-length")
-    added = unmarked_headers(headers, trace_id=record.trace_id, stream_id=record.stream_id)
     return {**start, "headers": [*headers, *added]} if added else start
+
+
+def is_handled_inside(owner: StreamOwner, start: Message, mark: Mark, kind: ClientKind) -> bool:
+    """Return whether a marked stream is passed on as it is, since an inner service has marked it.
+
+    Not if the mark does more for the stream than the inner service can know.
+    """
+    return (
+        kind is not ClientKind.JSON
+        and is_of_inner_service(start.get("headers") or ())
+        and mark.attach == "never"
+        and mark.on_end is None
+        and mark.stream_name is None
+        and (mark.rules is None or not mark.rules.changes_events)
+        and not owner.current.has_name
+    )
 
 
 def warn_cannot_stream(context: Context, route: str, header: str) -> None:

@@ -46,6 +46,7 @@ from sse_middleware.stream.discarded_response import DiscardedResponse
 from sse_middleware.stream.held_start import HeldStart
 from sse_middleware.stream.opener import (
     StreamAdmission,
+    is_handled_inside,
     match_stream,
     open_marked,
     open_unmarked,
@@ -330,7 +331,8 @@ class Responder:
         if mark is not None or self.context.rollout.is_partial:
             request = self.current.request_in(self.scope)
             kind = self.context.client_kind(request, mark)
-        if mark is None or kind is ClientKind.OFF:
+        if mark is None or kind is ClientKind.OFF or is_handled_inside(self, start, mark, kind):
+            kind = kind if kind is ClientKind.OFF else ClientKind.UNMARKED
             self.producer = stream = open_unmarked(self, start, mark, kind)
             if self.admission is not None:
                 stream.report.slot = self.admission.attach(stream)
@@ -339,7 +341,7 @@ class Responder:
                 self._app_context = contextvars.copy_context()
             else:
                 self._counted = stream.record
-            return stream.open(with_headers(self.context, stream.record, start))
+            return stream.open(with_headers(self, stream.record, start))
         self.producer, opening = open_marked(self, request, start, mark, kind)
         self._write, self.body = self.producer.write, None
         self._app_context = contextvars.copy_context()
