@@ -324,7 +324,9 @@ class SSEMiddleware:
             await self._run_lifespan(scope, receive, send)
         elif scope["type"] != "http" or not self._context.options.enabled:
             await self.app(scope, receive, send)
-        elif IN_SCOPE in scope and scope.pop(LEFT_ALONE, False):
+        elif IN_SCOPE in scope and (
+            scope.pop(LEFT_ALONE, False) or self._context.marks_path(scope)
+        ):
             current_in(scope[IN_SCOPE]).is_answered = True  # the outer one passes ours on
             return await self._filter(scope, receive, send)
         elif IN_SCOPE in scope:

@@ -243,6 +243,11 @@ class Context:
                 return mark
         return None
 
+    def marks_path(self, scope: Scope) -> bool:
+        """Return whether the settings and arguments mark the path of a request."""
+        mark = self.mark_of_path(app_path(scope)) if self.path_marks else None
+        return mark is not None and mark.overrides.get("enabled") is not False
+
     def key_name(self, mark: Mark | None, request: SSERequest) -> str | None:
         """Return the name in the store of the stream that a request selects by its `stream_key`."""
         if mark is None or mark.stream_key is None:

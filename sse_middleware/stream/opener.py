@@ -121,6 +121,8 @@ def match_stream(owner: StreamOwner, path: str, start: Message) -> tuple[bool, M
         warn_cannot_stream(context, route_name(scope), "content-encoding")
     if reason is None and current.is_answered:
         reason = "it is written by sse_middleware"
+        if is_of_inner_service(headers):  # a nested one, which has stored the stream
+            context.inner_services.add(request_path(scope))
     mark = context.get_mark(scope, path) if reason is None else None
     if mark is None and reason is None and context.options.only_marked:
         reason = "its endpoint has no mark"

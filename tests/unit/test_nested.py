@@ -7,6 +7,8 @@ from prometheus_client import CollectorRegistry
 
 from sse_middleware import SSEMiddleware, streaming
 from tests.support.asgi import EVENTSOURCE, handle, stream_of
+from tests.support.middleware import data_of
+from tests.support.resuming import Counting, id_of, left, memory, resumable, returning
 
 pytestmark = pytest.mark.anyio
 
@@ -39,6 +41,69 @@ async def test_an_outer_layer_that_leaves_a_route_alone_leaves_it_to_the_inner_o
     assert exchange.names == ["start", "message", "complete"]
     counted = [ended(one) for one in registries]
     assert counted == [0, 1]
+
+
+INNER: dict[str, dict[str, Any]] = {
+    "argument": {"mark": "/s"},
+    "all paths": {"mark": "*"},
+    "with options": {"marks": {"/s": streaming(stream_max_seconds=30)}},
+}
+
+
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("outer", [{}, {"mark": "/other"}, {"mark": "/s"}], ids=str)
+@pytest.mark.parametrize("root", ["", "/api"])
+async def test_the_innermost_mark_of_a_path_counts(
+    inner: str, outer: dict[str, Any], root: str
+) -> None:
+    registries = [CollectorRegistry(), CollectorRegistry()]
+    nested = SSEMiddleware(
+        stream_of(b"data: 1\n\n", pause=1), registry=registries[1], **INNER[inner]
+    )
+    app = SSEMiddleware(nested, registry=registries[0], stream_max_seconds=20, **outer)
+    exchange = await handle(app, headers=EVENTSOURCE, path=f"{root}/s", root_path=root)
+    assert exchange.names == ["start", "message", "complete"]
+    assert [ended(one) for one in registries] == [0, 1]
+    expected = b"30" if inner == "with options" else b"60"
+    caps = [found for name, found in exchange.start["headers"] if name == b"x-stream-max-seconds"]
+    assert caps == [expected]
+    exchange = await handle(app, path=f"{root}/unmarked", root_path=root)
+    assert exchange.body == b"data: 1\n\n"
+
+
+@pytest.mark.parametrize("outer", [{}, {"mark": "/s"}, {"only_marked": True}], ids=str)
+async def test_a_stream_of_the_inner_layer_is_resumed_and_stopped_through_the_outer_one(
+    outer: dict[str, Any],
+) -> None:
+    counting = Counting(1000)
+    inner = resumable(counting, registry=CollectorRegistry())
+    app = SSEMiddleware(inner, store=memory(), registry=CollectorRegistry(), **outer)
+    async with left(app, 2, path="/s") as first:
+        async with returning(app, id_of(first, 1), path="/s") as second:
+            await second.until("message")
+            assert second.names[:2] == ["start", "message"]
+            stopped = await handle(
+                app,
+                method="POST",
+                path="/s",
+                query_string=b"sse_cancel",
+                body=id_of(first, 1).encode(),
+            )
+            assert stopped.status == 204
+            await second.until("complete")
+        assert data_of(second, "complete")["reason"] == "cancelled"
+        assert first.task is not None
+        await first.task
+    assert len(counting.scopes) == 1
+    assert counting.ends == ["cancelled"]
+
+
+async def test_a_limit_of_the_outer_layer_does_not_count_streams_of_the_inner_one() -> None:
+    inner = SSEMiddleware(stream_of(b"data: 1\n\n", pause=1), mark="/s")
+    app = SSEMiddleware(inner, max_streams=1, limit_action="reject")
+    for _ in range(3):
+        exchange = await handle(app, headers=EVENTSOURCE, path="/s")
+        assert exchange.names == ["start", "message", "complete"]
 
 
 @pytest.mark.parametrize("outer", [{}, {"mark": "/s"}, {"only_marked": True, "mark": "/s"}])

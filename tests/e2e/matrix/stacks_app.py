@@ -10,11 +10,17 @@ from contextvars import ContextVar
 from typing import Annotated, Any
 
 from asgi_correlation_id import CorrelationIdMiddleware
+from brotli_asgi import BrotliMiddleware
 from fastapi import BackgroundTasks, Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.trace import TracerProvider
+from prometheus_client import CollectorRegistry
+from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
 from sentry_sdk.integrations.asgi import SentryAsgiMiddleware
+from slowapi import Limiter
+from slowapi.middleware import SlowAPIMiddleware
+from slowapi.util import get_remote_address
 from starlette.authentication import AuthCredentials, AuthenticationBackend, BaseUser, SimpleUser
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
@@ -73,6 +79,12 @@ OTHERS = {
     "base": [Middleware(Dispatches)],
     "two bases": [Middleware(Dispatches), Middleware(Dispatches)],
 }
+# Not its `SlowAPIASGIMiddleware`, which sends the response start with each part of a body.
+OTHERS["slowapi"] = [Middleware(SlowAPIMiddleware)]
+OTHERS["brotli"] = [
+    # With streams compressed: see `test_compression.py`.
+    Middleware(BrotliMiddleware, minimum_size=10, excluded_handlers=["/stream"])
+]
 OTHERS["agents"] = [
     Middleware(OpenTelemetryMiddleware, tracer_provider=TracerProvider()),
     Middleware(SentryAsgiMiddleware),
@@ -83,7 +95,7 @@ OTHERS["agents"] = [
 OTHERS["all"] = [*OTHERS["gzip"], *OTHERS["cors"], *OTHERS["base"]]
 
 SESSION = Middleware(SessionMiddleware, secret_key="matrix")
-US = Middleware(SSEMiddleware, mark="*")
+US = Middleware(SSEMiddleware, mark="*" if app_parts.MARKED else ())
 
 
 def stacks() -> dict[str, list[Middleware]]:
@@ -94,6 +106,15 @@ def stacks() -> dict[str, list[Middleware]]:
         slug = name.replace(" ", "-")
         found[f"{slug}-outside"] = [*others, SESSION, *us]
         found[f"{slug}-inside"] = [*us, *others, SESSION]
+    for place in ("outside", "inside"):  # each counts in a registry of its own
+        instrumentator = Middleware(
+            PrometheusInstrumentatorMiddleware, registry=CollectorRegistry()
+        )
+        outer, inner = ([instrumentator], []) if place == "outside" else ([], [instrumentator])
+        found[f"instrumentator-{place}"] = [*outer, SESSION, *us, *inner]
+    outer = inner = [Middleware(SSEMiddleware)] if app_parts.WITH_US else []
+    found["nested-outside"] = [*outer, SESSION, *us]  # the inner one has the mark
+    found["nested-inside"] = [*us, SESSION, *inner]
     found["base-around"] = [*OTHERS["base"], SESSION, *us, *OTHERS["base"]]
     return found
 
@@ -108,6 +129,7 @@ async def resource(key: str) -> AsyncIterator[str]:
 def make(stack: list[Middleware]) -> ASGIApp:
     """Create the app with the middlewares of `stack`."""
     app = FastAPI(middleware=[Middleware(SetsVariable), *stack])
+    app.state.limiter = Limiter(get_remote_address, default_limits=["100000/minute"])
     released: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
     @app.get("/stream")

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import AnyStr
 
 import pytest
 
@@ -40,7 +41,10 @@ ROWS = {
     "hypercorn": Row("hypercorn"),
     "hypercorn-http2": Row("hypercorn", http2=True),  # without TLS, by prior knowledge
     "granian": Row("granian"),
+    "granian-http2": Row("granian", http2=True),
 }
+CLIENT_FAILS = {ROWS["granian-http2"]: {"head of json"}}
+"""Responses with which the client fails: granian sends the body of a HEAD in HTTP/2."""
 AT_ONCE = 3
 """The number of pairs that run at a time; they mostly wait."""
 
@@ -240,6 +244,17 @@ def headers_of(answer: Answer, *without: str) -> list[tuple[str, str]]:
     return [(name, value) for name, value in answer.headers if name not in {*CLOCKS, *without}]
 
 
+def same_unless_reset(pair: Pair, name: str, ours: AnyStr, bare: AnyStr) -> bool:
+    """Return whether two responses are the same.
+
+    After an exception of the app, granian resets a stream of HTTP/2, and may discard what it has
+    not sent yet.
+    """
+    if pair.row == ROWS["granian-http2"] and name == "failing":
+        return ours.startswith(bare) or bare.startswith(ours)
+    return ours == bare
+
+
 def without_comments(body: bytes) -> bytes:
     return re.sub(rb": heartbeat(\r?\n){1,2}", b"", body)
 
@@ -247,6 +262,9 @@ def without_comments(body: bytes) -> bytes:
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_response_that_is_no_stream_is_the_same(pair: Pair, name: str) -> None:
     ours, bare = pair.ours.others[name], pair.bare.others[name]
+    if name in CLIENT_FAILS.get(pair.row, ()):
+        assert ours.error == bare.error != ""
+        return
     assert ours.http_version == ("HTTP/2" if pair.row.http2 else "HTTP/1.1")
     assert headers_of(ours) == headers_of(bare)
     assert ours.body == bare.body
@@ -255,7 +273,8 @@ def test_a_response_that_is_no_stream_is_the_same(pair: Pair, name: str) -> None
 
 def test_the_app_responds_as_intended(pair: Pair) -> None:
     others = pair.bare.others
-    assert [answer.error for answer in others.values()] == [""] * len(others)
+    failed = {name for name, answer in others.items() if answer.error}
+    assert failed == CLIENT_FAILS.get(pair.row, set())
     assert json.loads(others["json"].body) == {"answer": 42}
     assert len(others["file"].body) == 102400
     assert others["upload"].body.startswith(b"1048576 ")
@@ -269,7 +288,7 @@ def test_the_app_responds_as_intended(pair: Pair) -> None:
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_plain_stream_is_the_same_except_for_comments(pair: Pair, name: str) -> None:
     ours, bare = pair.ours.plain[name], pair.bare.plain[name]
-    assert without_comments(ours.body) == bare.body
+    assert same_unless_reset(pair, name, without_comments(ours.body), bare.body)
     assert (ours.status, ours.noted) == (bare.status, bare.noted)
     if pair.framework == "fastapi" and name == "failing":
         # FastAPI ends it cleanly or cuts it, without the middleware too: the end of the response
@@ -308,7 +327,7 @@ def test_an_eventsource_receives_all_events_between_start_and_end(pair: Pair, na
     last = "error" if "failing" in name else "complete"
     assert (ours.names[0], ours.names[-1]) == ("start", last)
     assert set(ours.names[1:-1]) <= {"message", "heartbeat"}
-    assert ours.messages == bare.messages
+    assert same_unless_reset(pair, name, "".join(ours.messages), "".join(bare.messages))
     assert len(ours.messages) == {"slow": 3, "quick": 200, "empty": 0, "failing": 2}[name]
     assert (ours.status, ours.error, ours.noted) == (bare.status, "", bare.noted)
     if name == "slow":

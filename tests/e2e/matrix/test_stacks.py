@@ -22,12 +22,16 @@ from tests.support.servers import Server, serving
 APP = "tests.e2e.matrix.stacks_app:app"
 STACKS = [
     f"{other}-{where}"
-    for other in ("alone", "gzip", "cors", "base", "two-bases", "agents", "all")
+    for other in (
+        *("alone", "gzip", "brotli", "cors", "base", "two-bases"),
+        *("slowapi", "instrumentator", "agents", "all", "nested"),
+    )
     for where in ("outside", "inside")
 ] + ["base-around"]
 MODES = {
     "with": {},
     "capped": {"SSE_STREAM_MAX_SECONDS": "1", "SSE_CAP_ACTION": "complete"},
+    "unmarked": {"MATRIX_UNMARKED": "1"},
     "without": {"MATRIX_WITHOUT_US": "1"},
 }
 COMMON = {"SSE_HEARTBEAT_INTERVAL": "0.3", "SSE_LINGER_SECONDS": "0"}
@@ -60,6 +64,7 @@ CAPPED = {
     "busy": Ask(f"/stream?key={{}}-busy&{ENDLESS}", headers=NATIVE),
     "silent": Ask("/stream?key={}-silent&n=2&pause=1000", headers=NATIVE),
 }
+UNMARKED_HEADERS = ("x-trace-id", "x-stream-id", "x-accel-buffering", "cache-control")
 Answers = dict[tuple[str, str], Answer]
 
 
@@ -97,7 +102,10 @@ async def come_back(client: RecordingClient, stack: str) -> Answer:
 
 @pytest.fixture(scope="module")
 def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Answers]]:
-    packages = ("asgi_correlation_id", "fastapi", "itsdangerous", "sentry_sdk")
+    packages = (
+        *("asgi_correlation_id", "brotli_asgi", "fastapi", "itsdangerous", "sentry_sdk"),
+        *("prometheus_fastapi_instrumentator", "slowapi"),
+    )
     for module in (*packages, "opentelemetry.instrumentation.asgi", "uvicorn"):
         needs.module(module)
     directory = tmp_path_factory.mktemp("stacks")
@@ -126,6 +134,15 @@ def ways_out(answer: Answer) -> list[str]:
     return sorted({"cancelled" if what == "closed" else what for what in answer.noted})
 
 
+def headers_of(answer: Answer, *without: str) -> list[tuple[str, str]]:
+    """Return the headers, without the time in the cookie of a session."""
+    return [
+        (name, value.partition("; ")[2] if name == "set-cookie" else value)
+        for name, value in answer.headers
+        if name not in {"date", *without}
+    ]
+
+
 def test_a_plain_stream_is_the_same(observed: dict[str, Answers], stack: str) -> None:
     ours, bare = observed["with"][stack, "plain"], observed["without"][stack, "plain"]
     assert (ours.error, bare.error) == ("", "")
@@ -143,6 +160,21 @@ def test_an_eventsource_receives_its_whole_stream(observed: dict[str, Answers], 
     assert "heartbeat" in ours.names
     assert ours.messages == bare.messages
     assert ours.noted == bare.noted
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_without_a_mark_a_stream_has_headers_more_and_nothing_else(
+    observed: dict[str, Answers], stack: str, name: str
+) -> None:
+    ours, bare = observed["unmarked"][stack, name], observed["without"][stack, name]
+    assert (ours.status, ours.error, ours.is_held) == (bare.status, bare.error, bare.is_held)
+    assert ways_out(ours) == ways_out(bare)
+    if not name.startswith("left"):
+        assert ours.body == bare.body
+        assert ours.noted == bare.noted
+    added = UNMARKED_HEADERS if "stream" in ASKS[name].path else ()
+    assert sorted(headers_of(ours, *added)) == sorted(headers_of(bare, *added))
+    assert all(ours.header(header) for header in added)
 
 
 def test_context_variables_reach_the_generator_and_the_background(
@@ -195,9 +227,7 @@ def test_the_cap_stops_the_app_and_runs_its_cleanup(
 
 def test_other_responses_are_the_same(observed: dict[str, Answers], stack: str) -> None:
     ours, bare = observed["with"][stack, "json"], observed["without"][stack, "json"]
-    assert [h for h in ours.headers if h[0] != "date"] == [
-        h for h in bare.headers if h[0] != "date"
-    ]
+    assert headers_of(ours) == headers_of(bare)
     if ours.header("content-encoding") == "gzip":
         assert gzip.decompress(ours.body) == gzip.decompress(bare.body)
     else:
