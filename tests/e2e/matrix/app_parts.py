@@ -15,8 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 WITH_US = os.environ.get("MATRIX_WITHOUT_US", "") == ""
 """Whether the app has the middleware; the app without it is the reference."""
 
-MARKED = os.environ.get("MATRIX_UNMARKED", "") == ""
-"""Whether the app has the mark, and not the middleware alone."""
+MARK = "*" if os.environ.get("MATRIX_UNMARKED", "") == "" else ()
+"""The mark, or none for an app that has the middleware alone."""
 
 FILE = Path(os.environ.get("MATRIX_FILE", os.devnull))
 """A file for the file response of the framework."""

@@ -84,6 +84,6 @@ urlpatterns = [
 
 app = get_asgi_application()
 if app_parts.WITH_US:
-    app = SSEMiddleware(app, mark="*")
+    app = SSEMiddleware(app, mark=app_parts.MARK)
 
 watched = app_parts.watched(app)

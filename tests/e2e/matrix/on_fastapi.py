@@ -21,7 +21,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 app = FastAPI(lifespan=lifespan)
 if app_parts.WITH_US:
-    app.add_middleware(SSEMiddleware, mark="*")
+    app.add_middleware(SSEMiddleware, mark=app_parts.MARK)
 
 
 async def resource(key: str) -> AsyncIterator[str]:

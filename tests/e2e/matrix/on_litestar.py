@@ -103,7 +103,7 @@ class Passing:
         await self.app(scope, receive, send)
 
 
-middleware = DefineMiddleware(SSEMiddleware, mark="*")
+middleware = DefineMiddleware(SSEMiddleware, mark=app_parts.MARK)
 
 app = Litestar(
     [stream, stream_of_upload, lines, json, background, file, upload, boom, state, echo],

@@ -126,6 +126,6 @@ async def _lifespan(receive: Receive, send: Send) -> None:
     await send({"type": "lifespan.shutdown.complete"})
 
 
-app: ASGIApp = SSEMiddleware(handle, mark="*") if app_parts.WITH_US else handle
+app: ASGIApp = SSEMiddleware(handle, mark=app_parts.MARK) if app_parts.WITH_US else handle
 
 watched = app_parts.watched(app)

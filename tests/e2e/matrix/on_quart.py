@@ -86,6 +86,6 @@ async def stopped() -> None:
 
 if app_parts.WITH_US:
     # The way that Quart's own documentation wraps an app.
-    app.asgi_app = SSEMiddleware(app.asgi_app, mark="*")  # type: ignore[method-assign]
+    app.asgi_app = SSEMiddleware(app.asgi_app, mark=app_parts.MARK)  # type: ignore[method-assign]
 
 watched = app_parts.watched(app)

@@ -95,6 +95,6 @@ app = Starlette(
     lifespan=lifespan,
 )
 if app_parts.WITH_US:
-    app.add_middleware(SSEMiddleware, mark="*")
+    app.add_middleware(SSEMiddleware, mark=app_parts.MARK)
 
 watched = app_parts.watched(app)

@@ -95,7 +95,7 @@ OTHERS["agents"] = [
 OTHERS["all"] = [*OTHERS["gzip"], *OTHERS["cors"], *OTHERS["base"]]
 
 SESSION = Middleware(SessionMiddleware, secret_key="matrix")
-US = Middleware(SSEMiddleware, mark="*" if app_parts.MARKED else ())
+US = Middleware(SSEMiddleware, mark=app_parts.MARK)
 
 
 def stacks() -> dict[str, list[Middleware]]:

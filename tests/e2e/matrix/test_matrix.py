@@ -1,213 +1,38 @@
 """Every server with every framework: the middleware changes streams only, as it is documented.
 
-Each pair of server and framework runs twice, with the middleware and without it. All requests are
-sent to both at once, the responses are kept, and both are stopped; the tests compare.
+The responses of each pair of server and framework are kept, and the servers are stopped; the tests
+compare. `observing.py` has the requests.
 """
 
-import asyncio
-import importlib.util
 import json
 import re
 from collections import Counter
-from collections.abc import Awaitable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import AnyStr
 
 import pytest
 
-from tests.e2e.matrix.recording_client import Answer, Ask, RecordingClient
+from tests.e2e.matrix.observing import (
+    ADJUSTED,
+    AT_ONCE,
+    CLIENT_FAILS,
+    CLOCKS,
+    ENDLESS,
+    FRAMEWORKS,
+    HEARTBEAT_SECONDS,
+    NATIVE,
+    OTHERS,
+    OURS,
+    PLAIN,
+    ROWS,
+    UNMARKED,
+    Pair,
+    missing_modules,
+    run_all,
+)
+from tests.e2e.matrix.recording_client import Answer
 from tests.support import needs
-from tests.support.raw_http import EVENTSOURCE
-from tests.support.servers import Server, serving
-
-LIBRARY = EVENTSOURCE | {"user-agent": "python-requests/2.32"}
-"""The headers of sseclient: those of a browser, but for the name."""
-HEARTBEAT_SECONDS = 0.3
-
-
-@dataclass(frozen=True)
-class Row:
-    """A server and the version of HTTP."""
-
-    server: str
-    http2: bool = False
-
-
-ROWS = {
-    "uvicorn-httptools": Row("uvicorn-httptools"),
-    "uvicorn-h11": Row("uvicorn-h11"),
-    "hypercorn": Row("hypercorn"),
-    "hypercorn-http2": Row("hypercorn", http2=True),  # without TLS, by prior knowledge
-    "granian": Row("granian"),
-    "granian-http2": Row("granian", http2=True),
-}
-CLIENT_FAILS = {ROWS["granian-http2"]: {"head of json"}}
-"""Responses with which the client fails: granian sends the body of a HEAD in HTTP/2."""
-AT_ONCE = 3
-"""The number of pairs that run at a time; they mostly wait."""
-
-FRAMEWORKS = ("starlette", "fastapi", "litestar", "quart", "django", "plain_asgi")
-
-UPLOAD = bytes(range(256)) * 4096
-
-
-OTHERS = {
-    "json": Ask("/json"),
-    "json for an EventSource": Ask("/json", headers=EVENTSOURCE),
-    "head of json": Ask("/json", "HEAD"),
-    "a method that is not allowed": Ask("/json", "DELETE"),
-    "file": Ask("/file"),
-    "range of a file": Ask("/file", headers={"range": "bytes=1000-1999"}),
-    "upload": Ask("/upload", "POST", body=UPLOAD),
-    "missing": Ask("/missing"),
-    "missing for an EventSource": Ask("/missing", headers=EVENTSOURCE),
-    "boom": Ask("/boom?key=boom"),
-    "boom for an EventSource": Ask("/boom?key=boom-eventsource", headers=EVENTSOURCE),
-    "background": Ask("/background?key=background"),
-    "lifespan": Ask("/state?key=lifespan"),
-}
-"""Responses that are no streams: they are the same, including all headers."""
-
-PLAIN = {
-    "slow": Ask("/stream?key=slow&n=3&pause=0.4"),
-    "slow for a library": Ask("/stream?key=slow-library&n=3&pause=0.4", headers=LIBRARY),
-    "quick": Ask("/stream?key=quick&n=200&pause=0"),
-    "posted": Ask("/stream?key=posted&n=2&pause=0.4", "POST", body=UPLOAD),
-    "empty": Ask("/stream?key=empty&n=0&pause=0"),
-    "failing": Ask("/stream?key=failing&n=2&pause=0.01&boom=1"),
-    "failing at once": Ask("/stream?key=failing-at-once&n=0&pause=0&boom=1"),
-    "head of a stream": Ask("/stream?key=head&n=1&pause=0", "HEAD"),
-}
-"""Streams for clients other than `EventSource`: the app's bytes, and comments."""
-
-NATIVE = {
-    "slow": Ask("/stream?key=es-slow&n=3&pause=0.4", headers=EVENTSOURCE),
-    "quick": Ask("/stream?key=es-quick&n=200&pause=0", headers=EVENTSOURCE),
-    "empty": Ask("/stream?key=es-empty&n=0&pause=0", headers=EVENTSOURCE),
-    "failing": Ask("/stream?key=es-failing&n=2&pause=0.01&boom=1", headers=EVENTSOURCE),
-}
-"""Streams for an `EventSource`."""
-
-ENDLESS = {
-    "lines": Ask("/lines?key=lines"),
-    "events": Ask("/stream?key=events&n=1000000000&pause=0.05"),
-    "silent events": Ask("/stream?key=silent&n=2&pause=1000"),
-    "events for an EventSource": Ask(
-        "/stream?key=es-events&n=1000000000&pause=0.05", headers=EVENTSOURCE
-    ),
-    "silent events for an EventSource": Ask(
-        "/stream?key=es-silent&n=2&pause=1000", headers=EVENTSOURCE
-    ),
-}
-"""Responses that end only if the client disconnects."""
-
-RESET = (
-    Ask("/stream?key=reset&n=1000000000&pause=0.05", headers=EVENTSOURCE),
-    Ask("/stream?key=not-reset&n=3&pause=0.4"),
-)
-"""Two streams on one connection, of which the first is reset."""
-
-OURS = (
-    "x-trace-id",
-    "x-stream-id",
-    "x-stream-max-seconds",
-    "x-heartbeat-interval",
-    "x-silence-threshold",
-    "x-accel-buffering",
-)
-CLOCKS = ("date", "expires")
-ADJUSTED = ("cache-control", "connection", "content-length")
-
-
-@dataclass
-class Observed:
-    """All responses of one server."""
-
-    others: dict[str, Answer] = field(default_factory=dict)
-    plain: dict[str, Answer] = field(default_factory=dict)
-    native: dict[str, Answer] = field(default_factory=dict)
-    left: dict[str, Answer] = field(default_factory=dict)
-    reset: tuple[list[str], bytes] = ([], b"")
-    websocket: list[str] = field(default_factory=list)
-    log: str = ""
-    exit_code: int | None = None
-
-
-@dataclass(frozen=True)
-class Pair:
-    """All responses with the middleware and without it."""
-
-    row: Row
-    framework: str
-    ours: Observed
-    bare: Observed
-
-
-async def observe(server: Server, row: Row) -> Observed:
-    """Send all requests at once."""
-    client = RecordingClient(server, http2=row.http2)
-    observed = Observed()
-
-    async def keep(name: str, answers: dict[str, Answer], answer: Awaitable[Answer]) -> None:
-        answers[name] = await answer
-
-    async with asyncio.TaskGroup() as tasks:
-        for asks, answers in (
-            (OTHERS, observed.others),
-            (PLAIN, observed.plain),
-            (NATIVE, observed.native),
-        ):
-            for name, ask in asks.items():
-                tasks.create_task(keep(name, answers, client.ask(ask)))
-        for name, ask in ENDLESS.items():
-            enough = b"0" if "silent" in name else b"1"
-            leaving = client.ask(ask, leave_after=enough)
-            tasks.create_task(keep(name, observed.left, leaving))
-        if row.http2:
-            resetting = tasks.create_task(client.reset(*RESET))
-        else:
-            talking = tasks.create_task(client.talk("echo"))
-    if row.http2:
-        observed.reset = resetting.result()
-    else:
-        observed.websocket = talking.result()
-    return observed
-
-
-def run_both(row: Row, framework: str, directory: Path) -> Pair:
-    """Run the app with the middleware and without it at the same time, and observe both."""
-    file = directory / "file.bin"
-    file.write_bytes(bytes(range(256)) * 400)
-    environ = {
-        "MATRIX_FILE": str(file),
-        "SSE_HEARTBEAT_INTERVAL": str(HEARTBEAT_SECONDS),
-        "SSE_LINGER_SECONDS": "0",
-        "PYTHONHASHSEED": "0",  # some frameworks list allowed methods in the order of a set
-    }
-
-    def run(name: str, without_us: str) -> Observed:
-        (directory / name).mkdir()
-        app = f"tests.e2e.matrix.on_{framework}:watched"
-        with serving(
-            row.server, app, directory / name, {**environ, "MATRIX_WITHOUT_US": without_us}
-        ) as server:
-            observed = asyncio.run(observe(server, row))
-        observed.log = server.log_text()
-        observed.exit_code = server.process.returncode
-        return observed
-
-    with ThreadPoolExecutor(2) as threads:
-        ours, bare = threads.map(run, ("with", "without"), ("", "1"))
-    return Pair(row, framework, ours, bare)
-
-
-def missing_modules(row: Row, framework: str) -> list[str]:
-    """Return the missing modules."""
-    needed = {framework, row.server.partition("-")[0]} - {"plain_asgi"}
-    needed |= {"h2"} if row.http2 else {"websockets"}
-    return [name for name in sorted(needed) if importlib.util.find_spec(name) is None]
 
 
 @pytest.fixture(scope="session")
@@ -227,7 +52,7 @@ def runs(
         row = ROWS[row_name]
         if not missing_modules(row, framework):
             directory = tmp_path_factory.mktemp("matrix")
-            futures[name] = threads.submit(run_both, row, framework, directory)
+            futures[name] = threads.submit(run_all, row, framework, directory)
     yield futures
     threads.shutdown(cancel_futures=True)
 
@@ -250,7 +75,7 @@ def same_unless_reset(pair: Pair, name: str, ours: AnyStr, bare: AnyStr) -> bool
     After an exception of the app, granian resets a stream of HTTP/2, and may discard what it has
     not sent yet.
     """
-    if pair.row == ROWS["granian-http2"] and name == "failing":
+    if pair.row == ROWS["granian-http2"] and name.startswith("failing"):
         return ours.startswith(bare) or bare.startswith(ours)
     return ours == bare
 
@@ -261,14 +86,15 @@ def without_comments(body: bytes) -> bytes:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_response_that_is_no_stream_is_the_same(pair: Pair, name: str) -> None:
-    ours, bare = pair.ours.others[name], pair.bare.others[name]
-    if name in CLIENT_FAILS.get(pair.row, ()):
-        assert ours.error == bare.error != ""
-        return
-    assert ours.http_version == ("HTTP/2" if pair.row.http2 else "HTTP/1.1")
-    assert headers_of(ours) == headers_of(bare)
-    assert ours.body == bare.body
-    assert (ours.status, ours.error, ours.noted) == (bare.status, bare.error, bare.noted)
+    bare = pair.bare.others[name]
+    for ours in (pair.ours.others[name], pair.unmarked.others[name]):
+        if name in CLIENT_FAILS.get(pair.row, ()):
+            assert ours.error == bare.error != ""
+            continue
+        assert ours.http_version == ("HTTP/2" if pair.row.http2 else "HTTP/1.1")
+        assert headers_of(ours) == headers_of(bare)
+        assert ours.body == bare.body
+        assert (ours.status, ours.error, ours.noted) == (bare.status, bare.error, bare.noted)
 
 
 def test_the_app_responds_as_intended(pair: Pair) -> None:
@@ -301,13 +127,38 @@ def test_a_plain_stream_is_the_same_except_for_comments(pair: Pair, name: str) -
         assert b": heartbeat" + end + end in ours.body
 
 
+@pytest.mark.parametrize("name", [*PLAIN, *(f"{name} for an EventSource" for name in NATIVE)])
+def test_without_the_mark_a_stream_has_more_headers_and_nothing_else(pair: Pair, name: str) -> None:
+    unmarked, bare = (
+        {
+            **observed.plain,
+            **{f"{key} for an EventSource": answer for key, answer in observed.native.items()},
+        }[name]
+        for observed in (pair.unmarked, pair.bare)
+    )
+    assert same_unless_reset(pair, name, unmarked.body, bare.body)
+    assert (unmarked.status, unmarked.noted) == (bare.status, bare.noted)
+    is_stream = not (name == "head of a stream" or bare.status == 500)
+    ignored = (*UNMARKED, *framing_of(pair, name)) if is_stream else ()
+    assert headers_of(unmarked, *ignored) == headers_of(bare, *ignored)
+    if is_stream:
+        assert [header for header in UNMARKED if unmarked.header(header) is None] == []
+        added = set(dict(unmarked.headers)) - set(dict(bare.headers))
+        assert added - {*framing_of(pair, name)} <= {*UNMARKED}
+
+
+def framing_of(pair: Pair, name: str) -> tuple[str, ...]:
+    """Return the headers of the framing, if they vary."""
+    if name.startswith("empty") and pair.row.server == "granian":
+        # granian declares an empty body as chunked or as 0 bytes, without the middleware too.
+        return ("transfer-encoding", "content-length")
+    return ()
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_stream_has_the_apps_headers_and_ours(pair: Pair, name: str) -> None:
     ours, bare = pair.ours.plain[name], pair.bare.plain[name]
-    framing: tuple[str, ...] = ()
-    if name == "empty" and pair.row.server == "granian":
-        # granian declares an empty body as chunked or as 0 bytes, without the middleware too.
-        framing = ("transfer-encoding", "content-length")
+    framing = framing_of(pair, name)
     ignored = (*OURS, *ADJUSTED, *framing)
     assert headers_of(ours, *ignored) == headers_of(bare, *ignored)
     if name == "head of a stream" or bare.status == 500:
@@ -340,20 +191,22 @@ def test_an_eventsource_receives_all_events_between_start_and_end(pair: Pair, na
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_an_app_stops_after_its_client_has_left_as_without_us(pair: Pair, name: str) -> None:
-    ours, bare = pair.ours.left[name], pair.bare.left[name]
-    assert (ours.status, ours.error) == (bare.status, bare.error) == (200, "")
-    assert ways_out(ours.noted) == ways_out(bare.noted)
+    bare = pair.bare.left[name]
     assert "finally" in bare.noted
+    for ours in (pair.ours.left[name], pair.unmarked.left[name]):
+        assert (ours.status, ours.error) == (bare.status, bare.error) == (200, "")
+        assert ways_out(ours.noted) == ways_out(bare.noted)
 
 
 def test_a_reset_stream_stops_and_the_other_one_continues(pair: Pair) -> None:
     if not pair.row.http2:
         pytest.skip("HTTP/1.1 has one stream a connection")
-    (ours, ours_whole), (bare, bare_whole) = pair.ours.reset, pair.bare.reset
-    assert ways_out(ours) == ways_out(bare)
+    bare, bare_whole = pair.bare.reset
     assert "finally" in bare
-    assert without_comments(ours_whole) == bare_whole
     assert bare_whole.count(b"data: ") == 3
+    for ours, ours_whole in (pair.ours.reset, pair.unmarked.reset):
+        assert ways_out(ours) == ways_out(bare)
+        assert without_comments(ours_whole) == bare_whole
 
 
 def ways_out(noted: list[str]) -> list[str]:
@@ -370,7 +223,7 @@ def ways_out(noted: list[str]) -> list[str]:
 def test_a_websocket_is_the_same(pair: Pair) -> None:
     if pair.row.http2:
         pytest.skip("websockets supports HTTP/1.1 only")
-    assert pair.ours.websocket == pair.bare.websocket
+    assert pair.ours.websocket == pair.unmarked.websocket == pair.bare.websocket
     if pair.framework == "django":
         assert len(pair.bare.websocket) == 1  # refused: get_asgi_application takes HTTP only
     else:
@@ -378,12 +231,14 @@ def test_a_websocket_is_the_same(pair: Pair) -> None:
 
 
 def test_the_log_has_the_same_errors(pair: Pair) -> None:
-    assert errors_in(pair.ours.log) == errors_in(pair.bare.log)
+    assert errors_in(pair.ours.log) == errors_in(pair.unmarked.log) == errors_in(pair.bare.log)
 
 
 def test_the_server_stops_as_without_us(pair: Pair) -> None:
-    assert pair.ours.exit_code == pair.bare.exit_code
-    assert ("lifespan: stopped" in pair.ours.log) == ("lifespan: stopped" in pair.bare.log)
+    bare = pair.bare
+    for ours in (pair.ours, pair.unmarked):
+        assert ours.exit_code == bare.exit_code
+        assert ("lifespan: stopped" in ours.log) == ("lifespan: stopped" in bare.log)
 
 
 def errors_in(log: str) -> Counter[str]:
