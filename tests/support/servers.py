@@ -21,6 +21,14 @@ SERVERS = {
     "granian": ("granian", "--interface", "asgi", "--port", "{port}"),
 }
 """The command line of each server, without the app."""
+GUNICORNS = {
+    "gunicorn-asgi": ("gunicorn", "--worker-class", "asgi", "--bind", "127.0.0.1:{port}"),
+    "gunicorn-uvicorn": (
+        *("gunicorn", "--worker-class", "uvicorn_worker.UvicornWorker"),
+        *("--bind", "127.0.0.1:{port}"),
+    ),
+}
+"""Those of gunicorn with its own ASGI worker, and with that of uvicorn."""
 
 _INHERITED = dict(os.environ)  # once: pytest writes a variable while threads start servers
 _TERMINATE_SECONDS = 10.0  # hypercorn needs about 5 s to end a stream
@@ -50,7 +58,7 @@ def serving(
 ) -> Iterator[Server]:
     """Serve `app` ("module:attribute") by the server `name` until the block ends."""
     port = free_port() if port is None else port
-    module, *arguments = (part.format(port=port) for part in SERVERS[name])
+    module, *arguments = (part.format(port=port) for part in (SERVERS | GUNICORNS)[name])
     command = [sys.executable, "-m", module, *arguments, *more, app]
     with running_process(command, directory / f"{name}.log", environ) as (process, log):
         wait_until_listening(port, process, log)

@@ -35,6 +35,8 @@ ROWS = {
     "hypercorn-http2": Row("hypercorn", http2=True),  # without TLS, by prior knowledge
     "granian": Row("granian"),
     "granian-http2": Row("granian", http2=True),
+    "gunicorn-asgi": Row("gunicorn-asgi"),
+    "gunicorn-uvicorn": Row("gunicorn-uvicorn"),
 }
 CLIENT_FAILS = {ROWS["granian-http2"]: {"head of json"}}
 """Responses with which the client fails: granian sends the body of a HEAD in HTTP/2."""
@@ -200,5 +202,6 @@ def run_all(row: Row, framework: str, directory: Path) -> Pair:
 def missing_modules(row: Row, framework: str) -> list[str]:
     """Return the missing modules."""
     needed = {framework, row.server.partition("-")[0]} - {"plain_asgi"}
+    needed |= {"uvicorn_worker"} if row.server == "gunicorn-uvicorn" else set()
     needed |= {"h2"} if row.http2 else {"websockets"}
     return [name for name in sorted(needed) if importlib.util.find_spec(name) is None]

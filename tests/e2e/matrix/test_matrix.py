@@ -138,7 +138,7 @@ def test_without_the_mark_a_stream_has_more_headers_and_nothing_else(pair: Pair,
     )
     assert same_unless_reset(pair, name, unmarked.body, bare.body)
     assert (unmarked.status, unmarked.noted) == (bare.status, bare.noted)
-    is_stream = not (name == "head of a stream" or bare.status == 500)
+    is_stream = not (name == "head of a stream" or bare.status != 200)
     ignored = (*UNMARKED, *framing_of(pair, name)) if is_stream else ()
     assert headers_of(unmarked, *ignored) == headers_of(bare, *ignored)
     if is_stream:
@@ -161,7 +161,7 @@ def test_a_stream_has_the_apps_headers_and_ours(pair: Pair, name: str) -> None:
     framing = framing_of(pair, name)
     ignored = (*OURS, *ADJUSTED, *framing)
     assert headers_of(ours, *ignored) == headers_of(bare, *ignored)
-    if name == "head of a stream" or bare.status == 500:
+    if name == "head of a stream" or bare.status != 200:  # 500, or no response at all
         assert headers_of(ours) == headers_of(bare)
         return
     assert [header for header in OURS if ours.header(header) is None] == []
@@ -195,7 +195,13 @@ def test_an_app_stops_after_its_client_has_left_as_without_us(pair: Pair, name: 
     assert "finally" in bare.noted
     for ours in (pair.ours.left[name], pair.unmarked.left[name]):
         assert (ours.status, ours.error) == (bare.status, bare.error) == (200, "")
-        assert ways_out(ours.noted) == ways_out(bare.noted)
+        if pair.row.server != "gunicorn-asgi" or ours is pair.unmarked.left[name]:
+            assert ways_out(ours.noted) == ways_out(bare.noted)
+            continue
+        # This server cancels the app a moment after the disconnect. A marked one has ended by then.
+        same = {"app raised CancelledError": "app returned"}
+        noted = [[same.get(way, way) for way in one.noted] for one in (ours, bare)]
+        assert ways_out(noted[0]) == ways_out(noted[1])
 
 
 def test_a_reset_stream_stops_and_the_other_one_continues(pair: Pair) -> None:
@@ -231,7 +237,12 @@ def test_a_websocket_is_the_same(pair: Pair) -> None:
 
 
 def test_the_log_has_the_same_errors(pair: Pair) -> None:
-    assert errors_in(pair.ours.log) == errors_in(pair.unmarked.log) == errors_in(pair.bare.log)
+    ours, unmarked, bare = (errors_in(one.log) for one in (pair.ours, pair.unmarked, pair.bare))
+    if pair.row.server == "gunicorn-asgi":
+        # It logs no exception after the end of a response, with which that of FastAPI races.
+        assert set(ours) <= set(bare) == set(unmarked)
+    else:
+        assert ours == unmarked == bare
 
 
 def test_the_server_stops_as_without_us(pair: Pair) -> None:
