@@ -12,6 +12,7 @@ from tests.support.workers import Worker, working
 
 ONE_AND_THREE = ["one worker", "three workers"]
 _APP = "example_app.app:app"
+_ENVIRON = {"SSE_DRAIN_SECONDS": "9"}  # an answer takes three on a machine with nothing else to do
 
 
 class Site(NamedTuple):
@@ -42,6 +43,6 @@ def running_example(kind: str, directory: Path) -> Iterator[Site]:
         return
     with (
         RedisServer(directory) as redis,
-        working(_APP, 3 * [redis.patient_url], directory, {}) as workers,
+        working(_APP, 3 * [redis.patient_url], directory, _ENVIRON) as workers,
     ):
         yield Site([worker.server.url for worker in workers], workers, redis)

@@ -14,8 +14,10 @@ from tests.e2e.clients.client_runs import Dispatch, Outcomes, by_node, in_thread
 from tests.support import needs
 from tests.support.example_site import ONE_AND_THREE, Site, running_example
 from tests.support.waiting import HANG_SECONDS, wait_until
+from tests.support.workers import Worker
 
 QUESTION = "What is the global interpreter lock?"
+HEADERS = {"authorization": "Bearer ann", "accept": "application/json"}
 SCENARIOS = ["whole", "continued", "polled", "cancelled"]
 
 
@@ -136,23 +138,42 @@ def test_a_response_in_the_background_is_cancelled_at_another_worker(outcomes: O
     assert [one["status"] for one in outcomes["cancelled"].events] == 2 * ["cancelled"]
 
 
+def response_at(worker: Worker, response_id: str) -> dict[str, Any]:
+    """Return a response as a worker knows it."""
+    url = f"{worker.server.url}/v1/responses/{response_id}"
+    found: dict[str, Any] = httpx.get(url, headers=HEADERS, timeout=HANG_SECONDS).json()
+    return found
+
+
+@pytest.mark.parametrize("site", ["three workers"], indirect=True)
+def test_a_response_in_the_background_ends_before_its_worker(
+    site: Site, request: pytest.FixtureRequest
+) -> None:
+    first, second, _ = site.workers
+    body = {"input": QUESTION, "background": True}
+    url = f"{first.server.url}/v1/responses"
+    begun = httpx.post(url, json=body, headers=HEADERS, timeout=HANG_SECONDS).json()
+    assert begun["status"] == "queued"
+    first.stop()
+    request.addfinalizer(first.start)
+    response = response_at(second, begun["id"])
+    assert response["status"] == "completed"
+    assert "only one thread" in text_of(response)
+
+
+@pytest.mark.parametrize("site", ["three workers"], indirect=True)
 def test_a_response_whose_worker_dies_fails(site: Site, request: pytest.FixtureRequest) -> None:
-    if not site.workers:
-        pytest.skip("a site of one worker is gone with it")
     first, second, _ = site.workers
     body = {"input": QUESTION, "background": True, "stream": True}
-    headers = {"authorization": "Bearer ann", "accept": "application/json"}
     url = f"{first.server.url}/v1/responses"
-    with httpx.stream("POST", url, json=body, headers=headers, timeout=HANG_SECONDS) as stream:
+    with httpx.stream("POST", url, json=body, headers=HEADERS, timeout=HANG_SECONDS) as stream:
         lines = (line for line in stream.iter_lines() if line.startswith("data:"))
         data, *_ = islice(lines, 20)  # by then, the stream is in Redis
         first.kill()
     request.addfinalizer(first.start)
-    one = f"{second.server.url}/v1/responses/{json.loads(data[5:])['response']['id']}"
-
-    def response() -> dict[str, Any]:
-        found: dict[str, Any] = httpx.get(one, headers=headers, timeout=HANG_SECONDS).json()
-        return found
-
-    wait_until(lambda: response()["status"] == "failed", "the response has not failed")
-    assert response()["error"]["code"] == "server_error"
+    response_id = json.loads(data[5:])["response"]["id"]
+    wait_until(
+        lambda: response_at(second, response_id)["status"] == "failed",
+        "the response has not failed",
+    )
+    assert response_at(second, response_id)["error"]["code"] == "server_error"
