@@ -8,14 +8,20 @@ and second heartbeats would confuse its client, and ids of both would make it lo
 from collections.abc import Iterable
 from typing import Final
 
+from sse_middleware.protocol.event_ids import is_stream_id
+
 _ANNOUNCED: Final = frozenset((b"x-stream-id", b"x-heartbeat-interval", b"x-silence-threshold"))
 """The headers that no other program sends together."""
 _MAX_PATHS: Final = 1000
 
 
 def is_of_inner_service(app_headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    """Return whether the app passes on a marked stream of another instance of the middleware."""
-    return {name.lower() for name, _ in app_headers} >= _ANNOUNCED
+    """Return whether the app passes on a marked stream of another instance of the middleware.
+
+    An app that was written without the middleware may announce heartbeats too, by these names.
+    """
+    values = {name.lower(): value for name, value in app_headers}
+    return values.keys() >= _ANNOUNCED and is_stream_id(values[b"x-stream-id"].decode("latin-1"))
 
 
 class InnerServices:

@@ -171,6 +171,12 @@ def with_headers(owner: StreamOwner, record: StreamRecord, start: Message) -> Me
     added = unmarked_headers(headers, trace_id=record.trace_id, stream_id=record.stream_id)
     if len(added) < NUMBER_OF_UNMARKED_HEADERS and is_of_inner_service(headers):
         context.inner_services.add(request_path(owner.scope))
+        if context.is_first_warning("inner", record.route):
+            logger.info(
+                "an event stream of route %s has a mark in the service from which the app receives "
+                "it, by its X-Stream-ID: it is passed on unchanged. This is logged once per route",
+                record.route,
+            )
     else:
         log_hint_once(record.route)
     if has_content_length(headers):

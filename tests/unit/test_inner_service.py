@@ -56,6 +56,21 @@ async def test_a_stream_has_one_start_one_end_and_the_ids_and_heartbeats_of_the_
     assert exchange.messages[-1][1].get("more_body", False) is False
 
 
+async def test_an_app_that_announces_its_own_heartbeats_is_no_service() -> None:
+    headers = {"X-Stream-ID": "chat-42", "X-Heartbeat-Interval": "5", "X-Silence-Threshold": "15"}
+    exchange = await read(resumable(Counting(3, headers=headers)), path="/s")
+    assert (exchange.names[0], exchange.names[-1]) == ("start", "complete")
+    assert exchange.headers[b"x-stream-id"] == b"chat-42"
+
+
+async def test_the_service_is_named_once_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    app = both(Counting(2))
+    with caplog.at_level(logging.INFO, "sse_middleware"):
+        for _ in range(2):
+            await read(app, path="/s")
+    assert caplog.text.count("has a mark in the service from which the app receives it") == 1
+
+
 async def test_a_stream_that_is_cut_is_resumed_from_the_service_without_a_reset() -> None:
     counting = Counting(6)
     app = both(counting)
