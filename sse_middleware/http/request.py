@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 from starlette.types import Scope
 
 from sse_middleware.http.routes import Mark
-from sse_middleware.observability.tracing import Tracing, span_trace_id
+from sse_middleware.observability.tracing import Tracing, is_loaded, span_trace_id
 from sse_middleware.protocol.client_kinds import EVENT_STREAM, ClientKind, detect_client_kind
 from sse_middleware.protocol.event_ids import EventId, parse_event_id
 
@@ -316,6 +316,8 @@ def trace_id_of(raw: Collection[tuple[bytes, bytes]], tracing: Tracing | None) -
 
 
 def _parse_trace_id(headers: Mapping[bytes, bytes], tracing: Tracing | None) -> str:
+    if not is_loaded():
+        return _header_trace_id(headers) or f"{random.getrandbits(128):032x}"
     found_id = span_trace_id()
     if not found_id and tracing is not None:
         found_id = tracing.incoming_trace_id(headers)

@@ -130,6 +130,11 @@ class Tracing:
             )
 
 
+def is_loaded() -> bool:
+    """Return whether something has imported OpenTelemetry, without which there are no spans."""
+    return _API in sys.modules
+
+
 def span_trace_id() -> str:
     """Return the trace id of the span that is current, `""` without one."""
     api = sys.modules.get(_API)
