@@ -12,6 +12,8 @@ const EARLY_ENDS = {
   duration_cap: "Cut short: the answer has reached its time limit. Ask again with a shorter pause.",
   cancelled: "Cut short: the answer was cancelled.",
 };
+const OUTCOMES = { complete: "Done", stopped: "Stopped", "cut-short": "Cut short", failed: "Failed" };
+const NARROW = matchMedia("(max-width: 36rem)");
 const LOSSES = {
   cut: "connection lost",
   ended: "the server has ended the connection",
@@ -28,6 +30,7 @@ const strip = new Strip(element("strip"));
 let client = null;
 let asked = null; // { question, delay }
 let endsAt = null;
+let waiting = null; // { since, delay, text } of the next attempt
 let connections = 0;
 
 // ---------------------------------------------------------------- the connection
@@ -39,6 +42,8 @@ function ask(question, delay = element("delay").value) {
   sessionStorage.setItem("asked", JSON.stringify(asked));
   client = follow(asked);
   client.start();
+  // On a phone, the connection and the answer fill the screen from now on.
+  if (NARROW.matches) document.querySelector(".wire").scrollIntoView({ block: "start" });
 }
 
 function follow({ question, delay }) {
@@ -91,7 +96,7 @@ function begin({ resumed, max_duration: seconds, trace_id: trace, stream_id: str
   showText("trace-id", trace);
   showText("stream-id", stream);
   element("copy").disabled = false;
-  setLimit(seconds, element("remaining-bar").dataset.known ? undefined : seconds);
+  setLimit(seconds, resumed ? undefined : seconds); // the time of the stream, not of the connection
   if (resumed) showText("state-detail", "resumed without a loss");
 }
 
@@ -113,7 +118,6 @@ function beat(data) {
   showText("last-beat", new Date(data.timestamp).toLocaleTimeString([], { hour12: false }));
   element("last-beat").title = data.timestamp;
   setLimit(data.max_duration, data.remaining_seconds);
-  element("remaining-bar").dataset.known = "";
   pulse();
 }
 
@@ -129,13 +133,22 @@ function fail({ code, message, traceId }) {
   settle("failed");
   const trace = traceId ? ` (trace ${traceId})` : "";
   const gaveUp = code === "gave_up";
-  showNotice(gaveUp ? `The server cannot be reached.${trace}` : `${message}${trace}`, gaveUp ? "Go on" : "Try again");
+  const action = client.lastEventId ? "Reconnect" : "Ask again";
+  showNotice(gaveUp ? `The server cannot be reached.${trace}` : `${message}${trace}`, action);
 }
 
 function settle(state) {
   endsAt = null;
   element("answer").dataset.state = state;
   element("answer").setAttribute("aria-busy", "false");
+  showOutcome(state);
+}
+
+function showOutcome(state) {
+  const outcome = element("outcome");
+  outcome.dataset.state = state;
+  outcome.textContent = OUTCOMES[state] ?? "";
+  outcome.hidden = !(state in OUTCOMES);
 }
 
 // ---------------------------------------------------------------- the answer
@@ -148,6 +161,7 @@ function appendAnswer(piece) {
   const answer = element("answer");
   answer.dataset.state = "streaming";
   answer.setAttribute("aria-busy", "true");
+  showOutcome("streaming");
   unwritten += piece;
   const begun = unwritten.search(/\[\d*$/);
   const whole = begun < 0 ? unwritten : unwritten.slice(0, begun);
@@ -188,6 +202,7 @@ function clearAnswer() {
   unwritten = unannounced = "";
   element("answer").replaceChildren();
   element("answer").dataset.state = "streaming";
+  showOutcome("streaming");
   element("sources").replaceChildren();
   element("evidence").hidden = true;
   showNotice("");
@@ -230,7 +245,9 @@ let lasting = 0;
 function showState(state, { reason, attempt = 0, delay = 0 } = {}) {
   element("light").dataset.state = element("state").dataset.state = state;
   showText("state", state);
+  waiting = state === "reconnecting" ? { since: performance.now(), delay } : null;
   showText("state-detail", stateDetail(state, reason, attempt, delay));
+  if (waiting) waiting.text = element("state-detail").textContent;
   if (state === "connected") showText("connections", ++connections);
   strip.state(state);
   clearTimeout(lasting); // a short state is not announced
@@ -241,7 +258,7 @@ function showState(state, { reason, attempt = 0, delay = 0 } = {}) {
   enable("start", !running && asked !== null, "stop");
   if (reason === "stopped") {
     flushAnswer();
-    settle("cut-short");
+    settle("stopped");
   }
 }
 
@@ -266,6 +283,13 @@ function enable(id, enabled, next) {
     element(next).disabled = false;
     element(next).focus();
   }
+}
+
+/** Count down to the next attempt. */
+function showWaiting() {
+  if (waiting === null) return;
+  const left = Math.max(0, waiting.delay - (performance.now() - waiting.since));
+  showText("state-detail", waiting.text.replace(/back in [\d.]+ s/, `back in ${(left / 1000).toFixed(1)} s`));
 }
 
 function setLimit(maxSeconds, remainingSeconds) {
@@ -307,6 +331,7 @@ async function copyTrace() {
 
 /** Forget all that was shown of the last question. */
 function forget() {
+  document.body.classList.add("asked");
   clearAnswer();
   for (const id of ["trace-id", "stream-id", "uptime", "chunks", "last-beat", "remaining"]) {
     showText(id, null);
@@ -315,7 +340,6 @@ function forget() {
   element("copy").disabled = true;
   element("pulse").classList.remove("alive");
   element("remaining-bar").value = 0;
-  delete element("remaining-bar").dataset.known;
   endsAt = null;
   connections = 0;
 }
@@ -341,7 +365,7 @@ function showText(id, text) {
   element(id).textContent = text ?? "–";
 }
 
-function showNotice(text, action = "Try again") {
+function showNotice(text, action = "Ask again") {
   showText("notice", text);
   showText("retry", action);
   element("notice-box").hidden = !text;
@@ -375,7 +399,10 @@ element("hide-words").addEventListener("change", (event) => {
   element("debug").classList.toggle("without-words", event.target.checked);
 });
 element("delay").addEventListener("input", (event) => showText("delay-text", `${event.target.value} ms`));
-setInterval(showRemaining, TICK_MS);
+setInterval(() => {
+  showRemaining();
+  showWaiting();
+}, TICK_MS);
 strip.draw();
 
 // A reloaded page continues its stream; a link may carry the question: /?query=What+is+a+generator

@@ -150,7 +150,7 @@ def test_the_page_streams_a_cited_answer_with_its_trace_id(page: "Page") -> None
     assert "event loop" in page.inner_text("#answer").lower()
     assert re.fullmatch(r"[0-9a-f]{32}", page.inner_text("#trace-id").strip())
     assert re.fullmatch(r"[0-9a-f]{32}", page.inner_text("#stream-id").strip())
-    assert "content_chunk" in page.inner_text("#debug")
+    assert "content_chunk" in (page.text_content("#debug") or "")
     assert "disconnected" in page.inner_text("#state").lower()
 
 
@@ -158,7 +158,11 @@ def test_the_page_shows_heartbeats_and_the_remaining_time(page: "Page") -> None:
     page.fill("#delay", "400")
     ask(page, QUESTION)
     page.wait_for_function("() => document.querySelector('#heartbeats').textContent >= 3")
-    assert re.search(r"\d", page.inner_text("#remaining"))
+    shown = page.inner_text("#remaining")
+    assert re.search(r"\d", shown)
+    page.wait_for_function(
+        "shown => document.querySelector('#remaining').textContent != shown", arg=shown
+    )
     page.click("#stop")
     page.wait_for_selector("#state[data-state=disconnected]")
 
@@ -174,7 +178,7 @@ def see_a_capped_answer(page: "Page") -> None:
     ask(page, QUESTION)
     page.wait_for_selector("#notice:visible")
     page.wait_for_selector("#state[data-state=disconnected]")
-    assert "duration_cap" in page.inner_text("#debug")
+    assert "duration_cap" in (page.text_content("#debug") or "")
 
 
 HAS_WORDS = "document.querySelector('#answer').textContent.split(' ').length > count"
@@ -201,8 +205,8 @@ def test_no_word_is_lost_if_the_page_cuts_its_connections(page: "Page", url: str
     chunks = [json.loads(event.data).get("content", "") for event in events_of(response)]
     assert page.text_content("#answer") == re.sub(r"\[(\d+)\]", r"\1", "".join(chunks))
     assert page.inner_text("#connections") == "3"
-    assert "event: start" in page.inner_text("#debug")
-    assert "event: reset" not in page.inner_text("#debug")
+    assert "event: start" in (page.text_content("#debug") or "")
+    assert "event: reset" not in (page.text_content("#debug") or "")
 
 
 def test_a_reloaded_page_shows_the_whole_answer(page: "Page") -> None:
@@ -224,7 +228,8 @@ def test_a_stopped_answer_can_be_requested_again(page: "Page") -> None:
     wait_for_words(page, 5)
     page.focus("#stop")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#answer[data-state=cut-short]")
+    page.wait_for_selector("#answer[data-state=stopped]")
+    assert page.inner_text("#outcome") == "Stopped"
     assert page.evaluate("document.activeElement.id") == "start", "the focus is not lost"
     page.keyboard.press("Enter")
     page.wait_for_selector("#answer[data-state=complete]")
@@ -235,10 +240,12 @@ def test_a_refused_request_is_reported_and_can_be_repeated(page: "Page") -> None
     ask(page, QUESTION)
     page.wait_for_selector("#retry:visible")
     assert "401" in page.inner_text("#notice")
+    assert (page.inner_text("#outcome"), page.inner_text("#retry")) == ("Failed", "Ask again")
     page.unroute("**/stream/search**")
     page.fill("#delay", "0")
     page.click("#retry")
     page.wait_for_selector("#answer[data-state=complete]")
+    assert page.inner_text("#outcome") == "Done"
     assert page.is_hidden("#notice")
 
 
@@ -282,6 +289,34 @@ def test_the_page_fits_a_narrow_screen(page: "Page") -> None:
     for width in (320, 360, 768):
         page.set_viewport_size({"width": width, "height": 700})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_answer_is_visible_on_a_phone_while_the_connection_is_cut(page: "Page") -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.fill("#delay", "100")
+    ask(page, QUESTION)
+    cut_after_words(page, 8)
+    page.wait_for_selector("#state[data-state=reconnecting]")
+    visible = "id => { const at = document.querySelector(id).getBoundingClientRect();"
+    visible += " return at.top >= 0 && at.bottom <= innerHeight; }"
+    assert page.evaluate(visible, "#cut")
+    top = page.evaluate("document.querySelector('#answer').getBoundingClientRect().top")
+    assert 0 < top < 844 / 2
+    shown = page.inner_text("#state-detail")
+    page.wait_for_function(
+        "shown => document.querySelector('#state-detail').textContent != shown", arg=shown
+    )
+    page.wait_for_selector("#answer[data-state=complete]")
+
+
+def test_frames_are_shown_on_request(page: "Page") -> None:
+    page.fill("#delay", "0")
+    ask(page, QUESTION)
+    page.wait_for_selector("#answer[data-state=complete]")
+    assert page.is_hidden("#debug")
+    page.focus("#frames")
+    page.keyboard.press("Enter")
+    assert "content_chunk" in page.inner_text("#debug")
 
 
 def test_the_page_can_be_used_by_keyboard_alone(page: "Page") -> None:
