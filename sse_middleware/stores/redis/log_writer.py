@@ -32,8 +32,8 @@ _RUNNING_SECONDS: Final = 60.0
 _MAX_LOGS: Final = 128
 """The most logs in one pipeline."""
 _UNWRITTEN: Final = (
-    "Redis store: closed before the last events of %d logs were written. Clients that reconnect "
-    "may miss them. Check whether Redis is in reach."
+    "Redis store: it was closed before the last events of some logs (%d) were written. Clients "
+    "that reconnect may miss them. Check whether Redis is in reach."
 )
 
 

@@ -40,6 +40,6 @@ async def test_streams_end_before_the_hook_returns_and_the_server_then_stops(
                 await reading
         assert stream.whole
         assert stream.reason == "shutdown"
-        until_logged(server.log, "has cut 1 answers")
+        until_logged(server.log, "has cut before their end: 1")
         server.process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(server.process.wait, HANG_SECONDS)

@@ -37,7 +37,7 @@ async def test_the_answers_that_are_cut_are_counted_in_one_warning(
             await follower
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1
-    assert "cut 2 answers" in warnings[0]
+    assert "cut before their end: 2" in warnings[0]
     assert "SSE_DRAIN_SECONDS" in warnings[0]
 
 
@@ -48,7 +48,7 @@ async def test_unmarked_answers_that_are_cut_are_counted_too(
     async with running(app, Exchange(http_scope())) as exchange, draining():
         assert exchange.task is not None
         await exchange.task
-    assert "cut 1 answers" in caplog.text
+    assert "cut before their end: 1" in caplog.text
 
 
 async def test_a_drain_that_cuts_nothing_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
