@@ -57,9 +57,10 @@ def server(running_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Redi
 
 @contextmanager
 def hanging(server: RedisServer) -> Iterator[None]:
-    """Let Redis hang, with the timeout that users have."""
+    """Let Redis hang, with the timeouts that users have."""
     with pytest.MonkeyPatch.context() as patched, server.stopped():
         patched.setattr(circuit_breaker, "CALL_TIMEOUT_SECONDS", CALL_SECONDS)
+        patched.setattr(circuit_breaker, "FIRST_CALL_TIMEOUT_SECONDS", 1.0)
         yield
 
 
