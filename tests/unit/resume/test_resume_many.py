@@ -28,6 +28,7 @@ from tests.support.asgi import (
 )
 from tests.support.middleware import marking
 from tests.support.resuming import back, living, texts, value
+from tests.support.samples import sampled
 
 pytestmark = pytest.mark.anyio
 
@@ -136,15 +137,15 @@ async def leave_nothing(count: int, **options: Any) -> None:
 
 @pytest.mark.parametrize("linger", [0.25, 3.0])
 async def test_a_thousand_streams_and_their_clients_leave_nothing(linger: float) -> None:
-    await leave_nothing(1_000, linger_seconds=linger)
+    await leave_nothing(sampled(1_000), linger_seconds=linger)
 
 
 async def test_streams_that_replace_one_another_leave_nothing() -> None:
-    await leave_nothing(400, linger_seconds=3.0, max_lingering=5)
+    await leave_nothing(sampled(400), linger_seconds=3.0, max_lingering=5)
 
 
 async def test_streams_that_may_not_linger_leave_nothing() -> None:
-    await leave_nothing(400, linger_seconds=0)
+    await leave_nothing(sampled(400), linger_seconds=0)
 
 
 @pytest.mark.slow
