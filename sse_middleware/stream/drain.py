@@ -128,8 +128,8 @@ class Drain:
         cut, self._cut = self._cut, 0
         if cut:
             logger.warning(
-                "Answers of apps that the shutdown has cut before their end: %d. SSE_DRAIN_SECONDS is "
-                "the time that they have: set it to your longest answer, and the time after which "
-                "the process is killed to a few seconds more.",
+                "Answers of apps that the shutdown has cut before their end: %d. "
+                "SSE_DRAIN_SECONDS is the time that they have: set it to your longest answer, and "
+                "the time after which the process is killed to a few seconds more.",
                 cut,
             )
