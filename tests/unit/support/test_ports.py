@@ -4,19 +4,10 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import suppress
 
 import pytest
 
 from tests.support.ports import free_port, ports_of
-
-
-def bind_to_free_port(unbound: socket.socket) -> int:
-    while True:
-        port = free_port()
-        with suppress(OSError):  # a process outside of the tests may have got it since
-            unbound.bind(("127.0.0.1", port))
-            return port
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 16])
@@ -44,7 +35,16 @@ def test_a_worker_gives_only_ports_of_its_own() -> None:
 
 def test_a_port_in_use_is_not_returned() -> None:
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    with socket.socket() as other:
-        taken = bind_to_free_port(other)
-        other.listen()
+    with socket.create_server(("127.0.0.1", free_port())) as other:
+        taken = other.getsockname()[1]
         assert taken not in {free_port() for _ in range(10_000 // workers + 1)}  # all, once
+
+
+def test_a_port_is_reserved_until_its_server_listens() -> None:
+    port = free_port()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    with socket.create_server(("127.0.0.1", port)):
+        socket.create_connection(("127.0.0.1", port)).close()
