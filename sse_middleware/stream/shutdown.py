@@ -44,6 +44,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import PurePath
 from types import CodeType, FrameType
 from typing import Any
@@ -59,11 +60,13 @@ _SERVER_POLL_SECONDS = 0.5
 _SERVER_ENDS_SECONDS = 10.0
 """The time for the end of a worker itself, with its lifespan, when its streams have ended."""
 _SERVERS = {
-    "hypercorn": ("worker_serve", "wait_closed"),
-    "uvicorn": ("serve", "shutdown"),
-    "gunicorn": ("_serve", "_shutdown"),
+    "hypercorn": ("worker_serve", "worker_serve", {"wait_closed", "wait_for"}),
+    "uvicorn": ("serve", "_serve", {"shutdown"}),
+    "gunicorn": ("_serve", "_serve", {"_shutdown"}),
 }
-"""By package, the names of a server's main coroutine, and of one that it awaits in its shutdown."""
+"""By package, the names of a server's main coroutine, and of the coroutine that runs its shutdown
+and of those that it awaits there itself. hypercorn waits for its connections in the first one from
+Python 3.12.1 on and in the second one, with a limit, before."""
 
 
 SignalTimes = weakref.WeakKeyDictionary[Drain, float]
@@ -180,13 +183,13 @@ class Shutdown:
         for task in asyncio.all_tasks(loop):
             server = _server_of(task)
             if server:
-                poll = partial(self._poll_server, loop, task, _SERVERS[server][1])
+                poll = partial(self._poll_server, loop, task, server)
                 loop.call_later(_SERVER_POLL_SECONDS, poll)
             if server == "hypercorn" and multiprocessing.parent_process() is not None:
                 self._is_worker_of_hypercorn = True
 
     def _poll_server(
-        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], ending: str
+        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], server: str
     ) -> None:
         """Start the drain if the server waits for its connections.
 
@@ -195,11 +198,11 @@ class Shutdown:
         """
         drain = self.drain_for(loop)
         is_only = drain.servers <= 1
-        if is_only and any(code.co_name == ending for code in _awaited_code(task)):
+        if is_only and _is_shutting_down(server, task):
             self.is_draining = True
             drain.begin()
         elif not task.done():
-            poll = partial(self._poll_server, loop, task, ending)
+            poll = partial(self._poll_server, loop, task, server)
             loop.call_later(_SERVER_POLL_SECONDS, poll)
 
 
@@ -271,10 +274,17 @@ def _server_of(task: asyncio.Task[Any]) -> str:
     """Return the package of the server whose main task it is, `""` if it is none."""
     for code in _awaited_code(task):
         folders = PurePath(code.co_filename).parts
-        for package, (main, _) in _SERVERS.items():
+        for package, (main, _, _) in _SERVERS.items():
             if code.co_name == main and package in folders:
                 return package
     return ""
+
+
+def _is_shutting_down(server: str, task: asyncio.Task[Any]) -> bool:
+    """Return whether the main task of a server waits in its shutdown."""
+    _, runs, waits = _SERVERS[server]
+    names = [code.co_name for code in _awaited_code(task)]
+    return any(outer == runs and inner in waits for outer, inner in pairwise(names))
 
 
 def _awaited_code(task: asyncio.Task[Any]) -> Iterator[CodeType]:

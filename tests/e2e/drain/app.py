@@ -1,6 +1,7 @@
 """An app of endless streams, for servers that receive a signal to end.
 
-`DUPLICATE_SIGNAL_SECONDS`, if it is set, is the time within which two signals count as one.
+`DUPLICATE_SIGNAL_SECONDS`, if it is set, is the time within which two signals count as one, and
+`SERVER_ENDS_SECONDS` the time that a server has to end after its streams.
 """
 
 import asyncio
@@ -18,8 +19,9 @@ from sse_middleware import SSEMiddleware
 from sse_middleware.stream import shutdown
 from tests.support.product_constants import override
 
-if "DUPLICATE_SIGNAL_SECONDS" in os.environ:
-    override(float(os.environ["DUPLICATE_SIGNAL_SECONDS"]), "_DUPLICATE_SIGNAL_SECONDS", shutdown)
+for name in ("DUPLICATE_SIGNAL_SECONDS", "SERVER_ENDS_SECONDS"):
+    if name in os.environ:
+        override(float(os.environ[name]), f"_{name}", shutdown)
 
 
 async def _events(pause: float = 0.1) -> AsyncIterator[str]:

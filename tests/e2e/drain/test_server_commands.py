@@ -25,7 +25,7 @@ PAGE = (needs.REPOSITORY / "docs" / "servers.md").read_text()
 COMMANDS = dict(re.findall(r"^## ([^\n]+)\n\n```sh\n([^\n]+)\n```", PAGE, re.MULTILINE))
 """The command of each section."""
 LIMITS = ("--timeout-graceful-shutdown", "--graceful-timeout", "--workers-kill-timeout")
-DRAIN_SECONDS = 3
+DRAIN_SECONDS = 2
 NEVER = 10 * HANG_SECONDS
 REFUSED, UNANSWERED = "refused", "accepted, never answered"
 
@@ -56,6 +56,7 @@ def started(command: str, directory: Path, drain_seconds: float, *more: str) -> 
         "SSE_DRAIN_SECONDS": str(drain_seconds),
         "SSE_READY_PATH": "/ready",
         "SSE_LINGER_SECONDS": "60",
+        "SERVER_ENDS_SECONDS": "0.5",
     }
     with running_process([sys.executable, "-m", *arguments, *more], log, environ) as (process, _):
         wait_until_listening(port, process, log)

@@ -1,7 +1,8 @@
 """The drain begins when hypercorn waits for its connections, which depends on names of hypercorn.
 
 hypercorn reports no signal to its apps. The drain begins when its main coroutine waits in
-`asyncio.Server.wait_closed`; both are found by their names, which may change.
+`asyncio.Server.wait_closed`, or in `asyncio.wait_for` before Python 3.12.1; they are found by their
+names, which may change.
 """
 
 import asyncio
@@ -97,8 +98,9 @@ async def assert_signal_begins(drain: Drain, handled: list[int]) -> None:
     assert handled == [signal.SIGTERM]
 
 
-async def test_the_drain_begins_when_hypercorn_waits_for_its_connections() -> None:
-    server = Server(hypercorn("worker_serve", "wait_closed"))
+@pytest.mark.parametrize("wait", ["wait_closed", "wait_for"])
+async def test_the_drain_begins_when_hypercorn_waits_for_its_connections(wait: str) -> None:
+    server = Server(hypercorn("worker_serve", wait))
     await asyncio.sleep(0)
     shutdown = Shutdown()
     drain = watched(shutdown)
@@ -108,6 +110,22 @@ async def test_the_drain_begins_when_hypercorn_waits_for_its_connections() -> No
     await asyncio.sleep(LONG_SECONDS)
     assert drain.is_draining
     assert shutdown.is_draining
+    await server.close()
+
+
+async def test_a_wait_during_the_start_of_hypercorn_begins_no_drain() -> None:
+    main = hypercorn("wait_for_startup", "wait_for")
+
+    async def worker_serve(closing: asyncio.Event, closed: asyncio.Event) -> None:
+        await main(closing, closed)
+
+    worker_serve.__code__ = worker_serve.__code__.replace(co_filename="/hypercorn/asyncio/run.py")
+    server = Server(worker_serve)
+    server.closing.set()
+    await asyncio.sleep(0)
+    drain = watched(Shutdown())
+    await asyncio.sleep(LONG_SECONDS)
+    assert not drain.is_draining
     await server.close()
 
 
