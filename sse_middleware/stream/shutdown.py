@@ -196,11 +196,9 @@ class Shutdown:
         From Python 3.12.1 on hypercorn would wait forever: "wait until ... all active connections
         have finished" (https://docs.python.org/3/library/asyncio-eventloop.html#asyncio.Server).
         """
-        drain = self.drain_for(loop)
-        is_only = drain.servers <= 1
-        if is_only and _is_shutting_down(server, task):
+        if _is_shutting_down(server, task) and not _has_other_server(loop, task):
             self.is_draining = True
-            drain.begin()
+            self.drain_for(loop).begin()
         elif not task.done():
             poll = partial(self._poll_server, loop, task, server)
             loop.call_later(_SERVER_POLL_SECONDS, poll)
@@ -278,6 +276,12 @@ def _server_of(task: asyncio.Task[Any]) -> str:
             if code.co_name == main and package in folders:
                 return package
     return ""
+
+
+def _has_other_server(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> bool:
+    """Return whether another server serves in a loop; an app may have several lifespans."""
+    others = [(_server_of(other), other) for other in asyncio.all_tasks(loop) - {task}]
+    return any(name and not _is_shutting_down(name, other) for name, other in others)
 
 
 def _is_shutting_down(server: str, task: asyncio.Task[Any]) -> bool:

@@ -113,6 +113,32 @@ async def test_the_drain_begins_when_hypercorn_waits_for_its_connections(wait: s
     await server.close()
 
 
+async def test_a_server_whose_app_has_several_lifespans_drains_all_of_it() -> None:
+    """Layers inside each other, or apps side by side, each have the middleware."""
+    server = Server(hypercorn("worker_serve", "wait_closed"))
+    await asyncio.sleep(0)
+    shutdown = Shutdown()
+    with shutdown.serving(can_end_streams=True), shutdown.serving(can_end_streams=True):
+        server.closing.set()
+        await asyncio.sleep(LONG_SECONDS)
+        assert shutdown.is_draining
+    await server.close()
+
+
+async def test_the_first_of_two_servers_that_ends_begins_no_drain() -> None:
+    first, second = (Server(hypercorn("worker_serve", "wait_closed")) for _ in range(2))
+    await asyncio.sleep(0)
+    drain = watched(Shutdown())
+    first.closing.set()
+    await asyncio.sleep(LONG_SECONDS)
+    assert not drain.is_draining
+    second.closing.set()
+    await asyncio.sleep(LONG_SECONDS)
+    assert drain.is_draining
+    await first.close()
+    await second.close()
+
+
 async def test_a_wait_during_the_start_of_hypercorn_begins_no_drain() -> None:
     main = hypercorn("wait_for_startup", "wait_for")
 
