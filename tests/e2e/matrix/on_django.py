@@ -64,7 +64,7 @@ def upload(request: HttpRequest) -> HttpResponse:
 
 
 async def boom(request: HttpRequest) -> HttpResponse:
-    raise ValueError("swordfish")
+    raise ValueError("swordfish of django")
 
 
 async def state(request: HttpRequest) -> HttpResponse:
@@ -73,6 +73,7 @@ async def state(request: HttpRequest) -> HttpResponse:
 
 urlpatterns = [
     path("stream", stream),
+    path("kept", stream),
     path("lines", lines),
     path("json", json),
     path("background", background),
@@ -84,6 +85,4 @@ urlpatterns = [
 
 app = get_asgi_application()
 if app_parts.WITH_US:
-    app = SSEMiddleware(app, mark=app_parts.MARK)
-
-watched = app_parts.watched(app)
+    app = SSEMiddleware(app, mark=app_parts.MARK, marks=app_parts.MARKS)

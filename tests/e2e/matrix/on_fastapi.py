@@ -14,14 +14,14 @@ from tests.e2e.matrix import app_parts
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    app_parts.note("lifespan", "started")
+    app_parts.note("fastapi.lifespan", "started")
     yield
-    print("lifespan: stopped")  # noqa: T201 - for the server's log
+    print("fastapi: stopped")  # noqa: T201 - for the server's log
 
 
 app = FastAPI(lifespan=lifespan)
 if app_parts.WITH_US:
-    app.add_middleware(SSEMiddleware, mark=app_parts.MARK)
+    app.add_middleware(SSEMiddleware, mark=app_parts.MARK, marks=app_parts.MARKS)
 
 
 async def resource(key: str) -> AsyncIterator[str]:
@@ -34,6 +34,7 @@ async def resource(key: str) -> AsyncIterator[str]:
 Resource = Annotated[str, Depends(resource)]
 
 
+@app.get("/kept", response_class=EventSourceResponse)
 @app.get("/stream", response_class=EventSourceResponse)
 async def stream(
     *,
@@ -89,7 +90,7 @@ async def upload(request: Request) -> str:
 
 @app.get("/boom")
 async def boom(held: Annotated[str, Depends(resource)]) -> None:
-    raise ValueError("swordfish")
+    raise ValueError("swordfish of fastapi")
 
 
 @app.get("/state")
@@ -105,6 +106,3 @@ async def echo(websocket: WebSocket, key: str) -> None:
             await websocket.send_text(await websocket.receive_text())
     except WebSocketDisconnect as exc:
         app_parts.note(key, f"closed by {exc.code}")
-
-
-watched = app_parts.watched(app)

@@ -17,7 +17,7 @@ async def _note(key: str, step: str) -> None:
     app_parts.note(key, step)
 
 
-@get("/stream")
+@get(["/stream", "/kept"])
 async def stream(key: str, n: int, pause: float, boom: int = 0) -> ServerSentEvent:
     return ServerSentEvent(
         app_parts.numbers(key, n, pause, boom=bool(boom)),
@@ -67,7 +67,7 @@ async def upload(request: Request[Any, Any, Any]) -> str:
 
 @get("/boom")
 async def boom() -> None:
-    raise ValueError("swordfish")
+    raise ValueError("swordfish of litestar")
 
 
 @get("/state")
@@ -86,11 +86,11 @@ async def echo(socket: WebSocket[Any, Any, Any], key: str) -> None:
 
 
 async def started() -> None:
-    app_parts.note("lifespan", "started")
+    app_parts.note("litestar.lifespan", "started")
 
 
 async def stopped() -> None:
-    print("lifespan: stopped")  # noqa: T201 - for the server's log
+    print("litestar: stopped")  # noqa: T201 - for the server's log
 
 
 class Passing:
@@ -103,7 +103,7 @@ class Passing:
         await self.app(scope, receive, send)
 
 
-middleware = DefineMiddleware(SSEMiddleware, mark=app_parts.MARK)
+middleware = DefineMiddleware(SSEMiddleware, mark=app_parts.MARK, marks=app_parts.MARKS)
 
 app = Litestar(
     [stream, stream_of_upload, lines, json, background, file, upload, boom, state, echo],
@@ -111,5 +111,3 @@ app = Litestar(
     on_startup=[started],
     on_shutdown=[stopped],
 )
-
-watched = app_parts.watched(app)

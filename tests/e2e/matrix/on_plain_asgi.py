@@ -25,7 +25,7 @@ async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         await _echo(query["key"], receive, send)
         return
     match scope["method"], scope["path"]:
-        case "GET" | "HEAD", "/stream":
+        case "GET" | "HEAD", "/stream" | "/kept":
             content = app_parts.events(
                 query["key"], int(query["n"]), float(query["pause"]), boom="boom" in query
             )
@@ -47,7 +47,7 @@ async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         case "POST", "/upload":
             await _answer(200, TEXT, app_parts.digest(await _body(receive)).encode(), send)
         case "GET", "/boom":
-            raise ValueError("swordfish")
+            raise ValueError("swordfish of plain_asgi")
         case "GET", "/state":
             await _answer(200, JSON, json.dumps(app_parts.noted(query["key"])).encode(), send)
         case _:
@@ -119,13 +119,11 @@ async def _echo(key: str, receive: Receive, send: Send) -> None:
 
 async def _lifespan(receive: Receive, send: Send) -> None:
     await receive()
-    app_parts.note("lifespan", "started")
+    app_parts.note("plain_asgi.lifespan", "started")
     await send({"type": "lifespan.startup.complete"})
     await receive()
-    print("lifespan: stopped")  # noqa: T201 - for the server's log
+    print("plain_asgi: stopped")  # noqa: T201 - for the server's log
     await send({"type": "lifespan.shutdown.complete"})
 
 
-app: ASGIApp = SSEMiddleware(handle, mark=app_parts.MARK) if app_parts.WITH_US else handle
-
-watched = app_parts.watched(app)
+app: ASGIApp = SSEMiddleware(handle, mark=app_parts.MARK, marks=app_parts.MARKS) if app_parts.WITH_US else handle

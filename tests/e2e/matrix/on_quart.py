@@ -8,6 +8,7 @@ from tests.e2e.matrix import app_parts
 app = Quart(__name__)
 
 
+@app.get("/kept")
 @app.route("/stream", methods=["GET", "POST"])
 async def stream() -> Response:
     query = request.args
@@ -57,7 +58,7 @@ async def upload() -> str:
 
 @app.get("/boom")
 async def boom() -> str:
-    raise ValueError("swordfish")
+    raise ValueError("swordfish of quart")
 
 
 @app.get("/state")
@@ -76,16 +77,14 @@ async def echo() -> None:
 
 @app.before_serving
 async def started() -> None:
-    app_parts.note("lifespan", "started")
+    app_parts.note("quart.lifespan", "started")
 
 
 @app.after_serving
 async def stopped() -> None:
-    print("lifespan: stopped")  # noqa: T201 - for the server's log
+    print("quart: stopped")  # noqa: T201 - for the server's log
 
 
 if app_parts.WITH_US:
     # The way that Quart's own documentation wraps an app.
-    app.asgi_app = SSEMiddleware(app.asgi_app, mark=app_parts.MARK)  # type: ignore[method-assign]
-
-watched = app_parts.watched(app)
+    app.asgi_app = SSEMiddleware(app.asgi_app, mark=app_parts.MARK, marks=app_parts.MARKS)  # type: ignore[method-assign]

@@ -57,7 +57,7 @@ async def upload(request: Request) -> Response:
 
 
 async def boom(request: Request) -> Response:
-    raise ValueError("swordfish")
+    raise ValueError("swordfish of starlette")
 
 
 async def state(request: Request) -> Response:
@@ -75,14 +75,15 @@ async def echo(websocket: WebSocket) -> None:
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    app_parts.note("lifespan", "started")
+    app_parts.note("starlette.lifespan", "started")
     yield
-    print("lifespan: stopped")  # noqa: T201 - for the server's log
+    print("starlette: stopped")  # noqa: T201 - for the server's log
 
 
 app = Starlette(
     routes=[
         Route("/stream", stream, methods=["GET", "POST"]),
+        Route("/kept", stream),
         Route("/lines", lines),
         Route("/json", json),
         Route("/background", background),
@@ -95,6 +96,4 @@ app = Starlette(
     lifespan=lifespan,
 )
 if app_parts.WITH_US:
-    app.add_middleware(SSEMiddleware, mark=app_parts.MARK)
-
-watched = app_parts.watched(app)
+    app.add_middleware(SSEMiddleware, mark=app_parts.MARK, marks=app_parts.MARKS)

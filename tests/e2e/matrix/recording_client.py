@@ -4,11 +4,13 @@ import asyncio
 import ssl
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import httpx2 as httpx
 
 from sse_middleware import Event, EventParser
+from tests.e2e.matrix import notes
 from tests.support.servers import Server
 from tests.support.waiting import HANG_SECONDS
 
@@ -81,28 +83,53 @@ class RecordingClient:
 
     Args:
         server: the server.
+        notes_in: the folder in which the app notes its steps.
         http2: whether to use HTTP/2, without TLS, by prior knowledge.
-        state: the path that returns the steps that the app has noted.
+        headers: those of all requests.
     """
 
-    def __init__(self, server: Server, *, http2: bool = False, state: str = "/state") -> None:
+    def __init__(
+        self,
+        server: Server,
+        notes_in: Path,
+        *,
+        http2: bool = False,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         self._server = server
+        self._notes_in = notes_in
         self._http2 = http2
-        self._state = state
+        self._headers = headers or {}
 
     def _connect(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
             trust_env=False,  # pytest changes the environment meanwhile
             base_url=self._server.url,
+            headers=self._headers,
             http1=not self._http2,
             http2=self._http2,
             verify=_TLS,
             timeout=HANG_SECONDS,
         )
 
-    async def ask(self, ask: Ask, *, leave_after: bytes | None = None) -> Answer:
-        """Read the response to its end, or disconnect once `leave_after` is in its body."""
-        answer = Answer()
+    async def ask(
+        self,
+        ask: Ask,
+        *,
+        leave_after: bytes | None = None,
+        requests: int = 1,
+        answer: Answer | None = None,
+    ) -> Answer:
+        """Read the response to its end, or disconnect once `leave_after` is in its body.
+
+        Args:
+            ask: the request.
+            leave_after: as above.
+            requests: how many requests with this key the app is to leave before its steps are
+                read; 0 for those that it has noted by then.
+            answer: the object that gets the response, part by part.
+        """
+        answer = Answer() if answer is None else answer
         began = time.monotonic()
         arrived = {"headers": asyncio.Event(), "body": asyncio.Event()}
         releasing = asyncio.ensure_future(self._release(ask, arrived[ask.released_by], answer))
@@ -127,10 +154,8 @@ class RecordingClient:
             answer.error = type(exc).__name__
         answer.ended_after = time.monotonic() - began
         await releasing
-        if ask.path.startswith(f"{self._state}?"):
-            answer.noted = await self._noted_now(ask.key)
-        elif ask.key:
-            answer.noted = await self.noted(ask.key)
+        if ask.key:
+            answer.noted = await self.noted(ask.key, requests)
         return answer
 
     async def _release(self, ask: Ask, arrived: asyncio.Event, answer: Answer) -> None:
@@ -144,20 +169,23 @@ class RecordingClient:
         async with self._connect() as client:
             await client.get(ask.release, params={"key": ask.key})
 
-    async def noted(self, key: str) -> list[str]:
-        """Return the steps that the app has noted, once it has left the request."""
-        deadline = time.monotonic() + HANG_SECONDS
-        noted: list[str] = []
-        while time.monotonic() < deadline and not any(what.startswith("app ") for what in noted):
-            await asyncio.sleep(0.1)
-            noted = await self._noted_now(key)
-        # The request has collected generators without references, which have noted that now.
-        return await self._noted_now(key)
+    async def until_all_run(self, workers: int) -> None:
+        """Wait until each worker has answered: one that gets a signal before may ignore it."""
+        found = set[bytes]()
+        async with asyncio.timeout(HANG_SECONDS):
+            while len(found) < workers:
+                async with self._connect() as client:
+                    found.add((await client.get("/pid")).content)
 
-    async def _noted_now(self, key: str) -> list[str]:
-        async with self._connect() as client:
-            noted: list[str] = (await client.get(self._state, params={"key": key})).json()
-            return noted
+    async def noted(self, key: str, requests: int = 1) -> list[str]:
+        """Return the steps that the app has noted, once it has left the requests."""
+        deadline = time.monotonic() + HANG_SECONDS
+        while True:
+            noted = notes.read(self._notes_in, key)
+            left = sum(step.startswith("app ") for step in noted)
+            if left >= requests or time.monotonic() > deadline:
+                return noted
+            await asyncio.sleep(0.05)
 
     async def talk(self, key: str) -> list[str]:
         """Use a WebSocket, and return its echoes and the steps that the app has noted."""
@@ -167,7 +195,7 @@ class RecordingClient:
         echoes: list[str] = []
         try:
             url = f"ws://127.0.0.1:{self._server.port}/echo?key={key}"
-            async with connect(url, proxy=None) as websocket:
+            async with connect(url, proxy=None, additional_headers=self._headers) as websocket:
                 for text in ("one", "two" * 10_000):
                     await websocket.send(text)
                     echoes.append(str(await websocket.recv()))
@@ -198,7 +226,7 @@ class RecordingClient:
                     (":scheme", "http"),
                     (":authority", "localhost"),
                     (":path", ask.path),
-                    *ask.headers.items(),
+                    *(self._headers | ask.headers).items(),
                 ],
                 end_stream=True,
             )

@@ -170,10 +170,6 @@ def make(stack: list[Middleware]) -> ASGIApp:
     async def json(request: Request) -> dict[str, Any]:
         return {"session": request.session.get("count", 0), "text": "x" * 5000}
 
-    @app.get("/state")
-    async def state(key: str) -> list[str]:
-        return app_parts.noted(key)
-
     return app
 
 

@@ -1,7 +1,7 @@
 """Every server with every framework: the middleware changes streams only, as it is documented.
 
-The responses of each pair of server and framework are kept, and the servers are stopped; the tests
-compare. `observing.py` has the requests.
+The responses of each server with all frameworks are kept, and the servers are stopped; the tests
+compare them for each pair. `observing.py` has the requests.
 """
 
 import json
@@ -26,8 +26,10 @@ from tests.e2e.matrix.observing import (
     OURS,
     PLAIN,
     ROWS,
+    UNREADABLE_AT_END,
     UNMARKED,
     Pair,
+    Row,
     missing_modules,
     run_all,
 )
@@ -38,31 +40,33 @@ from tests.support import needs
 @pytest.fixture(scope="session")
 def runs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[Pair]]]:
-    """Run the pairs of the selected tests, a few ahead of the tests."""
+) -> Iterator[dict[str, Future[dict[str, Pair]]]]:
+    """Run the servers of the selected tests, one ahead of the tests."""
     selected: dict[str, None] = dict.fromkeys(
         str(item.callspec.params["pair"])
         for item in request.session.items
         if isinstance(item, pytest.Function) and "pair" in item.fixturenames
     )
+    by_process: dict[Row, list[tuple[str, str]]] = {}
+    for name in selected:
+        row, _, framework = name.partition("/")
+        if not missing_modules(ROWS[row], framework):
+            by_process.setdefault(ROWS[row].process, []).append((row, framework))
     threads = ThreadPoolExecutor(AT_ONCE)
     futures = {}
-    for name in selected:
-        row_name, _, framework = name.partition("/")
-        row = ROWS[row_name]
-        if not missing_modules(row, framework):
-            directory = tmp_path_factory.mktemp("matrix")
-            futures[name] = threads.submit(run_all, row, framework, directory)
+    for pairs in by_process.values():
+        run = threads.submit(run_all, pairs, tmp_path_factory.mktemp("matrix"))
+        futures.update({f"{row}/{framework}": run for row, framework in pairs})
     yield futures
     threads.shutdown(cancel_futures=True)
 
 
 @pytest.fixture(scope="module", params=[f"{row}/{name}" for row in ROWS for name in FRAMEWORKS])
-def pair(request: pytest.FixtureRequest, runs: dict[str, Future[Pair]]) -> Pair:
+def pair(request: pytest.FixtureRequest, runs: dict[str, Future[dict[str, Pair]]]) -> Pair:
     row, _, framework = request.param.partition("/")
     if missing := missing_modules(ROWS[row], framework):
         needs.missing(f"not installed: {', '.join(missing)}")
-    return runs[request.param].result()
+    return runs[request.param].result()[request.param]
 
 
 def headers_of(answer: Answer, *without: str) -> list[tuple[str, str]]:
@@ -84,7 +88,7 @@ def without_comments(body: bytes) -> bytes:
     return re.sub(rb": heartbeat(\r?\n){1,2}", b"", body)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [*OTHERS, "lifespan"])
 def test_a_response_that_is_no_stream_is_the_same(pair: Pair, name: str) -> None:
     bare = pair.bare.others[name]
     for ours in (pair.ours.others[name], pair.unmarked.others[name]):
@@ -107,7 +111,7 @@ def test_the_app_responds_as_intended(pair: Pair) -> None:
     assert others["missing"].status == 404
     assert others["boom"].status == 500
     assert others["background"].noted[0] == "background"
-    started = [] if pair.framework == "django" else ["started"]
+    started = [] if pair.framework == "django" else ["started"] * pair.row.workers
     assert json.loads(others["lifespan"].body) == started
 
 
@@ -240,16 +244,53 @@ def test_the_log_has_the_same_errors(pair: Pair) -> None:
     ours, unmarked, bare = (errors_in(one.log) for one in (pair.ours, pair.unmarked, pair.bare))
     if pair.row.server == "gunicorn-asgi":
         # It logs no exception after the end of a response, with which that of FastAPI races.
-        assert set(ours) <= set(bare) == set(unmarked)
+        assert kinds_of(ours) <= kinds_of(bare) == kinds_of(unmarked)
     else:
         assert ours == unmarked == bare
 
 
+def test_a_marked_stream_that_is_cut_is_resumed_by_event_id(pair: Pair) -> None:
+    cut, resumed = pair.ours.cut, pair.ours.resumed
+    assert (resumed.status, resumed.error) == (200, "")
+    assert (resumed.names[0], resumed.names[-1]) == ("start", "complete")
+    assert json.loads(resumed.events[0].data)["resumed"] is True
+    assert json.loads(resumed.events[-1].data)["reason"] == "finished"
+    assert 0 < len(cut.messages) < 12
+    assert [int(data) for data in cut.messages + resumed.messages] == list(range(12))
+    assert resumed.noted.count("finally") == 1  # the app has run once, to its end
+    assert resumed.noted.count("app returned") == 2
+    assert "cancelled" not in resumed.noted
+
+
+def test_a_marked_stream_ends_in_order_at_sigterm(pair: Pair) -> None:
+    if pair.row in UNREADABLE_AT_END:
+        pytest.skip("h2 refuses what this server sends at its end")
+    answer = pair.ours.at_end
+    assert (answer.status, answer.error) == (200, "")
+    assert answer.names[0] == "start"
+    assert json.loads(answer.events[-1].data)["reason"] == "shutdown"
+    assert [int(data) for data in answer.messages] == list(range(len(answer.messages)))
+    assert "finally" in answer.noted
+    assert "Traceback" not in pair.ours.log_of_end
+
+
+def test_an_unmarked_stream_ends_at_sigterm_as_without_us(pair: Pair) -> None:
+    ours, bare = pair.unmarked.at_end, pair.bare.at_end
+    assert (ours.status, ours.error, ours.body) == (bare.status, bare.error, bare.body)
+    assert ours.noted == bare.noted
+
+
 def test_the_server_stops_as_without_us(pair: Pair) -> None:
     bare = pair.bare
+    stopped = f"{pair.framework}: stopped"
     for ours in (pair.ours, pair.unmarked):
         assert ours.exit_code == bare.exit_code
-        assert ("lifespan: stopped" in ours.log) == ("lifespan: stopped" in bare.log)
+        assert (stopped in ours.log_of_end) == (stopped in bare.log_of_end)
+
+
+def kinds_of(errors: Counter[str]) -> set[str]:
+    """Return the errors without the names of the requests in them."""
+    return {re.sub(r" of .*", "", line) for line in errors}
 
 
 def errors_in(log: str) -> Counter[str]:

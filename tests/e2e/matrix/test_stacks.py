@@ -68,7 +68,7 @@ UNMARKED_HEADERS = ("x-trace-id", "x-stream-id", "x-accel-buffering", "cache-con
 Answers = dict[tuple[str, str], Answer]
 
 
-async def observe(server: Server, asks: dict[str, Ask]) -> Answers:
+async def observe(server: Server, notes: Path, asks: dict[str, Ask]) -> Answers:
     answers: Answers = {}
     few = asyncio.Semaphore(32)
 
@@ -77,8 +77,8 @@ async def observe(server: Server, asks: dict[str, Ask]) -> Answers:
             answers[stack, name] = await answer
 
     async with asyncio.TaskGroup() as tasks:
+        client = RecordingClient(server, notes)
         for stack in STACKS:
-            client = RecordingClient(server, state=f"/{stack}/state")
             for name, ask in asks.items():
                 leave_after = b"data: 1 " if name.startswith("left") else None
                 asked = replace(
@@ -118,9 +118,11 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ans
 
 
 def run_mode(mode: str, directory: Path) -> Answers:
-    directory.mkdir()
-    with serving("uvicorn-httptools", APP, directory, {**COMMON, **MODES[mode]}) as server:
-        return asyncio.run(observe(server, CAPPED if mode == "capped" else ASKS))
+    notes = directory / "notes"
+    notes.mkdir(parents=True)
+    environ = {**COMMON, **MODES[mode], "MATRIX_NOTES": str(notes)}
+    with serving("uvicorn-httptools", APP, directory, environ) as server:
+        return asyncio.run(observe(server, notes, CAPPED if mode == "capped" else ASKS))
 
 
 @pytest.fixture(params=STACKS)
