@@ -125,7 +125,7 @@ def watched(app: Any) -> ASGIApp:
             how = f"raised {type(exc).__name__}"
             raise
         finally:
-            if key and not scope["path"].endswith("/state"):
+            if key and not scope["path"].endswith(("/state", "/release")):
                 leaving.add(key, how)
 
     return watching

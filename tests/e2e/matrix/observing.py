@@ -66,8 +66,8 @@ AT_ONCE = 2
 """The number of servers that run at a time, each in three ways; they mostly wait."""
 
 REQUESTS_AT_ONCE = 32
-"""The number of requests to a server at a time: hypercorn closes connections that it does not get to
-for some seconds."""
+"""The number of requests to a server at a time. Of hundreds, hypercorn closes the connections that
+have to wait for some seconds."""
 
 FRAMEWORKS = ("starlette", "fastapi", "litestar", "quart", "django", "plain_asgi")
 

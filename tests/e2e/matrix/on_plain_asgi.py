@@ -126,4 +126,8 @@ async def _lifespan(receive: Receive, send: Send) -> None:
     await send({"type": "lifespan.shutdown.complete"})
 
 
-app: ASGIApp = SSEMiddleware(handle, mark=app_parts.MARK, marks=app_parts.MARKS) if app_parts.WITH_US else handle
+app: ASGIApp = (
+    SSEMiddleware(handle, mark=app_parts.MARK, marks=app_parts.MARKS)
+    if app_parts.WITH_US
+    else handle
+)
