@@ -270,7 +270,8 @@ def test_a_marked_stream_ends_in_order_at_sigterm(pair: Pair) -> None:
     assert answer.names[0] == "start"
     assert json.loads(answer.events[-1].data)["reason"] == "shutdown"
     assert [int(data) for data in answer.messages] == list(range(len(answer.messages)))
-    assert "finally" in answer.noted
+    # uvicorn ends before it closes the generator that FastAPI has left.
+    assert ("dependency" if pair.framework == "fastapi" else "finally") in answer.noted
     assert "Traceback" not in pair.ours.log_of_end
 
 
