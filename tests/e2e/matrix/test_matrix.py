@@ -84,6 +84,19 @@ def same_unless_reset(pair: Pair, name: str, ours: AnyStr, bare: AnyStr) -> bool
     return ours == bare
 
 
+def loses_its_head(pair: Pair, ours: Answer, bare: Answer) -> bool:
+    """Return whether a server has closed a connection without the head of its response.
+
+    In gunicorn's ASGI worker, an exception at once races with the head, without the middleware too.
+    Then the steps of the app have to be the same, and there is nothing else to compare.
+    """
+    if pair.row.server != "gunicorn-asgi" or ours.status == bare.status:
+        return False
+    assert {ours.status, bare.status} == {0, 200}
+    assert ours.noted == bare.noted
+    return True
+
+
 def without_comments(body: bytes) -> bytes:
     return re.sub(rb": heartbeat(\r?\n){1,2}", b"", body)
 
@@ -118,6 +131,8 @@ def test_the_app_responds_as_intended(pair: Pair) -> None:
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_plain_stream_is_the_same_except_for_comments(pair: Pair, name: str) -> None:
     ours, bare = pair.ours.plain[name], pair.bare.plain[name]
+    if name == "failing at once" and loses_its_head(pair, ours, bare):
+        return
     assert same_unless_reset(pair, name, without_comments(ours.body), bare.body)
     assert (ours.status, ours.noted) == (bare.status, bare.noted)
     if pair.framework == "fastapi" and name == "failing":
@@ -140,6 +155,8 @@ def test_without_the_mark_a_stream_has_more_headers_and_nothing_else(pair: Pair,
         }[name]
         for observed in (pair.unmarked, pair.bare)
     )
+    if name == "failing at once" and loses_its_head(pair, unmarked, bare):
+        return
     assert same_unless_reset(pair, name, unmarked.body, bare.body)
     assert (unmarked.status, unmarked.noted) == (bare.status, bare.noted)
     is_stream = not (name == "head of a stream" or bare.status != 200)
@@ -162,6 +179,8 @@ def framing_of(pair: Pair, name: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_stream_has_the_apps_headers_and_ours(pair: Pair, name: str) -> None:
     ours, bare = pair.ours.plain[name], pair.bare.plain[name]
+    if name == "failing at once" and loses_its_head(pair, ours, bare):
+        return
     framing = framing_of(pair, name)
     ignored = (*OURS, *ADJUSTED, *framing)
     assert headers_of(ours, *ignored) == headers_of(bare, *ignored)
