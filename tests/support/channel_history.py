@@ -35,6 +35,12 @@ class History:
     received: dict[str, list[list[list[str]]]] = field(default_factory=lambda: defaultdict(list))
     truncations: Counter[str] = field(default_factory=Counter)
 
+    def count(self, since: float = -math.inf) -> int:
+        """Return how many events were published after a time."""
+        return sum(
+            at > since for texts in list(self.published.values()) for at in list(texts.values())
+        )
+
     def problems(self, *, may_be_lost_until: float = -math.inf) -> Iterator[str]:
         """Yield each broken promise.
 

@@ -25,7 +25,8 @@ from tests.support.waiting import until
 
 pytestmark = [pytest.mark.anyio, REPLACES_NODES]
 
-FAULT_SECONDS = 2.5
+TIMEOUT_SECONDS = 0.6
+FAULT_SECONDS = 2.5 * TIMEOUT_SECONDS
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ async def without_answers(place: Place) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def slow(place: Place) -> AsyncIterator[None]:
-    place.network.delay = 0.4
+    place.network.delay = 0.4 * TIMEOUT_SECONDS
     yield
     place.network.delay = 0.0
 
@@ -149,13 +150,13 @@ async def play(run: Run, fault: AbstractAsyncContextManager[None], *, loses: boo
     """Publish and read during a fault, and return what is not as promised."""
     run.start()
     try:
-        await asyncio.sleep(1)
+        await until(lambda: run.history.count() > 50, "few events were published before the fault")
         async with fault:
             await asyncio.sleep(FAULT_SECONDS)
-        lost_until = time.monotonic() + 1 if loses else -math.inf
-        await asyncio.sleep(3)
-        published = run.history.published
-        await until(lambda: sum(map(len, published.values())) > 100, "few events were published")
+        healed = time.monotonic()
+        lost_until = healed + 1 if loses else -math.inf
+        later = max(healed, lost_until)
+        await until(lambda: run.history.count(later) > 100, "few events were published after it")
     finally:
         await run.finish()
     return list(run.history.problems(may_be_lost_until=lost_until))
@@ -174,7 +175,8 @@ async def test_events_are_received_once_or_their_loss_is_reported(
         wait_for_replica_of(redis)
         async with Proxy(redis) as network:
             place = Place(redis, replica, network)
-            run = Run(f"{network.url}?socket_timeout=1", [new_channel() for _ in range(3)], seed)
+            url = f"{network.url}?socket_timeout={TIMEOUT_SECONDS}"
+            run = Run(url, [new_channel() for _ in range(3)], seed)
             assert await play(run, fault(place), loses=fault in LOSING) == []
             await close_channels()
 
@@ -200,7 +202,7 @@ async def test_a_master_of_a_cluster_fails_over(tmp_path: Path) -> None:
 async def test_a_master_fails_over_that_sentinels_watch(tmp_path: Path) -> None:
     with watched_master(tmp_path) as servers:
         channels = [new_channel() for _ in range(3)]
-        run = Run(f"{servers.url}?socket_timeout=1", channels, 0)
+        run = Run(f"{servers.url}?socket_timeout={TIMEOUT_SECONDS}", channels, 0)
 
         @asynccontextmanager
         async def killed() -> AsyncIterator[None]:

@@ -21,7 +21,7 @@ import pytest
 
 from sse_middleware.errors import StoreError
 from sse_middleware.stores.base import Batch, EventStore, LogState
-from sse_middleware.stores.redis import RedisStore
+from sse_middleware.stores.redis import RedisStore, inbox
 from sse_middleware.testing import FakeStream, Reader
 from sse_middleware.testing.streams import eventually
 from tests.support.redis_refusals import full, read_only, without_replicas
@@ -31,12 +31,18 @@ from tests.support.waiting import HANG_SECONDS
 # The tests that `test_worker_faults` has too, with workers, are slow.
 pytestmark = pytest.mark.anyio
 
-LEASE_SECONDS = 4.0
+LEASE_SECONDS = 2.0
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _readers_announce_themselves_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process does so, and looks for lost logs, three times in this time."""
+    monkeypatch.setattr(inbox, "PRESENCE_SECONDS", 3.0)
 
 
 @pytest.fixture

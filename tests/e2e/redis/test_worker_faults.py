@@ -48,7 +48,7 @@ class Pace:
     environ: dict[str, str]
 
 
-QUICK = Pace(2.5, 7.0, {"LEASE_SECONDS": "4"})
+QUICK = Pace(2.5, 4.5, {"LEASE_SECONDS": "3"})
 DEFAULT = Pace(10.0, 25.0, {})
 
 
@@ -90,7 +90,7 @@ async def place(
 ) -> AsyncGenerator[Place]:
     directory, pace = tmp_path_factory.mktemp("workers"), request.param
     environ = ENVIRON | {"SSE_RETRY_MS": "200", "SSE_STREAM_MAX_SECONDS": "600"}
-    environ |= {"SSE_LINGER_SECONDS": "2"} | pace.environ
+    environ |= {"SSE_LINGER_SECONDS": "2", "SSE_DRAIN_SECONDS": "0.2"} | pace.environ
     async with AsyncExitStack() as stack:
         redis = stack.enter_context(RedisServer(directory))
         networks = [await stack.enter_async_context(Proxy(redis)) for _ in range(3)]
