@@ -33,6 +33,7 @@ def server(
         "SSE_HEARTBEAT_INTERVAL": str(HEARTBEAT_SECONDS),
         "SSE_LINGER_SECONDS": "0",
         "SSE_REPLAY_TTL": "0",
+        "LAST_WRITE_SECONDS": "0.5",
     }
     directory, more = tmp_path_factory.mktemp("server"), KEEP_ALIVE.get(request.param, ())
     with serving(request.param, APP, directory, environ, *more) as running:
@@ -162,11 +163,13 @@ def test_streams_of_which_half_are_cut_leave_nothing_in_the_process(server: Serv
         return float(state(server)["resident_mib"])
 
     def leaves_nothing() -> bool:
-        time.sleep(0.2)
+        time.sleep(pause)
         after = state(server)
         few_tasks = bool(after["tasks"] <= before["tasks"])
         return few_tasks and bool(after["objects"] - before["objects"] < opens * rounds / 2)
 
+    # Each request for the state leaves tasks of its own in hypercorn.
+    pause = 1.5 if server.log.stem == "hypercorn" else 0.2
     opens, rounds = 60, 5
     resident_mib_after(100)
     # asyncio keeps a cancelled timer until its time. A beginning that is too early only hides some.
