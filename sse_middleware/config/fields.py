@@ -8,9 +8,9 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any
 
+from sse_middleware.config.coding_modules import coding_module
 from sse_middleware.errors import ConfigurationError, redact_url
 
 logger = logging.getLogger("sse_middleware")
@@ -234,20 +234,8 @@ def networks(env: str, meaning: str) -> Any:
 
 def codings(env: str, meaning: str) -> Any:
     """Make a field of content codings whose packages are installed."""
-    modules = {"gzip": ("zlib",), "br": ("brotli",), "zstd": ("compression.zstd", "backports.zstd")}
     allowed = "zstd, br or gzip; zstd and br need sse-middleware[compression]"
-
-    def is_coding(text: str) -> bool:
-        return any(_is_installed(module) for module in modules.get(text, ()))
-
-    return string_list(env, meaning, is_item=is_coding, allowed=allowed)
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # of the package that would contain it
-        return False
+    return string_list(env, meaning, is_item=coding_module, allowed=allowed)
 
 
 def url(env: str, meaning: str, *, schemes: tuple[str, ...]) -> Any:

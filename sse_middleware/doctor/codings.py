@@ -5,12 +5,12 @@ and `backports.zstd` has the same module for older ones. The doctor asks only fo
 can undo, as a browser does.
 """
 
-import importlib
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Final
+from typing import Final
+
+from sse_middleware.config.coding_modules import coding_module
 
 _GZIP: Final = 47  # detects both formats
 _ZLIB: Final = 15
@@ -122,7 +122,7 @@ def _deflate() -> Decode:
 
 
 def _brotli() -> Decode | None:
-    module = _module("brotli")
+    module = coding_module("br")
     if module is None:
         return None
     decompressor = module.Decompressor()
@@ -141,7 +141,7 @@ def _brotli() -> Decode | None:
 
 
 def _zstd() -> Decode | None:
-    module = _module("compression.zstd") or _module("backports.zstd")
+    module = coding_module("zstd")
     if module is None:
         return None
     decompressor = module.ZstdDecompressor()
@@ -157,15 +157,6 @@ def _zstd() -> Decode | None:
         return decoded
 
     return decode
-
-
-@cache
-def _module(name: str) -> Any:
-    """Return a module, `None` if it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
 
 
 CODINGS: Final = {

@@ -8,9 +8,9 @@ small, since a worker has one for each of its streams.
 
 import zlib
 from collections.abc import Callable, Sequence
-from functools import cache
-from importlib import import_module
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
+
+from sse_middleware.config.coding_modules import coding_module
 
 _GZIP_WINDOW: Final = 16 + 12  # the format of gzip, and 4 KiB
 _GZIP_MEMORY: Final = 5  # of 9; 16 KiB
@@ -38,26 +38,18 @@ def _gzip() -> Encoder:
 
 
 def _brotli() -> Encoder:
-    module = import_module("brotli")
+    module = coding_module("br")
     coder = module.Compressor(mode=module.MODE_TEXT, **_BROTLI)
     return Encoder(lambda data: coder.process(data) + coder.flush(), coder.finish)
 
 
 def _zstd() -> Encoder:
-    module = _zstd_module()
+    module = coding_module("zstd")
     parameter = module.CompressionParameter
     coder = module.ZstdCompressor(
         options={parameter.compression_level: _ZSTD_LEVEL, parameter.window_log: _ZSTD_WINDOW}
     )
     return Encoder(lambda data: coder.compress(data, coder.FLUSH_BLOCK), coder.flush)
-
-
-@cache
-def _zstd_module() -> Any:
-    try:
-        return import_module("compression.zstd")  # from Python 3.14 on
-    except ImportError:
-        return import_module("backports.zstd")
 
 
 ENCODERS: Final[dict[str, Callable[[], Encoder]]] = {"gzip": _gzip, "br": _brotli, "zstd": _zstd}

@@ -33,11 +33,6 @@ TWO = "What is the global interpreter lock and what is a generator?"
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 def index() -> SearchIndex:
     return SearchIndex(load_passages())
 

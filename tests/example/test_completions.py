@@ -32,12 +32,6 @@ pytestmark = pytest.mark.anyio
 QUESTION = [{"role": "user", "content": "What is the global interpreter lock?"}]
 
 
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    """Use real time, because the upstream has real sockets."""
-    return "asyncio"
-
-
 @pytest.fixture(scope="module", autouse=True)
 async def example() -> AsyncIterator[FastAPI]:
     """Run the example once, because it indexes its corpus when it starts."""

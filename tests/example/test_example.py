@@ -12,25 +12,12 @@ import pytest
 import example_app
 from example_app.citations import remove_marks
 from example_app.search_endpoints import MAX_DELAY_MS, MAX_QUERY_CHARACTERS, MAX_TOKENS
-from tests.support.example_client import QUESTION, events_of, example_client, post
+from tests.support.example_client import QUESTION, events_of, post
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     import httpx2 as httpx
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-async def client() -> AsyncIterator[httpx.AsyncClient]:
-    async with example_client() as client:
-        yield client
 
 
 @pytest.mark.parametrize(

@@ -45,12 +45,6 @@ KINDS = [
 IN_BACKGROUND = [KINDS[0], "response.queued", *KINDS[1:]]
 
 
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    """Use real time, because the upstream has real sockets."""
-    return "asyncio"
-
-
 @asynccontextmanager
 async def serving(answer: Answer) -> AsyncIterator[tuple[FastAPI, Upstream]]:
     """Run the example with an upstream that answers so."""

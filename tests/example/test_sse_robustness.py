@@ -13,6 +13,7 @@ from asgi_lifespan import LifespanManager
 
 from example_app.app import create_app
 from tests.support.asgi import EVENTSOURCE, Exchange, handle, http_scope, running
+from tests.support.clock import VirtualClockLoop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, object]]:
+    return "asyncio", {"loop_factory": VirtualClockLoop}
+
 
 QUERY = b"query=What+is+the+global+interpreter+lock%3F"
 FIELDS = {

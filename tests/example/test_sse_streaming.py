@@ -10,26 +10,13 @@ import pytest
 
 from example_app.search import NOTHING_FOUND, KnowledgeBase
 from sse_middleware import EventParser
-from tests.support.example_client import QUESTION, events_of, example_client, post
+from tests.support.example_client import QUESTION, events_of, post
 from tests.support.log_records import stream_fields
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     import httpx2 as httpx
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
-async def client() -> AsyncIterator[httpx.AsyncClient]:
-    async with example_client() as client:
-        yield client
 
 
 @pytest.mark.parametrize(

@@ -33,12 +33,6 @@ QUESTION = "What is the global interpreter lock?"
 
 
 @pytest.fixture(scope="module")
-def anyio_backend() -> str:
-    """Use real time, because the upstream has real sockets."""
-    return "asyncio"
-
-
-@pytest.fixture(scope="module")
 async def example() -> AsyncIterator[FastAPI]:
     app = create_app(token_delay_seconds=0)
     async with LifespanManager(app):

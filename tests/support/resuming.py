@@ -160,6 +160,14 @@ async def resume(
     return await read(app, (b"last-event-id", event_id.encode()), *headers, **scope)
 
 
+async def stop(
+    app: ASGIApp, event_id: str, *headers: tuple[bytes, bytes], **scope: Any
+) -> Exchange:
+    """Request the end of a stream, as a client that has received one of its events."""
+    stopping = {"method": "POST", "query_string": b"sse_cancel", "body": event_id.encode()}
+    return await handle(app, headers=list(headers), **{**stopping, **scope})
+
+
 def texts(exchange: Exchange) -> list[str]:
     """Return the data of the app's unnamed events."""
     return [event.data for event in exchange.events if event.event == "message"]

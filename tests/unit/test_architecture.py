@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "channels": {"errors", "_once", "config", "protocol", "observability", "stores"},
     "client": {"http"},
     "admin": {"errors", "_once", "config", "protocol", "http", "observability", "stream"},
-    "doctor": {"errors", "protocol"},
+    "doctor": {"errors", "config", "protocol"},
 }
 """The other packages that each package of ours may import; `middleware`, `own_pages`, `plugin`,
 `__main__` and `testing` may import all, and no package imports those."""

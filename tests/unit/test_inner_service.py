@@ -12,7 +12,17 @@ from sse_middleware import current_stream, streaming
 from sse_middleware.http.inner_service import InnerServices
 from sse_middleware.stream.shutdown import SHUTDOWN
 from tests.support.asgi import EVENTSOURCE, Exchange, handle, http_scope, running
-from tests.support.resuming import Counting, id_of, left, memory, read, resumable, returning
+from tests.support.resuming import (
+    UNKNOWN,
+    Counting,
+    id_of,
+    left,
+    memory,
+    read,
+    resumable,
+    returning,
+    stop,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -103,13 +113,7 @@ async def test_the_gateway_passes_a_stop_on_to_the_service() -> None:
     counting = Counting(1000)
     app = both(counting)
     async with left(app, 2, path="/s") as first:
-        stopped = await handle(
-            app,
-            method="POST",
-            path="/s",
-            query_string=b"sse_cancel",
-            body=id_of(first, 1).encode(),
-        )
+        stopped = await stop(app, id_of(first, 1), path="/s")
         assert stopped.status == 204
         assert first.task is not None
         await first.task
@@ -123,9 +127,7 @@ async def test_a_stop_of_an_unknown_stream_runs_no_app(gateway: dict[str, Any]) 
     app = both(counting, **gateway)
     await read(app, path="/s")
     for path in ("/s", "/other"):
-        stopped = await handle(
-            app, method="POST", path=path, query_string=b"sse_cancel", body=b"A" * 22 + b"-3"
-        )
+        stopped = await stop(app, UNKNOWN, path=path)
         assert stopped.status == 204
     assert len(counting.scopes) == 1
 

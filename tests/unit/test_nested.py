@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from sse_middleware import SSEMiddleware, streaming
 from tests.support.asgi import EVENTSOURCE, handle, stream_of
 from tests.support.middleware import data_of
-from tests.support.resuming import Counting, id_of, left, memory, resumable, returning
+from tests.support.resuming import Counting, id_of, left, memory, resumable, returning, stop
 
 pytestmark = pytest.mark.anyio
 
@@ -82,13 +82,7 @@ async def test_a_stream_of_the_inner_layer_is_resumed_and_stopped_through_the_ou
         async with returning(app, id_of(first, 1), path="/s") as second:
             await second.until("message")
             assert second.names[:2] == ["start", "message"]
-            stopped = await handle(
-                app,
-                method="POST",
-                path="/s",
-                query_string=b"sse_cancel",
-                body=id_of(first, 1).encode(),
-            )
+            stopped = await stop(app, id_of(first, 1), path="/s")
             assert stopped.status == 204
             await second.until("complete")
         assert data_of(second, "complete")["reason"] == "cancelled"

@@ -64,7 +64,7 @@ def test_data_of_another_coding_is_said_to_be_so(url: str) -> None:
 def test_a_coding_whose_package_is_missing_is_named_with_the_package(
     url: str, path: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(codings, "_module", lambda _: None)
+    monkeypatch.setattr(codings, "coding_module", lambda _: None)
     assert accepted() == "gzip, deflate"
     diagnosis = diagnosed(f"{url}/{path}/unmarked", {"accept-encoding": "br, zstd"})
     assert codes(diagnosis) == {"compressed", "unreadable", "unmarked"}

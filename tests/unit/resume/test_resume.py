@@ -32,6 +32,7 @@ from tests.support.resuming import (
     resumable,
     resume,
     returning,
+    stop,
     texts,
     value,
 )
@@ -248,7 +249,7 @@ async def test_no_cache_may_keep_a_response_of_ours(answer: str) -> None:
     elif answer == "refused":
         exchange = await resume(resumable(Starlette(exception_handlers=REFUSING)), UNKNOWN)
     else:
-        exchange = await resume(app, cursor, method="DELETE")
+        exchange = await stop(app, cursor)
     of_stream = b", no-transform" * (answer in ("resumed", "refused"))
     assert exchange.headers[b"cache-control"] == b"no-store" + of_stream
     assert exchange.headers[b"vary"] == b"Last-Event-ID"

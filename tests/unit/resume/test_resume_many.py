@@ -27,7 +27,7 @@ from tests.support.asgi import (
     stream_start,
 )
 from tests.support.middleware import marking
-from tests.support.resuming import back, living, texts, value
+from tests.support.resuming import back, living, stop, texts, value
 from tests.support.samples import sampled
 
 pytestmark = pytest.mark.anyio
@@ -71,7 +71,7 @@ async def one(kept: SSEMiddleware, way: str, dice: random.Random) -> list[str]:
         elif way == "cancelled":
             first.task.cancel()
         elif way == "ends":
-            await handle(kept, method="DELETE", path=f"/{way}", headers=back(held))
+            await stop(kept, held, path=f"/{way}")
         seen = texts(first)
         if way == "returns":
             await asyncio.sleep(dice.random() / 3)

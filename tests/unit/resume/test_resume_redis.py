@@ -16,7 +16,7 @@ from sse_middleware.stores.redis import RedisStore
 from tests.support.asgi import EVENTSOURCE, Exchange, handle, http_scope, running
 from tests.support.limiting import steady_rate
 from tests.support.redis_server import RedisServer
-from tests.support.resuming import UNKNOWN
+from tests.support.resuming import UNKNOWN, stop
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -230,15 +230,7 @@ async def test_an_unknown_id_over_the_open_rate_costs_no_command(
             rejected = await handle(here, headers=headers, path=LIVE)
             assert rejected.status == 429
             assert int(rejected.headers[b"retry-after"]) > 0
-        stop = await handle(
-            here,
-            headers=[ANN],
-            path="/answer",
-            method="POST",
-            query_string=b"sse_cancel",
-            body=UNKNOWN.encode(),
-        )
-        assert stop.status == 429
+        assert (await stop(here, UNKNOWN, ANN, path="/answer")).status == 429
         assert queries.take() == 0
         async with requested(here, BOB, cursor, *EVENTSOURCE, path="/answer") as another:
             await another.until("reset")

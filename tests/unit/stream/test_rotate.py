@@ -34,6 +34,7 @@ from tests.support.resuming import (
     resumable,
     resume,
     returning,
+    stop,
     texts,
     value,
 )
@@ -256,7 +257,7 @@ async def test_nothing_follows_the_end_of_a_connection_for_any_end_of_its_stream
         count = len(first.messages)
         if way == "cancel":
             await asyncio.sleep(3)
-            assert (await resume(kept, id_of(first, 1), method="DELETE")).status == 204
+            assert (await stop(kept, id_of(first, 1))).status == 204
         assert first.task is not None
         (failure,) = await asyncio.gather(first.task, return_exceptions=True)
         assert isinstance(failure, ValueError) == (way == "fail")
