@@ -1,4 +1,9 @@
-"""One answer: the events of Qwen in, the chunks of OpenAI out, and the session after the end."""
+"""Run one completion: request it from Qwen, and translate Qwen's events into OpenAI's chunks.
+
+A session is a conversation: Qwen gives each answer an id, and the next question of the session
+names the id of the answer that it follows (`parent_id`). The id of a new answer is stored after the
+answer is finished, so that a failed or stopped answer leaves the session unchanged.
+"""
 
 from __future__ import annotations
 
@@ -24,30 +29,30 @@ DONE: Final = format_sse_event("[DONE]")
 
 
 class SSEHandler:
-    """Stream completions.
+    """Answer questions as chunks, as an event stream, or as one document.
 
     Args:
-        qwen_client: sends the requests to Qwen.
-        session_manager: keeps the sessions.
+        qwen_client: sends the questions to Qwen and yields its events.
+        session_manager: stores the id of the latest answer of each session.
     """
 
     def __init__(self, qwen_client: QwenClient, session_manager: SessionManager) -> None:
-        """Store the parts."""
+        """Store the arguments."""
         self._qwen_client = qwen_client
         self._session_manager = session_manager
 
     async def get_parent_id(self, session_id: str) -> str | None:
-        """Return the answer after which a session continues, `None` for a new one."""
+        """Return the id of the latest answer of a session, `None` if the session is new."""
         return await self._session_manager.get_parent_id(session_id)
 
     async def chunks(
         self, qwen_message: dict[str, Any], session_id: str, model: str
     ) -> AsyncIterator[dict[str, Any]]:
-        """Yield the chunks of an answer, each at once; then store where the session continues.
+        """Yield each chunk of an answer when it arrives; after the last one, update the session.
 
         Raises:
-            UpstreamError: Qwen has failed; or its stream has ended before the answer was finished,
-                so that the session stays where it was.
+            UpstreamError: Qwen has failed, or its stream has ended before the answer was finished.
+                The session is not updated.
         """
         transformer = SSETransformer(model)
         events = self._qwen_client.send_message(qwen_message)
@@ -62,14 +67,15 @@ class SSEHandler:
             raise UpstreamError("Qwen has ended its stream before the answer was finished")
         for chunk in transformer.final_chunks():
             yield chunk
-        # Before the client gets the end, so that its next question finds the session.
+        # The session is updated before the client receives the end, because the client may send its
+        # next question at once.
         if transformer.parent_id is not None:
             await self._session_manager.update_session(session_id, transformer.parent_id)
 
     async def stream_completion(
         self, qwen_message: dict[str, Any], session_id: str, model: str
     ) -> AsyncIterator[bytes]:
-        """Yield an answer as an event stream with `[DONE]` at its end."""
+        """Yield the chunks of an answer as events, and `[DONE]` as the last one."""
         async for chunk in self.chunks(qwen_message, session_id, model):
             yield format_sse_event(json.dumps(chunk, ensure_ascii=False))
         yield DONE
@@ -77,7 +83,7 @@ class SSEHandler:
     async def complete(
         self, qwen_message: dict[str, Any], session_id: str, model: str
     ) -> dict[str, Any]:
-        """Return an answer as one document."""
+        """Return an answer as one `chat.completion` document, for clients that do not stream."""
         text, last = "", dict[str, Any]()
         async for chunk in self.chunks(qwen_message, session_id, model):
             last = chunk

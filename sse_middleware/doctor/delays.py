@@ -1,8 +1,10 @@
-"""Whether a hop holds events back: the times at which they were sent, and those of their arrival.
+"""Measure whether a proxy or another hop holds events back on their way to the client.
 
-The clocks of the server and of the client need not agree. Of a number of events with known times of
-sending, the one that was delayed least shows the offset; another one that was delayed more has been
-held back by the difference.
+Some events show when they were sent: control events by the age of the stream, comments of
+sse-starlette by a timestamp, heartbeat comments by their interval. For each, the time of arrival
+minus the time of sending is its delay plus an unknown offset, because the clocks of server and
+client differ. The offset is the same for all events of a stream, so that the difference between the
+largest and the smallest of these values is the time for which an event was held back.
 """
 
 import re
@@ -14,11 +16,11 @@ from typing import Final, NamedTuple
 from sse_middleware.doctor.visit import Visit
 
 HELD_SECONDS: Final = 1.0
-"""A delay that no network causes, and a busy machine rarely."""
+"""The shortest delay that is reported. Networks cause shorter ones, and busy machines too."""
 AT_ONCE_SHARE: Final = 0.05
-"""Events that arrive within this share of the wait before them have arrived at once."""
+"""Events arrive at once if they all arrive within this share of the time before the first one."""
 _FEW: Final = 3
-"""Fewer events say nothing about when they were sent."""
+"""The fewest events that can show that they arrived at once."""
 
 _TIMESTAMP = re.compile(
     r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:?\d\d)?", re.ASCII
@@ -27,21 +29,31 @@ _HEARTBEAT_COMMENT = "heartbeat"
 
 
 class Sample(NamedTuple):
-    """Something whose time of sending is known: the times on the clocks of the two sides."""
+    """An event or comment whose time of sending is known.
+
+    Attributes:
+        sent: in seconds, by a clock of the server with any origin.
+        arrived: in seconds, by the clock of the client.
+    """
 
     sent: float
     arrived: float
 
 
 class Delay(NamedTuple):
-    """Events that were held back."""
+    """Events that were held back.
+
+    Attributes:
+        seconds: for how long.
+        evidence: what shows it, for the report.
+    """
 
     seconds: float
     evidence: str
 
 
 def longest_delay(visit: Visit) -> Delay | None:
-    """Return the longest time for which events were held back, `None` if no event was."""
+    """Return the longest delay of a stream, `None` if no event was held back."""
     sources = (
         (_control_samples(visit), "the times in the control events show it"),
         (_ping_samples(visit), "the timestamps in the comments of the app show it"),
@@ -57,7 +69,7 @@ def longest_delay(visit: Visit) -> Delay | None:
 
 
 def arrived_at_once(visit: Visit) -> float | None:
-    """Return the wait before all events, if they then arrived at once, else `None`."""
+    """Return the time before the first event if all events arrived at once, else `None`."""
     times = [item.at for item in visit.body.events]
     if len(times) < _FEW or times[0] < HELD_SECONDS:
         return None
@@ -65,7 +77,7 @@ def arrived_at_once(visit: Visit) -> float | None:
 
 
 def longest_server_pause(visit: Visit) -> float:
-    """Return the longest time between two heartbeats by the clock of the server."""
+    """Return the longest time between two heartbeats, in seconds by the clock of the server."""
     uptimes = [_number(data, "uptime_seconds") for _, data in _control(visit, "heartbeat")]
     return max((two - one for one, two in pairwise(uptimes)), default=0.0)
 
@@ -76,7 +88,7 @@ def _spread(samples: Iterable[Sample]) -> float:
 
 
 def _control_samples(visit: Visit) -> Iterator[Sample]:
-    """Yield the control events of a stream, whose data has the age of the stream."""
+    """Yield the control events of a stream; their data contains the age of the stream."""
     for name, field in (("start", ""), ("heartbeat", "uptime_seconds"), ("complete", "duration")):
         for at, data in _control(visit, name):
             yield Sample(_number(data, field) if field else 0.0, at)
@@ -94,7 +106,7 @@ def _ping_samples(visit: Visit) -> Iterator[Sample]:
 
 
 def _comment_samples(visit: Visit) -> Iterator[Sample]:
-    """Yield our heartbeat comments, which follow each other after at least an interval."""
+    """Yield the heartbeat comments, which the middleware sends at least an interval apart."""
     try:
         interval = float(visit.header("x-heartbeat-interval"))
     except ValueError:
@@ -104,7 +116,10 @@ def _comment_samples(visit: Visit) -> Iterator[Sample]:
 
 
 def _pause_within_event(visit: Visit) -> float:
-    """Return the longest pause after a part of an event: apps send whole events."""
+    """Return the longest pause in the middle of an event.
+
+    Apps send whole events, so that such a pause arises on the way.
+    """
     breaks = set(visit.body.breaks)
     times = [chunk.at for chunk in visit.chunks]
     return max((two - one for one, two in pairwise(times) if one in breaks), default=0.0)

@@ -1,10 +1,17 @@
-"""The states of a connection, and its action in each of them for each input.
+"""The state machine of a connection: its phases, its inputs, and its action for each pair of them.
 
-A connection is opening until the response start has been sent. It is then live, and receives events
-from the producer or the log; or behind, and reads the missing events from the log. It is
-closing while its last bytes are being written, and then closed. It makes no decision about the
-producer. `CONNECTION_TABLE` has a row for each input and a column for each phase; a missing cell is
-a combination that cannot happen.
+The phases of a connection, in order:
+
+- OPENING: the response start has not been sent yet.
+- LIVE: each event is written when the producer or the log delivers it.
+- BEHIND: the client reads too slowly, so that its missing events are read from the log until it has
+  caught up and is live again.
+- CLOSING: the last bytes are being written.
+- CLOSED: nothing more is written.
+
+A connection never ends its producer; it reports that it has closed, and the producer decides
+whether the app continues. `CONNECTION_TABLE` gives the action and the next phase for each phase and
+input. A pair that is not in the table cannot occur.
 """
 
 import enum  # `IntEnum` for keys of the table: others are hashed by a method in Python
@@ -12,7 +19,7 @@ from typing import Final
 
 
 class ConnectionPhase(enum.IntEnum):
-    """The state of a connection."""
+    """A phase of a connection; the module describes each."""
 
     OPENING = enum.auto()
     LIVE = enum.auto()
@@ -22,19 +29,19 @@ class ConnectionPhase(enum.IntEnum):
 
 
 class ConnectionInput(enum.IntEnum):
-    """An input of a connection."""
+    """Something that happens to a connection."""
 
     STARTED = enum.auto()
     """The response start has been sent."""
     EVENTS = enum.auto()
     """The producer delivers events."""
     LAGS = enum.auto()
-    """The client does not read, and other clients follow the stream."""
+    """The client reads too slowly, and the app must not wait for it: others follow the stream."""
     CAUGHT_UP = enum.auto()
     """The connection has read the log up to the newest event."""
     HEARTBEAT_IS_DUE = enum.auto()
     CAP = enum.auto()
-    """The time of this connection is over, or the drain begins; the client resumes the stream."""
+    """The cap of this connection is reached, or the drain begins; the stream itself continues."""
     STREAM_ENDS = enum.auto()
     """The producer ends the stream."""
     LOG_ENDS = enum.auto()
@@ -43,35 +50,35 @@ class ConnectionInput(enum.IntEnum):
     """The last bytes have been written."""
     CLIENT_LEAVES = enum.auto()
     CLIENT_IS_BLOCKED = enum.auto()
-    """The client has not read for too long."""
+    """A write has taken longer than `SSE_SEND_TIMEOUT`."""
     WRITE_FAILS = enum.auto()
     GRACE_IS_OVER = enum.auto()
-    """The request ends, and waits no longer for its last bytes."""
+    """The time in which the last bytes could be written, at the end of the request, is over."""
 
 
 class ConnectionAction(enum.Enum):
-    """An action of a connection."""
+    """What a connection does for an input."""
 
     WRITE = enum.auto()
     """Write the bytes."""
     ENQUEUE = enum.auto()
-    """Write the bytes after the response start."""
+    """Keep the bytes, and write them after the response start."""
     READ_LOG = enum.auto()
-    """Discard the pending bytes, and read them from the log later."""
+    """Discard the bytes that are not written yet; they are read from the log again."""
     WRITE_END = enum.auto()
-    """Write the last bytes."""
+    """Write what is pending, and then the last bytes of this client kind."""
     CLOSE = enum.auto()
     """Report that the connection is closed."""
     CUT = enum.auto()
-    """Discard the pending bytes, report that the connection is closed, and end the response if the
-    client reads again."""
+    """Discard the pending bytes and report that the connection is closed. If the blocked write
+    succeeds later, end the response."""
     ABANDON = enum.auto()
     """Discard the pending bytes, and report that the connection is closed."""
     IGNORE = enum.auto()
 
 
 ConnectionMove = tuple[ConnectionAction, ConnectionPhase]
-"""A cell of the table: the action, and the next phase."""
+"""The action for an input, and the next phase."""
 
 
 def _table() -> dict[tuple[ConnectionPhase, ConnectionInput], ConnectionMove]:
@@ -83,7 +90,7 @@ def _table() -> dict[tuple[ConnectionPhase, ConnectionInput], ConnectionMove]:
         # input: opening, live, behind, closing, closed
         on.STARTED: ((act.IGNORE, live), None, None, ignore[3], ignore[4]),
         on.EVENTS: ((act.ENQUEUE, opening), (act.WRITE, live), *ignore[2:]),
-        # The log does not have the first bytes, which are pending while the connection opens.
+        # While opening, the pending bytes contain the first ones, which are not in the log.
         on.LAGS: (ignore[0], (act.READ_LOG, behind), *ignore[2:]),
         on.CAUGHT_UP: (None, None, (act.IGNORE, live), None, None),
         on.HEARTBEAT_IS_DUE: (
@@ -111,4 +118,4 @@ def _table() -> dict[tuple[ConnectionPhase, ConnectionInput], ConnectionMove]:
 
 
 CONNECTION_TABLE: Final = _table()
-"""The move of a connection in each phase, for each input."""
+"""The action of a connection and its next phase, by its phase and the input."""

@@ -1,12 +1,15 @@
-"""Transform the events of an app, and check their order, in front of its producer.
+"""Transform the events of an app, and check their order, before the producer receives them.
 
-The object exists only for streams whose mark asks for it, and is the `send` of the app: the
-producer counts, records and writes what the transform returns. Bytes between two events, such as
-comments, are passed on as they are.
+`AppEvents` stands between the app and its producer, for streams whose mark has a transform or an
+order; other streams do not have the object. It splits the bytes of the app into events, calls the
+transform with each event, and passes the bytes of the returned events to the producer, which
+counts, records and writes them as if the app had sent them. Bytes between two events, such as
+comments, are passed on unchanged.
 
-A transform may be meant to remove something. An event is therefore dropped, and not passed on as it
-is, if its transform fails or returns anything but events, if it is too long to be parsed, or if it
-is incomplete at the end of the stream.
+A transform may have the purpose of removing something, such as a secret. Therefore an event that
+cannot be transformed is dropped, never passed on unchanged. This applies if the transform raises,
+or returns anything but events; if the event is longer than `SSE_MAX_EVENT_BYTES`; and if the stream
+ends in the middle of the event. Each drop is counted, and the first one of a stream is logged.
 """
 
 import asyncio
@@ -34,11 +37,11 @@ _DONE: Final = openai.DONE.decode()
 
 
 class AppEvents:
-    """The `send` of an app whose events are transformed or checked.
+    """The events of one stream, on their way from the app to the producer.
 
     Args:
-        producer: the producer of the stream.
-        rules: those of the mark.
+        producer: receives the transformed bytes.
+        rules: the transform and the order that the mark sets.
     """
 
     __slots__ = (
@@ -61,16 +64,17 @@ class AppEvents:
         self._parser = EventParser()
         self._transform = rules.new_transform()
         self._order = OrderCheck(rules.order) if rules.order else None
-        self._turn = asyncio.Lock()  # of the tasks of an app: a transform may wait
-        self._head: bytes | None = b""  # the first bytes; `None` if they are an event stream
+        self._turn = asyncio.Lock()  # keeps messages in order if the app sends in several tasks
+        self._head: bytes | None = b""  # the first bytes; `None` after they are checked
         self._is_raw = False
-        self._takes_lf = False  # the last event ended in half a CRLF, and its bytes are not sent
+        self._takes_lf = False  # a LF that comes next is the rest of a CRLF of a replaced event
 
     async def write(self, message: Message) -> None:
-        """Process a message of the app.
+        """Transform the events in a message of the app, and pass the message to the producer.
 
         Raises:
-            RuntimeError: the app sends a file by its path, whose events are not known here.
+            RuntimeError: the app sends the path of a file (ASGI `pathsend`), so that its events
+                cannot be read here.
         """
         if message["type"] != BODY:
             if message["type"] == _PATHSEND:
@@ -84,14 +88,14 @@ class AppEvents:
             if body or is_last:
                 await self._send(body_message(body, more_body=not is_last))
             else:
-                await asyncio.sleep(0)  # the app may never wait for anything else
+                await asyncio.sleep(0)  # let other tasks run: nothing was sent that waits
 
     async def _process(self, body: bytes, *, is_last: bool) -> bytes:
         if self._head is not None:
             head = (self._head + body).lstrip(b"\r\n")
             is_event_stream = begins_event_stream(head)
             self._head = None if is_event_stream else head
-            if is_event_stream is False:  # it is passed on, as without a mark
+            if is_event_stream is False:  # pass the response on unchanged, as if unmarked
                 self._is_raw = True
                 return self._splitter.flush() + body
         parts = [await self._processed(piece) for piece in self._splitter.feed(body)]
@@ -112,12 +116,17 @@ class AppEvents:
         events = self._parser.feed(data)
         if not events:
             return b"" if takes_lf else data
-        sent = await self._in_place_of(events[0], data)  # no piece has more than one
+        sent = await self._in_place_of(events[0], data)  # a piece contains at most one event
         self._takes_lf = sent is not data and data.endswith(b"\r")
         return sent
 
     async def _in_place_of(self, event: Event, data: bytes) -> bytes:
-        """Return the bytes that are sent in place of an event, whose own bytes are `data`."""
+        """Return the bytes that replace an event.
+
+        Args:
+            event: the parsed event.
+            data: its bytes, which are returned if the event remains as it is.
+        """
         if self._transform is None or event.data == _DONE:
             self._check(event)
             return data
@@ -174,4 +183,4 @@ def _encode(event: object) -> bytes:
 
 
 class _NoEventError(SSEError, TypeError):
-    """A transform has returned something else than events."""
+    """A transform has returned a value that is not an event."""

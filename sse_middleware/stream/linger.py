@@ -1,8 +1,16 @@
-"""Streams that linger: they continue without a client for some time, and their number is limited.
+"""Streams that linger: their producers continue for some time after the last client has left.
 
-A stream that the middleware has disconnected itself is not counted while its client is expected. Of
-too many streams, a client that has more than others loses its own: they expire. So does a stream
-whose client makes the same request again: it has lost its event ids, as a page that is reloaded.
+A lingering stream expires, which cancels its app, in one of three cases:
+
+- Its time (`SSE_LINGER_SECONDS`) is over.
+- Too many streams linger (`SSE_MAX_LINGERING`). The oldest stream of the client with the most
+  lingering streams expires.
+- Its client makes the same request again without an event id, as a reloaded page does. Without an
+  id, the client cannot resume the stream.
+
+In the last two cases only streams count whose clients have left on their own. A stream that the
+middleware has disconnected itself (rotation, drain) counts after the time in which its client is
+expected to reconnect.
 """
 
 import math
@@ -18,14 +26,14 @@ from sse_middleware.stream.linger_index import (
 
 
 class LingerQueue:
-    """The streams that wait for a reader.
+    """All lingering streams of a process.
 
     Args:
         limit: the maximum number of streams whose clients have left on their own.
-        observers: are notified of changes.
+        observers: are notified when a stream begins or ceases to linger.
 
     Attributes:
-        paths: the paths of the requests that end a stream if they are repeated.
+        paths: the paths of the requests that end a lingering stream if they are repeated.
     """
 
     __slots__ = ("_left", "_limit", "_observers", "_requests", "_streams", "paths")
@@ -42,14 +50,17 @@ class LingerQueue:
         return len(self._streams)
 
     def add(self, stream: LingeringStream) -> None:
-        """Add a stream that does not count against the limit."""
+        """Add a stream. It does not count against the limit before `count` is called."""
         self._remove(stream)
         if stream not in self._streams:
             self._streams[stream] = None
             self._notify(1)
 
     def count(self, stream: LingeringStream, now: float) -> None:
-        """Count a stream that has been added; let one expire if there are too many."""
+        """Count a stream against the limit; if too many are counted, one of them expires.
+
+        The stream expires at once if its client has just repeated its request.
+        """
         if stream in self._streams:
             if self._requests.is_repeated(stream, now):
                 self.discard(stream)
@@ -63,25 +74,25 @@ class LingerQueue:
             candidate.expire()
 
     def discard(self, stream: LingeringStream) -> None:
-        """Remove a stream that does not linger any more."""
+        """Remove a stream, because a client follows it again or it has ended."""
         self._remove(stream)
         if stream in self._streams:
             del self._streams[stream]
             self._notify(-1)
 
     def on_opened(self, key: RequestKey, now: float) -> None:
-        """Handle that a client has opened a stream without an event id."""
+        """Handle that a client has opened a stream by a request without an event id."""
         self.end_repeated(key)
         self._requests.on_opened(key, now)
 
     def end_repeated(self, key: RequestKey) -> None:
-        """End the streams whose clients have left on their own and make their request again."""
+        """End the counted streams that the same request has opened."""
         for stream in self._requests.find(key):
             self.discard(stream)
             stream.expire()
 
     def _remove(self, stream: LingeringStream) -> None:
-        """Count a stream no longer, and do not end it if its request is repeated."""
+        """Undo `count`: the stream is not in the limit, and a repeated request does not end it."""
         self._left.discard(stream)
         self._requests.discard(stream)
 
@@ -91,10 +102,10 @@ class LingerQueue:
 
 
 class Linger:
-    """The time for which one stream lingers.
+    """The times of one lingering stream.
 
     Args:
-        queue: counts the streams.
+        queue: the lingering streams of the process.
         stream: the stream.
 
     Attributes:
@@ -110,13 +121,13 @@ class Linger:
         self.deadline = self.counts_at = math.inf
 
     def start(self, now: float, seconds: float, *, expected_until: float) -> None:
-        """Begin to linger.
+        """Handle that the last client of the stream has left.
 
         Args:
             now: the time.
-            seconds: how long the stream lingers; infinite if the drain ends it.
-            expected_until: the time until which the client is expected, because the middleware has
-                disconnected it.
+            seconds: how long the stream lingers; infinite if only the end of the drain ends it.
+            expected_until: the time until which the client is expected to reconnect, because the
+                middleware has disconnected it; `now` if the client has left on its own.
         """
         self._queue.add(self._stream)
         self.deadline = now + seconds
@@ -124,12 +135,12 @@ class Linger:
         self.count(now)
 
     def count(self, now: float) -> None:
-        """Count the stream against the limit, once its client is not expected any more."""
+        """Count the stream against the limit once the time of `counts_at` has come."""
         if now >= self.counts_at:
             self.counts_at = math.inf
             self._queue.count(self._stream, now)
 
     def stop(self) -> None:
-        """Linger no longer."""
+        """Handle that a client follows the stream again, or that the stream has ended."""
         self.deadline = self.counts_at = math.inf
         self._queue.discard(self._stream)
