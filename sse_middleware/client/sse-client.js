@@ -13,6 +13,12 @@ const DEFAULT_SILENCE = 15_000;
 const EVENT_ID = /^([\w-]{22})-(\d+)(\.\w+)?$/; // ours
 const WAKE_EVENTS = ["online", "visibilitychange"];
 
+const NUMBERS = ["silenceThreshold", "maxReconnectAttempts", "reconnectDelay"];
+const CALLBACKS = ["onStart", "onContent", "onReset", "onHeartbeat", "onComplete", "onError"];
+const FUNCTIONS = ["fetch", ...CALLBACKS, "onStateChange"];
+const OTHERS = ["url", "method", "body", "headers", "credentials", "keep", "replay", "eventPrefix"];
+const OPTIONS = [...OTHERS, ...FUNCTIONS, ...NUMBERS];
+
 export class SSEError extends Error {
   constructor(code, message, more) {
     super(message);
@@ -315,6 +321,7 @@ export class SSEClient {
   };
 
   constructor(options) {
+    checkOptions(options);
     this.#options = options;
     this.#machine = new StreamMachine({ isAway, ...options });
   }
@@ -516,6 +523,29 @@ export class SSEClient {
       if (!id || EVENT_ID.exec(id)?.[3]) sessionStorage.removeItem(keep);
       else sessionStorage.setItem(keep, JSON.stringify([this.#url.href, id]));
     } catch {}
+  }
+}
+
+// A mistake is an error at once, instead of a request that fails or a callback that is never called.
+function checkOptions(options) {
+  const fail = (name, value, allowed) => {
+    throw new TypeError(`${name} is ${JSON.stringify(value)}, allowed is ${allowed}`);
+  };
+  if (typeof options !== "object") fail("options", options, 'an object: new SSEClient({ url: "/" })');
+  for (const name in options) {
+    const value = options[name];
+    if (!OPTIONS.includes(name)) {
+      throw new TypeError(`no such option: ${name}; there are: ${OPTIONS.join(", ")}`);
+    }
+    const type = FUNCTIONS.includes(name) ? "function" : NUMBERS.includes(name) && "number";
+    if (type && value != null && typeof value !== type) fail(name, value, `a ${type}`);
+  }
+  const { url, method = "GET", body } = options;
+  if (url == null) fail("url", url, "an address, or a path such as /answers");
+  if (body == null) return;
+  if (method === "GET") fail("method", method, 'one that sends the body: method: "POST"');
+  if (Array.isArray(body) || Object.getPrototypeOf(body) === Object.prototype) {
+    fail("body", body, "a text, a form or bytes: JSON.stringify(body)");
   }
 }
 

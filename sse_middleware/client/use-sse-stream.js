@@ -28,6 +28,7 @@ export function useSSEStream(options = {}) {
 
   const start = useCallback((changes) => {
     const merged = { ...latest.current, ...withoutClickEvent(changes) };
+    const { query: _, ...request } = merged; // it is in the url
     const { body } = merged;
     const url = requestUrl(merged);
     const previous = running.current;
@@ -37,7 +38,7 @@ export function useSSEStream(options = {}) {
     const run = { url, body, hasContent: false, isLeaving: false };
     const callbacks = wrapCallbacks(() => run === running.current, update, latest);
     const ofText = textCallbacks(callbacks, merged, run);
-    const client = (run.client = new SSEClient({ ...merged, url, ...callbacks, ...ofText }));
+    const client = (run.client = new SSEClient({ ...request, url, ...callbacks, ...ofText }));
     running.current = run;
     client.start();
 

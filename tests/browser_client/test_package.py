@@ -15,7 +15,7 @@ def test_the_npm_package_has_the_version_of_the_python_package() -> None:
 
 def test_the_npm_package_contains_all_modules_and_their_types() -> None:
     modules = {path.name for path in FOLDER.iterdir() if path.name.endswith((".js", ".d.ts"))}
-    assert set(PACKAGE["files"]) == modules
+    assert set(PACKAGE["files"]) == {*modules, "README.md"}
     exported = [PACKAGE["exports"]["."], PACKAGE["exports"]["./react"]]
     paths = {path.removeprefix("./") for entry in exported for path in entry.values()}
     assert paths == modules

@@ -1,6 +1,7 @@
 """The browser client as an npm package: packed, installed into an empty folder, used, compiled."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,13 @@ client.start();
 export const { start, state } = useSSEStream({ onContent: (text) => void text.length });
 // @ts-expect-error: the package has no other modules
 export { ClientFiles } from "sse-middleware-client/serve.py";
+"""
+FETCH = """\
+const headers = { "content-type": "text/event-stream" };
+const ids = '"stream_id": "s", "trace_id": "t"';
+const start = `event: start\\ndata: {${ids}, "resumed": false}\\n\\n`;
+const end = `event: complete\\ndata: {${ids}, "reason": "finished"}\\n\\n`;
+const fetch = async () => new Response(`${start}data: 1\\n\\n${end}`, { headers });
 """
 NODE = """\
 import { EventParser, SSEClient, VERSION } from "sse-middleware-client";
@@ -73,6 +81,18 @@ def test_the_package_has_the_files_of_the_client_only(project: Path) -> None:
     for name in names:
         assert (installed / name).read_bytes() == (source / name).read_bytes()
     assert not (project / "node_modules" / "sse-middleware-client").is_symlink()
+
+
+def test_the_snippet_of_the_readme_follows_a_stream(project: Path) -> None:
+    readme = (project / "node_modules" / "sse-middleware-client" / "README.md").read_text()
+    (command,) = re.findall("^npm install .*$", readme, re.MULTILINE)
+    assert command in (needs.REPOSITORY / "docs" / "browser.md").read_text()  # which `project` runs
+    (snippet,) = re.findall("```js\n(.*?)```", readme, re.DOTALL)
+    script = project / "readme.mjs"
+    script.write_text(
+        FETCH + snippet.replace('url: "/answers"', 'url: "http://a.test/answers", fetch')
+    )
+    assert run(needs.node(), str(script), cwd=project) == "1\n"
 
 
 def test_node_imports_the_client_and_the_hook(project: Path) -> None:
