@@ -149,14 +149,14 @@ class SSEMiddleware:
         compiled_marks: PathMarks = ()
         self._misconfigured: Exception | None = None
         try:
-            check_arguments(self._arguments, os.environ)
+            check_arguments(app, self._arguments, os.environ)
             compiled_marks = compile_marks(marks or {})
             chosen = Options.from_environ({}, **options)
         except (ConfigurationError, TypeError) as exc:
             if running_loop() is None:
                 raise
             self._misconfigured = exc
-            chosen, store, identify, rollout = Options(), None, None, None
+            chosen, store, identify, rollout, registry = Options(), None, None, None, None
         awaited = AwaitedIdentity.of(identify)
         known = cast("Identify | None", awaited or identify)
         observers: tuple[Observer, ...] = (*counting_in(registry or REGISTRY), StreamLog())

@@ -30,6 +30,7 @@ from sse_middleware.stores.redis.client import (
     READ_TIMEOUT_SECONDS,
     blocking_cluster,
     blocking_connection,
+    check_database,
     close_blocking,
     is_of_cluster,
     timeouts_for,
@@ -112,6 +113,7 @@ class _ExclusivePublisher:
         self._limits = limits
         self._observers = observers
         self._sequence = PublisherSequence()
+        check_database(url)
         self._timeout = min(timeouts_for(url).read, PUBLISH_SECONDS)
         self._connection: Any = None
         self._connection_timeout = 0.0

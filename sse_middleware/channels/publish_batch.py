@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import count, islice
 from typing import Any, Final
 
+from redis.exceptions import ConnectionError as LostConnectionError
 from redis.exceptions import NoScriptError
 
 from sse_middleware.channels.base import Limits
@@ -176,7 +177,9 @@ class PublishBatch:
 def unknown_outcome(cause: BaseException | None) -> StoreError:
     """Return the error for an event that may be in its channel; `None`: without an answer."""
     reason = "Redis has not answered in time" if cause is None else type(cause).__name__
-    failure = StoreError(f"publish: {reason}; {_UNKNOWN}")
+    if isinstance(cause, LostConnectionError | OSError) and str(cause):  # without any payload
+        reason += f": {str(cause).rstrip('.')}"
+    failure = StoreError(f"publish: {reason}; check SSE_REDIS_URL or the URL; {_UNKNOWN}")
     failure.__cause__ = cause
     return failure
 

@@ -14,17 +14,22 @@ _FUNCTIONS: Final = ("identify", "authorize_resume", "expires_at", "rollout")
 _METRICS_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
-def check_arguments(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+def check_arguments(app: object, arguments: Mapping[str, Any], environ: Mapping[str, str]) -> None:
     """Check the arguments, and that the directory of the metrics of several processes exists.
 
     Args:
+        app: the app.
         arguments: of the constructor, by name; those that are settings are checked elsewhere.
         environ: the variables.
 
     Raises:
         ConfigurationError: one is not allowed.
     """
-    marks, store = arguments["marks"], arguments["store"]
+    if not callable(app):
+        raise ConfigurationError("app", app, "an ASGI app, such as FastAPI()")
+    marks, store, registry = (arguments[name] for name in ("marks", "store", "registry"))
+    if registry is not None and not hasattr(registry, "collect"):
+        raise ConfigurationError("registry", registry, "a CollectorRegistry of prometheus_client")
     if marks is not None and not isinstance(marks, Mapping):
         allowed = 'a mapping such as {"/chat/*": streaming()}; for paths alone, use mark="/chat/*"'
         raise ConfigurationError("marks", marks, allowed)

@@ -70,7 +70,7 @@ def seconds(
         return None if may_be_off and text.lower() == OFF else float(text)
 
     def check(value: object) -> bool:
-        return (may_be_off and value is None) or _is_number(value, lowest, _YEAR)
+        return (may_be_off and value is None) or is_number(value, lowest, _YEAR)
 
     return _setting(
         default,
@@ -104,7 +104,7 @@ def integer(
     def check(value: object) -> bool:
         if value is None:
             return may_be_off
-        return isinstance(value, int) and _is_number(value, lowest, highest)
+        return isinstance(value, int) and is_number(value, lowest, highest)
 
     return _setting(
         default,
@@ -246,7 +246,8 @@ def url(env: str, meaning: str, *, schemes: tuple[str, ...]) -> Any:
             env=env,
             parse=str,
             check=_matches(rf"((?:{'|'.join(map(re.escape, schemes))})://\S+)?"),
-            allowed=f"a URL of {', '.join(schemes)}, or nothing",
+            allowed=f"a URL such as {schemes[0]}://localhost:6379/0, or with "
+            f"{', '.join(schemes[1:])}, or nothing",
             meaning=meaning,
             may_be_empty=True,
             redact=redact_url,
@@ -299,10 +300,13 @@ def _setting(default: object, setting: Setting) -> Any:
     return field(default=default, repr=is_public, metadata={"setting": setting})
 
 
-def _is_number(value: object, lowest: float, highest: float) -> bool:
+def is_number(
+    value: object, lowest: float, highest: float, *, excluded: float | None = None
+) -> bool:
+    """Return whether a value is a number from `lowest` to `highest`, and not `excluded`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return lowest <= value <= highest
+    return lowest <= value <= highest and value != excluded
 
 
 def _matches(pattern: str) -> Callable[[object], bool]:

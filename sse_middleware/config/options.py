@@ -289,6 +289,17 @@ PER_ENDPOINT = frozenset(item.name for item in dataclasses.fields(EndpointOption
 """The names of those that a mark may override."""
 
 
+OF_APP: Final = (
+    *("marks", "registry", "tracer_provider", "store"),
+    *("identify", "authorize_resume", "expires_at", "rollout"),
+)
+"""The arguments of the middleware that are no settings."""
+OF_MARK: Final = (
+    *("name", "family", "stream_name", "ids", "stream_key", "attach", "cache_ttl", "rerun"),
+    *("on_end", "transform", "order", "collect"),
+)
+"""The arguments of a mark that are no settings."""
+
 _PREFIX: Final = "SSE_"
 _VARIABLES: Final = frozenset(setting.env for setting in SETTINGS.values())
 
@@ -311,6 +322,17 @@ def _text_of_unknown(names: Collection[str], allowed: Collection[str]) -> str:
     return f"no such option: {', '.join(names)}; {known}: {', '.join(listed)}"
 
 
+def _text_of_misplaced(name: str, *, is_of_mark: bool) -> str:
+    """Return a text about an option of a mark on the app, or one of the app on a mark."""
+    if is_of_mark:
+        return f"not an option of the app: {name}; set it on a mark: @streaming({name}=...)"
+    variable = f", or {SETTINGS[name].env}" if name in SETTINGS else ""
+    return (
+        f"not an option of one endpoint: {name}; set it for the app: "
+        f"SSEMiddleware(app, {name}=...){variable}"
+    )
+
+
 def validate(arguments: Mapping[str, object], *, per_endpoint: bool = False) -> dict[str, Any]:
     """Return `arguments`, as they are stored, if each is a field of `Options` and allowed.
 
@@ -323,13 +345,13 @@ def validate(arguments: Mapping[str, object], *, per_endpoint: bool = False) -> 
         TypeError: there is no such option, or it is not an option of one endpoint.
     """
     allowed = [name for name in SETTINGS if name in PER_ENDPOINT or not per_endpoint]
+    if misplaced := sorted(arguments.keys() & (OF_APP if per_endpoint else OF_MARK)):
+        raise TypeError(_text_of_misplaced(misplaced[0], is_of_mark=not per_endpoint))
     if unknown := sorted(arguments.keys() - SETTINGS.keys()):
-        raise TypeError(_text_of_unknown(unknown, allowed))
+        others = OF_MARK if per_endpoint else OF_APP
+        raise TypeError(_text_of_unknown(unknown, (*allowed, *others)))
     for name in sorted(arguments.keys() - set(allowed)):
-        raise TypeError(
-            f"not an option of one endpoint: {name}; set it for the app: "
-            f"SSEMiddleware(app, {name}=...), or {SETTINGS[name].env}"
-        )
+        raise TypeError(_text_of_misplaced(name, is_of_mark=False))
     values = {name: SETTINGS[name].convert(value) for name, value in arguments.items()}
     for name, value in values.items():
         if not SETTINGS[name].check(value):

@@ -56,9 +56,15 @@ class Target:
             parts = urlsplit(self.url)
             is_valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
         except ValueError as exc:
-            raise InvalidURLError(f"the URL is invalid: {exc}") from exc
+            raise InvalidURLError(
+                f"the URL is {self.url!r}, allowed is one with http:// or https://, such as "
+                "http://localhost:8000/chat"
+            ) from exc
         if not is_valid or not self.url.isprintable():
-            raise InvalidURLError(f"{self.url!r} is no http:// or https:// URL")
+            raise InvalidURLError(
+                f"the URL is {self.url!r}, allowed is one with http:// or https://, "
+                "such as http://localhost:8000/chat"
+            )
         if parts.username is not None:
             raise InvalidURLError("credentials belong in --header 'Authorization: …', not in a URL")
 

@@ -103,9 +103,12 @@ def show_progress(line: str) -> None:
 
 def positive(value: str) -> float:
     """Parse a number of seconds above 0."""
-    number = float(value)
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"it is {value!r}, allowed is a number of seconds above 0")
     return number
 
 

@@ -11,11 +11,12 @@ import fnmatch
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from string import Formatter
 from types import FunctionType
 from typing import Any, Literal, TypeVar, Unpack, get_args, overload
 
 from sse_middleware.config.arguments import EndpointArguments
-from sse_middleware.config.fields import GLOBS_ALLOWED, is_glob
+from sse_middleware.config.fields import GLOBS_ALLOWED, is_glob, is_number
 from sse_middleware.config.options import validate
 from sse_middleware.errors import ConfigurationError
 from sse_middleware.protocol.client_kinds import ClientKind
@@ -34,6 +35,7 @@ StreamName = str | Callable[[Any], str]
 _ATTRIBUTE = "__sse_streaming__"
 _LONGEST_CACHE = 30 * 24 * 3600
 """Thirty days, in seconds."""
+_NAMES = "text such as chat:{chat}, with path parameters in braces, or a function of the scope"
 _WILDCARDS = re.compile(r"[*?[]")
 Attach = Literal["never", "running", "kept"]
 """The streams of its name that a request follows instead of running the app."""
@@ -98,12 +100,14 @@ class Mark:
             raise ConfigurationError("attach", attach, " or ".join(get_args(Attach)))
         if rerun not in get_args(Rerun):
             raise ConfigurationError("rerun", rerun, " or ".join(get_args(Rerun)))
-        if cache_ttl is not None and not 0 < cache_ttl <= _LONGEST_CACHE:
+        if cache_ttl is not None and not is_number(cache_ttl, 0, _LONGEST_CACHE, excluded=0):
             raise ConfigurationError("cache_ttl", cache_ttl, f"above 0 to {_LONGEST_CACHE} seconds")
         if cache_ttl is not None and attach != "kept":
             raise TypeError('cache_ttl needs attach="kept"')
         if on_end is not None and not callable(on_end):
             raise ConfigurationError("on_end", on_end, "a function of an EndInfo and the events")
+        if stream_name is not None and not _is_name(stream_name):
+            raise ConfigurationError("the name of streams", stream_name, _NAMES)
         if family is not None and family not in _CLIENT_KINDS:
             raise ConfigurationError("family", family, " or ".join(_CLIENT_KINDS))
         self.name = name
@@ -212,6 +216,9 @@ def streaming(
         ConfigurationError: a value is not allowed.
         TypeError: there is no such option, or it is one of the whole app.
     """
+    if endpoint is not None and not callable(endpoint):
+        allowed = 'an endpoint; for paths, SSEMiddleware(app, mark="/chat/*")'
+        raise ConfigurationError("the endpoint of streaming", endpoint, allowed)
     if ids not in (None, "app"):
         raise ConfigurationError("ids", ids, "app")
     if (ids is None) != (stream_key is None):
@@ -242,6 +249,17 @@ def get_mark(endpoint: object, method: str = "") -> Mark | None:
                 return mark
         endpoint = getattr(endpoint, "func", None)  # functools.partial
     return None
+
+
+def _is_name(name: object) -> bool:
+    """Return whether streams can have a name: a function, or text with parameters in braces."""
+    if not isinstance(name, str):
+        return callable(name)
+    try:
+        parameters = [parameter for _, parameter, *_ in Formatter().parse(name)]
+    except ValueError:  # a brace is not closed
+        return False
+    return name != "" and "" not in parameters
 
 
 def name_in(name: StreamName, scope: Mapping[str, Any]) -> str:

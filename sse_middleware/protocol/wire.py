@@ -370,6 +370,8 @@ def format_sse_event(
 
 
 def _encoded(field: str, value: str, *, forbidden: str = "") -> bytes:
+    if not isinstance(value, str):
+        raise _not_text(field, value)
     if any(character in value for character in forbidden):
         raise EventFormatError(field, value, f"text without any of {forbidden!a}")
     try:
@@ -379,8 +381,15 @@ def _encoded(field: str, value: str, *, forbidden: str = "") -> bytes:
 
 
 def _encoded_lines(field: str, text: str) -> list[bytes]:
+    if not isinstance(text, str):
+        raise _not_text(field, text)
     # Not str.splitlines, because U+2028 and similar characters do not end a line on the wire.
     return _encoded(field, text.replace("\r\n", "\n").replace("\r", "\n")).split(b"\n")
+
+
+def _not_text(field: str, value: object) -> EventFormatError:
+    remedy = "decode it" if isinstance(value, bytes) else "str(...), or json.dumps(...) for JSON"
+    return EventFormatError(field, value, f"text: {remedy}")
 
 
 def joined(parts: list[bytes]) -> bytes:

@@ -69,7 +69,7 @@ def resume_endpoint(
         finished: `"replay"` if a stream that has ended is sent too, as long as it is kept.
 
     Raises:
-        ConfigurationError: `finished` is not allowed.
+        ConfigurationError: an argument is not allowed.
     """
     if finished not in (None, "replay"):
         raise ConfigurationError("finished", finished, "replay")

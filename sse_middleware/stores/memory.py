@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 
 from sse_middleware._once import call_in, running_loop
 from sse_middleware.stores.base import Batch, Log, LogInfo, LogListener, LogSnapshot, LogState
+from sse_middleware.stores.bounds import check_bounds
 from sse_middleware.stores.expiries import Expiries
 from sse_middleware.stores.frame_buffer import FrameBuffer
 from sse_middleware.stores.memory_log import MemoryLog
@@ -32,6 +33,9 @@ class MemoryStore:
         ttl: how long a log is kept after its end, in seconds.
         clock: returns the time in seconds.
 
+    Raises:
+        ConfigurationError: a bound is no number, or negative.
+
     Attributes:
         total_bytes: the memory of all logs, close to the memory that the process uses for them.
     """
@@ -47,6 +51,8 @@ class MemoryStore:
         ttl: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        bounds = {"max_events": max_events, "max_bytes": max_bytes, "ttl": ttl}
+        check_bounds(bounds | {"max_total_bytes": max_total_bytes})
         self.total_bytes = 0
         self._max_events = max_events
         self._max_bytes = max_bytes

@@ -149,10 +149,10 @@ class CurrentStream:
         """Add to the token count of the stream; heartbeats, `complete` and the log contain it.
 
         Raises:
-            ValueError: `count` is negative.
+            ValueError: `count` is negative, or no whole number.
         """
-        if count < 0:
-            raise ValueError(f"count is {count}, allowed is 0 or more")
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"count is {count!r}, allowed is a whole number, 0 or more")
         self.record.tokens += count
         if self._stream is not None:
             self._stream.on_tokens()
@@ -207,8 +207,10 @@ class CurrentStream:
             name: 1 to 200 characters.
 
         Raises:
-            ValueError: `name` is empty or too long.
+            ValueError: `name` is no text, empty or too long.
         """
+        if not isinstance(name, str):
+            raise ValueError(f"name is {name!r}, allowed is text: str(...)")  # noqa: TRY004
         if not 0 < len(name) <= LONGEST_NAME:
             raise ValueError(f"name has {len(name)} characters, allowed is 1 to {LONGEST_NAME}")
         self._name = name

@@ -1,5 +1,8 @@
 """The command line shows each setting and the source of its value."""
 
+import re
+import sys
+
 import pytest
 
 from sse_middleware import __version__
@@ -79,3 +82,37 @@ def test_config_can_write_the_tables_of_the_docs(capsys: pytest.CaptureFixture[s
 def test_each_setting_is_in_one_group() -> None:
     names = [name for group in GROUPS.values() for name in group]
     assert sorted(names) == sorted(SETTINGS)
+
+
+MISTAKES = {
+    "no command": ([], "the following arguments are required: command"),
+    "an unknown command": (["confg"], r"invalid choice: 'confg' .*'?config'?, '?doctor'?"),
+    "a URL without a scheme": (
+        ["doctor", "localhost:8000"],
+        "the URL is 'localhost:8000', allowed is one with http:// or https://, such as http://",
+    ),
+    "a time that is no number": (
+        ["doctor", "http://localhost/", "--seconds", "abc"],
+        "argument --seconds: it is 'abc', allowed is a number of seconds above 0",
+    ),
+    "a header without a colon": (
+        ["doctor", "http://localhost/", "--header", "geheim"],
+        "a --header has no name or no colon: write 'NAME: VALUE'",
+    ),
+    "a body in a file that is missing": (
+        ["doctor", "http://localhost/", "--data", "@none.json"],
+        "No such file or directory: 'none.json'",
+    ),
+    "no URL of a smoke test": (["smoke"], "give a URL, or --rollup FILE"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_command_is_explained(
+    mistake: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, message = MISTAKES[mistake]
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(main(arguments))
+    assert ended.value.code == 2
+    assert re.search(message, capsys.readouterr().err)

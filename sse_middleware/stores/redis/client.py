@@ -6,6 +6,7 @@ A URL or client that cannot work is rejected here, before it connects.
 import asyncio
 import inspect
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
@@ -49,6 +50,7 @@ READ_TIMEOUT_SECONDS: Final = 1.0
 """Bounds the time in which Redis must answer a client that waits; also bounds a connect."""
 WRITE_TIMEOUT_SECONDS: Final = 3.0
 """Bounds the time in which Redis must take a write, which delays no client."""
+_PORT: Final = 6379
 _MAX_CONNECTIONS: Final = 8
 _MIN_CONNECTIONS: Final = 3
 """The connections in use at the same time: one reads, one writes, one waits for messages."""
@@ -57,6 +59,8 @@ _URL: Final = (
     "a URL of redis-py; with +cluster after the scheme for a cluster, or with +sentinel, as in "
     "redis+sentinel://host:26379,host:26379/service/0"
 )
+_DATABASE: Final = "a URL whose path is the number of a database, such as redis://localhost:6379/0"
+_OTHER_PATH: Final = re.compile(r"rediss?://[^/?]*/(?!\d*(?:\?|$))")
 _ADDRESS_OPTIONS: Final = ("host", "port", "db", "username", "password", "cred", "ssl", "unix")
 
 
@@ -95,6 +99,7 @@ def client_for(url: str, timeout: float | None = None) -> AnyRedis:
     Raises:
         ConfigurationError: the URL is not allowed.
     """
+    check_database(url)
     try:
         seconds = timeouts_for(url, timeout).read
         options: dict[str, Any] = {
@@ -115,6 +120,16 @@ def client_for(url: str, timeout: float | None = None) -> AnyRedis:
     except (ValueError, TypeError, AttributeError, RedisError, RedisClusterException):
         # Not `from exc`: the text of the cause may contain a part of the password.
         raise ConfigurationError("url", redact_url(url), _URL) from None
+
+
+def check_database(url: str) -> None:
+    """Check that the path of a URL is the number of a database; redis-py would use database 0.
+
+    Raises:
+        ConfigurationError: it is another text.
+    """
+    if _OTHER_PATH.match(url):
+        raise ConfigurationError("url", redact_url(url), _DATABASE)
 
 
 async def close_client(client: AnyRedis) -> None:
@@ -159,7 +174,9 @@ def address_of(client: AnyRedis) -> str:
     if isinstance(pool, SentinelConnectionPool):
         return f"sentinel's {pool.service_name}"
     options = pool.connection_kwargs
-    return str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port')}")
+    address = f"{options.get('host', 'localhost')}:{options.get('port', _PORT)}"
+    has_tls = issubclass(pool.connection_class, SSLConnection)
+    return str(options.get("path") or (f"{address} (TLS)" if has_tls else address))
 
 
 def describe_failure(address: str, exc: BaseException) -> str:
@@ -169,10 +186,13 @@ def describe_failure(address: str, exc: BaseException) -> str:
         return f"Cannot log in to Redis at {address} ({name}: {text})."
     if isinstance(exc, NoPermissionError):
         return f"Redis at {address} refuses a command ({name}: {text})."
+    if isinstance(exc, ResponseError) and text.endswith("DB index is out of range"):
+        return f"Redis at {address} has no database of this number, the path of the URL ({text})."
     if isinstance(exc, ResponseError):  # its text may repeat arguments
         return f"Redis at {address} refuses a command ({name})."
     if isinstance(exc, TimeoutError | RedisTimeoutError):
-        return f"Redis at {address} does not answer ({name})."
+        hint = ": is TLS off there, so that the URL begins with redis://?" * ("TLS" in address)
+        return f"Redis at {address} does not answer ({name}{hint})."
     return f"Cannot reach Redis at {address} ({name}: {text})."
 
 

@@ -21,6 +21,7 @@ from sse_middleware.stores.base import (
     LogState,
     find_patiently,
 )
+from sse_middleware.stores.bounds import check_bounds
 from sse_middleware.stores.redis.client import AnyRedis, checked, client_for, timeouts_for
 from sse_middleware.stores.redis.commands import CommandClient
 from sse_middleware.stores.redis.entries import Pending
@@ -81,7 +82,12 @@ class RedisStore:
         observers: Sequence[Observer] = (),
     ) -> None:
         if bool(url) is (client is not None):
-            raise TypeError("a RedisStore takes a url or a client, and not both")
+            given = "both" if url else "neither"
+            raise TypeError(
+                f"a RedisStore has {given} of url and client, allowed is one of them, such as "
+                'RedisStore("redis://localhost")'
+            )
+        check_bounds({"max_events": max_events, "max_bytes": max_bytes, "ttl": ttl})
         checked(client or client_for(url))  # an error must not wait until the first request
         self._url = url
         self._client = client
