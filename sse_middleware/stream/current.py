@@ -149,10 +149,15 @@ class CurrentStream:
         """Add to the token count of the stream; heartbeats, `complete` and the log contain it.
 
         Raises:
-            ValueError: `count` is negative, or no whole number.
+            ValueError: `count` is negative.
+            TypeError: `count` is no number.
         """
-        if not isinstance(count, int) or count < 0:
-            raise ValueError(f"count is {count!r}, allowed is a whole number, 0 or more")
+        try:
+            is_negative = count < 0
+        except TypeError:
+            raise TypeError(f"count is {count!r}, allowed is a number, 0 or more") from None
+        if is_negative:
+            raise ValueError(f"count is {count}, allowed is 0 or more")
         self.record.tokens += count
         if self._stream is not None:
             self._stream.on_tokens()

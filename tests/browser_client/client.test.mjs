@@ -125,13 +125,13 @@ test("a slow reader of the iterator slows the server down, without a silence tim
         writeAll();
       },
     ],
-    { silenceThreshold: 3 },
+    { silenceThreshold: 1 },
   );
   let read = 0;
   for await (const { data } of sse) {
     assert.equal(data.word, ++read);
     if (read === 1) {
-      await new Promise((resolve) => setTimeout(resolve, 4500));
+      await new Promise((resolve) => setTimeout(resolve, 1500));
       assert.ok(written < 20_000, "the client does not read ahead without limit");
     }
   }

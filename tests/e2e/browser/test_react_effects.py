@@ -108,7 +108,7 @@ class Component:
         self, page: "Page", site: Site, wrapper: str = "", *, stops: bool = False, **options: Any
     ) -> None:
         self._page, self._wrapper = page, wrapper
-        url = site.url("/job", n=len(WHOLE), pause=0.1)
+        url = site.url("/job", n=len(WHOLE), pause=0.05)
         self._props = {"options": {"url": url, **options}, "stops": stops}
         self.show()
 

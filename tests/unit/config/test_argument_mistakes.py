@@ -159,7 +159,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a number of tokens in quotes": (
         current("add_tokens", "5"),
-        "count is '5', allowed is a whole number, 0 or more",
+        "count is '5', allowed is a number, 0 or more",
     ),
     "a number as a name": (current("name", 5), "name is 5, allowed is text: str(...)"),
     # Stores

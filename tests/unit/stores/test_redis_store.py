@@ -293,7 +293,7 @@ async def test_a_client_of_the_users_own_is_used_and_left_open(server: RedisServ
 
 async def test_a_store_takes_a_url_or_a_client() -> None:
     for options in ({}, {"url": "redis://127.0.0.1", "client": Redis()}):
-        with pytest.raises(TypeError, match="a url or a client"):
+        with pytest.raises(TypeError, match="of url and client, allowed is one of them"):
             RedisStore(**options)  # type: ignore[arg-type]
 
 
