@@ -1,7 +1,7 @@
 """Measure the costs of an event stream with and without the middleware, and print them as markdown.
 
     python -m benchmarks [SUITE ...] [--rounds N] [--streams N] [--only NAME ...] [--quick]
-                         [--json FILE] [--baseline FILE]
+                         [--freeze] [--json FILE] [--baseline FILE]
 
 The suite `instructions` counts instructions, so that other work on the machine has no influence.
 Use it to compare two versions: write the counts of one with `--json`, and pass the file to the
@@ -31,6 +31,7 @@ from benchmarks.processes import BenchmarkError, SuiteUnavailableError
 from benchmarks.suites import (
     channels,
     instructions,
+    many_streams,
     open_streams,
     redis_commands,
     redis_store,
@@ -47,6 +48,7 @@ SUITES: dict[str, Callable[[Bench, str], list[Table]]] = {
     "idle": open_streams.run_idle,
     "lateness": open_streams.run_lateness,
     "frozen": open_streams.run_frozen,
+    "many": many_streams.run_many,
     "paced": resuming.run_paced,
     "recording": resuming.run_recording,
     "recorded-bytes": resuming.run_recorded_bytes,
@@ -85,6 +87,7 @@ def main() -> int:
         sizes,
         rounds=arguments.rounds or sizes.rounds,
         streams=arguments.streams or sizes.streams,
+        freezes=arguments.freeze,
     )
     chosen = [name for name in CONTESTANTS if name in (arguments.only or PEERS)]
     bench = Bench(sizes, tuple(chosen), measured, cores)
@@ -130,6 +133,7 @@ def _arguments() -> argparse.Namespace:
     add("suites", nargs="*", metavar="SUITE", help=", ".join(SUITES))
     add("--rounds", type=int, help=f"samples of each contestant ({FULL.rounds})")
     add("--streams", type=int, help=f"streams that `idle` opens ({FULL.streams})")
+    add("--freeze", action="store_true", help="`lateness` and `many` call `gc.freeze` first")
     add("--only", nargs="+", metavar="NAME", help=", ".join(CONTESTANTS))
     add("--quick", action="store_true", help="only show that everything works")
     add("--json", type=Path, metavar="FILE", help="write the instruction counts to FILE")

@@ -25,7 +25,9 @@ class Sizes:
         streams: open in `idle`.
         late_streams: open in `lateness`.
         frozen_streams: open in `frozen`.
+        many_streams: open in `many`.
         seconds: the time for which open streams are read; at least two heartbeats.
+        freezes: call `gc.freeze` in `lateness` and `many` before streams open.
     """
 
     rounds: int
@@ -35,7 +37,9 @@ class Sizes:
     streams: int
     late_streams: int
     frozen_streams: int
+    many_streams: int
     seconds: float
+    freezes: bool = False
 
     def of(self, count: int) -> int:
         """Return `count` as a run of this size does it."""
@@ -50,6 +54,7 @@ FULL = Sizes(
     streams=2_000,
     late_streams=10_000,
     frozen_streams=500,
+    many_streams=50_000,
     seconds=10,
 )
 QUICK = Sizes(
@@ -60,6 +65,7 @@ QUICK = Sizes(
     streams=50,
     late_streams=50,
     frozen_streams=10,
+    many_streams=100,
     seconds=0.5,
 )
 

@@ -64,7 +64,7 @@ class Counted:
 
 
 COUNTED = {
-    "json": Counted("JSON request", (200, 600), "A request that opens no stream."),
+    "json": Counted("JSON request", (1_000, 1_300), "A request that opens no stream."),
     "stream": Counted("stream", (100, 300), "The start of a stream, its only event, and its end."),
     "event": Counted("event", (1_000, 3_000), "One event in each turn of the loop, sent at once."),
     "burst": Counted("event", (5_000, 15_000), "50 events in each turn of the loop."),

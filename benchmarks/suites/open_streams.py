@@ -80,6 +80,8 @@ def run_lateness(bench: Bench, _: str) -> list[Table]:
     for name in bench.turns(1, among=("sse-starlette", RECORDED)):
         mark = CONTESTANTS[name].heartbeat
         with Server(name, bench.core, interval) as server, _idle_streams(server) as streams:
+            if bench.sizes.freezes:
+                server.ask("freeze")
             opening = list(_lateness(streams.open(number, _OPENED_PER_SECOND), mark, interval))
             found = list(_lateness(streams.receive(2 * bench.sizes.seconds), mark, interval))
         figures = (*percentiles(found), max(found), max(opening, default=0.0))
