@@ -31,8 +31,8 @@ FRIENDS = r"http://(127\.0\.0\.1|friend\.localhost):\d+"
 
 runs: defaultdict[str, list[str]] = defaultdict(list)
 """The last event id of each run of the app, by key."""
-left: defaultdict[str, int] = defaultdict(int)
-"""The number of runs that have ended, by key."""
+left: defaultdict[str, list[int]] = defaultdict(list)
+"""The runs that have ended, in this order, counted from 1, by key."""
 asked: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
 """The method and the status of each request, by key."""
 released: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
@@ -46,6 +46,7 @@ def _stream(
     key = request.query_params["key"]
     pause = float(request.query_params.get("pause", TICK_SECONDS))
     runs[key].append(request.headers.get("last-event-id", ""))
+    number_of_run = len(runs[key])
 
     async def events() -> AsyncIterator[str]:
         try:
@@ -62,7 +63,7 @@ def _stream(
             if "boom" in request.query_params:
                 raise ValueError("swordfish")
         finally:
-            left[key] += 1
+            left[key].append(number_of_run)
 
     return StreamingResponse(events(), media_type="text/event-stream")
 
@@ -162,7 +163,8 @@ async def release(request: Request) -> Response:
 async def record(request: Request) -> Response:
     """Return the record of a key."""
     key = request.path_params["key"]
-    return JSONResponse({"runs": runs[key], "left": left[key], "asked": asked[key]})
+    ends = {"left": len(left[key]), "ended": left[key]}
+    return JSONResponse({"runs": runs[key], **ends, "asked": asked[key]})
 
 
 def _routes() -> list[BaseRoute]:
