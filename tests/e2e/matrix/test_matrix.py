@@ -295,6 +295,8 @@ def test_a_marked_stream_ends_in_order_at_sigterm(pair: Pair) -> None:
 
 
 def test_an_unmarked_stream_ends_at_sigterm_as_without_us(pair: Pair) -> None:
+    if pair.row in UNREADABLE_AT_END:
+        pytest.skip("h2 refuses what this server sends at its end")
     ours, bare = pair.unmarked.at_end, pair.bare.at_end
     assert (ours.status, ours.error, ours.body) == (bare.status, bare.error, bare.body)
     # The server may end before the steps that follow the response.
