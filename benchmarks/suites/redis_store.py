@@ -34,6 +34,7 @@ _REPLAYS = 60
 _FOLLOWED = 50
 _FOLLOWED_PER_SECOND = 20
 _POLL_SECONDS = 0.0002
+_FEWEST = 2  # events that have a percentile
 _LENGTH = 4  # bytes of an event's length
 BUDGETS = (
     Budget("redis-recording", 1.5, UNRECORDED, contestants=(IN_REDIS,)),
@@ -159,7 +160,9 @@ def run_redis_latency(bench: Bench, _: str) -> list[Table]:
 def _add_latencies(tables: list[Table], readers: dict[str, Streams], seconds: float) -> None:
     found: dict[str, list[float]] = {name: [] for name in readers}
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    while time.monotonic() < until or min(map(len, found.values())) < _FEWEST:
+        if time.monotonic() > until + TIMEOUT_SECONDS:
+            raise BenchmarkError("the readers receive no events")
         for name, streams in readers.items():
             for _, data, now in streams.receive(_POLL_SECONDS):
                 found[name] += [(now - float(sent)) * 1e3 for sent in SENT.findall(data)]

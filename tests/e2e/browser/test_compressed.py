@@ -28,7 +28,7 @@ def test_the_events_of_a_compressed_stream_arrive_once_and_in_order(
     page.on("response", note)
     visit(page, compressing.page())
     compressing.proxy.cut(PLACES[coding], PLACES[coding])
-    follower = Follower(page, compressing.url("/job", n=25))
+    follower = Follower(page, compressing.url("/job", n=25, pause=0.1))
     follower.wait_until_closed()
     assert_whole(follower.events(), 25)
     assert_resumed(follower)

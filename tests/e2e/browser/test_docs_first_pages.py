@@ -89,7 +89,7 @@ def test_use_chat_continues_after_a_reload(page: "Page", tmp_path: Path) -> None
     program.write_text(script)
     text = bundle(str(program), tmp_path, chat=f'import React from "react";\n{chat}')
     # The page is loaded again before the answer has ended.
-    with served(tmp_path, "llm-chat.md", 1, SSE_CHUNK_DELAY_MS="500") as server:
+    with served(tmp_path, "llm-chat.md", 1, SSE_CHUNK_DELAY_MS="1000") as server:
         address = f"http://127.0.0.1:{server.port}"
         page.route("**/page.js", lambda it: it.fulfill(body=text, content_type="text/javascript"))
         page.context.add_cookies([{"name": "session", "value": "ann", "url": address}])

@@ -11,7 +11,8 @@ from tests.support.waiting import HANG_SECONDS
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_each_scrape_is_answered_and_the_server_ends(name: str, tmp_path: Path) -> None:
-    with serving(name, "tests.e2e.matrix.on_django:app", tmp_path) as server:
+    environ = {"MATRIX_NOTES": str(tmp_path)}
+    with serving(name, "tests.e2e.matrix.on_django:app", tmp_path, environ) as server:
         for content in (b"", b"x" * 200_000, b""):
             scrape = httpx.request(
                 "GET", f"{server.url}/metrics", content=content, timeout=HANG_SECONDS
