@@ -38,7 +38,17 @@ def http_scope(
         path: the decoded path.
         headers: names in lower case and values, none by default.
         **others: any other key of the scope, such as `query_string` (bytes) or `state`.
+
+    Raises:
+        TypeError: the headers or the query string are not of bytes, as those of a server are.
     """
+    pairs = [] if headers is None else headers
+    if not isinstance(pairs, list) or not all(isinstance(name, bytes) for name, _ in pairs):
+        example = 'pairs of bytes, such as [(b"accept", b"text/event-stream")]'
+        raise TypeError(f"headers is {headers!r}, allowed is a list of {example}")
+    query = others.get("query_string", b"")
+    if not isinstance(query, bytes):
+        raise TypeError(f'query_string is {query!r}, allowed is bytes, such as b"a=1"')
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -49,7 +59,7 @@ def http_scope(
         "raw_path": path.encode(),
         "query_string": b"",
         "root_path": "",
-        "headers": headers if headers is not None else [],
+        "headers": pairs,
         "client": ("127.0.0.1", 50000),
         "server": ("127.0.0.1", 80),
         **others,
@@ -77,6 +87,8 @@ class Exchange:
     def __init__(
         self, scope: Scope, *, body: bytes = b"", timeout: float | None = TIMEOUT_SECONDS
     ) -> None:
+        if not isinstance(scope, MutableMapping):
+            raise TypeError(f"scope is {scope!r}, allowed is that of a request: http_scope(...)")
         self.scope = scope
         self.timeout = timeout
         self.messages: list[tuple[float, MutableMapping[str, Any]]] = []

@@ -17,6 +17,7 @@ from sse_middleware import (
 )
 from sse_middleware.config.options import OF_APP, OF_MARK
 from sse_middleware.stream.current import CurrentStream
+from sse_middleware.testing import Exchange, http_scope
 
 NAMES = "text such as chat:{chat}, with path parameters in braces, or a function of the scope"
 ORDER = "two or more names of events, each once, such as ('token', 'done')"
@@ -162,6 +163,29 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
         "count is '5', allowed is a number, 0 or more",
     ),
     "a number as a name": (current("name", 5), "name is 5, allowed is text: str(...)"),
+    # sse_middleware.testing
+    "headers of text": (
+        lambda: http_scope(headers=[("accept", "*/*")]),  # type: ignore[list-item]
+        (
+            "headers is [('accept', '*/*')], allowed is a list of pairs of bytes, such as "
+            '[(b"accept", b"text/event-stream")]'
+        ),
+    ),
+    "headers in a dictionary": (
+        lambda: http_scope(headers={"accept": "*/*"}),  # type: ignore[arg-type]
+        (
+            "headers is {'accept': '*/*'}, allowed is a list of pairs of bytes, such as "
+            '[(b"accept", b"text/event-stream")]'
+        ),
+    ),
+    "a query of text": (
+        lambda: http_scope(query_string="a=1"),
+        """query_string is 'a=1', allowed is bytes, such as b"a=1\"""",
+    ),
+    "a path in place of a request": (
+        lambda: Exchange("/answers"),  # type: ignore[arg-type]
+        "scope is '/answers', allowed is that of a request: http_scope(...)",
+    ),
     # Stores
     "a time to live in quotes": (remember(ttl="5"), "ttl is '5', allowed is a number, 0 or more"),
     "a negative bound": (
