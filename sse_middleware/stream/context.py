@@ -267,7 +267,7 @@ class Context:
             return None
         try:
             expires_at = self.expires_at(scope)
+            return None if expires_at is None else max(0.0, expires_at - time.time())
         except Exception:
             logger.exception("expires_at(scope) has failed; the stream ends at once")
             return 0.0
-        return None if expires_at is None else max(0.0, expires_at - time.time())

@@ -66,8 +66,7 @@ AT_ONCE = 2
 """The number of servers that run at a time, each in three ways; they mostly wait."""
 
 REQUESTS_AT_ONCE = 32
-"""The number of requests to a server at a time. Of hundreds, hypercorn closes the connections that
-have to wait for some seconds."""
+"""The number of requests to a server at a time."""
 
 FRAMEWORKS = ("starlette", "fastapi", "litestar", "quart", "django", "plain_asgi")
 
@@ -300,6 +299,8 @@ def run_all(pairs: Sequence[tuple[str, str]], directory: Path) -> dict[str, Pair
         "PYTHONHASHSEED": "0",  # some frameworks list allowed methods in the order of a set
     }
     more = ("--workers", str(row.workers)) if row.workers > 1 else ()
+    if row.server == "hypercorn":
+        more += ("--keep-alive", "60")  # after this time, it also closes connections that wait
 
     def run(way: str, settings: dict[str, str]) -> dict[str, Observed]:
         notes = directory / way / "notes"

