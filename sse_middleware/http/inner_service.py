@@ -12,6 +12,8 @@ from sse_middleware.protocol.event_ids import is_stream_id
 
 _ANNOUNCED: Final = frozenset((b"x-stream-id", b"x-heartbeat-interval", b"x-silence-threshold"))
 """The headers that no other program sends together."""
+_FEWEST_HEADERS: Final = len(_ANNOUNCED) + 1
+"""Those, and the content type."""
 _MAX_PATHS: Final = 1000
 
 
@@ -20,6 +22,8 @@ def is_of_inner_service(app_headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
     An app that was written without the middleware may announce heartbeats too, by these names.
     """
+    if type(app_headers) is list and len(app_headers) < _FEWEST_HEADERS:
+        return False  # most streams, whose headers need no search
     values = {name.lower(): value for name, value in app_headers}
     return values.keys() >= _ANNOUNCED and is_stream_id(values[b"x-stream-id"].decode("latin-1"))
 

@@ -101,10 +101,6 @@ def has_content_length(headers: Iterable[tuple[bytes, bytes]]) -> bool:
     return False
 
 
-NUMBER_OF_UNMARKED_HEADERS: Final = 4
-"""The headers that an unmarked stream gets if its app sets none of them."""
-
-
 def unmarked_headers(
     app_headers: Iterable[tuple[bytes, bytes]], *, trace_id: str, stream_id: str
 ) -> RawHeaders:
@@ -118,6 +114,10 @@ def unmarked_headers(
     for name, _ in app_headers:
         ours.pop(name.lower(), None)
     return list(ours.items())
+
+
+NUMBER_OF_UNMARKED_HEADERS: Final = len(unmarked_headers((), trace_id="", stream_id=""))
+"""The headers that an unmarked stream gets if its app sets none of them."""
 
 
 def announcing_headers(terms: StreamTerms) -> RawHeaders:

@@ -384,11 +384,11 @@ async def test_expired_credentials_resume_nothing(seconds: float) -> None:
     assert again.ended
 
 
-def failing(scope: Scope) -> float | None:
+def unknown(scope: Scope) -> float | None:
     raise ValueError
 
 
-@pytest.mark.parametrize("expires_at", [failing, lambda _: "2030-01-01"], ids=["error", "text"])
+@pytest.mark.parametrize("expires_at", [unknown, lambda _: "2030-01-01"], ids=["error", "text"])
 async def test_credentials_with_an_unknown_expiry_have_expired(
     caplog: pytest.LogCaptureFixture, expires_at: Any
 ) -> None:
