@@ -298,7 +298,7 @@ def run_all(pairs: Sequence[tuple[str, str]], directory: Path) -> dict[str, Pair
         "SSE_LINGER_SECONDS": "0",
         "PYTHONHASHSEED": "0",  # some frameworks list allowed methods in the order of a set
     }
-    more = ("--workers", str(row.workers)) if row.workers > 1 else ()
+    more: tuple[str, ...] = ("--workers", str(row.workers)) if row.workers > 1 else ()
     if row.server == "hypercorn":
         more += ("--keep-alive", "60")  # after this time, it also closes connections that wait
 
