@@ -8,13 +8,17 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from typing import Final, Protocol
 
 logger = logging.getLogger("sse_middleware")
 
 _WATCH_INTERVAL_SECONDS: Final = 1.0
 """The least time between two looks at the signal handlers, which are slow."""
+_ENDS_PER_TURN: Final = 64
+"""The number of streams that end in one turn of the loop."""
 
 
 class Drainable(Protocol):
@@ -113,12 +117,16 @@ class Drain:
             stream.on_drain()
 
     def _on_time_over(self, at: float) -> None:
-        loop = asyncio.get_running_loop()
         self._due.remove(at)
-        for stream, ends_at in self._streams.items():
-            if ends_at == at:
-                loop.call_soon(self._end, stream)  # an error in one must not stop the others
-        loop.call_soon(self._report_cuts)
+        self._end_next(iter([one for one, ends_at in self._streams.items() if ends_at == at]))
+
+    def _end_next(self, streams: Iterator[Drainable]) -> None:
+        """End some streams in each turn of the loop, so that others get their turns."""
+        loop = asyncio.get_running_loop()
+        some = tuple(islice(streams, _ENDS_PER_TURN))
+        for stream in some:
+            loop.call_soon(self._end, stream)  # an error in one must not stop the others
+        loop.call_soon(partial(self._end_next, streams) if some else self._report_cuts)
 
     def _end(self, stream: Drainable) -> None:
         if stream in self._streams:

@@ -86,7 +86,7 @@ def test_each_setting_is_in_one_group() -> None:
 
 MISTAKES = {
     "no command": ([], "the following arguments are required: command"),
-    "an unknown command": (["confg"], r"invalid choice: 'confg' .*'?config'?, '?doctor'?"),
+    "an unknown command": (["confg"], r"invalid choice: 'confg'.*'?config'?, '?doctor'?"),
     "a URL without a scheme": (
         ["doctor", "localhost:8000"],
         "the URL is 'localhost:8000', allowed is one with http:// or https://, such as http://",

@@ -1,6 +1,7 @@
 """A warning counts the answers that a drain has cut; a request to a path begins a drain."""
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from starlette.responses import PlainTextResponse
 
 from sse_middleware import SSEMiddleware
+from sse_middleware.stream.drain import Drain
 from sse_middleware.stream.shutdown import SHUTDOWN
 from tests.support.asgi import Exchange, handle, http_scope, running
 from tests.support.draining import assert_shut_down, deaf, draining, now
@@ -55,6 +57,37 @@ async def test_a_drain_that_cuts_nothing_logs_nothing(caplog: pytest.LogCaptureF
     async with opened(resumable(Counting(3))) as exchange, draining():
         await exchange.until_end()
     assert "cut" not in caplog.text
+
+
+# Many streams
+
+
+async def test_the_loop_has_other_turns_while_many_streams_end() -> None:
+    ended: list[int] = []
+
+    class Stream:
+        drain_seconds = 0.0
+
+        def __init__(self, drain: Drain) -> None:
+            self._drain = drain
+
+        def on_drain(self) -> None: ...
+
+        def on_drain_over(self) -> bool:
+            ended.append(turn)
+            self._drain.remove(self)
+            return False
+
+    drain = Drain(lambda: None)
+    for _ in range(200):
+        drain.add(Stream(drain))
+    drain.begin()
+    turn = 0
+    while len(drain):
+        await asyncio.sleep(0)
+        turn += 1
+    assert len(ended) == 200
+    assert max(Counter(ended).values()) <= 64
 
 
 # The path of the drain
