@@ -32,13 +32,21 @@ async def proxy(request: Request) -> Response:
         headers=[pair for pair in request.headers.items() if pair[0] not in _OF_ONE_CONNECTION],
         content=await request.body(),
     )
-    answer = await _client.send(asked, stream=True)
+    answer = await send(asked)
     return StreamingResponse(
         parts(answer),
         answer.status_code,
         {name: value for name, value in answer.headers.items() if name not in _OF_ONE_CONNECTION},
         background=BackgroundTask(answer.aclose),
     )
+
+
+async def send(asked: httpx.Request) -> httpx.Response:
+    """Send a request to the next service too if a service ends before it has answered."""
+    try:
+        return await _client.send(asked, stream=True)
+    except httpx.TransportError:
+        return await _client.send(asked, stream=True)
 
 
 async def parts(answer: httpx.Response) -> AsyncIterator[bytes]:
