@@ -18,7 +18,7 @@ from benchmarks.apps import (
 from benchmarks.harness.bench import Bench, Table, percentiles
 from benchmarks.harness.budgets import Budget
 from benchmarks.load_generator import Load, Request, Streams, first_byte, stream_request
-from benchmarks.processes import BenchmarkError, Server
+from benchmarks.processes import TIMEOUT_SECONDS, BenchmarkError, Server
 from benchmarks.suites.open_streams import read, readers_of
 
 FRESH = "fresh"
@@ -100,7 +100,9 @@ def costs(readers: Mapping[Server, Streams], seconds: float) -> dict[Server, flo
     before = {server: server.ask("cpu") for server in readers}
     events = dict.fromkeys(readers, 0)
     until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    while time.monotonic() < until or not all(events.values()):
+        if time.monotonic() > until + TIMEOUT_SECONDS:
+            raise BenchmarkError("a server sends no events")
         for server, streams in readers.items():
             events[server] += sum(data.count(_SENT) for _, data, _ in streams.receive(_TURN))
     return {
