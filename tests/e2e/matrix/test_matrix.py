@@ -289,8 +289,9 @@ def test_a_marked_stream_ends_in_order_at_sigterm(pair: Pair) -> None:
     assert answer.names[0] == "start"
     assert json.loads(answer.events[-1].data)["reason"] == "shutdown"
     assert [int(data) for data in answer.messages] == list(range(len(answer.messages)))
-    # uvicorn ends before it closes the generator that FastAPI has left.
-    assert ("dependency" if pair.framework == "fastapi" else "finally") in answer.noted
+    # FastAPI's steps follow the response, and granian and uvicorn may end before the last of them.
+    steps = {"background", "dependency"} if pair.framework == "fastapi" else {"finally"}
+    assert steps & set(answer.noted)
     # FastAPI's task for pings may fail, and be logged, when its reader is gone.
     log = pair.ours.log_of_end
     assert "Traceback" not in log or "_keepalive_inserter" in log
