@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,19 @@ def app_environment(heartbeat: float = HEARTBEAT_SECONDS, redis_url: str = "") -
         HEARTBEAT_VARIABLE: str(heartbeat),
         "SSE_REDIS_URL": redis_url,
     }
+
+
+def turns_for(seconds: float, is_enough: Callable[[], bool], failure: str) -> Iterator[None]:
+    """Yield for a time, and then until it is enough, as on a busy machine little may have arrived.
+
+    Raises:
+        BenchmarkError: with the text `failure`, if it is not enough within a limit.
+    """
+    until = time.monotonic() + seconds
+    while time.monotonic() < until or not is_enough():
+        if time.monotonic() > until + TIMEOUT_SECONDS:
+            raise BenchmarkError(failure)
+        yield
 
 
 def cores_argument(cores: Iterable[int]) -> str:

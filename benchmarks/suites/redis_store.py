@@ -13,8 +13,14 @@ from benchmarks.apps import CONTESTANTS, EVENTSOURCE, RECORDED, UNRECORDED
 from benchmarks.harness.bench import Bench, Table, cpu_of, percentiles, undisturbed
 from benchmarks.harness.budgets import Budget
 from benchmarks.load_generator import Request, Streams, first_byte, stream_request
-from benchmarks.processes import TIMEOUT_SECONDS, BenchmarkError, Server, redis_server
-from benchmarks.suites.open_streams import SENT, read, readers_of
+from benchmarks.processes import (
+    TIMEOUT_SECONDS,
+    BenchmarkError,
+    Server,
+    redis_server,
+    turns_for,
+)
+from benchmarks.suites.open_streams import FEWEST, SENT, read, readers_of
 from benchmarks.suites.resuming import (
     NUMBERED,
     ONCE,
@@ -34,7 +40,6 @@ _REPLAYS = 60
 _FOLLOWED = 50
 _FOLLOWED_PER_SECOND = 20
 _POLL_SECONDS = 0.0002
-_FEWEST = 2  # events that have a percentile
 _LENGTH = 4  # bytes of an event's length
 BUDGETS = (
     Budget("redis-recording", 1.5, UNRECORDED, contestants=(IN_REDIS,)),
@@ -159,10 +164,11 @@ def run_redis_latency(bench: Bench, _: str) -> list[Table]:
 
 def _add_latencies(tables: list[Table], readers: dict[str, Streams], seconds: float) -> None:
     found: dict[str, list[float]] = {name: [] for name in readers}
-    until = time.monotonic() + seconds
-    while time.monotonic() < until or min(map(len, found.values())) < _FEWEST:
-        if time.monotonic() > until + TIMEOUT_SECONDS:
-            raise BenchmarkError("the readers receive no events")
+
+    def is_enough() -> bool:
+        return min(map(len, found.values())) >= FEWEST
+
+    for _turn in turns_for(seconds, is_enough, "the readers receive no events"):
         for name, streams in readers.items():
             for _, data, now in streams.receive(_POLL_SECONDS):
                 found[name] += [(now - float(sent)) * 1e3 for sent in SENT.findall(data)]

@@ -1,7 +1,6 @@
 """Suites about streams at the pace of a model, the cost of keeping events, and resuming."""
 
 import re
-import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -18,7 +17,7 @@ from benchmarks.apps import (
 from benchmarks.harness.bench import Bench, Table, percentiles
 from benchmarks.harness.budgets import Budget
 from benchmarks.load_generator import Load, Request, Streams, first_byte, stream_request
-from benchmarks.processes import TIMEOUT_SECONDS, BenchmarkError, Server
+from benchmarks.processes import BenchmarkError, Server, turns_for
 from benchmarks.suites.open_streams import read, readers_of
 
 FRESH = "fresh"
@@ -99,10 +98,7 @@ def costs(readers: Mapping[Server, Streams], seconds: float) -> dict[Server, flo
         read(streams.receive(_TURN))  # discards the events of the time in which the others opened
     before = {server: server.ask("cpu") for server in readers}
     events = dict.fromkeys(readers, 0)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until or not all(events.values()):
-        if time.monotonic() > until + TIMEOUT_SECONDS:
-            raise BenchmarkError("a server sends no events")
+    for _turn in turns_for(seconds, lambda: all(events.values()), "a server sends no events"):
         for server, streams in readers.items():
             events[server] += sum(data.count(_SENT) for _, data, _ in streams.receive(_TURN))
     return {

@@ -5,7 +5,6 @@ object on stdout reports the figures; those of heartbeats are missing if there a
 """
 
 import asyncio
-import gc
 import json
 import os
 import sys
@@ -17,7 +16,7 @@ import uvloop
 from benchmarks.apps import CONTESTANTS, HEARTBEAT_VARIABLE
 from benchmarks.workers.cores import pin_to_argument
 from benchmarks.workers.scopes import request_scope
-from benchmarks.workers.server import memory_bytes
+from benchmarks.workers.server import freeze, memory_bytes
 
 if TYPE_CHECKING:
     from starlette.types import Message
@@ -128,8 +127,7 @@ def main(contestant: str, cores: str, streams: str, freezes: str = "") -> None:
     chosen = CONTESTANTS[contestant]
     if freezes:
         chosen.app()
-        gc.collect()
-        gc.freeze()
+        freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         print(json.dumps(runner.run(measure(chosen, int(streams)))))
 

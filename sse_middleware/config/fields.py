@@ -300,13 +300,11 @@ def _setting(default: object, setting: Setting) -> Any:
     return field(default=default, repr=is_public, metadata={"setting": setting})
 
 
-def is_number(
-    value: object, lowest: float, highest: float, *, excluded: float | None = None
-) -> bool:
-    """Return whether a value is a number from `lowest` to `highest`, and not `excluded`."""
+def is_number(value: object, lowest: float, highest: float) -> bool:
+    """Return whether a value is a number from `lowest` to `highest`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return lowest <= value <= highest and value != excluded
+    return lowest <= value <= highest
 
 
 def _matches(pattern: str) -> Callable[[object], bool]:

@@ -1,4 +1,4 @@
-"""Another instance of the middleware, in a service whose responses the app passes on.
+"""Another instance of the middleware, in a service: the app passes its responses on.
 
 If a service and the gateway in front of it both mark a route, the service numbers its events, sends
 its heartbeats and keeps its streams. The gateway leaves such a response as it is: a second `start`
@@ -21,9 +21,10 @@ def is_of_inner_service(app_headers: Iterable[tuple[bytes, bytes]]) -> bool:
     """Return whether the app passes on a marked stream of another instance of the middleware.
 
     An app that was written without the middleware may announce heartbeats too, by these names.
+    Most streams have fewer headers, which need no search.
     """
     if type(app_headers) is list and len(app_headers) < _FEWEST_HEADERS:
-        return False  # most streams, whose headers need no search
+        return False
     values = {name.lower(): value for name, value in app_headers}
     return values.keys() >= _ANNOUNCED and is_stream_id(values[b"x-stream-id"].decode("latin-1"))
 

@@ -100,7 +100,7 @@ class Mark:
             raise ConfigurationError("attach", attach, " or ".join(get_args(Attach)))
         if rerun not in get_args(Rerun):
             raise ConfigurationError("rerun", rerun, " or ".join(get_args(Rerun)))
-        if cache_ttl is not None and not is_number(cache_ttl, 0, _LONGEST_CACHE, excluded=0):
+        if cache_ttl is not None and not (cache_ttl and is_number(cache_ttl, 0, _LONGEST_CACHE)):
             raise ConfigurationError("cache_ttl", cache_ttl, f"above 0 to {_LONGEST_CACHE} seconds")
         if cache_ttl is not None and attach != "kept":
             raise TypeError('cache_ttl needs attach="kept"')

@@ -1,12 +1,10 @@
 """Mistakes in calls: each message has the argument, its value, what is allowed, and the remedy."""
 
 import inspect
-import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from starlette.types import Receive, Scope, Send
 
 from sse_middleware import (
     MemoryStore,
@@ -18,21 +16,11 @@ from sse_middleware import (
 from sse_middleware.config.options import OF_APP, OF_MARK
 from sse_middleware.stream.current import CurrentStream
 from sse_middleware.testing import Exchange, http_scope
+from tests.support.mistakes import Mistake, check_explained, mark, wrap
 
 NAMES = "text such as chat:{chat}, with path parameters in braces, or a function of the scope"
 ORDER = "two or more names of events, each once, such as ('token', 'done')"
 TEXT = "text: str(...), or json.dumps(...) for JSON"
-
-
-async def app(scope: Scope, receive: Receive, send: Send) -> None: ...
-
-
-def wrap(**arguments: Any) -> Callable[[], object]:
-    return lambda: SSEMiddleware(app, **arguments)
-
-
-def mark(**arguments: Any) -> Callable[[], object]:
-    return lambda: streaming(**arguments)
 
 
 def encode(data: Any = "x", **fields: Any) -> Callable[[], object]:
@@ -51,7 +39,7 @@ def endpoint_of(name: Any) -> Callable[[], object]:
     return lambda: resume_endpoint(name)
 
 
-MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
+MISTAKES: dict[str, Mistake] = {
     # SSEMiddleware
     "no app": (
         lambda: SSEMiddleware(None),  # type: ignore[arg-type]
@@ -197,9 +185,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_a_call_is_explained(mistake: str) -> None:
-    make, message = MISTAKES[mistake]
-    with pytest.raises((ValueError, TypeError), match=f"^{re.escape(message)}$"):
-        make()
+    check_explained(MISTAKES[mistake])
 
 
 def test_all_arguments_that_are_no_settings_are_known() -> None:

@@ -1,8 +1,6 @@
 """Mistakes of developers: each message has the value, what is allowed, and the remedy."""
 
 import logging
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +8,19 @@ import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message
 
 from sse_middleware import MemoryStore, SSEMiddleware, resume_endpoint, streaming
 from sse_middleware.channels import BlockingPublisher, Publisher, subscribe
 from sse_middleware.config.options import Options
 from sse_middleware.http.starlette_routes import warn_of_names
+from tests.support.mistakes import Mistake, app, check_explained, mark, wrap
 
 CHANNEL = "1 to 200 visible ASCII characters, without spaces"
 JSON = "what JSON and UTF-8 can encode: convert it before you publish it"
 MARKS = 'a mapping such as {"/chat/*": streaming()}; for paths alone, use mark="/chat/*"'
 GLOBS = "path globs below the root_path, each with a / or * first"
 SECONDS = "seconds from 0.05 to 31536000, or off (None)"
-
-
-async def app(scope: Scope, receive: Receive, send: Send) -> None: ...
-
-
-def wrap(**arguments: Any) -> Callable[[], object]:
-    return lambda: SSEMiddleware(app, **arguments)
-
-
-def mark(**arguments: Any) -> Callable[[], object]:
-    return lambda: streaming(**arguments)
 
 
 def publish(channel: Any = "channel", event: Any = "step", data: Any = None) -> Any:
@@ -45,7 +33,7 @@ def endless() -> list[Any]:
     return inner
 
 
-MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
+MISTAKES: dict[str, Mistake] = {
     "an argument that does not exist": (
         wrap(heartbeat_intervall=3),
         "no such option: heartbeat_intervall; did you mean: heartbeat_interval",
@@ -164,9 +152,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_explained(mistake: str) -> None:
-    make, message = MISTAKES[mistake]
-    with pytest.raises((ValueError, TypeError), match=f"^{re.escape(message)}$"):
-        make()
+    check_explained(MISTAKES[mistake])
 
 
 def test_the_directory_of_the_metrics_of_processes_is_missing(
