@@ -310,7 +310,9 @@ def run_all(pairs: Sequence[tuple[str, str]], directory: Path) -> dict[str, Pair
     }
     more: tuple[str, ...] = ("--workers", str(row.workers)) if row.workers > 1 else ()
     if row.server == "hypercorn":
-        more += ("--keep-alive", "60")  # after this time, it also closes connections that wait
+        # After this time, it closes the connection of a stream in HTTP/2 whose app has failed, and
+        # also connections that wait for their turn, which on a busy machine takes over 5 s.
+        more += ("--keep-alive", "15")
 
     def run(way: str, settings: dict[str, str]) -> dict[str, Observed]:
         notes = directory / way / "notes"

@@ -1,11 +1,7 @@
-"""A Starlette app with the middleware, for real servers.
-
-`LAST_WRITE_SECONDS`, if it is set, is the time that a last write to a client may take.
-"""
+"""A Starlette app with the middleware, for real servers."""
 
 import asyncio
 import gc
-import os
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
@@ -16,12 +12,6 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from sse_middleware import SSEMiddleware, streaming
-from sse_middleware.stream import cancellation, follower
-from tests.support.product_constants import override
-
-if "LAST_WRITE_SECONDS" in os.environ:
-    seconds = float(os.environ["LAST_WRITE_SECONDS"])
-    override(seconds, "LAST_WRITE_SECONDS", cancellation, follower)
 
 left: dict[str, int] = {}
 """How often a stream has run its `finally` block, and its background task."""

@@ -33,7 +33,6 @@ def server(
         "SSE_HEARTBEAT_INTERVAL": str(HEARTBEAT_SECONDS),
         "SSE_LINGER_SECONDS": "0",
         "SSE_REPLAY_TTL": "0",
-        "LAST_WRITE_SECONDS": "0.5",
     }
     directory, more = tmp_path_factory.mktemp("server"), KEEP_ALIVE.get(request.param, ())
     with serving(request.param, APP, directory, environ, *more) as running:
